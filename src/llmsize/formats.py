@@ -1,0 +1,64 @@
+"""Number formats: a block of elements and the bytes it takes, scales included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IEEE = "IEEE 754-2019, table 3.5"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How numbers are stored: `block_elements` of them take `block_bytes`."""
+
+    name: str
+    block_elements: int
+    """Elements that share scales and are stored together; 1 for plain numbers."""
+    block_bytes: int
+    """Bytes of one block, its scales and zero points included."""
+    source: str
+    title: str = ""
+    """The name people know it by, if it is another."""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits for one element, its share of scales included."""
+        return 8 * self.block_bytes / self.block_elements
+
+
+def stored_bytes(format: Format, elements: int) -> int:
+    """Bytes that `elements` take in `format`; the last block is stored whole."""
+    if format.block_elements == 1:
+        return elements * format.block_bytes
+    return -(-elements // format.block_elements) * format.block_bytes
+
+
+def _plain(name: str, size: int, source: str, *aliases: str, title: str = "") -> Format:
+    return Format(name, 1, size, source, title, aliases)
+
+
+FP64 = _plain("fp64", 8, IEEE, "float64", "double")
+FP32 = _plain("fp32", 4, IEEE, "float32", "float", "f32")
+TF32 = _plain(
+    "tf32", 4, "NVIDIA A100 whitepaper 2020: stored as fp32, multiplied with 10 mantissa bits"
+)
+FP16 = _plain("fp16", 2, IEEE, "float16", "half", "f16")
+BF16 = _plain("bf16", 2, "Intel BFLOAT16 definition 2018", "bfloat16")
+FP8_E4M3 = _plain("fp8_e4m3", 1, "arXiv:2209.05433", "fp8", "float8_e4m3fn", "f8_e4m3")
+FP8_E5M2 = _plain("fp8_e5m2", 1, "arXiv:2209.05433", "float8_e5m2", "f8_e5m2")
+INT64 = _plain("int64", 8, "two's complement", "i64")
+INT32 = _plain("int32", 4, "two's complement", "i32")
+INT16 = _plain("int16", 2, "two's complement", "i16")
+INT8 = _plain("int8", 1, "two's complement", "i8")
+UINT8 = _plain("uint8", 1, "unsigned binary", "u8")
+BOOL = _plain("bool", 1, "one byte in every tensor library")
+INT4 = Format("int4", 2, 1, "two's complement, two in a byte, no scales", aliases=("i4",))
+
+NATIVE = {
+    f.name: f
+    for f in (FP64, FP32, TF32, FP16, BF16, FP8_E4M3, FP8_E5M2, INT64, INT32, INT16, INT8, UINT8,
+              BOOL, INT4)
+}  # fmt: skip
+"""The formats of tensors in memory; quantized storage formats are presets."""

@@ -1,0 +1,204 @@
+"""Finding and reading presets: shipped facts, and the user's own before them.
+
+A preset is one YAML file, `KIND/NAME.yaml`, so one is read without parsing the rest. Directories
+are searched in this order: `--presets DIR`, `LLMSIZE_PRESETS`, the platform's configuration
+folder, and the presets shipped with llmsize; the first file wins.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.record import Record, build
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+R = TypeVar("R", bound=Record)
+
+MAX_FILE = 256 * 1024
+MAX_DEPTH = 32
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_extra: list[Path] = []
+
+
+def search_also(directory: Path) -> None:
+    """Search `directory` before every other. Raises `LLMSizeError` if it is not a directory."""
+    if not directory.is_dir():
+        raise LLMSizeError(
+            f"no directory `{printable(str(directory))}`",
+            hint="--presets takes a directory with `models/`, `formats/`, … below it",
+        )
+    _extra.insert(0, directory)
+
+
+def get(kind: type[R], name: str) -> R:
+    """The preset `name` (or one with that alias). Raises `LLMSizeError` with close names."""
+    wanted = name.strip().lower()
+    found = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
+    if found:
+        return _read(kind, wanted, found)
+    for candidate in _with_alias(kind, wanted):
+        return candidate
+    what = folder(kind).removesuffix("s")
+    raise LLMSizeError(
+        f"unknown {what} `{printable(name)}`",
+        hint=did_you_mean(wanted, names(kind), otherwise=f"see `llmsize show {folder(kind)}`"),
+    )
+
+
+def names(kind: type[Record]) -> list[str]:
+    """The names of every preset of `kind`, sorted, without reading one."""
+    found = {
+        entry.name.removesuffix(".yaml")
+        for place in _places()
+        for entry in _entries(place, folder(kind))
+    }
+    return sorted(found | _built_in(kind).keys())
+
+
+def every(kind: type[R]) -> dict[str, R]:
+    """Every preset of `kind` by name."""
+    return {name: get(kind, name) for name in names(kind)}
+
+
+def origin(kind: type[Record], name: str) -> str:
+    """The file that a preset comes from."""
+    found = _find(kind, name)
+    return str(found) if found else "built in"
+
+
+def folder(kind: type[Record]) -> str:
+    """The folder that holds presets of `kind`: `models`, `formats`, …"""
+    return kind.__name__.lower().replace("architecture", "model").replace("scalinglaw", "law") + "s"
+
+
+def _built_in(kind: type[Record]) -> dict[str, Any]:
+    from llmsize.formats import NATIVE, Format
+
+    return dict(NATIVE) if kind is Format else {}
+
+
+def _places() -> Iterator[Traversable]:
+    yield from _extra
+    if from_environment := os.environ.get("LLMSIZE_PRESETS"):
+        yield Path(from_environment)
+    yield user_folder()
+    yield shipped()
+
+
+def user_folder() -> Path:
+    """The platform's configuration folder for the user's own presets; it need not exist."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return base / "llmsize" / "presets"
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Traversable:
+    """The presets that came with llmsize: in the package, or in the checkout above it."""
+    packaged = files("llmsize") / "presets"
+    if packaged.is_dir():
+        return packaged
+    checkout = Path(__file__).resolve().parents[2] / "presets"
+    if checkout.is_dir():
+        return checkout
+    raise LLMSizeError("the presets of llmsize are missing", hint="install llmsize again")
+
+
+def _find(kind: type[Record], name: str) -> Traversable | None:
+    for place in _places():
+        candidate = place.joinpath(folder(kind), f"{name}.yaml")
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _entries(place: Traversable, subfolder: str) -> Iterator[Traversable]:
+    directory = place.joinpath(subfolder)
+    if directory.is_dir():
+        yield from (entry for entry in directory.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
+    for record in _built_in(kind).values():
+        if wanted == record.name or wanted in record.aliases:
+            yield record
+    for place in _places():
+        for entry in _entries(place, folder(kind)):
+            text = entry.read_bytes().lower()
+            if wanted.encode() in text:
+                record = _read(kind, entry.name.removesuffix(".yaml"), entry)
+                if wanted in (alias.lower() for alias in getattr(record, "aliases", ())):
+                    yield record
+
+
+def _read(kind: type[R], name: str, file: Traversable) -> R:
+    where = str(file)
+    entry = parse_yaml(file.read_bytes(), where)
+    return build(kind, name, entry, where=where, check=not _is_shipped(where))
+
+
+def _is_shipped(where: str) -> bool:
+    return where.startswith(str(shipped()))
+
+
+def parse_yaml(text: bytes, where: str) -> object:
+    """The value of a YAML document; duplicate keys, aliases and tags are refused.
+
+    Raises `LLMSizeError` for anything that is not plain, small YAML.
+    """
+    import yaml
+
+    if len(text) > MAX_FILE or max(map(_depth, text.splitlines()), default=0) > MAX_DEPTH:
+        raise LLMSizeError(f"{where}: too large or too deep", hint="a preset is a small mapping")
+    try:
+        return yaml.load(text, _loader())  # noqa: S506 - a SafeLoader that refuses more
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:
+        problem = getattr(failure, "problem", None) or str(failure)
+        raise LLMSizeError(
+            f"{where}: not a valid preset: {printable(problem)}", hint="correct that line"
+        ) from None
+
+
+def _depth(line: bytes) -> int:
+    return line.count(b"[") + line.count(b"{") + line.count(b"- ")
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """A safe loader that refuses duplicate keys and aliases."""
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            if node in self.constructed_objects:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "anchors and aliases are not allowed", node.start_mark
+                )
+            return super().construct_object(node, deep=True)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"`{key.value}` occurs twice", key.start_mark
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep=True)
+
+    return Loader

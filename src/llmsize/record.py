@@ -1,0 +1,88 @@
+"""Facts: frozen records with a name and a source, built from plain mappings.
+
+A record class is a frozen dataclass with `name` and `source`. Shipped records are proved valid by
+the tests and are built without further checks; a user's own go through pydantic here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+
+
+class Record(Protocol):
+    """What every fact has."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+R = TypeVar("R", bound=Record)
+
+
+def build(kind: type[R], name: str, entry: object, *, where: str, check: bool) -> R:
+    """A record of `kind` from a YAML entry; lists become tuples.
+
+    `where` names the file in errors; `check` validates every type with pydantic.
+    Raises `LLMSizeError` for an unknown, missing or wrongly typed field.
+    """
+    if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry):
+        raise LLMSizeError(
+            f"{where}: `{printable(name)}` is not a mapping of fields",
+            hint="write `field: value` lines, as in the shipped presets",
+        )
+    known, required = _fields(kind)
+    for key in entry:
+        if key not in known:
+            raise LLMSizeError(
+                f"{where}: `{printable(name)}` has an unknown field `{printable(key)}`",
+                hint=did_you_mean(key, known, otherwise=f"known fields: {', '.join(known)}"),
+            )
+    missing = [key for key in required if key not in entry]
+    if missing:
+        raise LLMSizeError(
+            f"{where}: `{printable(name)}` has no `{missing[0]}`",
+            hint=f"required fields: {', '.join(required)}",
+        )
+    values = {key: _freeze(value) for key, value in entry.items()}
+    if check:
+        return _validated(kind, {"name": name, **values}, where)
+    made: R = kind(name=name, **values)  # type: ignore[call-arg]
+    return made
+
+
+@lru_cache(maxsize=64)
+def _fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    given = [f for f in fields(kind) if f.name != "name"]
+    required = [f for f in given if f.default is MISSING and f.default_factory is MISSING]
+    return tuple(f.name for f in given), tuple(f.name for f in required)
+
+
+def _freeze(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(_freeze(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _freeze(item) for key, item in value.items()}
+    return value
+
+
+def _validated(kind: type[R], values: Mapping[str, object], where: str) -> R:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values, strict=True)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise LLMSizeError(
+            f"{where}: field `{printable(field)}`: {printable(first['msg'])}",
+            hint="compare with a shipped preset: `llmsize show`",
+        ) from None

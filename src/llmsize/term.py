@@ -1,0 +1,129 @@
+"""A number that remembers how it came about."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from types import CodeType
+from typing import Literal
+
+Grade = Literal["exact", "formula", "fitted", "assumed"]
+"""How far to trust a number: counted, from a published formula, from a fit, or from a guess."""
+
+GRADES: tuple[Grade, ...] = ("exact", "formula", "fitted", "assumed")
+
+Number = int | float
+
+LARGE_PART = 0.01
+"""A part below this share of its total does not lower the total's grade."""
+
+_FUNCTIONS: dict[str, Callable[..., object]] = {
+    "ceil": math.ceil, "min": min, "max": max, "exp": math.exp, "log": math.log
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A value with its unit and its origin: a formula over named inputs, or a sum of parts."""
+
+    name: str
+    """What it is, in the field's words."""
+    value: Number
+    """Bytes and counts are `int`."""
+    unit: str
+    """`bytes`, `parameters`, `nats/token`, …"""
+    formula: str = ""
+    """The arithmetic that ran, over the names in `inputs`; empty for a sum or a fact."""
+    inputs: Mapping[str, Number] = field(default_factory=dict)
+    """The value of every name in `formula`."""
+    source: str = ""
+    """Paper and section, file and commit, or preset."""
+    grade: Grade = "exact"
+    parts: tuple[Term, ...] = ()
+    """The summands, for a total."""
+    note: str = ""
+    """What is assumed or not counted, in a few words."""
+
+    def walk(self) -> Iterator[Term]:
+        """This term and every term below it, depth first."""
+        yield self
+        for part in self.parts:
+            yield from part.walk()
+
+    def part(self, name: str) -> Term:
+        """The first term of that name below this one. Raises `KeyError`."""
+        for candidate in self.walk():
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)
+
+
+def term(
+    name: str,
+    formula: str,
+    *,
+    unit: str,
+    source: str = "",
+    grade: Grade = "exact",
+    note: str = "",
+    **inputs: Number,
+) -> Term:
+    """Evaluate `formula` over `inputs`; a missing or a spare input is a `ValueError`."""
+    value = evaluate(formula, inputs)
+    return Term(name, value, unit, formula, inputs, source, grade, (), note)
+
+
+def fact(name: str, value: Number, *, unit: str, source: str, grade: Grade = "exact") -> Term:
+    """A number that was read, not computed."""
+    return Term(name, value, unit, source=source, grade=grade)
+
+
+def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
+    """The sum of `parts`, graded as its weakest large part.
+
+    Raises `ValueError` if the parts do not share a unit.
+    """
+    units = {part.unit for part in parts} | ({unit} if unit else set())
+    if len(units) != 1:
+        raise ValueError(f"{name}: cannot add {sorted(units)}")
+    value = sum(part.value for part in parts)
+    large = [p.grade for p in parts if abs(p.value) >= LARGE_PART * abs(value)] or ["exact"]
+    grade = max(large, key=GRADES.index)
+    return Term(name, value, units.pop(), grade=grade, parts=parts, note=note)
+
+
+def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
+    """The value of an arithmetic formula. Whole inputs divide exactly; whole results are `int`."""
+    code, names, divides = _compiled(formula)
+    if names != inputs.keys():
+        missing, spare = names - inputs.keys(), inputs.keys() - names
+        raise ValueError(f"`{formula}`: missing {sorted(missing)}, spare {sorted(spare)}")
+    values: Mapping[str, object] = inputs
+    if divides:
+        values = {k: Fraction(v) if isinstance(v, int) else v for k, v in inputs.items()}
+    result = eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
+    if isinstance(result, Fraction):
+        return int(result) if result.denominator == 1 else float(result)
+    assert isinstance(result, int | float)
+    return result
+
+
+_ALLOWED = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub,
+)  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _compiled(formula: str) -> tuple[CodeType, frozenset[str], bool]:
+    tree = ast.parse(formula, mode="eval")
+    for node in ast.walk(tree):
+        if not isinstance(node, _ALLOWED):
+            raise ValueError(f"`{formula}`: {type(node).__name__} is not arithmetic")
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
+    divides = any(isinstance(n, ast.Div) for n in ast.walk(tree))
+    return compile(tree, formula, "eval"), frozenset(names), divides

@@ -1,0 +1,176 @@
+"""Reading and writing counts, memory, compute and time.
+
+GB is 10⁹ bytes and GiB is 2³⁰; both parse, both print, and they are never mixed. A byte is always
+`B`; `7B` as a *count* is seven billion. Every parser matches the whole text or refuses it.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from llmsize.errors import LLMSizeError, printable
+
+KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
+KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+PF_DAY = 86_400 * 10**15
+"""FLOP in one petaFLOP/s-day (Kaplan et al. 2020, section 1.3)."""
+
+MAX_COUNT = 10**18
+MAX_BYTES = 10**21
+
+_NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?|\.\d+)"
+_COUNT = re.compile(rf"\s*{_NUMBER}\s*([kKmMbBgGtT]?)\s*", re.ASCII)
+_BYTES = re.compile(rf"\s*{_NUMBER}\s*([kKmMgGtTpP]?)(i?)[bB]\s*", re.ASCII)
+_FLOP = re.compile(rf"\s*{_NUMBER}\s*([a-zA-Z-]*)\s*", re.ASCII)
+_DURATION = re.compile(rf"\s*{_NUMBER}\s*([a-zA-Z]+)\s*", re.ASCII)
+
+_COUNT_SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_PREFIX_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_FLOP_SCALE = {
+    "": 1, "flop": 1, "flops": 1, "gflop": 10**9, "tflop": 10**12, "pflop": 10**15,
+    "eflop": 10**18, "zflop": 10**21, "pf-days": PF_DAY, "pf-day": PF_DAY, "pfdays": PF_DAY,
+    "pfday": PF_DAY, "pfd": PF_DAY, "pf-d": PF_DAY,
+}  # fmt: skip
+_DURATION_SCALE = {
+    "s": 1, "sec": 1, "second": 1, "seconds": 1, "m": 60, "min": 60, "minute": 60, "minutes": 60,
+    "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600, "d": 86_400, "day": 86_400,
+    "days": 86_400, "w": 604_800, "week": 604_800, "weeks": 604_800,
+    "month": 2_629_800, "months": 2_629_800, "y": 31_557_600, "year": 31_557_600,
+    "years": 31_557_600,
+}  # fmt: skip
+
+
+def parse_count(text: str, what: str = "count") -> int:
+    """A positive whole number: `7B`, `1.3b`, `124M`, `15T`, `6_738_415_616`, `1e9`.
+
+    Raises `LLMSizeError` for anything else, for zero, and above 10¹⁸.
+    """
+    match = _COUNT.fullmatch(text)
+    if not match:
+        raise LLMSizeError(
+            f"cannot read the {what} `{printable(text)}`",
+            hint="write a positive number with an optional K, M, B or T, such as `7B` or `124M`",
+        )
+    value = _decimal(match[1], text, what) * _COUNT_SCALE[match[2].lower()]
+    if not 0 < value <= MAX_COUNT:
+        raise LLMSizeError(
+            f"the {what} `{printable(text)}` is out of range",
+            hint="it must be above zero and at most 1e18",
+        )
+    if value != value.to_integral_value():
+        raise LLMSizeError(
+            f"the {what} `{printable(text)}` is not a whole number",
+            hint="write enough digits for a whole number, or a smaller suffix",
+        )
+    return int(value)
+
+
+def parse_bytes(text: str, what: str = "memory") -> int:
+    """Bytes with a unit: `16GB` = 16·10⁹, `80GiB`, `24564MiB`, `512 B`.
+
+    Raises `LLMSizeError` without a unit, for zero, and above 10²¹ bytes.
+    """
+    match = _BYTES.fullmatch(text)
+    if not match:
+        raise LLMSizeError(
+            f"cannot read the {what} `{printable(text)}`",
+            hint="write a number and a unit, such as `16GB` (16·10⁹ bytes) or `16GiB` (16·2³⁰)",
+        )
+    base = 1024 if match[3] else 1000
+    power = _PREFIX_POWER[match[2].lower()]
+    if match[3] and not power:
+        raise LLMSizeError(f"unknown unit in `{printable(text)}`", hint="write `B`, `KiB` or `GiB`")
+    value = _decimal(match[1], text, what) * base**power
+    if not 0 < value <= MAX_BYTES:
+        raise LLMSizeError(
+            f"the {what} `{printable(text)}` is out of range",
+            hint="it must be above zero and at most 1e21 bytes",
+        )
+    return int(value)
+
+
+def parse_flop(text: str, what: str = "compute") -> float:
+    """Compute in FLOP: `1e21`, `3.8e25 FLOP`, `2 EFLOP`, `3640 PF-days`."""
+    return _scaled(_FLOP, _FLOP_SCALE, text, what, "`1e21` (FLOP) or `3640PF-days`")
+
+
+def parse_duration(text: str, what: str = "duration") -> float:
+    """Seconds: `30d`, `3h`, `90 min`, `2 weeks`."""
+    return _scaled(_DURATION, _DURATION_SCALE, text, what, "`30d`, `3h` or `90min`")
+
+
+def _scaled(
+    pattern: re.Pattern[str], scales: dict[str, int], text: str, what: str, example: str
+) -> float:
+    match = pattern.fullmatch(text)
+    scale = scales.get(match[2].lower()) if match else None
+    if match is None or scale is None:
+        raise LLMSizeError(
+            f"cannot read the {what} `{printable(text)}`", hint=f"write it like {example}"
+        )
+    value = _decimal(match[1], text, what) * scale
+    if not 0 < value <= Decimal("1e40"):
+        raise LLMSizeError(
+            f"the {what} `{printable(text)}` is out of range",
+            hint="it must be above zero and at most 1e40",
+        )
+    return float(value)
+
+
+def _decimal(number: str, text: str, what: str) -> Decimal:
+    try:
+        value = Decimal(number)
+    except InvalidOperation:  # pragma: no cover - the pattern admits only what Decimal reads
+        raise LLMSizeError(f"cannot read the {what} `{text}`", hint="write a number") from None
+    if value.adjusted() > 60:
+        raise LLMSizeError(f"the {what} `{printable(text)}` is out of range", hint="too large")
+    return value
+
+
+def format_count(value: float) -> str:
+    """Three significant digits and a suffix: `6.74B`, `124M`, `52,000` below a million."""
+    if abs(value) < 10**6:
+        return f"{value:,.0f}"
+    for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
+        if abs(value) >= scale * 0.9995 or suffix == "M":
+            return f"{_significant(value / scale)}{suffix}"
+    raise AssertionError("unreachable")
+
+
+def format_bytes(value: float, *, binary: bool = False) -> str:
+    """Bytes in the largest fitting unit: `13.48 GB`, or `12.55 GiB` with `binary`."""
+    base, names = (
+        (1024, ("KiB", "MiB", "GiB", "TiB")) if binary else (1000, ("KB", "MB", "GB", "TB"))
+    )
+    if abs(value) < base:
+        return f"{value:.0f} B"
+    power = 1
+    while abs(value) >= base ** (power + 1) * 0.99995 and power < len(names):
+        power += 1
+    return f"{value / base**power:,.2f} {names[power - 1]}"
+
+
+def format_flop(value: float) -> str:
+    """FLOP with PF-days beside it: `5.76e+23 FLOP (6,670 PF-days)`."""
+    return f"{value:.3g} FLOP ({_significant(value / PF_DAY)} PF-days)"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in the unit a person would choose: `3.0 hours`, `21.4 days`."""
+    for name, scale in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= scale * (2 if name != "minutes" else 1):
+            return f"{seconds / scale:,.1f} {name}"
+    return f"{_significant(seconds)} seconds"
+
+
+def _significant(value: float) -> str:
+    """Three significant digits without an exponent where that reads well."""
+    magnitude = abs(value)
+    if magnitude >= 1000:
+        return f"{value:,.0f}" if magnitude < 10**7 else f"{value:.3g}"
+    if magnitude >= 100:
+        return f"{value:.0f}"
+    if magnitude >= 10:
+        return f"{value:.1f}"
+    return f"{value:.3g}" if magnitude < 1 else f"{value:.2f}"
