@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmsize.errors import LLMSizeError, printable
 
 IEEE = "IEEE 754-2019, table 3.5"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How numbers are stored: `block_elements` of them take `block_bytes`."""
+    """How numbers are stored: `block_elements` of them take `block_bytes`.
+
+    What a block does not hold (a scale per row, a code book per tensor) is stored `beside` it.
+    """
 
     name: str
     block_elements: int
@@ -21,18 +27,42 @@ class Format:
     """The name people know it by, if it is another."""
     aliases: tuple[str, ...] = ()
     note: str = ""
+    beside: Mapping[str, Mapping[str, int]] = field(default_factory=dict, hash=False)
+    """Further tensors of one quantized matrix: `bytes` for every run of `elements`, or for every
+    tile of `rows` × `columns`; a dimension that is not given is spanned whole."""
 
     @property
     def bits_per_element(self) -> float:
-        """Bits for one element, its share of scales included."""
+        """Bits for one element of a block, its share of the block's scales included."""
         return 8 * self.block_bytes / self.block_elements
 
 
 def stored_bytes(format: Format, elements: int) -> int:
-    """Bytes that `elements` take in `format`; the last block is stored whole."""
+    """Bytes of the blocks of `elements` in `format`; the last block is stored whole."""
     if format.block_elements == 1:
         return elements * format.block_bytes
     return -(-elements // format.block_elements) * format.block_bytes
+
+
+def matrix_bytes(format: Format, rows: int, columns: int) -> int:
+    """Bytes of a weight of `rows` outputs and `columns` inputs, and of all that is `beside` it."""
+    beside = (
+        side["bytes"] * _count(format, tensor, side, rows, columns)
+        for tensor, side in format.beside.items()
+    )
+    return stored_bytes(format, rows * columns) + sum(beside)
+
+
+def _count(format: Format, tensor: str, side: Mapping[str, int], rows: int, columns: int) -> int:
+    unknown = side.keys() - {"bytes", "elements", "rows", "columns"}
+    if unknown or "bytes" not in side or any(value < 1 for value in side.values()):
+        raise LLMSizeError(
+            f"format `{format.name}`: cannot read `beside: {printable(tensor)}`",
+            hint="give `bytes`, and `elements` or `rows` and `columns`, each above zero",
+        )
+    if "elements" in side:
+        return -(-rows * columns // side["elements"])
+    return -(-rows // side.get("rows", rows)) * -(-columns // side.get("columns", columns))
 
 
 def _plain(name: str, size: int, source: str, *aliases: str, title: str = "") -> Format:

@@ -1,0 +1,66 @@
+"""Quantized formats against what was measured on one matrix and what ggml declares."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.errors import LLMSizeError
+from llmsize.formats import Format, matrix_bytes
+
+TABLE = Path(__file__).parent / "reference" / "quant_formats.csv"
+SIDE = 4096
+"""Rows and columns of the measured layer."""
+
+
+def preset_name(row: str) -> str:
+    """The preset for a row of the table: the names differ only in how libraries write them."""
+    name = row.lower().replace("gguf tensor type ", "").replace("torch.", "")
+    if match := re.fullmatch(r"bnb (nf4|fp4) double_quant=(true|false)", name):
+        return match[1] + ("-dq" if match[2] == "true" else "")
+    if match := re.fullmatch(r"(gptq|awq|hqq) (\d)-bit (g\d+)( axis1)?", name):
+        return f"{match[1]}-int{match[2]}-{match[3]}"
+    if match := re.fullmatch(r"compressed-tensors (.*)", name):
+        return "ct-" + match[1].replace("_", "-")
+    return TORCHAO.get(name, name)
+
+
+TORCHAO = {
+    "bnb llm.int8": "llm-int8",
+    "torchao int8weightonly": "torchao-int8",
+    "torchao float8weightonly": "torchao-float8",
+    "torchao intxweightonly int4 g32": "torchao-intx-int4",
+    "torchao mxfp4": "mxfp4",
+    "torchao mxfp8": "mxfp8",
+    "torchao nvfp4": "nvfp4",
+}
+
+
+def table() -> list[dict[str, str]]:
+    with TABLE.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("row", table(), ids=lambda row: row["format"])
+def test_a_matrix_takes_the_measured_bits(row: dict[str, str]) -> None:
+    """Bits per weight of a 4096 × 4096 layer agree with the table to its last digit."""
+    bits, _, per_row = row["bits_per_weight"].partition(" + ")
+    expected = float(bits) + (32 / SIDE if per_row else 0)
+    stored = matrix_bytes(presets.get(Format, preset_name(row["format"])), SIDE, SIDE)
+    assert 8 * stored / SIDE**2 == pytest.approx(expected, abs=6e-7)
+
+
+def test_a_side_tensor_that_cannot_be_read_is_an_error() -> None:
+    """A misspelt extent would silently span the whole matrix."""
+    wrong = Format("x", 1, 1, "none", beside={"scale": {"bytes": 4, "row": 1}})
+    with pytest.raises(LLMSizeError, match="scale"):
+        matrix_bytes(wrong, 8, 8)
+
+
+def test_a_last_group_is_stored_whole() -> None:
+    """GPTQ keeps one scale for the 32 columns that are left over of 160 in groups of 128."""
+    gptq = presets.get(Format, "gptq-int4-g128")
+    qweight, scales, qzeros, g_idx = 160 * 8 // 2, 2 * 2 * 8, 4 * 2, 4 * 160
+    assert matrix_bytes(gptq, 8, 160) == qweight + scales + qzeros + g_idx
