@@ -31,6 +31,9 @@ class Format:
     """Further tensors of one quantized matrix: `bytes` for every run of `elements`, or for every
     tile of `rows` × `columns`; a dimension that is not given is spanned whole."""
 
+    fallback: str = ""
+    """The format that its library takes for a row that is not a whole number of blocks."""
+
     @property
     def bits_per_element(self) -> float:
         """Bits for one element of a block, its share of the block's scales included."""

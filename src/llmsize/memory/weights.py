@@ -1,0 +1,213 @@
+"""Weights as they are stored: a recipe names the format of every tensor of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from llmsize.errors import LLMSizeError, did_you_mean
+from llmsize.formats import Format, matrix_bytes
+
+FormatOf = Callable[[str], Format]
+"""Looks a format up by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Outermost first, as PyTorch prints it: (outputs, inputs), with experts before them."""
+    role: str
+    """`embedding`, `head`, `q`, `k`, `v`, `qkv`, `o`, `gate`, `up`, `down`, the same with
+    `expert_` for routed experts, `router`, `norm`, `bias`, …"""
+    layer: int = -1
+    """Index of its layer; -1 outside of the layers."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of one model, and what a recipe asks about the model."""
+
+    family: str
+    layers: int
+    heads: int
+    kv_heads: int
+    experts: int
+    """Routed experts of a layer; 0 for a dense model."""
+    weights: tuple[Weight, ...]
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.heads // self.kv_heads if self.kv_heads else 0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether query heads share key and value heads."""
+        return self.kv_heads < self.heads
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the output matrix, too."""
+        return all(weight.role != "head" for weight in self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which tensor takes which format: the first rule that applies, or else `base`."""
+
+    name: str
+    base: str
+    """The format of a quantized tensor that no rule names."""
+    quantizes: tuple[str, ...]
+    """Roles of the matrices that are quantized; all others are `kept`."""
+    source: str
+    kept: str = ""
+    """The format of what is not quantized; empty for the checkpoint's own."""
+    rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Each has `roles`, `format` and the conditions of `CONDITIONS`, all of which must hold."""
+    needs_imatrix: bool = False
+    """Whether it cannot be made without an importance matrix."""
+    title: str = ""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tensor that is about to be quantized, where it stands, and what is known."""
+
+    weight: Weight
+    role: str
+    checkpoint: Checkpoint
+    position: tuple[int, int]
+    """Which of how many layers, as llama.cpp's quantizer counts them for this role."""
+    tensor: tuple[int, int]
+    """Which of how many tensors of this kind."""
+    imatrix: bool
+
+
+def _more_bits(i: int, n: int) -> bool:
+    """The first and the last eighth of the layers, and every third one between."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+PLACES: Mapping[str, Callable[[int, int], bool]] = {
+    "more_bits": _more_bits,
+    "first_two": lambda i, n: i < 2,
+    "first_four": lambda i, n: i < 4,
+    "first_eighth": lambda i, n: i < n // 8,
+    "first_sixteenth": lambda i, n: i < n // 16,
+    "middle": lambda i, n: n // 8 <= i < 7 * n // 8,
+}
+"""Where in the model a rule applies (llama.cpp 0c1e57098, src/llama-quant.cpp)."""
+
+MODELS: Mapping[str, Callable[[Checkpoint], bool]] = {
+    "70b": lambda c: (
+        c.layers == 80
+        and (c.family in ("qwen2", "olmo") or (c.family, c.grouped) == ("llama", True))
+    ),
+}
+"""Models that llama.cpp tells by their shape (`LLM_TYPE_70B` in src/models/*.cpp)."""
+
+CONDITIONS: Mapping[str, Callable[[Candidate, Any], bool]] = {
+    "family": lambda c, wanted: c.checkpoint.family == wanted,
+    "not_family": lambda c, other: c.checkpoint.family != other,
+    "model": lambda c, size: MODELS[size](c.checkpoint),
+    "experts": lambda c, wanted: c.checkpoint.experts == wanted,
+    "min_experts": lambda c, least: c.checkpoint.experts >= least,
+    "min_queries_per_kv_head": lambda c, least: c.checkpoint.queries_per_kv_head >= least,
+    "imatrix": lambda c, wanted: c.imatrix is wanted,
+    "layers": lambda c, place: PLACES[place](*c.position),
+    "tensors": lambda c, place: PLACES[place](*c.tensor),
+    "row_not_multiple_of": lambda c, block: c.weight.shape[-1] % block != 0,
+}
+"""What a rule can ask of a tensor, its place and its model."""
+
+VALUE_ROLES = ("v", "qkv", "kv_b")
+"""Roles that llama.cpp counts as one kind: the values' projection is the most sensitive."""
+
+
+def formats_of(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    format_of: FormatOf,
+    *,
+    own: Format,
+    imatrix: bool = False,
+) -> list[tuple[Weight, Format]]:
+    """Every weight with the format that `recipe` gives it; `own` is the checkpoint's.
+
+    `imatrix` says whether an importance matrix is used, which changes some llama.cpp mixes.
+    Raises `LLMSizeError` where the recipe cannot store a shape or is not well formed.
+    """
+    kept = format_of(recipe.kept) if recipe.kept else own
+    chosen = {
+        candidate.weight: _fitting(format_of(_choose(recipe, candidate)), candidate, format_of)
+        for candidate in _candidates(checkpoint, recipe, imatrix)
+    }
+    return [(weight, chosen.get(weight, kept)) for weight in checkpoint.weights]
+
+
+def weight_bytes(weight: Weight, format: Format) -> int:
+    """Bytes of `weight` in `format`; stacked experts are quantized one by one."""
+    *stack, columns = weight.shape
+    *experts, rows = stack or (1,)
+    return prod(experts) * matrix_bytes(format, rows, columns)
+
+
+def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterator[Candidate]:
+    """What is quantized, layer by layer in order of names: the quantizer counts as it goes."""
+    order = sorted(checkpoint.weights, key=lambda weight: (weight.layer, weight.name))
+    values = sum(weight.role in VALUE_ROLES for weight in order)
+    seen: dict[str, int] = {}
+    for weight in order:
+        if len(weight.shape) < 2 or weight.role not in recipe.quantizes:
+            continue
+        kind = "v" if weight.role in VALUE_ROLES else weight.role.removeprefix("expert_")
+        count = seen.get(kind, 0)
+        seen[kind] = count + 1
+        yield Candidate(
+            weight,
+            "tied" if weight.role == "embedding" and checkpoint.tied else weight.role,
+            checkpoint,
+            (weight.layer if checkpoint.experts > 1 else count, checkpoint.layers),
+            (count, values if kind == "v" else checkpoint.layers),
+            imatrix,
+        )
+
+
+def _choose(recipe: Recipe, candidate: Candidate) -> str:
+    for rule in recipe.rules:
+        unknown = rule.keys() - CONDITIONS.keys() - {"roles", "format"}
+        if unknown or not {"roles", "format"} <= rule.keys():
+            raise LLMSizeError(
+                f"recipe `{recipe.name}`: a rule has {sorted(unknown) or 'no roles or format'}",
+                hint=did_you_mean(
+                    next(iter(unknown), ""),
+                    CONDITIONS,
+                    otherwise=f"conditions: {', '.join(CONDITIONS)}",
+                ),
+            )
+        asked = rule.keys() & CONDITIONS.keys()
+        if candidate.role in rule["roles"] and all(
+            CONDITIONS[name](candidate, rule[name]) for name in asked
+        ):
+            return str(rule["format"])
+    return recipe.base
+
+
+def _fitting(format: Format, candidate: Candidate, format_of: FormatOf) -> Format:
+    """`format`, or what its library falls back to where a row is not a whole number of blocks."""
+    while format.fallback and candidate.weight.shape[-1] % format.block_elements:
+        format = format_of(format.fallback)
+    return format
