@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from llmsize.errors import LLMSizeError, did_you_mean, printable
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class Record(Protocol):
@@ -75,14 +78,23 @@ def _freeze(value: object) -> object:
 
 
 def _validated(kind: type[R], values: Mapping[str, object], where: str) -> R:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    try:
-        return TypeAdapter(kind).validate_python(values, strict=True)
-    except ValidationError as failure:
-        first = failure.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise LLMSizeError(
-            f"{where}: field `{printable(field)}`: {printable(first['msg'])}",
-            hint="compare with a shipped preset: `llmsize show`",
-        ) from None
+    for field, value in values.items():
+        try:
+            _checker(kind, field).validate_python(value, strict=True)
+        except ValidationError as failure:
+            raise LLMSizeError(
+                f"{where}: field `{field}`: {printable(failure.errors()[0]['msg'])}",
+                hint="compare with a shipped preset: `llmsize show`",
+            ) from None
+    made: R = kind(**values)
+    return made
+
+
+@lru_cache(maxsize=256)
+def _checker(kind: type[Record], field: str) -> TypeAdapter[Any]:
+    """What checks one field; strict mode refuses to build a dataclass from a mapping."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(get_type_hints(kind)[field])

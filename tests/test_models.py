@@ -1,0 +1,44 @@
+"""The shipped models are valid records that can be told apart."""
+
+from collections import Counter
+
+import pytest
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.record import build
+
+MODELS = presets.every(Architecture)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_models_pass_the_check_that_a_users_own_must(name):
+    """Shipped records are read without pydantic, so their types are proved here."""
+    entry = {
+        field: getattr(MODELS[name], field)
+        for field in ("family", "config", "source", "title", "hub_id", "aliases", "licence")
+        + ("published_parameters", "context_length", "commercial", "released", "note")
+    }
+    assert build(Architecture, name, entry, where=name, check=True) == MODELS[name]
+
+
+def test_every_name_and_alias_means_one_model():
+    """An alias that is also a name, or an alias of two models, would hide one of them."""
+    names = Counter(MODELS.keys())
+    for model in MODELS.values():
+        names.update(model.aliases)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("alias", "base"),
+    [
+        ("vicuna-7b", "llama-2-7b"),
+        ("koalpaca-polyglot-5.8b", "polyglot-ko-5.8b"),
+        ("zephyr-7b-beta", "mistral-7b-v0.1"),
+        ("tinyllama-1.1b-chat", "tinyllama-1.1b"),
+    ],
+)
+def test_fine_tunes_are_found_at_the_model_they_were_tuned_from(alias, base):
+    """A fine-tune has the shape of its base, so it needs no file of its own."""
+    assert presets.get(Architecture, alias).name == base
