@@ -1,5 +1,6 @@
 """The shipped models are valid records that can be told apart."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -14,12 +15,10 @@ MODELS = presets.every(Architecture)
 @pytest.mark.parametrize("name", MODELS)
 def test_shipped_models_pass_the_check_that_a_users_own_must(name):
     """Shipped records are read without pydantic, so their types are proved here."""
-    entry = {
-        field: getattr(MODELS[name], field)
-        for field in ("family", "config", "source", "title", "hub_id", "aliases", "licence")
-        + ("published_parameters", "context_length", "commercial", "released", "note")
-    }
-    assert build(Architecture, name, entry, where=name, check=True) == MODELS[name]
+    fields = [f.name for f in dataclasses.fields(Architecture) if f.name not in ("name", "stored")]
+    entry = {field: getattr(MODELS[name], field) for field in fields}
+    given = {field: value for field, value in entry.items() if value is not None}
+    assert build(Architecture, name, given, where=name, check=True) == MODELS[name]
 
 
 def test_every_name_and_alias_means_one_model():
