@@ -1,0 +1,35 @@
+"""What a model is made of and does: its forward pass over symbolic tensors, and folds over it."""
+
+from __future__ import annotations
+
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.families import forward_of
+from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import LoRA, Setting, Trace
+from llmsize.architecture import Architecture
+
+__all__ = ["LoRA", "Setting", "Tensor", "Trace", "Parameter", "run_forward", "traced"]
+
+
+def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Tensor]:
+    """Run the model's forward pass once; the tape of it, and the loss or the logits.
+
+    Raises `LLMSizeError` for a configuration that does not describe a model.
+    """
+    trace = Trace(
+        grad=setting.training,
+        autocast=setting.autocast,
+        setting=setting,
+        batch=Dim(setting.batch, "batch"),
+        sequence=Dim(setting.sequence, "sequence"),
+    )
+    forward = forward_of(architecture.family)
+    trace.enter(-1, "forward")
+    config = Config({"model_type": architecture.family, **architecture.config}, architecture.name)
+    return trace, forward(trace, config)
+
+
+def traced(architecture: Architecture) -> Trace:
+    """The model's weights and layers, from a pass of one token."""
+    return run_forward(architecture, Setting())[0]

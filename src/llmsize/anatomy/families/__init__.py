@@ -1,0 +1,36 @@
+"""The forward pass of every family, one module each; a `model_type` names its module here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+
+Forward = Callable[[Trace, Config], Tensor]
+
+MODULES = {
+    "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+}
+"""`model_type` of a `config.json` → module in this package with its `forward`."""
+
+
+def forward_of(family: str) -> Forward:
+    """The forward pass of a family. Raises `LLMSizeError` for one that is not known."""
+    module = MODULES.get(family)
+    if module is None:
+        known = ", ".join(sorted(set(MODULES)))
+        raise LLMSizeError(
+            f"unknown architecture `{printable(family)}`",
+            hint=did_you_mean(family, MODULES, otherwise=f"known: {known}")
+            + " If its block is that of a known family, say so: `--assume-family llama`",
+        )
+    forward: Forward = import_module(f"{__name__}.{module}").forward
+    return forward

@@ -1,0 +1,138 @@
+"""Scaled dot-product attention, by the kernel that PyTorch would choose.
+
+Shapes are batch, heads, sequence, channels. The choice is CUDA's (aten/src/ATen/native/
+transformers/cuda/sdp_utils.cpp, torch v2.13): flash for 16-bit without a mask, memory-efficient for
+fp32 or with a mask, the composite `math` where neither applies.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.operations import GradList, attach, keep_output
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
+from llmsize.formats import BF16, BOOL, FP16, FP32, INT64, Format
+
+FLASH_HEAD_DIM = 256
+"""Largest head that the flash kernel takes."""
+
+
+def attend(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
+) -> Tensor:
+    """`sdpa_attention_forward` of transformers: the fused kernel that fits, keys repeated if needed."""
+    q, k, v = (ops.cast(t, x) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
+    if groups > 1 and not grouped:
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+        groups = 1
+    if q.format in (BF16, FP16) and mask is None and q.shape[-1] <= FLASH_HEAD_DIM:
+        return flash(t, q, k, v)
+    if groups == 1:
+        return efficient(t, q, k, v, mask)
+    return math(t, q, k, v, mask, dropout)
+
+
+def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keeps q, k, v, the output and the log-sum-exp in fp32; takes grouped heads as they are."""
+    node = t.record(_flash_backward, (q, k, v), (q, k, v))
+    out = attach(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format), node)
+    keep_output(t, node, out)
+    keep_output(t, node, t.new("flash_attention", q.shape[:-1], FP32))
+    keep_output(t, node, t.new("flash_attention", (2,), INT64))  # random seed
+    keep_output(t, node, t.new("flash_attention", (), INT64))
+    return out
+
+
+def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    """A gradient for each of q, k, v; q's is summed in fp32, k's and v's for every query head."""
+    q, k, v = node.saved[:3]
+    assert q is not None and k is not None and v is not None
+    batch, heads, sequence, channels = q.shape
+    rows = -(-sequence // 128) * 128
+    padded = -(-channels // 32) * 32
+    workspace = [
+        t.new("flash_attention_backward", (batch, heads, rows), FP32),
+        t.new("flash_attention_backward", (batch, heads, rows, padded), FP32),
+    ]
+    made = [t.new("flash_attention_backward", x.shape, x.format) for x in (q, k, v)]
+    if k.shape[1] != heads:
+        workspace += [
+            t.new("flash_attention_backward", (batch, heads, *x.shape[2:]), x.format)
+            for x in (k, v)
+        ]
+    return made
+
+
+def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
+    if mask is not None:
+        mask = t.new("expand_mask", mask.shape, q.format)
+    node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
+    out = attach(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format), node)
+    keep_output(t, node, out)
+    batch, heads, sequence, _ = q.shape
+    keep_output(
+        t, node, t.new("efficient_attention", (batch, heads, -(-sequence // 32) * 32), FP32)
+    )
+    for _ in ("seed", "offset"):
+        keep_output(t, node, t.new("efficient_attention", (), INT64))
+    return out
+
+
+def _efficient_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return [t.new("efficient_attention_backward", x.shape, x.format) for x in node.saved[:3] if x]
+
+
+def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The composite: scaled q and k, scores, their softmax, all kept where a product needs them."""
+    q, k = ops.scale(t, q), ops.scale(t, k)
+    groups = q.shape[1] // k.shape[1]
+    k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    scores = ops.matmul(t, q, transposed(k))
+    if mask is not None:
+        scores = ops.add(t, scores, mask)
+    weights = ops.dropout(t, ops.softmax(t, scores), dropout)
+    return ops.matmul(t, weights, v)
+
+
+def eager(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    *,
+    dropout: float = 0.0,
+    softcap: bool = False,
+    softmax_format: Format | None = FP32,
+) -> Tensor:
+    """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy.
+
+    The result is batch, sequence, heads, channels.
+    """
+    groups = q.shape[1] // k.shape[1]
+    keys, values = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    weights = ops.scale(t, ops.matmul(t, q, transposed(keys)))
+    if softcap:
+        weights = ops.scale(t, weights)
+        weights = ops.tanh(t, weights)
+        weights = ops.scale(t, weights)
+    weights = ops.add(t, weights, mask)
+    weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
+    weights = ops.dropout(t, weights, dropout)
+    output = ops.matmul(t, weights, values)
+    batch, heads, sequence, channels = output.shape
+    return ops.copy(t, output, batch, sequence, heads, channels)
+
+
+def transposed(x: Tensor) -> Tensor:
+    """A view with the last two dimensions exchanged."""
+    return x.view(*x.shape[:-2], x.shape[-1], x.shape[-2])
+
+
+def causal_mask(t: Tape, batch: int, sequence: int, total: int) -> Tensor:
+    """A boolean mask of one byte a pair, made once for all layers."""
+    return t.new("mask", (batch, 1, sequence, total), BOOL)

@@ -1,0 +1,143 @@
+"""What an operation keeps for the backward pass, and the backward pass itself.
+
+The rules are PyTorch's: a node keeps what its derivative needs and lets go when it has run; nodes
+run in the reverse of their creation; a second gradient of one tensor is added to the first, in
+place if nobody else holds it (torch/csrc/autograd/{engine,input_buffer}.cpp, v2.13).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmsize.anatomy.tensor import Tensor
+from llmsize.formats import Format
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.tape import Checkpoint, Tape, Parameter
+
+Grads = Sequence[Tensor | None]
+Rule = Callable[["Tape", "Node", list[Tensor | None]], Grads]
+"""From the gradients of a node's outputs to those of its inputs."""
+
+Edge = tuple["Node", int, int, Format]
+"""Where an input's gradient goes: the node and its output, with the input's elements and format."""
+
+
+class Node:
+    """One recorded operation of the forward pass."""
+
+    __slots__ = ("checkpoint", "context", "edges", "grads", "layer", "place", "rule", "saved")
+
+    def __init__(
+        self,
+        rule: Rule,
+        edges: tuple[Edge | None, ...],
+        saved: list[Tensor | None],
+        layer: int,
+        context: Any,
+    ) -> None:
+        """`edges` lead to the nodes of the inputs, or to `None` where no gradient is needed."""
+        self.rule = rule
+        self.edges = edges
+        self.saved = saved
+        self.layer = layer
+        self.context = context
+        self.grads: list[Tensor | None] = []
+        self.checkpoint: Checkpoint | None = None
+        self.place = 0
+
+    def needs(self, index: int) -> bool:
+        """Whether the input of that index wants a gradient."""
+        return self.edges[index] is not None
+
+    def receive(self, tape: Tape, slot: int, grad: Tensor) -> None:
+        """Take a gradient of output `slot`, adding it to one that is there."""
+        grads = self.grads
+        while len(grads) <= slot:
+            grads.append(None)
+        present = grads[slot]
+        grads[slot] = None
+        grads[slot] = grad if present is None else accumulated(tape, present, grad)
+
+
+class Leaf(Node):
+    """The end of a path: a trained weight, which stores its gradient when all have come."""
+
+    __slots__ = ("arrived", "uses", "weight")
+
+    def __init__(self, weight: Parameter) -> None:
+        """A leaf for `weight`, used by nobody yet."""
+        super().__init__(_no_rule, (), [], -1, None)
+        self.weight = weight
+        self.uses = 0
+        self.arrived = 0
+
+    def receive(self, tape: Tape, slot: int, grad: Tensor) -> None:
+        """Store the gradient once every use of the weight has sent its share."""
+        super().receive(tape, slot, grad)
+        del grad
+        self.arrived += 1
+        if self.arrived == self.uses:
+            self.arrived = 0
+            self.weight.store_gradient(tape, self.grads.pop())
+
+
+def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Grads:
+    return ()
+
+
+SOLE_OWNER = 3
+"""References to a storage that one tensor alone holds: its own, a local, and `getrefcount`'s."""
+
+
+def accumulated(tape: Tape, present: Tensor, grad: Tensor) -> Tensor:
+    """The sum of two gradients, in place of the first if it is whole and held only here."""
+    storage = present.storage
+    if storage is not None and not present.is_view and sys.getrefcount(storage) <= SOLE_OWNER:
+        return present
+    return tape.new("add_gradients", present.shape, present.format)
+
+
+def backward(tape: Tape, output: Tensor) -> None:
+    """Walk the recorded nodes in reverse, from `output`; the nodes are spent afterwards."""
+    node = output.node
+    assert node is not None, "the output does not depend on a trained weight"
+    node.receive(tape, output.slot, tape.new("ones_like", output.shape, output.format))
+    del output, node
+    while tape.nodes:
+        current = tape.nodes.pop()
+        tape.enter(current.layer)
+        if current.grads:
+            run(tape, current)
+        del current
+    tape.enter(-1)
+
+
+def run(tape: Tape, node: Node) -> None:
+    """Send a node's gradients on to its inputs, and let go of what it kept."""
+    if node.checkpoint is not None and node.saved:
+        node.saved = node.checkpoint.recomputed(tape, node.place)
+    grads, node.grads = node.grads, []
+    sent = list(node.rule(tape, node, grads))
+    for index, (edge, grad) in enumerate(zip(node.edges, sent, strict=True)):
+        sent[index] = None if edge is None or grad is None else _fitted(tape, edge, grad)
+        del grad
+    node.saved = []
+    grads.clear()
+    for index, edge in enumerate(node.edges):
+        grad, sent[index] = sent[index], None
+        if edge is not None and grad is not None:
+            edge[0].receive(tape, edge[1], grad)
+        del grad
+
+
+def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
+    """A gradient in its input's size and format: what was broadcast is summed, then cast."""
+    _, _, elements, format = edge
+    if grad.elements != elements:
+        grad = tape.new("sum", (elements,), grad.format)
+    if grad.format is not format:
+        grad = tape.new("to", grad.shape, format)
+    return grad

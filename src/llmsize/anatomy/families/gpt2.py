@@ -1,0 +1,110 @@
+"""GPT-2, and Cerebras-GPT and others that share its block.
+
+transformers v5.23, models/gpt2/modeling_gpt2.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsize.anatomy import attention, blocks
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The dimensions of GPT-2."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    tied: bool
+    activation: blocks.Activation
+    residual_dropout: float
+    embedding_dropout: float
+    attention_dropout: float
+
+
+def read(c: Config) -> Shape:
+    """The shape from a `config.json`."""
+    hidden, heads = c.size("n_embd", "hidden_size"), c.size("n_head", "num_attention_heads")
+    if hidden % heads:
+        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct `n_head`")
+    return Shape(
+        layers=c.size("n_layer", "num_hidden_layers"),
+        hidden=Dim(hidden, "hidden"),
+        heads=Dim(heads, "heads"),
+        intermediate=Dim(
+            c.size("n_inner", "intermediate_size", default=4 * hidden), "intermediate"
+        ),
+        vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
+        positions=Dim(c.size("n_positions", "max_position_embeddings", default=1024), "positions"),
+        tied=c.flag("tie_word_embeddings", default=True),
+        activation=blocks.activation(c, "activation_function", default="gelu_new"),
+        residual_dropout=c.number("resid_pdrop", default=0.1),
+        embedding_dropout=c.number("embd_pdrop", default=0.1),
+        attention_dropout=c.number("attn_pdrop", default=0.1),
+    )
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = read(c)
+    x = model(t, s)
+    return blocks.causal_lm(t, x, s.vocabulary, tied="transformer.wte" if s.tied else "")
+
+
+def model(t: Trace, s: Shape) -> Tensor:
+    """Token and position embeddings, blocks, final norm."""
+    tokens = blocks.embed(t, "transformer.wte", s.vocabulary, s.hidden)
+    position_ids = blocks.positions(t)
+    table = t.weight("transformer.wpe.weight", (s.positions, s.hidden), "position")
+    places = ops.embedding(t, table, 1, t.sequence)
+    x = ops.add(t, tokens, places)
+    mask = blocks.mask(t)
+    x = ops.dropout(t, x, s.embedding_dropout)
+
+    def block(x: Tensor, kind: str) -> Tensor:
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_1")
+        attended = attend(t, s, x, mask)
+        x = ops.add(t, attended, residual)
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_2")
+        change = mlp(t, s, x)
+        return ops.add(t, residual, change)
+
+    x = t.layers("transformer.h", block, x, ["full"] * s.layers)
+    x = blocks.layer_norm(t, x, "transformer.ln_f")
+    del position_ids
+    return x
+
+
+def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention over one fused projection, which q, k and v are views of."""
+    fused = t.linear(x, "attn.c_attn", 3 * s.hidden, bias=True, role="qkv", transposed=True)
+    q, k, v = (ops.split_heads(t, part, s.heads) for part in ops.split(t, fused, *[s.hidden] * 3))
+    del fused
+    dropout = s.attention_dropout
+    if t.setting.attention == "eager":
+        assert mask is not None
+        out = attention.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None)
+    else:
+        out = attention.attend(t, q, k, v, mask, dropout=dropout)
+    out = t.linear(out.view(t.batch, t.sequence, s.hidden), "attn.c_proj", s.hidden, bias=True,
+                   role="o", transposed=True)  # fmt: skip
+    return ops.dropout(t, out, s.residual_dropout)
+
+
+def mlp(t: Trace, s: Shape, x: Tensor) -> Tensor:
+    """Two linear layers around the activation."""
+    x = t.linear(x, "mlp.c_fc", s.intermediate, bias=True, role="up", transposed=True)
+    x = s.activation(t, x)
+    x = t.linear(x, "mlp.c_proj", s.hidden, bias=True, role="down", transposed=True)
+    return ops.dropout(t, x, s.residual_dropout)

@@ -1,0 +1,109 @@
+"""GPT-NeoX: Pythia, Polyglot-ko, Dolly.
+
+transformers v5.23, models/gpt_neox/modeling_gpt_neox.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsize.anatomy import blocks
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The dimensions of GPT-NeoX."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    rotary: int
+    """Channels of each head that are rotated."""
+    tied: bool
+    bias: bool
+    parallel: bool
+    """Whether attention and MLP read the same input."""
+    activation: blocks.Activation
+    dropout: float
+
+
+def read(c: Config) -> Shape:
+    """The shape from a `config.json`."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    if hidden % heads:
+        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct the heads")
+    return Shape(
+        layers=c.size("num_hidden_layers"),
+        hidden=Dim(hidden, "hidden"),
+        heads=Dim(heads, "heads"),
+        intermediate=Dim(c.size("intermediate_size", default=4 * hidden), "intermediate"),
+        vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
+        rotary=Dim(int(hidden // heads * c.number("rotary_pct", default=0.25)), "rotary"),
+        tied=c.flag("tie_word_embeddings"),
+        bias=c.flag("attention_bias", default=True),
+        parallel=c.flag("use_parallel_residual", default=True),
+        activation=blocks.activation(c, "hidden_act", default="gelu"),
+        dropout=c.number("hidden_dropout"),
+    )
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = read(c)
+    x = model(t, s)
+    tied = "gpt_neox.embed_in" if s.tied else ""
+    return blocks.causal_lm(t, x, s.vocabulary, head="embed_out", tied=tied)
+
+
+def model(t: Trace, s: Shape) -> Tensor:
+    """Embedding, blocks, final norm."""
+    embeddings = blocks.embed(t, "gpt_neox.embed_in", s.vocabulary, s.hidden)
+    position_ids = blocks.positions(t)
+    mask = blocks.mask(t)
+    x = ops.dropout(t, embeddings, s.dropout)
+    cosines, sines = blocks.rotary(t, x, s.rotary)
+
+    def block(x: Tensor, kind: str) -> Tensor:
+        normed = blocks.layer_norm(t, x, "input_layernorm")
+        attended = attention(t, s, normed, cosines, sines, mask)
+        del normed
+        attended = ops.dropout(t, attended, s.dropout)
+        if s.parallel:
+            change = mlp(t, s, blocks.layer_norm(t, x, "post_attention_layernorm"))
+            change = ops.dropout(t, change, s.dropout)
+            return ops.add(t, ops.add(t, change, attended), x)
+        attended = ops.add(t, attended, x)
+        change = mlp(t, s, blocks.layer_norm(t, attended, "post_attention_layernorm"))
+        change = ops.dropout(t, change, s.dropout)
+        return ops.add(t, change, attended)
+
+    x = t.layers("gpt_neox.layers", block, x, ["full"] * s.layers)
+    x = blocks.layer_norm(t, x, "gpt_neox.final_layer_norm")
+    del position_ids
+    return x
+
+
+def attention(
+    t: Trace, s: Shape, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attention over one fused projection; only the first channels of a head are rotated."""
+    fused = t.linear(x, "attention.query_key_value", 3 * s.hidden, bias=s.bias, role="qkv")
+    fused = ops.split_heads(t, fused, s.heads)
+    q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
+    q = blocks.rotate_part(t, q, cosines, sines)
+    k = blocks.rotate_part(t, k, cosines, sines)
+    out = blocks.attend(t, q, k, v, mask, copied=True)
+    return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")
+
+
+def mlp(t: Trace, s: Shape, x: Tensor) -> Tensor:
+    """Two linear layers around the activation."""
+    x = t.linear(x, "mlp.dense_h_to_4h", s.intermediate, bias=True, role="up")
+    x = s.activation(t, x)
+    return t.linear(x, "mlp.dense_4h_to_h", s.hidden, bias=True, role="down")

@@ -1,0 +1,412 @@
+"""The operations that forward passes are written in.
+
+Each makes its result, records what autograd keeps for it, and says what its backward pass makes.
+Names and derivatives are PyTorch's (torch v2.13: tools/autograd/derivatives.yaml and
+torch/csrc/autograd/FunctionsManual.cpp); a C++ expression keeps its temporaries to its end, and so
+do the rules here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Shape, Tensor
+from llmsize.formats import BOOL, FP32, Format
+
+GradList = list[Tensor | None]
+
+
+def first(grads: GradList) -> Tensor:
+    """The gradient of an operation's only output."""
+    grad = grads[0]
+    assert grad is not None
+    return grad
+
+
+def attach(tensor: Tensor, node: Node | None, slot: int = 0) -> Tensor:
+    """Make `tensor` an output of `node`."""
+    tensor.node = node
+    tensor.slot = slot
+    return tensor
+
+
+def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
+    """Keep an output for the node's own backward pass (without a cycle back to the node)."""
+    if node is not None:
+        t.keep(node, Tensor(output.shape, output.format, output.storage))
+
+
+def promoted(a: Format, b: Format) -> Format:
+    """The format of an operation on both: the wider one."""
+    return a if a.block_bytes >= b.block_bytes else b
+
+
+def broadcast(a: Shape, b: Shape) -> Shape:
+    """The shape of an elementwise operation on both."""
+    if len(a) < len(b):
+        a, b = b, a
+    offset = len(a) - len(b)
+    return tuple([a[i] if i < offset or a[i] != 1 else b[i - offset] for i in range(len(a))])
+
+
+# --- elementwise -------------------------------------------------------------------------------
+
+
+def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a + b`; keeps nothing, passes its gradient on without a copy."""
+    node = t.record(_add_backward, (a, b))
+    return attach(t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node)
+
+
+def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return grad, Tensor(grad.shape, grad.format, grad.storage, None, 0, grad.is_view)
+
+
+def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a * b`; keeps the factor that the other one's gradient needs."""
+    node = t.record(
+        _mul_backward,
+        (a, b),
+        (b if a.node is not None else None, a if b.node is not None else None),
+    )
+    return attach(t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node)
+
+
+def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return [
+        None
+        if other is None
+        else t.new(
+            "mul_backward", broadcast(grad.shape, other.shape), promoted(grad.format, other.format)
+        )
+        for other in node.saved
+    ]
+
+
+def unary(
+    t: Tape, operation: str, x: Tensor, *, keeps: str = "", format: Format | None = None
+) -> Tensor:
+    """An elementwise function of one tensor that keeps its `input`, its `output` or nothing.
+
+    Its backward pass makes one tensor of the input's size.
+    """
+    node = t.record(_unary_backward, (x,), (x,) if keeps == "input" else (), operation)
+    out = attach(t.new(operation, x.shape, format or x.format), node)
+    if keeps == "output":
+        keep_output(t, node, out)
+    return out
+
+
+def _unary_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return (t.new(f"{node.context}_backward", grad.shape, grad.format),)
+
+
+def scale(t: Tape, x: Tensor) -> Tensor:
+    """`x` times a plain number; keeps nothing."""
+    return unary(t, "mul", x)
+
+
+def shift(t: Tape, x: Tensor) -> Tensor:
+    """`x` plus a plain number; keeps nothing and passes its gradient on."""
+    node = t.record(_same_backward, (x,))
+    return attach(t.new("add", x.shape, x.format), node)
+
+
+def _same_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (first(grads),)
+
+
+def neg(t: Tape, x: Tensor) -> Tensor:
+    """`-x`."""
+    return unary(t, "neg", x)
+
+
+def silu(t: Tape, x: Tensor) -> Tensor:
+    """`x * sigmoid(x)` in one kernel; keeps its input."""
+    return unary(t, "silu", x, keeps="input")
+
+
+def gelu(t: Tape, x: Tensor) -> Tensor:
+    """GELU in one kernel, exact or tanh; keeps its input."""
+    return unary(t, "gelu", x, keeps="input")
+
+
+def relu(t: Tape, x: Tensor) -> Tensor:
+    """`max(x, 0)`; keeps its output."""
+    return unary(t, "relu", x, keeps="output")
+
+
+def tanh(t: Tape, x: Tensor) -> Tensor:
+    """Keeps its output."""
+    return unary(t, "tanh", x, keeps="output")
+
+
+def sigmoid(t: Tape, x: Tensor) -> Tensor:
+    """Keeps its output."""
+    return unary(t, "sigmoid", x, keeps="output")
+
+
+def gelu_new(t: Tape, x: Tensor) -> Tensor:
+    """GELU's tanh form written out in Python: five tensors instead of two."""
+    cubic = scale(t, power(t, x))
+    inner = scale(t, add(t, x, cubic))
+    return mul(t, scale(t, x), shift(t, tanh(t, inner)))
+
+
+def power(t: Tape, x: Tensor) -> Tensor:
+    """`x ** n`; keeps its input. Under autocast it runs in fp32."""
+    x = to(t, x, FP32) if t.autocast else x
+    node = t.record(_power_backward, (x,), (x,))
+    return attach(t.new("pow", x.shape, x.format), node)
+
+
+def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    raised = t.new("pow", grad.shape, grad.format)
+    scaled = t.new("mul", grad.shape, grad.format)
+    out = t.new("pow_backward", grad.shape, grad.format)
+    del raised, scaled
+    return (out,)
+
+
+def rsqrt(t: Tape, x: Tensor) -> Tensor:
+    """`1 / sqrt(x)`; keeps its output."""
+    return unary(t, "rsqrt", x, keeps="output")
+
+
+def mean(t: Tape, x: Tensor) -> Tensor:
+    """The mean over the last dimension, which stays as 1."""
+    node = t.record(_mean_backward, (x,), (), x.shape)
+    return attach(t.new("mean", (*x.shape[:-1], 1), x.format), node)
+
+
+def _mean_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("mean_backward", node.context, first(grads).format),)
+
+
+def to(t: Tape, x: Tensor, format: Format) -> Tensor:
+    """`x` in another format; itself if it has that one already."""
+    if x.format is format:
+        return x
+    node = t.record(_to_backward, (x,), (), x.format)
+    return attach(t.new("to", x.shape, format), node)
+
+
+def _to_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("to", first(grads).shape, node.context),)
+
+
+def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
+    """Keeps a mask of one byte an element; nothing at all for `p` = 0."""
+    if not p or not t.grad:
+        return x
+    node = t.record(_unary_backward, (x,), (), "dropout")
+    out = attach(t.new("dropout", x.shape, x.format), node)
+    mask = t.new("dropout", x.shape, BOOL)
+    keep_output(t, node, mask)
+    return out
+
+
+# --- shapes ------------------------------------------------------------------------------------
+
+
+def slice_last(t: Tape, x: Tensor, size: int) -> Tensor:
+    """`x[..., a:b]`, a view; its backward pass fills a tensor of the input's size."""
+    node = t.record(_slice_backward, (x,), (), x.shape)
+    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, True)
+
+
+def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("slice_backward", node.context, first(grads).format),)
+
+
+def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """Views of `x` along the last dimension; their gradients are concatenated."""
+    node = t.record(_split_backward, (x,), (), x.shape)
+    return tuple(
+        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, True)
+        for slot, size in enumerate(sizes)
+    )
+
+
+def _split_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    format = next(g.format for g in grads if g is not None)
+    return (t.new("split_backward", node.context, format),)
+
+
+def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """The parts one after another; the gradient is handed back in views."""
+    node = t.record(_cat_backward, parts, (), [p.shape for p in parts])
+    shape = list(parts[0].shape)
+    shape[dim] = sum(p.shape[dim] for p in parts)
+    return attach(t.new("cat", tuple(shape), parts[0].format), node)
+
+
+def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return [Tensor(shape, grad.format, grad.storage, None, 0, True) for shape in node.context]
+
+
+def split_heads(t: Tape, x: Tensor, heads: int, *, rotated: bool = False) -> Tensor:
+    """A projection seen as batch, heads, sequence, channels.
+
+    If it is `rotated` afterwards its gradient comes back laid out by heads and is copied.
+    """
+    batch, sequence, width = x.shape
+    shape = (batch, heads, sequence, width // heads)
+    if not rotated:
+        return x.view(*shape)
+    node = t.record(_copy_backward, (x,))
+    return Tensor(shape, x.format, x.storage, node, 0, True)
+
+
+def _copy_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("copy", first(grads).shape, first(grads).format),)
+
+
+def copy(t: Tape, x: Tensor, *shape: int) -> Tensor:
+    """`x` laid out anew (`contiguous`, `reshape` of a transposed view); the gradient is a view."""
+    node = t.record(_same_backward, (x,))
+    return attach(t.new("copy", shape or x.shape, x.format), node)
+
+
+def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
+    """KV heads repeated for the query heads that share them: batch, heads, sequence, channels."""
+    if times == 1:
+        return x
+    batch, heads, sequence, channels = x.shape
+    node = t.record(_same_backward, (x,))
+    return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
+
+
+# --- matrix products ---------------------------------------------------------------------------
+
+
+def cast(t: Tape, x: Tensor) -> Tensor:
+    """`x` as autocast hands it to a matrix product; a trained weight's copy is made once."""
+    if t.autocast is None or x.format is t.autocast or x.format is not FP32:
+        return x
+    from llmsize.anatomy.tape import Parameter
+
+    if not isinstance(x, Parameter) or x.node is None:
+        return to(t, x, t.autocast)
+    copy = t.casts.get(id(x))
+    if copy is None:
+        copy = t.casts[id(x)] = to(t, x, t.autocast)
+        assert copy.storage is not None
+        copy.storage.becomes("cast")
+    return copy
+
+
+def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
+    a, b = cast(t, a), cast(t, b)
+    node = t.record(
+        _matmul_backward,
+        (a, b),
+        (b if a.node is not None else None, a if b.node is not None else None),
+        (a.shape, b.shape),
+    )
+    return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
+
+
+def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    format = first(grads).format
+    return [
+        t.new("bmm_backward", shape, format) if node.needs(index) else None
+        for index, shape in enumerate(node.context)
+    ]
+
+
+def linear(
+    t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: int | None = None
+) -> Tensor:
+    """`x @ weight.T + bias`; keeps its input if the weight is trained, the weight if the input is.
+
+    `out` is the number of output features where the weight is stored the other way round.
+    """
+    x, weight = cast(t, x), cast(t, weight)
+    bias = cast(t, bias) if bias is not None else None
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    saved = (x if weight.node is not None else None, weight if x.node is not None else None)
+    node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))
+    return attach(t.new("mm", (*x.shape[:-1], out or weight.shape[0]), x.format), node)
+
+
+def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    x_shape, weight_shape = node.context
+    to_weight = t.new("mm", weight_shape, grad.format) if node.needs(1) else None
+    to_x = t.new("mm", x_shape, grad.format) if node.needs(0) else None
+    if to_weight is not None:
+        to_weight.is_view = True  # the product is stored transposed, as the weight is
+    return (to_x, to_weight) if len(node.edges) == 2 else (to_x, to_weight, grad)
+
+
+def embedding(t: Tape, table: Tensor, *shape: int) -> Tensor:
+    """Rows of `table` for indices of `shape`; its backward pass fills a whole table."""
+    node = t.record(_embedding_backward, (table,), (), table.shape)
+    return attach(t.new("embedding", (*shape, table.shape[-1]), table.format), node)
+
+
+def _embedding_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("embedding_dense_backward", node.context, first(grads).format),)
+
+
+# --- norms and softmax -------------------------------------------------------------------------
+
+
+def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm in one kernel: keeps its input, the mean and the reciprocal deviation in fp32."""
+    if t.autocast:
+        x = to(t, x, FP32)
+    weights = [w for w in (weight, bias) if w is not None]
+    node = t.record(
+        _layer_norm_backward, (x, *weights), (x, *weights[:1]), [w.shape for w in weights]
+    )
+    out = attach(t.new("layer_norm", x.shape, x.format), node)
+    for _ in ("mean", "rstd"):
+        keep_output(t, node, t.new("layer_norm", (*x.shape[:-1], 1), FP32))
+    return out
+
+
+def _layer_norm_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    to_x = t.new("layer_norm_backward", grad.shape, grad.format) if node.needs(0) else None
+    return (to_x, *[t.new("layer_norm_backward", s, grad.format) if node.needs(i + 1) else None
+                    for i, s in enumerate(node.context)])  # fmt: skip
+
+
+def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
+    """Softmax over the last dimension, computed in `format`; keeps its output."""
+    if t.autocast:
+        format = FP32
+    x = to(t, x, format) if format else x
+    return unary(t, "softmax", x, keeps="output")
+
+
+def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood of fp32 `logits`: keeps the log-probabilities."""
+    node = t.record(_unary_backward, (logits,), (), "log_softmax")
+    log_probabilities = attach(t.new("log_softmax", logits.shape, logits.format), node)
+    keep_output(t, node, log_probabilities)
+    return nll_loss(t, log_probabilities, targets)
+
+
+def nll_loss(t: Tape, log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the targets' negative log-probabilities; keeps both and the total weight."""
+    node = t.record(
+        _nll_backward, (log_probabilities,), (log_probabilities, targets), log_probabilities.shape
+    )
+    loss = attach(t.new("nll_loss", (), FP32), node)
+    keep_output(t, node, t.new("nll_loss", (), FP32))
+    return loss
+
+
+def _nll_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("nll_loss_backward", node.context, FP32),)

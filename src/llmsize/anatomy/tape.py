@@ -1,0 +1,213 @@
+"""One pass of a model over symbolic tensors: what is made, kept, used and released, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+from llmsize.anatomy.autograd import Leaf, Node, Rule
+from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What
+from llmsize.formats import Format, stored_bytes
+
+
+class Parameter(Tensor):
+    """A parameter of the model. It lives outside the step; its gradient lives in it."""
+
+    __slots__ = ("chosen", "experts", "gradient", "indices", "name", "role")
+
+    def __init__(
+        self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
+    ) -> None:
+        """A weight that the layers of those `indices` have alike; outside of them it has none."""
+        super().__init__(shape, format, None)
+        self.name = name
+        self.role = role
+        self.indices = indices
+        self.experts = 0
+        """Routed experts whose weights these are, first dimension; 0 for what every token uses."""
+        self.chosen = 0
+        """Experts that one token is sent to."""
+        self.gradient: Tensor | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many weights of the model it stands for."""
+        return len(self.indices) or 1
+
+    def train(self) -> None:
+        """From now on it wants a gradient."""
+        self.node = Leaf(self)
+
+    def store_gradient(self, tape: Tape, grad: Tensor | None) -> None:
+        """Keep the gradient that has come; one that is there already takes it in."""
+        if tape.accumulating:
+            return
+        if grad is not None and grad.storage is not None:
+            grad.storage.becomes("gradient")
+        self.gradient = grad
+
+
+class Segment(NamedTuple):
+    """A stretch of events; a layer that stands for several alike says how many."""
+
+    phase: str
+    layer: int
+    """Index of the traced layer; -1 outside of the layers."""
+    start: int
+    """Index of its first event."""
+    repeats: int
+
+
+class EndOfRecomputation(Exception):
+    """Everything that the backward pass asked for has been recomputed."""
+
+
+class Checkpoint:
+    """A block whose tensors are not kept: its inputs are, and it runs again when they are wanted.
+
+    torch.utils.checkpoint, non-reentrant: the second run ends as soon as the last kept tensor is
+    there again.
+    """
+
+    __slots__ = ("block", "inputs", "nodes", "recorded", "wanted")
+
+    def __init__(self, block: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
+        """Remember how to run the block again."""
+        self.block = block
+        self.inputs = inputs
+        self.nodes: list[Node] = []
+        self.recorded = 0
+        self.wanted = 0
+
+    def recomputed(self, tape: Tape, place: int) -> list[Tensor | None]:
+        """What the node at `place` kept, from running the block a second time."""
+        if not self.nodes:
+            tape.replay(self)
+        saved, self.nodes[place].saved = self.nodes[place].saved, []
+        return saved
+
+
+@dataclass(slots=True)
+class Tape:
+    """The record of one pass, and the circumstances under which operations record."""
+
+    grad: bool = True
+    """Whether operations keep anything for a backward pass."""
+    autocast: Format | None = None
+    """The 16-bit format of autocast, where it is on."""
+    accumulating: bool = False
+    """Whether every gradient exists already, from an earlier micro-batch."""
+    events: list[Event] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    phase: str = "forward"
+    layer: int = -1
+    repeats: dict[int, int] = field(default_factory=dict)
+    casts: dict[int, Tensor] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    replaying: bool = False
+
+    def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
+        """A tensor that an operation makes."""
+        what = What(role, operation, self.layer, shape, format)
+        return Tensor(shape, format, Storage(self.events, what, stored_bytes(format, prod(shape))))
+
+    def enter(self, layer: int, phase: str | None = None) -> None:
+        """Events that follow belong to `layer`."""
+        if phase is not None or layer != self.layer:
+            self.phase = phase or self.phase
+            self.layer = layer
+            repeats = self.repeats.get(layer, 1)
+            self.segments.append(Segment(self.phase, layer, len(self.events), repeats))
+
+    def record(
+        self,
+        rule: Rule,
+        inputs: Sequence[Tensor],
+        saved: Sequence[Tensor | None] = (),
+        context: Any = None,
+    ) -> Node | None:
+        """A node for an operation on `inputs` that keeps `saved`; `None` if nobody trains."""
+        if not self.grad:
+            return None
+        edges = tuple(
+            [(t.node, t.slot, t.elements, t.format) if t.node is not None else None for t in inputs]
+        )
+        if not any(edges):
+            return None
+        node = Node(rule, edges, [], self.layer, context)
+        checkpoint = self.checkpoint
+        if self.replaying:
+            assert checkpoint is not None
+            checkpoint.nodes.append(node)
+        else:
+            self.nodes.append(node)
+            for edge in edges:
+                if edge is not None and type(edge[0]) is Leaf:
+                    edge[0].uses += 1
+            if checkpoint is not None:
+                node.checkpoint, node.place = checkpoint, checkpoint.recorded
+                checkpoint.recorded += 1
+        for tensor in saved:
+            self.keep(node, tensor)
+        return node
+
+    def keep(self, node: Node, tensor: Tensor | None) -> None:
+        """Keep `tensor` for the backward pass of `node`."""
+        checkpoint = self.checkpoint
+        if tensor is not None and checkpoint is not None:
+            if not self.replaying:
+                checkpoint.wanted += 1
+                tensor = None
+            else:
+                checkpoint.wanted -= 1
+        node.saved.append(tensor)
+        if tensor is None:
+            return
+        storage = tensor.storage
+        if storage is not None and storage.what.role == "temporary":
+            storage.becomes("kept")
+        if self.replaying and checkpoint is not None and not checkpoint.wanted:
+            raise EndOfRecomputation
+
+    def run(self, block: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Tensor:
+        """Run `block` as a checkpoint: keep its inputs only."""
+        checkpoint = self.checkpoint = Checkpoint(block, inputs)
+        for tensor in inputs:
+            storage = getattr(tensor, "storage", None)
+            if storage is not None and storage.what.role == "temporary":
+                storage.becomes("kept")
+        try:
+            return block(*inputs)
+        finally:
+            self.checkpoint = None
+            if not checkpoint.wanted:
+                checkpoint.inputs = ()
+
+    def replay(self, checkpoint: Checkpoint) -> None:
+        """Run a checkpointed block again, up to the last tensor that it kept."""
+        casts, self.casts = self.casts, {}
+        self.checkpoint, self.replaying = checkpoint, True
+        try:
+            checkpoint.block(*[_detached(value) for value in checkpoint.inputs])
+        except EndOfRecomputation:
+            pass
+        finally:
+            self.checkpoint, self.replaying, self.casts = None, False, casts
+        for node in checkpoint.nodes:
+            node.edges = ()
+        checkpoint.inputs = ()
+
+
+def _detached(value: Any) -> Any:
+    """A tensor of the same storage that starts a graph of its own."""
+    if not isinstance(value, Tensor) or isinstance(value, Parameter):
+        return value
+    node = Node(_ends_here, (), [], -1, None) if value.node is not None else None
+    return Tensor(value.shape, value.format, value.storage, node)
+
+
+def _ends_here(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:
+    return ()

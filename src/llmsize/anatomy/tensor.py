@@ -1,0 +1,116 @@
+"""Tensors that have a shape, a format and a lifetime, but no data.
+
+A `Tensor` refers to a `Storage`. A storage reports its birth and, when its last reference goes, its
+death: Python's own reference counting releases it where the reference implementation's would,
+because a family's forward pass holds its tensors in the same variables.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from llmsize.formats import Format, stored_bytes
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.autograd import Node
+
+Role = Literal["temporary", "kept", "gradient", "cast", "cache"]
+"""Why a storage is alive: in passing, for the backward pass, as a trained weight's gradient, as
+autocast's 16-bit copy of a weight, or as cache for the next token."""
+
+
+class Dim(int):
+    """A whole number that knows what it counts: `Dim(4096, "hidden")`."""
+
+    name: str
+
+    def __new__(cls, size: int, name: str) -> Dim:
+        """A dimension of `size`, called `name` where a formula is shown."""
+        dim = super().__new__(cls, size)
+        dim.name = name
+        return dim
+
+
+Shape = tuple[int, ...]
+
+
+def named(size: int) -> str:
+    """The name of a dimension, or its digits."""
+    return getattr(size, "name", None) or str(int(size))
+
+
+class What(NamedTuple):
+    """What a storage holds: enough to explain its bytes."""
+
+    role: Role
+    operation: str
+    """The operation that made it."""
+    layer: int
+    """Index of the traced layer it was made in; -1 outside of the layers."""
+    shape: Shape
+    format: Format
+
+
+Event = tuple[int, What]
+"""Bytes that come to life (positive) or are released (negative)."""
+
+
+class Storage:
+    """Bytes on the device, from the operation that makes them to their last reference."""
+
+    __slots__ = ("bytes", "events", "what")
+
+    def __init__(self, events: list[Event], what: What, size: int) -> None:
+        """Bring `size` bytes to life."""
+        self.events = events
+        self.bytes = size
+        self.what = what
+        events.append((size, what))
+
+    def __del__(self) -> None:
+        self.events.append((-self.bytes, self.what))
+
+    def becomes(self, role: Role) -> None:
+        """From now on it lives for another reason."""
+        if self.what.role != role:
+            self.events.append((-self.bytes, self.what))
+            self.what = self.what._replace(role=role)
+            self.events.append((self.bytes, self.what))
+
+
+class Tensor:
+    """A view of a storage, with the edge by which its gradient flows back."""
+
+    __slots__ = ("format", "is_view", "node", "shape", "slot", "storage")
+
+    def __init__(
+        self,
+        shape: Shape,
+        format: Format,
+        storage: Storage | None,
+        node: Node | None = None,
+        slot: int = 0,
+        is_view: bool = False,
+    ) -> None:
+        """`storage` is `None` for what lives outside the step: weights and inputs."""
+        self.shape = shape
+        self.format = format
+        self.storage = storage
+        self.node = node
+        self.slot = slot
+        self.is_view = is_view
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """What its numbers take in its own format, shared or not."""
+        return stored_bytes(self.format, prod(self.shape))
+
+    def view(self, *shape: int) -> Tensor:
+        """The same numbers in another shape; the gradient passes unchanged."""
+        return Tensor(shape, self.format, self.storage, self.node, self.slot, True)

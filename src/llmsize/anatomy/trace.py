@@ -1,0 +1,218 @@
+"""A forward pass at work: the weights it names, the layers it stacks, the setting it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Literal, NamedTuple, TypeVar
+
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.tape import Tape, Parameter
+from llmsize.anatomy.tensor import Dim, Shape, Tensor
+from llmsize.formats import BF16, FP32, Format
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+Kernel = Literal["sdpa", "eager"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """Low-rank adapters beside the linear layers whose names end in one of `targets`."""
+
+    rank: int = 8
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Last parts of module names; `all-linear` stands for every linear layer but the head."""
+    dropout: float = 0.0
+    format: Format = FP32
+    """Format of the adapters; peft keeps them in fp32 over 16-bit weights."""
+
+    def adapts(self, module: str, role: str) -> bool:
+        """Whether the linear layer `module` gets an adapter."""
+        if "all-linear" in self.targets:
+            return role != "head"
+        return module.rsplit(".", 1)[-1] in self.targets
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The circumstances of one pass: how much goes in, in which formats, by which kernels."""
+
+    batch: int = 1
+    sequence: int = 1
+    """Tokens of each sequence in this pass."""
+    past: int = 0
+    """Tokens of each sequence already in the cache."""
+    format: Format = BF16
+    """Format of the weights."""
+    autocast: Format | None = None
+    attention: Kernel = "sdpa"
+    padded: bool = False
+    """Whether an attention mask with padding is given."""
+    training: bool = False
+    """Whether labels are given and tensors are kept for a backward pass."""
+    frozen: bool = False
+    """Whether the model's own weights are frozen."""
+    lora: LoRA | None = None
+    checkpointing: bool = False
+    cache: bool = False
+    """Whether keys and values are kept for the next token."""
+    last_logits: bool = False
+    """Whether only the last token's logits are asked for."""
+
+
+class Place(NamedTuple):
+    """A traced layer: what its weights are called, and which layers of the model it stands for."""
+
+    prefix: str
+    """Of its weights' names; `{}` stands for the layer's index."""
+    indices: Sequence[int]
+    """Indices of the layers it stands for; empty outside of the layers."""
+
+
+OUTSIDE = Place("", ())
+
+
+@dataclass(slots=True)
+class Trace(Tape):
+    """A tape that knows the model's weights and the setting."""
+
+    setting: Setting = field(default_factory=Setting)
+    weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
+    """The traced layers, by their number; -1 is outside of the layers."""
+    batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
+    sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
+
+    def weight(
+        self, name: str, shape: Shape, role: str, *, experts: int = 0, chosen: int = 0
+    ) -> Parameter:
+        """The parameter `name` (relative to its layer), made when it is first asked for.
+
+        `experts` says that its first dimension is routed experts, of which a token uses `chosen`.
+        """
+        weight = self.weights.get((self.layer, name))
+        if weight is None:
+            weight = self._weight(name, shape, self.setting.format, role)
+            weight.experts, weight.chosen = experts, chosen
+            if self.setting.training and not self.setting.frozen:
+                weight.train()
+        return weight
+
+    def adapter(self, name: str, shape: Shape) -> Parameter:
+        """A trained parameter beside the model's own."""
+        weight = self.weights.get((self.layer, name))
+        if weight is None:
+            assert self.setting.lora is not None
+            weight = self._weight(name, shape, self.setting.lora.format, "adapter")
+            weight.train()
+        return weight
+
+    def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
+        prefix, indices = self.places[self.layer]
+        made = Parameter(prefix + name, shape, format, role, indices)
+        self.weights[self.layer, name] = made
+        return made
+
+    def linear(
+        self,
+        x: Tensor,
+        name: str,
+        out: int,
+        *,
+        bias: bool = False,
+        role: str,
+        transposed: bool = False,
+    ) -> Tensor:
+        """A linear layer from the last dimension of `x` to `out`, with an adapter if it has one.
+
+        `transposed` weights are stored as (in, out), as GPT-2's are.
+        """
+        shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
+        weight = self.weight(f"{name}.weight", shape, role)
+        offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
+        lora = self.setting.lora
+        if lora is None or not lora.adapts(name, role):
+            return ops.linear(self, x, weight, offset, out)
+        return self._adapted(x, name, weight, offset, lora, out)
+
+    def _adapted(
+        self, x: Tensor, name: str, weight: Parameter, bias: Parameter | None, lora: LoRA, out: int
+    ) -> Tensor:
+        """peft/tuners/lora/layer.py, `Linear.forward`, v0.21."""
+        down = self.adapter(f"{name}.lora_A.default.weight", (lora.rank, x.shape[-1]))
+        up = self.adapter(f"{name}.lora_B.default.weight", (out, lora.rank))
+        result = ops.linear(self, x, weight, bias, out)
+        format = result.format
+        x = x if self.autocast else ops.to(self, x, lora.format)
+        change = ops.linear(self, ops.linear(self, ops.dropout(self, x, lora.dropout), down), up)
+        result = ops.add(self, result, ops.scale(self, change))
+        return ops.to(self, result, format)
+
+    def layers(
+        self, prefix: str, block: Callable[[Tensor, Kind], Tensor], x: Tensor, kinds: Sequence[Kind]
+    ) -> Tensor:
+        """`x` through one block a layer; layers that repeat are traced as few stand-ins.
+
+        `prefix` is the name of the list of layers, `kinds` one hashable kind a layer.
+        """
+        for kind, indices, repeats in stand_ins(tuple(kinds)):
+            number = len(self.places) - 1
+            self.places[number] = Place(f"{prefix}.{{}}.", indices)
+            self.repeats[number] = repeats
+            self.enter(number)
+            if self.setting.checkpointing and self.grad:
+                x = self.run(partial(_block_of_kind, block, kind), (x,))
+            else:
+                x = block(x, kind)
+        self.enter(-1)
+        return x
+
+
+def _block_of_kind(block: Callable[[Tensor, Kind], Tensor], kind: Kind, x: Tensor) -> Tensor:
+    return block(x, kind)
+
+
+MAX_PERIOD = 12
+"""The longest pattern of layers that is looked for."""
+
+
+@lru_cache(maxsize=256)
+def stand_ins(kinds: tuple[Kind, ...]) -> tuple[tuple[Kind, Sequence[int], int], ...]:
+    """The layers to trace: kind, the indices each stands for, and how often its group repeats.
+
+    A pattern of `p` kinds that occurs `r` times in a row is traced three times: once, once for the
+    `r - 2` in the middle, once for the last. What a layer takes from its neighbours is then the
+    same for all that a stand-in stands for.
+    """
+    found: list[tuple[Kind, Sequence[int], int]] = []
+    start = 0
+    while start < len(kinds):
+        period, times = _repetition(kinds, start)
+        middle = times - 2
+        for turn, count in (
+            ((0, 1), (1, middle), (times - 1, 1))
+            if times > 3
+            else [(turn, 1) for turn in range(times)]
+        ):
+            begin = start + turn * period
+            found += [
+                (kinds[begin + i], range(begin + i, begin + i + count * period, period), count)
+                for i in range(period)
+            ]
+        start += period * times
+    return tuple(found)
+
+
+def _repetition(kinds: tuple[Kind, ...], start: int) -> tuple[int, int]:
+    """The shortest pattern from `start` on that covers most layers, and how often it occurs."""
+    best = (1, 1)
+    for period in range(1, min(MAX_PERIOD, (len(kinds) - start) // 4) + 1):
+        pattern = kinds[start : start + period]
+        times = 1
+        while kinds[start + times * period : start + (times + 1) * period] == pattern:
+            times += 1
+        if times > 3 and period * times > best[0] * best[1]:
+            best = (period, times)
+    return best
