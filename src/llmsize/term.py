@@ -108,7 +108,7 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
     result = eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
     if isinstance(result, Fraction):
         return int(result) if result.denominator == 1 else float(result)
-    assert isinstance(result, int | float)  # noqa: S101 - tells mypy what the grammar ensures
+    assert isinstance(result, int | float)
     return result
 
 

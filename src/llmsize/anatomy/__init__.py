@@ -9,7 +9,7 @@ from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import LoRA, Setting, Trace
 from llmsize.architecture import Architecture
 
-__all__ = ["LoRA", "Setting", "Tensor", "Trace", "Parameter", "run_forward", "traced"]
+__all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "run_forward", "traced"]
 
 
 def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Tensor]:

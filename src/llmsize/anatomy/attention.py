@@ -21,7 +21,7 @@ FLASH_HEAD_DIM = 256
 def attend(
     t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
 ) -> Tensor:
-    """`sdpa_attention_forward` of transformers: the fused kernel that fits, keys repeated if needed."""
+    """`sdpa_attention_forward` of transformers: the fused kernel that fits."""
     q, k, v = (ops.cast(t, x) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM

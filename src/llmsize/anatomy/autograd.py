@@ -15,7 +15,7 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import Format
 
 if TYPE_CHECKING:
-    from llmsize.anatomy.tape import Checkpoint, Tape, Parameter
+    from llmsize.anatomy.tape import Checkpoint, Parameter, Tape
 
 Grads = Sequence[Tensor | None]
 Rule = Callable[["Tape", "Node", list[Tensor | None]], Grads]

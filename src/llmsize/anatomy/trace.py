@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.tape import Tape, Parameter
+from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.formats import BF16, FP32, Format
 
