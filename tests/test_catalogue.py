@@ -1,0 +1,70 @@
+"""The search of the catalogue, with needs that are easy to check by eye."""
+
+from llmsize.architecture import Architecture
+from llmsize.planning.catalogue import Filter, enough, search, wanted
+
+BYTES = {"fp16": 2, "int8": 1}
+
+
+def model(name: str, parameters: int, **more: object) -> Architecture:
+    return Architecture(name, "llama", {}, "made up", published_parameters=parameters, **more)  # type: ignore[arg-type]
+
+
+SMALL = model("small", 100, released="2023-01", commercial=True, context_length=4096)
+NEWER = model("newer", 100, released="2024-12")
+LARGE = model("large", 150)
+HUGE = model("huge", 1000)
+
+
+def need(model: Architecture, format: str) -> int | None:
+    assert model.published_parameters is not None
+    return model.published_parameters * BYTES[format]
+
+
+def test_each_model_takes_the_most_precise_format_that_fits() -> None:
+    """Largest first, newest first among equals; what fits in no format is left out."""
+    found = search([SMALL, NEWER, LARGE, HUGE], ["fp16", "int8"], need, 220, band=0.05)
+    assert [(c.model.name, c.format, c.verdict, c.headroom) for c in found] == [
+        ("large", "int8", "fits", 70),
+        ("newer", "fp16", "fits", 20),
+        ("small", "fp16", "fits", 20),
+    ]
+
+
+def test_a_smaller_format_that_fits_is_better_than_a_tight_one() -> None:
+    """A tight format is taken only where no other fits."""
+    found = search([SMALL], ["fp16", "int8"], need, 200, band=0.1)
+    assert (found[0].format, found[0].verdict) == ("int8", "fits")
+    found = search([SMALL], ["fp16"], need, 200, band=0.1)
+    assert (found[0].format, found[0].verdict) == ("fp16", "tight")
+
+
+def test_more_memory_loses_no_model() -> None:
+    """Every model that fits a budget fits a larger one."""
+    models = [SMALL, NEWER, LARGE, HUGE]
+    before: set[str] = set()
+    for budget in range(50, 2500, 50):
+        found = {c.model.name for c in search(models, ["fp16", "int8"], need, budget, band=0.05)}
+        assert before <= found
+        before = found
+
+
+def test_a_format_that_cannot_hold_a_model_is_skipped() -> None:
+    """A need that does not exist is no answer, not zero."""
+    found = search([SMALL], ["fp16", "int8"], lambda m, f: None if f == "fp16" else 1, 9, band=0)
+    assert [c.format for c in found] == ["int8"]
+
+
+def test_what_is_unknown_does_not_pass_a_filter() -> None:
+    """A licence, a context or a size that is not known is not assumed."""
+    assert wanted(SMALL, Filter(commercial=True, context=4096, min_parameters=100))
+    assert not wanted(NEWER, Filter(commercial=True))
+    assert not wanted(NEWER, Filter(context=1))
+    assert not wanted(SMALL, Filter(families=("gpt2",)))
+
+
+def test_the_smallest_hardware_comes_first() -> None:
+    """Hardware is ordered by its memory, and what is too small is left out."""
+    offers = [("two", 2, 60), ("big", 1, 200), ("one", 1, 100), ("tiny", 1, 10)]
+    found = enough(offers, lambda devices: 100 // devices, band=0.05)
+    assert found == [("one", "tight"), ("two", "fits"), ("big", "fits")]
