@@ -1,0 +1,148 @@
+"""The cache of keys and values: what every layer keeps of the tokens it has seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format, stored_bytes
+from llmsize.term import Term, term, total
+
+Kind = Literal["full", "window", "latent", "cross", "recurrent", "none"]
+"""Every token; the last `window` tokens; one compressed vector per token; the encoder's tokens; a
+state whose size does not depend on the tokens; nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """What one layer keeps."""
+
+    kind: Kind
+    kv_heads: int = 0
+    """Heads of keys and values; 1 for a latent."""
+    key_dim: int = 0
+    """Channels of one head's key; for a latent its rank and the shared rotary key."""
+    value_dim: int = 0
+    """Channels of one head's value; 0 for a latent, whose value is part of it."""
+    window: int = 0
+    """Tokens that a window layer attends to."""
+    expanded: int = 0
+    """Elements per token where an engine caches a latent's decompressed keys and values."""
+    state: int = 0
+    """Elements of a recurrent layer's state (convolution and recurrence) for one sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How an engine keeps the cache."""
+
+    token_block: int = 1
+    """Tokens that are allocated together."""
+    windows: Literal["capped", "reserved"] = "capped"
+    """Whether a window layer keeps its window or room for every token."""
+    latent: Literal["latent", "expanded"] = "latent"
+    """Whether a latent is cached as it is or decompressed into every head's key and value."""
+
+
+def cached_tokens(layer: LayerCache, context: int, policy: CachePolicy) -> int:
+    """Tokens of one sequence that `layer` has room for."""
+    kept = context
+    if layer.kind == "window" and policy.windows == "capped":
+        kept = min(context, layer.window)
+    return -(-kept // policy.token_block) * policy.token_block
+
+
+def token_bytes(
+    layer: LayerCache,
+    keys: Format,
+    values: Format,
+    policy: CachePolicy = CachePolicy(),
+    tensor_parallel: int = 1,
+) -> int:
+    """Bytes that one token takes in `layer` on one device.
+
+    With more devices than heads every device keeps a whole head; a latent is on every device.
+    """
+    if layer.kind in ("recurrent", "none"):
+        return 0
+    if layer.kind == "latent":
+        if policy.latent == "expanded":
+            return stored_bytes(keys, layer.expanded // tensor_parallel)
+        return stored_bytes(keys, layer.key_dim)
+    heads = max(1, layer.kv_heads // tensor_parallel)
+    return stored_bytes(keys, heads * layer.key_dim) + stored_bytes(values, heads * layer.value_dim)
+
+
+def kv_cache(
+    layers: Iterable[LayerCache],
+    *,
+    context: int,
+    keys: Format,
+    values: Format,
+    sequences: int = 1,
+    policy: CachePolicy = CachePolicy(),
+    tensor_parallel: int = 1,
+    encoder_context: int = 0,
+    state: Format = FP32,
+) -> Term:
+    """Bytes of the cache of `sequences` sequences of `context` tokens on one device.
+
+    Cross-attention keeps `encoder_context` tokens. What several sequences could share (a common
+    prefix) is counted for each.
+    """
+    parts = []
+    for layer, count in Counter(layers).items():
+        if layer.kind == "recurrent":
+            parts.append(_state(layer, count, sequences, state, tensor_parallel))
+        elif layer.kind != "none":
+            tokens = encoder_context if layer.kind == "cross" else context
+            parts.append(
+                term(
+                    f"{layer.kind} attention cache",
+                    "layers * sequences * tokens * bytes_per_token",
+                    unit="bytes",
+                    source="Ainslie et al. 2023, arXiv:2305.13245",
+                    layers=count,
+                    sequences=sequences,
+                    tokens=cached_tokens(layer, tokens, policy),
+                    bytes_per_token=token_bytes(layer, keys, values, policy, tensor_parallel),
+                )
+            )
+    return total("KV cache", *parts, unit="bytes")
+
+
+def _state(layer: LayerCache, count: int, sequences: int, format: Format, shards: int) -> Term:
+    return term(
+        "recurrent state",
+        "layers * sequences * bytes_per_sequence",
+        unit="bytes",
+        source="Gu and Dao 2023, arXiv:2312.00752",
+        layers=count,
+        sequences=sequences,
+        bytes_per_sequence=stored_bytes(format, -(-layer.state // shards)),
+    )
+
+
+def pool_tokens(
+    layers: Iterable[LayerCache],
+    pool: int,
+    *,
+    keys: Format,
+    values: Format,
+    policy: CachePolicy,
+    tensor_parallel: int = 1,
+) -> int:
+    """Tokens that a paged pool of `pool` bytes on each device has room for, in whole blocks.
+
+    As vLLM prints it (`GPU KV cache size`): window layers are charged as if they kept every token.
+    Raises `LLMSizeError` for a model that caches nothing per token.
+    """
+    per_token = sum(token_bytes(layer, keys, values, policy, tensor_parallel) for layer in layers)
+    if not per_token:
+        raise LLMSizeError(
+            "this model caches nothing per token", hint="ask for the number of sequences instead"
+        )
+    return pool // (per_token * policy.token_block) * policy.token_block
