@@ -5,7 +5,7 @@ Behaviour of commit 0c1e57098: src/llama-context.cpp, src/llama-kv-cache*.cpp, g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmsize.formats import FP16, FP32, Format, stored_bytes
