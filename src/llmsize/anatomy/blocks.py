@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from llmsize.anatomy import attention
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.cache import Kind, LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
@@ -82,13 +83,34 @@ def rotate_part(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def attend(
-    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, copied: bool = False
+    t: Trace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    window: int = 0,
+    copied: bool = False,
 ) -> Tensor:
     """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads.
 
-    `copied` says that q was assembled by heads, so that a fused kernel's result is too and has to
-    be laid out anew.
+    `window` is how many tokens it reaches back if not to the first. `copied` says that q was
+    assembled by heads, so that a fused kernel's result is too and has to be laid out anew.
     """
+    remember(t, k, v, window)
+    return attend_only(t, q, k, v, mask, copied=copied)
+
+
+def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
+    """Keys and values by heads, of all tokens or the last `window`, stay for the next one."""
+    kind: Kind = "window" if window else "full"
+    t.remember(LayerCache(kind, k.shape[1], k.shape[-1], v.shape[-1], window))
+
+
+def attend_only(
+    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, copied: bool = False
+) -> Tensor:
+    """`attend` without a cache, or with one that is not of k and v themselves."""
     width = q.shape[1] * v.shape[-1]
     if t.setting.attention == "eager":
         assert mask is not None

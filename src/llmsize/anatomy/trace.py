@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.formats import BF16, FP32, Format
@@ -82,6 +83,8 @@ class Trace(Tape):
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
     """The traced layers, by their number; -1 is outside of the layers."""
+    caches: list[tuple[int, LayerCache]] = field(default_factory=list)
+    """What the traced layers keep of their tokens, by the layers' numbers."""
     batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
     sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
 
@@ -99,6 +102,18 @@ class Trace(Tape):
             if self.setting.training and not self.setting.frozen:
                 weight.train()
         return weight
+
+    def remember(self, cache: LayerCache) -> None:
+        """Note what the layer at work keeps of the tokens that it has seen."""
+        if not self.replaying:
+            self.caches.append((self.layer, cache))
+
+    def layer_caches(self) -> list[LayerCache]:
+        """What every layer of the model keeps, first layer first."""
+        numbered = [
+            (index, cache) for layer, cache in self.caches for index in self.places[layer].indices
+        ]
+        return [cache for _, cache in sorted(numbered, key=lambda pair: pair[0])]
 
     def adapter(self, name: str, shape: Shape) -> Parameter:
         """A trained parameter beside the model's own."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import FP16, FP32, Format, stored_bytes
-from llmsize.memory.kv_cache import LayerCache
 
 CELL_BLOCK = 256
 """Cells of a cache come in multiples of this."""
