@@ -30,14 +30,17 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 _extra: list[Path] = []
 
 
-def search_also(directory: Path) -> None:
-    """Search `directory` before every other. Raises `LLMSizeError` if it is not a directory."""
-    if not directory.is_dir():
+def search_first(directory: Path | None) -> None:
+    """Search `directory` before every other; `None` undoes it.
+
+    Raises `LLMSizeError` if it is not a directory.
+    """
+    if directory is not None and not directory.is_dir():
         raise LLMSizeError(
             f"no directory `{printable(str(directory))}`",
             hint="--presets takes a directory with `models/`, `formats/`, … below it",
         )
-    _extra.insert(0, directory)
+    _extra[:] = [] if directory is None else [directory]
 
 
 def get(kind: type[R], name: str) -> R:

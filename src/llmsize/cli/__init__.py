@@ -1,0 +1,125 @@
+"""The command line: parse, ask, print.
+
+A command is one file here with a function of the file's name that returns an `Estimate`; it is
+found by existing, and only the one that was asked for is imported. The options that every command
+has are added to its own. Errors are shown once, and no failure looks like an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmsize.errors import MISUSE, UNDETERMINED, LLMSizeError, printable
+
+if TYPE_CHECKING:
+    import typer
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count."""
+
+_NOT_COMMANDS = {"__init__", "options", "application"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 answered, 1 does not fit, 2 misuse, 3 no answer."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    code = run(words)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _abandon_stdout()
+    sys.exit(code)
+
+
+def run(words: Sequence[str]) -> int:
+    """The exit code of one command line; everything it has to say is written."""
+    try:
+        return _invoke(words)
+    except LLMSizeError as mistake:
+        return _fail(mistake.message, mistake.hint, mistake.exit_code)
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except MemoryError:
+        return _fail("out of memory", "ask for less at once", UNDETERMINED)
+    except Exception as failure:
+        if hasattr(failure, "format_message"):
+            return _misused(failure)
+        if os.environ.get("LLMSIZE_DEBUG"):
+            raise
+        what = f"{type(failure).__name__}: {failure}"
+        return _fail(
+            f"llmsize failed unexpectedly: {what}",
+            "this is a bug; report it with the output of `LLMSIZE_DEBUG=1 llmsize …`",
+            UNDETERMINED,
+        )
+
+
+def commands() -> list[str]:
+    """The names of every command."""
+    names = {file.stem for file in Path(__file__).parent.glob("*.py")}
+    return sorted(names - _NOT_COMMANDS)
+
+
+def app() -> typer.Typer:
+    """The whole application, every command imported."""
+    from llmsize.cli.application import application
+
+    return application(commands())
+
+
+def _invoke(words: Sequence[str]) -> int:
+    from llmsize.cli.application import application
+
+    asked = next((word for word in words if not word.startswith("-")), "")
+    known = commands()
+    only = asked in known and "_LLMSIZE_COMPLETE" not in os.environ
+    made = application([asked] if only else known)
+    code = made(args=list(words), prog_name="llmsize", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _misused(failure: Exception) -> int:
+    """A command line that Typer could not read: what it says becomes an error and a hint."""
+    message: str = failure.format_message()  # type: ignore[attr-defined]
+    if not message:  # no arguments: the help was shown
+        return MISUSE
+    where = getattr(getattr(failure, "ctx", None), "command_path", "llmsize")
+    error, hint = _in_two(" ".join(message.split()))
+    return _fail(error[:1].lower() + error[1:], hint or f"see `{where} --help`", MISUSE)
+
+
+def _in_two(message: str) -> tuple[str, str]:
+    """`No such command 'fit'. Did you mean 'fits'?` as what is wrong and what to do."""
+    for beginning in ("Did you mean", "(Possible options"):
+        error, found, rest = message.partition(beginning)
+        if found:
+            hint = (found + rest).strip("()")
+            return _backticks(error.rstrip(" .")), _backticks(hint[:1].lower() + hint[1:])
+    return _backticks(message.rstrip(".")), ""
+
+
+def _backticks(text: str) -> str:
+    return text.replace("'", "`")
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    """Write the error and its hint to stderr, each on one line."""
+    lines = (f"error: {printable(message, 300)}", f"hint: {printable(hint, 300)}")
+    try:
+        sys.stderr.write("\n\n".join(lines) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # nobody reads stderr; the exit code still speaks
+        pass
+    return code
+
+
+def _abandon_stdout() -> None:
+    """After the reader left: keep the interpreter from writing to the pipe once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

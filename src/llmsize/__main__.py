@@ -1,0 +1,5 @@
+"""`python -m llmsize`."""
+
+from llmsize.cli import main
+
+main()

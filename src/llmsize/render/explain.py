@@ -1,0 +1,77 @@
+"""Where each number comes from: formula, values, source and grade, as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from llmsize.estimate import Estimate, Table
+from llmsize.render import Style, values
+from llmsize.term import Term
+
+Kind = Literal["name", "formula", "source", "note"]
+
+MOST_PARTS = 24
+"""Parts of one sum that are listed; the rest is one line. JSON always has every part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of an explanation; `indent` is its depth in the tree."""
+
+    indent: int
+    kind: Kind
+    text: str
+
+
+def explanations(estimate: Estimate, style: Style) -> Iterator[Line]:
+    """Every term of the answer with what is below it, each once; later mentions are one line."""
+    explained: set[int] = set()
+    for part in estimate.answer:
+        if isinstance(part, Term):
+            yield from _lines(part, part.name, 0, style, explained)
+        else:
+            for title, term in _titled(part):
+                yield from _lines(term, title, 0, style, explained)
+
+
+def _titled(table: Table) -> Iterator[tuple[str, Term]]:
+    """The distinct terms of a table, named by their row and the columns that show them."""
+    for row in table.rows:
+        same: list[tuple[Term, list[str]]] = []
+        for column in table.columns:
+            cell = row.cells.get(column)
+            if not isinstance(cell, Term):
+                continue
+            columns = next((known for term, known in same if term is cell or term == cell), None)
+            if columns is None:
+                same.append((cell, columns := []))
+            columns.append(column)
+        for term, columns in same:
+            yield f"{row.name}, {', '.join(columns)}", term
+
+
+def _lines(
+    term: Term, title: str, indent: int, style: Style, explained: set[int]
+) -> Iterator[Line]:
+    shown = values.value(term.value, term.unit, binary=style.binary)
+    if term.unit == "bytes":
+        shown += f" ({values.exact(term.value)} bytes)"
+    yield Line(indent, "name", values.safe(f"{title}: {shown} · {term.grade}"))
+    if id(term) in explained:
+        return
+    explained.add(id(term))
+    if term.formula:
+        yield Line(indent + 1, "formula", f"= {values.safe(values.formula(term))}")
+        if values.substituted(term) != values.formula(term):
+            yield Line(indent + 1, "formula", f"= {values.safe(values.substituted(term))}")
+    if term.note:
+        yield Line(indent + 1, "note", values.safe(term.note))
+    if term.source:
+        yield Line(indent + 1, "source", values.safe(f"source: {term.source}"))
+    for part in term.parts[:MOST_PARTS]:
+        yield from _lines(part, part.name, indent + 1, style, explained)
+    if rest := term.parts[MOST_PARTS:]:
+        amount = values.value(sum(part.value for part in rest), term.unit, binary=style.binary)
+        yield Line(indent + 1, "name", f"and {len(rest)} more: {amount}")

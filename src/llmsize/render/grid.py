@@ -1,0 +1,109 @@
+"""A table as a grid of strings, the same for every format that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmsize.estimate import Absent, Cell, Estimate, Table
+from llmsize.render import Style, values
+from llmsize.term import Grade, Term
+
+MARKS: dict[Grade, str] = {"exact": "", "formula": "≈", "fitted": "~", "assumed": "?"}
+"""What follows a number; one that is counted exactly needs no mark."""
+
+_LEGEND: dict[Grade, str] = {
+    "exact": "",
+    "formula": "≈ by a published formula",
+    "fitted": "~ fitted to measurements",
+    "assumed": "? assumed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Cells as text; the first column names the rows."""
+
+    title: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+    """Which columns hold numbers and are aligned right."""
+    total: bool
+    reasons: tuple[str, ...]
+    """Why there are dashes."""
+
+
+def grids(estimate: Estimate, style: Style) -> list[Grid]:
+    """The answer as grids; terms that follow one another share one."""
+    made: list[Grid] = []
+    terms: list[Term] = []
+    for part in estimate.answer:
+        if isinstance(part, Term):
+            terms.append(part)
+            continue
+        made += [_of_terms(terms, style)] if terms else []
+        terms = []
+        made.append(_of_table(part, style))
+    return made + ([_of_terms(terms, style)] if terms else [])
+
+
+def legend(estimate: Estimate) -> str:
+    """What the marks in the answer mean; empty if there are none."""
+    grades = {term.grade for term in estimate.terms()}
+    return "   ".join(text for grade, text in _LEGEND.items() if text and grade in grades)
+
+
+def _of_terms(terms: list[Term], style: Style) -> Grid:
+    shown = _column(list(terms), style)
+    lines = tuple(
+        (values.safe(term.name), text, values.safe(term.note))
+        for term, text in zip(terms, shown, strict=True)
+    )
+    return Grid("", ("", "", ""), lines, (False, True, False), False, ())
+
+
+def _of_table(table: Table, style: Style) -> Grid:
+    columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
+    names = [values.safe(row.name) for row in table.rows]
+    lines = tuple(zip(names, *(_column(column, style) for column in columns), strict=True))
+    numeric = (False, *(any(isinstance(cell, Term) for cell in column) for column in columns))
+    header = tuple(values.safe(name) for name in (table.heading, *table.columns))
+    return Grid(values.safe(table.title), header, lines, numeric, table.total, _reasons(table))
+
+
+def _column(cells: Sequence[Cell | None], style: Style) -> list[str]:
+    """Cells as text; where one number of a column has a mark, the others leave room for it."""
+    marks = [MARKS[cell.grade] if isinstance(cell, Term) else "" for cell in cells]
+    texts = [_text(cell, style) for cell in cells]
+    if not any(marks):
+        return texts
+    return [f"{text} {mark or ' '}" for text, mark in zip(texts, marks, strict=True)]
+
+
+def _text(cell: Cell | None, style: Style) -> str:
+    if isinstance(cell, Term):
+        return values.value(cell.value, cell.unit, binary=style.binary)
+    if isinstance(cell, Absent):
+        return values.DASH
+    return values.safe(cell or "")
+
+
+def _reasons(table: Table) -> tuple[str, ...]:
+    """Each reason once, with the cells it stands for."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in table.rows:
+        for column, cell in row.cells.items():
+            if isinstance(cell, Absent):
+                found.setdefault(cell.reason, {}).setdefault(row.name, []).append(column)
+    return tuple(
+        values.safe(f"{values.DASH} {_where(table, rows)}: {reason}")
+        for reason, rows in found.items()
+    )
+
+
+def _where(table: Table, rows: dict[str, list[str]]) -> str:
+    return "; ".join(
+        row if len(columns) == len(table.columns) else f"{row}, {', '.join(columns)}"
+        for row, columns in rows.items()
+    )

@@ -1,0 +1,67 @@
+"""Values, names and formulas as text: units always, control characters never."""
+
+from __future__ import annotations
+
+import re
+
+from llmsize import units
+from llmsize.errors import printable
+from llmsize.term import Number, Term
+
+DASH = "–"
+LONGEST = 10_000
+"""Characters; longer text is a mistake or an attack."""
+
+_EXACT_UPTO = 10**15
+_NAME = re.compile(r"\b[A-Za-z_]\w*\b")
+_SIGNS = (("**", "^"), ("*", "×"), ("//", "div"))
+
+
+def value(number: Number, unit: str, *, binary: bool = False) -> str:
+    """A number with its unit, rounded for reading: `13.48 GB`, `6.74B parameters`."""
+    if unit == "bytes":
+        return units.format_bytes(number, binary=binary)
+    if unit == "FLOP":
+        return units.format_flop(number)
+    if unit == "seconds":
+        return units.format_duration(number)
+    if unit in ("parameters", "tokens", "elements"):
+        return f"{units.format_count(number)} {unit}"
+    return f"{plain_number(number)} {safe(unit)}".rstrip()
+
+
+def exact(number: Number) -> str:
+    """Every digit of a whole number, twelve significant digits of another."""
+    if isinstance(number, int):
+        return f"{number:,}" if abs(number) < _EXACT_UPTO else f"{float(number):.6g}"
+    return f"{number:.12g}"
+
+
+def plain_number(number: Number) -> str:
+    """Five significant digits, without an exponent between 10⁻⁴ and 10¹⁵."""
+    if isinstance(number, int) or (number.is_integer() and abs(number) < _EXACT_UPTO):
+        return exact(int(number))
+    if 1000 <= abs(number) < _EXACT_UPTO:
+        return f"{number:,.1f}"
+    return f"{number:.5g}"
+
+
+def formula(term: Term) -> str:
+    """The formula in the field's notation: `2 × layers × kv_heads`."""
+    text = term.formula
+    for sign, shown in _SIGNS:
+        text = text.replace(sign, shown)
+    return text.replace(" ^ ", "^")
+
+
+def substituted(term: Term) -> str:
+    """The formula with the values in place of the names."""
+    return _NAME.sub(
+        lambda name: exact(term.inputs[name[0]]) if name[0] in term.inputs else name[0],
+        formula(term),
+    )
+
+
+def safe(text: str) -> str:
+    """Text that may come from a file or an argument, without control characters."""
+    return printable(text, LONGEST)

@@ -1,0 +1,69 @@
+"""The command line as a whole: what holds for every command."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmsize import __version__
+from llmsize.cli import commands, run
+
+
+def llmsize(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run of the command line in a process of its own."""
+    return subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "llmsize", *words],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the version of the package."""
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"llmsize {__version__}\n"
+
+
+def test_an_unknown_command_is_named_with_a_close_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """One error, one hint, exit 2, nothing on stdout."""
+    assert run(["schem"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: no such command `schem`\n\nhint: did you mean `schema`?\n"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_examples(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--help` ends with examples that start with the command."""
+    assert run([command, "--help"]) == 0
+    assert f"llmsize {command}" in capsys.readouterr().out.split("Examples:")[1]
+
+
+def test_a_crash_is_one_line_and_not_an_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bug exits with 3, never with the 1 of `does not fit`."""
+    monkeypatch.setattr("llmsize.estimate.schema", lambda: 1 / 0)
+    assert run(["schema"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: llmsize failed unexpectedly: ZeroDivisionError")
+    assert "Traceback" not in captured.err
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    """`llmsize … | head -1` ends without a traceback."""
+    piped = subprocess.run(
+        f"{sys.executable} -m llmsize schema | head -1",
+        shell=True, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert piped.stdout == "{\n"
+    assert piped.stderr == ""
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """`llmsize schema` prints the JSON Schema of the documents."""
+    assert run(["schema"]) == 0
+    assert "headline" in json.loads(capsys.readouterr().out)["properties"]

@@ -1,0 +1,91 @@
+"""An estimate as text, in every format."""
+
+import json
+import textwrap
+
+import pytest
+from test_estimate import example
+
+from llmsize.estimate import Estimate
+from llmsize.render import OUTPUT_FORMATS, Style, render
+from llmsize.term import fact, term
+
+HOSTILE = "evil\x1b[31m[bold]name[/bold]\u202e"
+
+
+def test_plain_text_shows_the_answer_first() -> None:
+    """Headline, table, reasons, legend, assumptions, in this order."""
+    assert render(example(), "plain") == textwrap.dedent("""\
+        14 GB
+
+        memory
+                      inference  training
+        weights      14.00 GB    14.00 GB
+        KV cache      1.00 GB ?         –
+        verdict   fits [bold]       tight
+        – KV cache, training: training keeps no cache
+
+        both  15.00 GB ?
+
+        ? assumed
+
+        assumed: batch 1
+        """)
+
+
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
+def test_names_from_outside_are_shown_and_not_obeyed(format: str) -> None:
+    """Neither escape sequences nor rich's own markup reach the terminal."""
+    hostile = fact(HOSTILE, 1, unit="bytes", source=HOSTILE)
+    estimate = Estimate("estimate", {}, HOSTILE, (hostile,), (HOSTILE,), (HOSTILE,))
+    text = render(estimate, format, Style(explain=True, width=80))  # type: ignore[arg-type]
+    if format == "json":
+        assert json.loads(text)["headline"] == HOSTILE
+        assert "\x1b" not in text
+    else:
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert "bold" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_terminal_keeps_its_width(width: int) -> None:
+    """No line is wider than the terminal, in the table and in the explanation."""
+    text = render(example(), "table", Style(explain=True, width=width))
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_nothing_is_cut_where_there_is_no_terminal() -> None:
+    """A pipe gets every character of a long name."""
+    name = "a-model-name-that-is-very-long-" * 8
+    estimate = Estimate("estimate", {}, name, (fact(name, 1, unit="bytes", source="x"),))
+    for format in OUTPUT_FORMATS:
+        assert name.strip() in render(estimate, format)
+
+
+def test_color_only_when_asked() -> None:
+    """Escape sequences appear with `color` and never without."""
+    assert "\x1b[" in render(example(), "table", Style(width=80, color=True))
+    assert "\x1b[" not in render(example(), "table", Style(width=80))
+
+
+def test_explain_shows_formula_values_source_and_grade() -> None:
+    """The text that ran, the same with its values, and where it comes from."""
+    cache = term(
+        "KV cache", "2 * layers * width", unit="bytes", layers=32, width=4096, source="arXiv:1"
+    )
+    text = render(Estimate("x", {}, "h", (cache,)), "plain", Style(explain=True))
+    assert text.endswith(
+        textwrap.dedent("""\
+        KV cache: 262.14 KB (262,144 bytes) · exact
+          = 2 × layers × width
+          = 2 × 32 × 4,096
+          source: arXiv:1
+        """)
+    )
+
+
+def test_csv_cannot_start_a_formula() -> None:
+    """A spreadsheet opens a name such as `=cmd` as text."""
+    estimate = Estimate("x", {}, "h", (fact("=cmd|'calc'", 5, unit="bytes", source="s"),))
+    assert "'=cmd" in render(estimate, "csv")
