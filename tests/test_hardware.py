@@ -15,6 +15,7 @@ from llmsize.hardware import (
     peak,
     plain_machine,
     rented,
+    reserving,
     slug,
     supports,
     training_format,
@@ -165,10 +166,10 @@ def test_training_uses_bf16_where_there_is_one() -> None:
 def test_reserved_memory_is_not_usable() -> None:
     """What a desktop holds is taken from every device, and no device is left empty."""
     gib = 2**30
-    left = machine(ACCELERATORS["t4"], count=2, reserve=gib)
+    left = reserving(machine(ACCELERATORS["t4"], count=2), gib)
     assert (left.devices, left.usable.value) == (2, 14 * gib)
     with pytest.raises(LLMSizeError, match="nothing is left"):
-        plain_machine(gib, reserve=gib)
+        reserving(plain_machine(gib), gib)
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9])

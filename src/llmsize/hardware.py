@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmsize.errors import LLMSizeError, UndeterminedError
 from llmsize.formats import Format
-from llmsize.term import Grade, Term, fact, term, total
+from llmsize.term import Term, fact, term, total
 from llmsize.units import format_bytes
 
 MAX_DEVICES = 1_000_000
@@ -126,30 +126,21 @@ def visible_memory(accelerator: Accelerator) -> Term:
     )  # fmt: skip
 
 
-def machine(accelerator: Accelerator, *, count: int = 1, reserve: int = 0) -> Machine:
-    """`count` of one accelerator, with `reserve` bytes of each left to others."""
-    memory = _less(visible_memory(accelerator), reserve, accelerator.title)
-    return Machine(memory, _devices(count) * accelerator.devices, accelerator)
+def machine(accelerator: Accelerator, *, count: int = 1) -> Machine:
+    """`count` of one accelerator."""
+    devices = _devices(count) * accelerator.devices
+    return Machine(visible_memory(accelerator), devices, accelerator)
 
 
-def plain_machine(
-    memory: int,
-    *,
-    devices: int = 1,
-    reserve: int = 0,
-    source: str = "given",
-    grade: Grade = "exact",
-) -> Machine:
+def plain_machine(memory: int, *, devices: int = 1) -> Machine:
     """Devices of which only the memory in bytes is known."""
-    given = fact("memory", memory, unit="bytes", source=source, grade=grade)
-    return Machine(_less(given, reserve, "the device"), _devices(devices))
+    return Machine(fact("memory", memory, unit="bytes", source="given"), _devices(devices))
 
 
-def rented(instance: Instance, accelerator: Accelerator | None, *, reserve: int = 0) -> Machine:
+def rented(instance: Instance, accelerator: Accelerator | None) -> Machine:
     """The machine behind an instance; `accelerator` is the preset that the instance names."""
     if accelerator is not None:
-        own = machine(accelerator, count=instance.count, reserve=reserve)
-        return Machine(own.usable, own.devices, accelerator, instance)
+        return replace(machine(accelerator, count=instance.count), instance=instance)
     if instance.memory_gb_label is None:
         raise UndeterminedError(
             f"the memory of `{instance.name}` is not known", hint="give it with `--vram`"
@@ -158,20 +149,24 @@ def rented(instance: Instance, accelerator: Accelerator | None, *, reserve: int 
         "label × GiB", "label * 2**30", unit="bytes", source=instance.source, grade="assumed",
         note="only the label is known", label=instance.memory_gb_label,
     )  # fmt: skip
-    return Machine(_less(label, reserve, instance.name), instance.count, None, instance)
+    return Machine(label, instance.count, None, instance)
 
 
-def _less(memory: Term, reserve: int, what: str) -> Term:
+def reserving(machine: Machine, reserve: int) -> Machine:
+    """The machine with `reserve` bytes of every device left to a desktop or to other processes.
+
+    Raises `LLMSizeError` if nothing would be left.
+    """
+    if not reserve:
+        return machine
+    memory = machine.usable
     if reserve >= memory.value:
         raise LLMSizeError(
-            f"nothing is left: {format_bytes(reserve)} reserved of {what}, "
-            f"which has {format_bytes(memory.value)}",
+            f"nothing is left: {format_bytes(reserve)} reserved of {format_bytes(memory.value)}",
             hint="reserve less, or name a larger device",
         )
-    if not reserve:
-        return memory
     kept = fact("reserved", -reserve, unit="bytes", source="given")
-    return total("usable memory", memory, kept)
+    return replace(machine, usable=total("usable memory", memory, kept))
 
 
 def _devices(count: int) -> int:
