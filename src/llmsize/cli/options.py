@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,10 @@ import typer
 
 from llmsize import presets, units
 from llmsize.architecture import Architecture
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.errors import LLMSizeError, UndeterminedError, did_you_mean, printable
 from llmsize.formats import Format
+from llmsize.hardware import Accelerator, Instance, Machine, plain_machine, rented, reserving, slug
+from llmsize.hardware import machine as machine_of
 from llmsize.record import Record
 from llmsize.render import OUTPUT_FORMATS, OutputFormat
 
@@ -139,3 +142,111 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+
+_MACHINE = "Hardware"
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help="An accelerator, such as `rtx-4090`, or `auto` for the one in this computer.",
+        metavar="NAME",
+        autocompletion=completing(Accelerator),
+        show_default=False,
+        rich_help_panel=_MACHINE,
+    ),
+]
+Vram = Annotated[
+    int | None,
+    typer.Option(
+        "--vram",
+        help="Memory of one device: `16GB` is 16·10⁹ bytes, `16GiB` is 16·2³⁰.",
+        metavar="SIZE",
+        parser=lambda text: units.parse_bytes(text, "memory"),
+        show_default=False,
+        rich_help_panel=_MACHINE,
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        help="How many of them.",
+        metavar="N",
+        parser=_positive,
+        show_default="1",
+        rich_help_panel=_MACHINE,
+    ),
+]
+InstanceName = Annotated[
+    str | None,
+    typer.Option(
+        "--instance",
+        help="A machine to rent, such as `g5.12xlarge` or `colab-t4`.",
+        metavar="NAME",
+        autocompletion=completing(Instance),
+        show_default=False,
+        rich_help_panel=_MACHINE,
+    ),
+]
+Reserve = Annotated[
+    int,
+    typer.Option(
+        "--reserve",
+        help="Memory of each device left to a desktop or to other processes.",
+        metavar="SIZE",
+        parser=lambda text: 0 if text == "0" else units.parse_bytes(text, "reserved memory"),
+        show_default=False,
+        rich_help_panel=_MACHINE,
+    ),
+]
+
+
+def machine(
+    gpu: str | None = None,
+    vram: int | None = None,
+    gpus: int | None = None,
+    instance: str | None = None,
+    reserve: int = 0,
+) -> Machine | None:
+    """The machine that the options describe, or nothing if none is given.
+
+    `--vram` beside `--gpu` corrects the memory of a card that comes in several sizes.
+    Raises `LLMSizeError` for unknown names and for options that contradict each other.
+    """
+    if instance is not None and (gpu or vram or gpus):
+        raise LLMSizeError(
+            "`--instance` already says which GPUs and how many",
+            hint="leave out `--gpu`, `--vram` and `--gpus`",
+        )
+    if instance is not None:
+        offer = presets.get(Instance, instance)
+        named = presets.get(Accelerator, offer.accelerator) if offer.accelerator else None
+        return reserving(rented(offer, named), reserve)
+    if gpu is not None and gpu.strip().lower() == "auto":
+        return reserving(_found(gpus), reserve)
+    accelerator = presets.get(Accelerator, slug(gpu)) if gpu is not None else None
+    if vram is not None:
+        plain = plain_machine(vram, devices=gpus or 1)
+        return reserving(replace(plain, accelerator=accelerator), reserve)
+    if accelerator is not None:
+        return reserving(machine_of(accelerator, count=gpus or 1), reserve)
+    return None
+
+
+def _found(gpus: int | None) -> Machine:
+    """The devices of this computer; `gpus` takes the first so many of them."""
+    from llmsize.sources import detect
+
+    devices = detect.devices()
+    if gpus is not None and gpus > len(devices):
+        raise UndeterminedError(
+            f"{gpus} GPUs are asked for, {len(devices)} found on this computer",
+            hint="name them with `--gpu rtx-4090 --gpus 2`",
+        )
+    devices = devices[:gpus]
+    try:
+        known = presets.get(Accelerator, detect.preset_name(devices[0])) if devices else None
+    except LLMSizeError:
+        known = None
+    return detect.as_machine(devices, known)
