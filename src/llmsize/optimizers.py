@@ -1,0 +1,149 @@
+"""Optimizers and precision recipes: what training keeps for every weight beside the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.formats import FP32, NATIVE, Format, stored_bytes
+
+Layout = Literal["elementwise", "block", "matrix", "factored", "low_rank"]
+"""How states follow a weight: a number per element; the same in blocks with a scale; per element
+of matrices only; a row and a column vector per matrix; or a projection of rank `rank`."""
+
+MATRICES_ONLY: tuple[Layout, ...] = ("matrix", "factored", "low_rank")
+
+WEIGHT = "weight"
+"""In place of a format: the format of the weight that the optimizer steps on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """The states that one optimizer keeps, and which tensors are exceptions."""
+
+    name: str
+    states: Mapping[str, str]
+    """Format by state, `weight` for that of the weights it steps on."""
+    source: str
+    layout: Layout = "elementwise"
+    bytes_per_parameter: float | None = None
+    """As published, for large matrices and fp32 weights: the answer key of this entry."""
+    step_bytes: int = 0
+    """Of the step counter that every tensor has on the device."""
+    block: int = 0
+    """Elements that share one fp32 scale, for the layout `block`."""
+    rank: int = 0
+    """For the layout `low_rank`."""
+    projector: str = ""
+    """Format of the stored projection, for the layout `low_rank`; empty if it is drawn anew."""
+    others: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """States of the tensors that the layout is not used for, element by element."""
+    min_elements: int = 0
+    """Smaller tensors are among the `others`."""
+    excludes: tuple[str, ...] = ()
+    """Roles of weights that are among the `others`: `embedding`, `head`, …"""
+    pageable: bool = False
+    """Whether the driver may move the states to host memory when the device is full."""
+    title: str = ""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Which copies of the weights and gradients training keeps, and in which formats.
+
+    `dtype` stands for the 16-bit format that was asked for.
+    """
+
+    name: str
+    weights: str
+    gradients: str
+    source: str
+    master: str = ""
+    """Format of the second copy that the optimizer steps on; empty if there is none."""
+    autocast: bool = False
+    """Whether operations cast the weights to `dtype` as they run."""
+    bytes_per_parameter: tuple[int, int, int] = (0, 0, 0)
+    """Weights, gradients, and optimizer with master copy, for AdamW and a 16-bit dtype: the answer
+    key of this entry."""
+    title: str = ""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def stepped(self) -> str:
+        """The format of the weights that the optimizer steps on."""
+        return self.master or self.weights
+
+
+def state_bytes(
+    optimizer: Optimizer, shape: tuple[int, ...], *, role: str = "", stepped: Format = FP32
+) -> int:
+    """Bytes of the states and the step counter of one weight of `shape`.
+
+    `stepped` is the format of the weight that the optimizer works on. Scratch space of the step
+    is not counted. Raises `LLMSizeError` for a format that no tensor has.
+    """
+    elements = prod(shape)
+    if takes(optimizer, shape, role):
+        states = {name: _format(optimizer, f, stepped) for name, f in optimizer.states.items()}
+        kept = _layout_bytes(optimizer, shape, states)
+    else:
+        formats = (_format(optimizer, f, stepped) for f in optimizer.others.values())
+        kept = sum(stored_bytes(format, elements) for format in formats)
+    return kept + optimizer.step_bytes
+
+
+def takes(optimizer: Optimizer, shape: tuple[int, ...], role: str = "") -> bool:
+    """Whether the optimizer's layout is used for this weight, and not that of the `others`."""
+    matrix = len(shape) > 1 or optimizer.layout not in MATRICES_ONLY
+    return matrix and role not in optimizer.excludes and prod(shape) >= optimizer.min_elements
+
+
+def _layout_bytes(
+    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format]
+) -> int:
+    elements = prod(shape)
+    match optimizer.layout:
+        case "elementwise" | "matrix":
+            return sum(stored_bytes(format, elements) for format in states.values())
+        case "block":
+            blocks = -(-elements // optimizer.block)
+            scales = stored_bytes(FP32, blocks) * len(states)
+            return sum(stored_bytes(format, elements) for format in states.values()) + scales
+        case "factored":
+            *stack, rows, columns = shape
+            per_matrix = {"row": rows, "column": columns}
+            return sum(
+                stored_bytes(format, prod(stack) * per_matrix.get(name, rows * columns))
+                for name, format in states.items()
+            )
+        case "low_rank":
+            return _low_rank_bytes(optimizer, shape, states)
+
+
+def _low_rank_bytes(
+    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format]
+) -> int:
+    *stack, rows, columns = shape
+    short, long = sorted((rows, columns))
+    rank = min(optimizer.rank, short)
+    kept = sum(stored_bytes(format, rank * long) for format in states.values())
+    if optimizer.projector:
+        kept += stored_bytes(_format(optimizer, optimizer.projector, FP32), short * rank)
+    return prod(stack) * kept
+
+
+def _format(optimizer: Optimizer, name: str, stepped: Format) -> Format:
+    if name == WEIGHT:
+        return stepped
+    if name not in NATIVE:
+        raise LLMSizeError(
+            f"optimizer `{optimizer.name}`: unknown format `{printable(name)}`",
+            hint=did_you_mean(name, NATIVE, otherwise=f"formats: {WEIGHT}, {', '.join(NATIVE)}"),
+        )
+    return NATIVE[name]

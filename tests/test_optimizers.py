@@ -1,0 +1,87 @@
+"""Optimizer states and precision recipes against their published sizes."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.anatomy import traced
+from llmsize.formats import BF16, FP32, NATIVE
+from llmsize.optimizers import Optimizer, Precision, state_bytes
+from llmsize.sources.config import architecture
+
+REFERENCE = Path(__file__).parent / "reference"
+OPTIMIZERS = presets.every(Optimizer)
+PRECISIONS = presets.every(Precision)
+LARGE = (4096, 4096)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_has_its_published_bytes_per_parameter(name: str) -> None:
+    """A large matrix of fp32 weights takes what the source says, the step counter aside."""
+    optimizer = OPTIMIZERS[name]
+    if optimizer.bytes_per_parameter is not None:
+        kept = state_bytes(optimizer, LARGE) - optimizer.step_bytes
+        assert kept / (4096 * 4096) == optimizer.bytes_per_parameter
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_precision_has_its_published_bytes_per_parameter(name: str) -> None:
+    """Weights, gradients, and AdamW with its master copy, for bf16."""
+    precision = PRECISIONS[name]
+    formats = NATIVE | {"dtype": BF16}
+    states = state_bytes(OPTIMIZERS["adamw"], LARGE, stepped=formats[precision.stepped]) - 4
+    master = formats[precision.master].block_bytes if precision.master else 0
+    assert precision.bytes_per_parameter == (
+        formats[precision.weights].block_bytes,
+        formats[precision.gradients].block_bytes,
+        master + states / (4096 * 4096),
+    )
+
+
+def fused_runs() -> list[dict[str, str]]:
+    """One recorded run per model and format of the reference table (`foreach`: host)."""
+    with (REFERENCE / "training_memory.csv").open() as table:
+        rows = [row for row in csv.DictReader(table) if row["mode"] == "full"]
+    families = ("llama", "mistral", "qwen2", "gpt2", "gpt_neox")
+    found = {
+        (row["model"], row["weight_dtype"], row["master_weights"]): row
+        for row in rows
+        if row["model_type"] in families and row["optimizer"] == "adamw_fused"
+    }
+    return list(found.values())
+
+
+@pytest.mark.parametrize("row", fused_runs(), ids=lambda row: row["case_id"])
+def test_adamw_has_the_bytes_of_recorded_runs(row: dict[str, str]) -> None:
+    """Two moments in the format that is stepped on and a counter per tensor, to the byte."""
+    config = json.loads((REFERENCE / row["config_file"]).read_text())
+    weights = traced(architecture(config, row["config_file"], row["model"])).weights.values()
+    stepped = FP32 if "fp32" in (row["weight_dtype"], row["master_weights"][:4]) else BF16
+    states = sum(
+        state_bytes(OPTIMIZERS["adamw"], tuple(map(int, w.shape)), stepped=stepped) * w.copies
+        for w in weights
+    )
+    assert states == int(row["optim_bytes"])
+
+
+def test_small_tensors_keep_fp32_states() -> None:
+    """bitsandbytes quantizes the states of no tensor below 4096 elements."""
+    eight_bit = OPTIMIZERS["adamw-8bit"]
+    assert state_bytes(eight_bit, (4095,)) == 8 * 4095
+    assert state_bytes(eight_bit, (4096,)) == 2 * 4096 + 2 * 4 * 16
+
+
+def test_a_factored_matrix_keeps_its_rows_and_columns() -> None:
+    """Adafactor keeps r + q numbers for a matrix of r × q, and all of a vector's."""
+    assert state_bytes(OPTIMIZERS["adafactor"], (30, 70)) == 4 * (30 + 70)
+    assert state_bytes(OPTIMIZERS["adafactor"], (30,)) == 4 * 30
+
+
+def test_galore_keeps_a_projection_and_two_small_moments() -> None:
+    """Table 1 of the paper, for m ≤ n: mr + 2nr numbers."""
+    m, n, r = 512, 2048, 128
+    assert state_bytes(OPTIMIZERS["galore"], (m, n)) == 4 * (m * r + 2 * n * r)
+    assert state_bytes(OPTIMIZERS["galore"], (m, n), role="head") == 8 * m * n
