@@ -123,9 +123,16 @@ def attend_only(
 
 Activation = Callable[[Tape, Tensor], Tensor]
 
+
+def relu_squared(t: Tape, x: Tensor) -> Tensor:
+    """The square of ReLU (Nemotron)."""
+    return ops.power(t, ops.relu(t, x))
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": ops.silu, "swish": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu,
-    "relu": ops.relu, "gelu_new": ops.gelu_new,
+    "relu": ops.relu, "gelu_new": ops.gelu_new, 
+    "relu2": relu_squared,
 }  # fmt: skip
 
 
@@ -141,7 +148,13 @@ def activation(c: Config, *names: str, default: str) -> Activation:
 
 
 def causal_lm(
-    t: Trace, hidden: Tensor, vocabulary: int, *, head: str = "lm_head", tied: str = ""
+    t: Trace,
+    hidden: Tensor,
+    vocabulary: int,
+    *,
+    head: str = "lm_head",
+    tied: str = "",
+    bias: bool = False,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
@@ -152,7 +165,7 @@ def causal_lm(
     if tied:
         logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"])
     else:
-        logits = t.linear(hidden, head, vocabulary, role="head")
+        logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     return causal_lm_loss(t, logits) if t.setting.training else logits
 
 

@@ -26,7 +26,7 @@ COMPONENTS = {
         "sinks",
         "indexer",
     ),
-    "MLP": ("gate", "up", "down", "gate_up"),
+    "MLP": ("gate", "up", "down", "gate_up", "activation"),
     "shared experts": ("shared_gate", "shared_up", "shared_down", "shared_gate_up"),
     "experts": ("expert_gate", "expert_up", "expert_down", "expert_gate_up", "expert_bias"),
     "router": ("router",),

@@ -12,13 +12,31 @@ from llmsize.errors import LLMSizeError, did_you_mean, printable
 
 Forward = Callable[[Trace, Config], Tensor]
 
-MODULES = {
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "llama",
-}
+TYPES = {
+    "apertus": ("apertus",),
+    "arcee": ("arcee",),
+    "cohere": ("cohere", "cohere2"),
+    "exaone4": ("exaone4", "exaone4_5", "exaone4_5_text"),
+    "gemma": ("gemma", "gemma2", "gemma3", "gemma3_text"),
+    "glm": ("glm", "glm4"),
+    "gpt2": ("gpt2",),
+    "gpt_neox": ("gpt_neox",),
+    "granite": ("granite",),
+    "llama": (
+        "llama", "mistral", "mistral3", "ministral", "ministral3", "qwen2", "smollm3", "seed_oss",
+        "cwm", "ernie4_5", "iquestcoder", "internlm3", "mimo",
+    ),
+    "nemotron": ("nemotron",),
+    "olmo": ("olmo", "olmo2", "olmo3"),
+    "phi": ("phi",),
+    "phi3": ("phi3",),
+    "qwen3": ("qwen3",),
+    "stablelm": ("stablelm",),
+    "starcoder2": ("starcoder2",),
+}  # fmt: skip
+"""Module in this package → each `model_type` of a `config.json` whose forward pass it holds."""
+
+MODULES = {family: module for module, families in TYPES.items() for family in families}
 """`model_type` of a `config.json` → module in this package with its `forward`."""
 
 

@@ -1,111 +1,58 @@
-"""Llama and the many that share its block: Mistral, Qwen2, Yi, SmolLM, …
+"""Llama and the many that share its block: Mistral, Qwen2, Yi, SmolLM, Seed-OSS, …
 
-transformers v5.23, models/llama/modeling_llama.py.
+transformers v5.23, models/llama/modeling_llama.py, and the same of the types in `BIASED`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from llmsize.anatomy import blocks
-from llmsize.anatomy import operations as ops
+from llmsize.anatomy import decoder
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
+BIASED = {
+    "qwen2": ("", True, False),
+    "seed_oss": ("attention_out_bias", True, False),
+    "mimo": ("", True, False),
+    "internlm3": ("bias", False, False),
+}
+"""Types whose output projection has no bias, or one of its own name, beside those of q, k and v:
+its field, and what is true of q, k, v and of it where the configuration does not say."""
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The dimensions of a Llama block."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    activation: blocks.Activation
-
-
-def read(c: Config) -> Shape:
-    """The shape from a `config.json`."""
-    hidden = c.size("hidden_size")
-    heads = c.size("num_attention_heads")
-    if "head_dim" not in c.fields and hidden % heads:
-        raise c.error(f"has {heads} heads that do not divide {hidden}", "give `head_dim`")
-    bias = c.flag("attention_bias", default=c.text("model_type") == "qwen2")
-    return Shape(
-        layers=c.size("num_hidden_layers"),
-        hidden=Dim(hidden, "hidden"),
-        heads=Dim(heads, "heads"),
-        kv_heads=Dim(c.size("num_key_value_heads", default=heads), "kv_heads"),
-        head_dim=Dim(c.size("head_dim", default=hidden // heads), "head_dim"),
-        intermediate=Dim(c.size("intermediate_size"), "intermediate"),
-        vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
-        tied=c.flag("tie_word_embeddings"),
-        qkv_bias=bias,
-        output_bias=bias and c.text("model_type") != "qwen2",
-        mlp_bias=c.flag("mlp_bias"),
-        activation=blocks.activation(c, "hidden_act", default="silu"),
-    )
+TIED = ("smollm3", "ernie4_5")
+"""Types that tie their embeddings unless the configuration says otherwise."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = read(c)
-    x = model(t, s)
-    return blocks.causal_lm(t, x, s.vocabulary, tied="model.embed_tokens" if s.tied else "")
+    family = c.text("model_type")
+    s = decoder.read(c, tied=family in TIED)
+    output_field, biased, output_biased = BIASED.get(family, ("attention_bias", False, False))
+    bias = c.flag("attention_bias", "qkv_bias", "use_bias", default=biased)
+    output_bias = c.flag(output_field, "use_bias", default=output_biased)
+    mlp_bias = c.flag("mlp_bias", "use_bias")
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: decoder.attention(
+                t, s, x, around, window=window, bias=bias, output_bias=output_bias
+            ),
+            lambda x: decoder.gated(t, s, x, bias=mlp_bias),
+        )
+
+    return decoder.run(t, s, block, windows(c, s.layers))
 
 
-def model(t: Trace, s: Shape) -> Tensor:
-    """Embedding, blocks, final norm."""
-    embeddings = blocks.embed(t, "model.embed_tokens", s.vocabulary, s.hidden)
-    position_ids = blocks.positions(t)
-    mask = blocks.mask(t)
-    cosines, sines = blocks.rotary(t, embeddings, s.head_dim)
-
-    def block(x: Tensor, kind: str) -> Tensor:
-        residual = x
-        x = blocks.rms_norm(t, x, "input_layernorm")
-        x = attention(t, s, x, cosines, sines, mask)
-        x = ops.add(t, residual, x)
-        residual = x
-        x = blocks.rms_norm(t, x, "post_attention_layernorm")
-        x = mlp(t, s, x)
-        return ops.add(t, residual, x)
-
-    x = t.layers("model.layers", block, embeddings, ["full"] * s.layers)
-    x = blocks.rms_norm(t, x, "model.norm")
-    del position_ids
-    return x
-
-
-def attention(
-    t: Trace, s: Shape, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None
-) -> Tensor:
-    """Grouped-query attention with rotary positions."""
-    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=s.qkv_bias, role="q")
-    q = ops.split_heads(t, q, s.heads, rotated=True)
-    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=s.qkv_bias, role="k")
-    k = ops.split_heads(t, k, s.kv_heads, rotated=True)
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=s.qkv_bias, role="v")
-    v = ops.split_heads(t, v, s.kv_heads)
-    q = blocks.rotate(t, q, cosines, sines)
-    k = blocks.rotate(t, k, cosines, sines)
-    out = blocks.attend(t, q, k, v, mask)
-    return t.linear(out, "self_attn.o_proj", s.hidden, bias=s.output_bias, role="o")
-
-
-def mlp(t: Trace, s: Shape, x: Tensor) -> Tensor:
-    """The gated MLP."""
-    product = ops.mul(
-        t,
-        s.activation(t, t.linear(x, "mlp.gate_proj", s.intermediate, bias=s.mlp_bias, role="gate")),
-        t.linear(x, "mlp.up_proj", s.intermediate, bias=s.mlp_bias, role="up"),
-    )
-    return t.linear(product, "mlp.down_proj", s.hidden, bias=s.mlp_bias, role="down")
+def windows(c: Config, layers: int) -> list[int]:
+    """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use."""
+    family = c.text("model_type")
+    if family == "mistral" and "sliding_window" not in c.fields:
+        return [4096] * layers
+    if family in ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mimo"):
+        first = c.count("max_window_layers", default=28)
+        in_use = c.flag("use_sliding_window")
+        return decoder.windows(c, layers, lambda layer: in_use and layer >= first)
+    return decoder.windows(c, layers, lambda layer: family in ("mistral", "mixtral", "phimoe"))

@@ -1,0 +1,336 @@
+"""The frame that most decoders share, and the parts that fill it.
+
+A family reads its `Sizes`, writes one `block`, and hands both to `run`. What it does differently
+from Llama stands in its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from llmsize.anatomy import blocks
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+Norm = Callable[[Trace, Tensor, str], Tensor]
+"""Normalises the last dimension with the weights of that name."""
+
+Part = Callable[[Tensor], Tensor]
+"""Half a block: attention or feed-forward, from its input to what it adds."""
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The dimensions that almost every decoder has."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    """Channels of each head that are rotated."""
+    intermediate: int
+    """Width of a dense feed-forward layer; 0 if no layer is dense."""
+    vocabulary: int
+    tied: bool
+    activation: blocks.Activation
+
+
+class Around(NamedTuple):
+    """What is made once and given to every layer."""
+
+    cosines: Tensor
+    sines: Tensor
+    mask: Tensor | None
+
+
+def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: float = 1.0) -> Sizes:
+    """The dimensions from a `config.json`; the keywords are the family's defaults.
+
+    `rotary` is the share of each head's channels that is rotated.
+    """
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    head_dim = c.size("head_dim", default=max(hidden // heads, 1))
+    kv_heads = c.size("num_key_value_heads", default=heads)
+    if c.value("head_dim") is None and hidden % heads:
+        raise c.error(f"has {heads} heads that do not divide {hidden}", "give `head_dim`")
+    if heads % kv_heads:
+        raise c.error(f"has {heads} heads for {kv_heads} KV heads", "correct one of them")
+    return Sizes(
+        layers=c.size("num_hidden_layers"),
+        hidden=Dim(hidden, "hidden"),
+        heads=Dim(heads, "heads"),
+        kv_heads=Dim(kv_heads, "kv_heads"),
+        head_dim=Dim(head_dim, "head_dim"),
+        rotary=Dim(rotated(c, head_dim, rotary), "rotary"),
+        intermediate=Dim(c.count("intermediate_size"), "intermediate"),
+        vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
+        tied=c.flag("tie_word_embeddings", default=tied),
+        activation=blocks.activation(c, "hidden_act", "hidden_activation", default=activation),
+    )
+
+
+def rotated(c: Config, head_dim: int, default: float) -> int:
+    """How many channels of a head are rotated."""
+    nested = c.value("rope_parameters", "rope_scaling")
+    inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
+    if isinstance(inner, int | float) and c.value("partial_rotary_factor") is None:
+        return int(head_dim * inner)
+    return int(head_dim * c.number("partial_rotary_factor", "rotary_pct", default=default))
+
+
+def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]:
+    """How far each layer's attention reaches back in tokens; 0 for all the way.
+
+    `layer_types` says which layers have a window; without it `default` does, asked by index.
+    """
+    window = c.count("sliding_window", "attention_chunk_size")
+    kinds = c.sequence("layer_types")
+    if kinds is None:
+        return [window if default(layer) else 0 for layer in range(layers)]
+    if len(kinds) < layers:
+        raise c.error(f"has {len(kinds)} `layer_types` for {layers} layers", "give one a layer")
+    return [0 if kinds[i] == "full_attention" else window for i in range(layers)]
+
+
+class Names(NamedTuple):
+    """What a checkpoint calls the parts outside of the layers, and the list of layers."""
+
+    embedding: str = "model.embed_tokens"
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+
+
+NAMES = Names()
+
+
+def run(
+    t: Trace,
+    s: Sizes,
+    block: Callable[[Tensor, Kind, Around], Tensor],
+    kinds: Sequence[Kind],
+    *,
+    norm: Norm = blocks.rms_norm,
+    names: Names = NAMES,
+    scaled: bool = False,
+    head_bias: bool = False,
+) -> Tensor:
+    """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
+
+    `scaled` embeddings are multiplied by a number, as Gemma's are.
+    """
+    x = model(t, s, block, kinds, norm=norm, names=names, scaled=scaled)
+    tied = names.embedding if s.tied else ""
+    return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias)
+
+
+def model(
+    t: Trace,
+    s: Sizes,
+    block: Callable[[Tensor, Kind, Around], Tensor],
+    kinds: Sequence[Kind],
+    *,
+    norm: Norm,
+    names: Names,
+    scaled: bool,
+) -> Tensor:
+    """All but the head."""
+    embeddings = blocks.embed(t, names.embedding, s.vocabulary, s.hidden)
+    if scaled:
+        embeddings = ops.scale(t, embeddings)
+    position_ids = blocks.positions(t)
+    mask = blocks.mask(t)
+    around = Around(*blocks.rotary(t, embeddings, s.rotary), mask)
+    x = t.layers(names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds)
+    x = norm(t, x, names.norm)
+    del position_ids
+    return x
+
+
+# --- blocks: how attention and feed-forward are joined --------------------------------------------
+
+
+def pre_norm(
+    t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
+) -> Tensor:
+    """Llama's block: each half reads a normalised copy and adds to the residual stream."""
+    residual = x
+    x = norm(t, x, "input_layernorm")
+    x = attend(x)
+    x = ops.add(t, residual, x)
+    residual = x
+    x = norm(t, x, "post_attention_layernorm")
+    x = feed(x)
+    return ops.add(t, residual, x)
+
+
+def post_norm(
+    t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
+) -> Tensor:
+    """OLMo 2's block: what each half adds is normalised instead of what it reads."""
+    residual = x
+    x = attend(x)
+    x = norm(t, x, "post_attention_layernorm")
+    x = ops.add(t, residual, x)
+    residual = x
+    x = feed(x)
+    x = norm(t, x, "post_feedforward_layernorm")
+    return ops.add(t, residual, x)
+
+
+def sandwich(
+    t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
+) -> Tensor:
+    """Gemma 2's block: a norm before and a norm after each half."""
+    residual = x
+    x = norm(t, x, "input_layernorm")
+    x = attend(x)
+    x = norm(t, x, "post_attention_layernorm")
+    x = ops.add(t, residual, x)
+    residual = x
+    x = norm(t, x, "pre_feedforward_layernorm")
+    x = feed(x)
+    x = norm(t, x, "post_feedforward_layernorm")
+    return ops.add(t, residual, x)
+
+
+def parallel(t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm) -> Tensor:
+    """Command R's block: both halves read the same normalised input."""
+    residual = x
+    x = norm(t, x, "input_layernorm")
+    attended = attend(x)
+    fed = feed(x)
+    return ops.add(t, ops.add(t, residual, attended), fed)
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def attention(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    around: Around,
+    *,
+    window: int = 0,
+    bias: bool = False,
+    output_bias: bool | None = None,
+    norm: Norm | None = None,
+    wide_norm: Norm | None = None,
+    position: bool = True,
+    name: str = "self_attn",
+    output: str = "o_proj",
+) -> Tensor:
+    """Grouped-query attention.
+
+    `bias` is that of q, k and v, and of the output unless `output_bias` says otherwise. `norm`
+    normalises each head of q and k, `wide_norm` all heads together; without `position` nothing is
+    rotated.
+    """
+    q = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, f"{name}.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    if wide_norm is not None:
+        q, k = wide_norm(t, q, f"{name}.q_norm"), wide_norm(t, k, f"{name}.k_norm")
+    q = ops.split_heads(t, q, s.heads, rotated=norm is None)
+    k = ops.split_heads(t, k, s.kv_heads, rotated=norm is None)
+    v = ops.split_heads(t, v, s.kv_heads)
+    if norm is not None:
+        q, k = norm(t, q, f"{name}.q_norm"), norm(t, k, f"{name}.k_norm")
+    if position:
+        q, k = turn(t, q, around), turn(t, k, around)
+    out = blocks.attend(t, q, k, v, around.mask, window=window)
+    return t.linear(
+        out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
+        role="o",
+    )  # fmt: skip
+
+
+def turn(t: Trace, x: Tensor, around: Around) -> Tensor:
+    """Rotary embedding of all channels of each head, or of the first ones."""
+    if around.cosines.shape[-1] == x.shape[-1]:
+        return blocks.rotate(t, x, around.cosines, around.sines)
+    return blocks.rotate_part(t, x, around.cosines, around.sines)
+
+
+# --- feed-forward ---------------------------------------------------------------------------------
+
+
+def gated(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    *,
+    name: str = "mlp",
+    width: int = 0,
+    bias: bool = False,
+    role: str = "",
+) -> Tensor:
+    """The gated MLP; `role` is a prefix to its weights' roles, such as `shared_`."""
+    width = width or s.intermediate
+    product = ops.mul(
+        t,
+        s.activation(t, t.linear(x, f"{name}.gate_proj", width, bias=bias, role=f"{role}gate")),
+        t.linear(x, f"{name}.up_proj", width, bias=bias, role=f"{role}up"),
+    )
+    return t.linear(product, f"{name}.down_proj", s.hidden, bias=bias, role=f"{role}down")
+
+
+def gated_fused(t: Trace, s: Sizes, x: Tensor, *, name: str = "mlp") -> Tensor:
+    """The gated MLP with gate and up in one projection."""
+    both = t.linear(x, f"{name}.gate_up_proj", 2 * s.intermediate, role="gate_up")
+    gate, up = ops.split(t, both, s.intermediate, s.intermediate)
+    return t.linear(
+        ops.mul(t, up, s.activation(t, gate)), f"{name}.down_proj", s.hidden, role="down"
+    )
+
+
+def plain(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    *,
+    up: str = "mlp.up_proj",
+    down: str = "mlp.down_proj",
+    bias: bool = False,
+) -> Tensor:
+    """Two linear layers around the activation."""
+    x = t.linear(x, up, s.intermediate, bias=bias, role="up")
+    x = s.activation(t, x)
+    return t.linear(x, down, s.hidden, bias=bias, role="down")
+
+
+# --- norms ----------------------------------------------------------------------------------------
+
+
+layer_norm_without_bias: Norm = partial(blocks.layer_norm, bias=False)
+
+
+def gemma_norm(t: Trace, x: Tensor, name: str) -> Tensor:
+    """Gemma's RMSNorm: normalised and scaled by 1 + weight in fp32."""
+    weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    format = x.format
+    x = ops.to(t, x, FP32)
+    normed = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    del x
+    normed = ops.mul(t, normed, ops.shift(t, ops.to(t, weight, FP32)))
+    return ops.to(t, normed, format)
+
+
+def fp32_norm(t: Trace, x: Tensor, name: str) -> Tensor:
+    """RMSNorm that is scaled in fp32 too (OLMo 2, Command R)."""
+    weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    format = x.format
+    x = ops.to(t, x, FP32)
+    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    return ops.to(t, ops.mul(t, weight, x), format)

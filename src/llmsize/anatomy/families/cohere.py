@@ -1,0 +1,80 @@
+"""Command R, Aya: attention and MLP side by side behind one norm, tied embeddings.
+
+transformers v5.23, models/cohere/modeling_cohere.py, models/cohere2/modeling_cohere2.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, tied=True)
+    bias = c.flag("attention_bias")
+    normed_heads = c.flag("use_qk_norm")
+    always_rotates = c.text("model_type") == "cohere"
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        position = always_rotates or window > 0
+        return decoder.parallel(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, window, bias, normed_heads, position),
+            lambda x: decoder.gated(t, s, x),
+            norm=norm,
+        )
+
+    return decoder.run(t, s, block, windows(c, s.layers), norm=norm)
+
+
+def windows(c: Config, layers: int) -> list[int]:
+    """Command R7B and A: three local layers to a global one, which does not rotate."""
+    period = c.size("sliding_window_pattern", default=4)
+    local = c.text("model_type") != "cohere"
+    return decoder.windows(c, layers, lambda layer: local and (layer + 1) % period > 0)
+
+
+def attention(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    around: Around,
+    window: int,
+    bias: bool,
+    normed_heads: bool,
+    position: bool,
+) -> Tensor:
+    """Grouped-query attention; where heads are normalised, each has weights of its own."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    q = ops.split_heads(t, q, s.heads, rotated=not normed_heads)
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    k = ops.split_heads(t, k, s.kv_heads, rotated=not normed_heads)
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    v = ops.split_heads(t, v, s.kv_heads)
+    if normed_heads:
+        q = norm(t, q, "self_attn.q_norm", s.heads)
+        k = norm(t, k, "self_attn.k_norm", s.kv_heads)
+    if position:
+        q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
+    out = blocks.attend(t, q, k, v, around.mask, window=window)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def norm(t: Trace, x: Tensor, name: str, heads: int = 0) -> Tensor:
+    """LayerNorm without a bias, written out in fp32; `heads` have weights each."""
+    shape = (heads, x.shape[-1]) if heads else (x.shape[-1],)
+    weight = t.weight(f"{name}.weight", shape, "norm")
+    scaling = weight.view(heads, 1, x.shape[-1]) if heads else weight
+    format = x.format
+    x = ops.to(t, x, FP32)
+    centred = ops.add(t, x, ops.neg(t, ops.mean(t, x)))
+    variance = ops.mean(t, ops.power(t, centred))
+    x = ops.mul(t, centred, ops.rsqrt(t, ops.shift(t, variance)))
+    return ops.to(t, ops.mul(t, ops.to(t, scaling, FP32), x), format)

@@ -1,0 +1,43 @@
+"""Gemma 1, 2 and 3: GELU, scaled embeddings, norms in fp32, local layers between global ones.
+
+transformers v5.23, models/gemma/modeling_gemma.py, models/gemma2/modeling_gemma2.py and
+models/gemma3/modeling_gemma3.py (the text model).
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import decoder
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, gemma_norm
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+NORMED_HEADS = ("gemma3", "gemma3_text")
+"""Types that normalise each head of q and k."""
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    family = c.text("model_type")
+    s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
+    bias = c.flag("attention_bias")
+    norm = gemma_norm if family in NORMED_HEADS else None
+    frame = decoder.pre_norm if family == "gemma" else decoder.sandwich
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        return frame(
+            t,
+            x,
+            lambda x: decoder.attention(t, s, x, around, window=window, bias=bias, norm=norm),
+            lambda x: decoder.gated(t, s, x),
+            norm=gemma_norm,
+        )
+
+    return decoder.run(t, s, block, windows(c, s.layers), norm=gemma_norm, scaled=True)
+
+
+def windows(c: Config, layers: int) -> list[int]:
+    """Gemma 2: every other layer is local, the first one too. Gemma 3: five of six are."""
+    family = c.text("model_type")
+    period = c.size("sliding_window_pattern", default=2 if family == "gemma2" else 6)
+    return decoder.windows(c, layers, lambda layer: family != "gemma" and (layer + 1) % period > 0)

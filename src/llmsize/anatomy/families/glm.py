@@ -1,0 +1,44 @@
+"""GLM-4: half of each head rotated, gate and up in one projection; the 0414 models add norms.
+
+transformers v5.23, models/glm/modeling_glm.py, models/glm4/modeling_glm4.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Part
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, rotary=0.5)
+    bias = c.flag("attention_bias", default=True)
+    frame = decoder.pre_norm if c.text("model_type") == "glm" else sandwich
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        return frame(
+            t,
+            x,
+            lambda x: decoder.attention(t, s, x, around, bias=bias, output_bias=False),
+            lambda x: decoder.gated_fused(t, s, x),
+        )
+
+    return decoder.run(t, s, block, ["full"] * s.layers)
+
+
+def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
+    """A norm before and a norm after each half, under GLM's names."""
+    residual = x
+    x = blocks.rms_norm(t, x, "input_layernorm")
+    x = attend(x)
+    x = blocks.rms_norm(t, x, "post_self_attn_layernorm")
+    x = ops.add(t, residual, x)
+    residual = x
+    x = blocks.rms_norm(t, x, "post_attention_layernorm")
+    x = feed(x)
+    x = blocks.rms_norm(t, x, "post_mlp_layernorm")
+    return ops.add(t, residual, x)

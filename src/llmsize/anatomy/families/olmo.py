@@ -1,0 +1,45 @@
+"""OLMo, 2 and 3. OLMo's norms have no weights; the later ones normalise what each half adds.
+
+transformers v5.23, models/olmo/modeling_olmo.py, models/olmo2/modeling_olmo2.py,
+models/olmo3/modeling_olmo3.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, fp32_norm
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c)
+    bias = c.flag("attention_bias")
+    if c.text("model_type") == "olmo":
+        frame, norm, wide_norm = decoder.pre_norm, norm_without_weights, None
+    else:
+        frame, norm, wide_norm = decoder.post_norm, fp32_norm, fp32_norm
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        return frame(
+            t,
+            x,
+            lambda x: decoder.attention(
+                t, s, x, around, window=window, bias=bias, wide_norm=wide_norm
+            ),
+            lambda x: decoder.gated(t, s, x),
+            norm=norm,
+        )
+
+    kinds = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 4 > 0)
+    return decoder.run(t, s, block, kinds, norm=norm)
+
+
+def norm_without_weights(t: Trace, x: Tensor, name: str) -> Tensor:
+    """LayerNorm in fp32 that neither scales nor shifts."""
+    normed = ops.layer_norm(t, ops.to(t, x, FP32), None, None)
+    return ops.to(t, normed, x.format)

@@ -1,0 +1,35 @@
+"""Phi-1, 1.5 and 2: attention and MLP side by side, biases everywhere.
+
+transformers v5.23, models/phi/modeling_phi.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Names
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+NAMES = Names(norm="model.final_layernorm")
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, activation="gelu_new", rotary=0.5)
+    norm = blocks.layer_norm if c.flag("qk_layernorm") else None
+    dropout = c.number("resid_pdrop")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        residual = x
+        x = blocks.layer_norm(t, x, "input_layernorm")
+        attended = decoder.attention(t, s, x, around, bias=True, norm=norm, output="dense")
+        attended = ops.dropout(t, attended, dropout)
+        fed = decoder.plain(t, s, x, up="mlp.fc1", down="mlp.fc2", bias=True)
+        fed = ops.dropout(t, fed, dropout)
+        return ops.add(t, ops.add(t, attended, fed), residual)
+
+    return decoder.run(
+        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, head_bias=True
+    )

@@ -1,0 +1,41 @@
+"""Phi-3 and Phi-4: Llama's block with q, k and v in one projection, and gate and up in another.
+
+transformers v5.23, models/phi3/modeling_phi3.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c)
+    dropout = c.number("resid_pdrop")
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: ops.dropout(t, attention(t, s, x, around, window), dropout),
+            lambda x: ops.dropout(t, decoder.gated_fused(t, s, x), dropout),
+        )
+
+    return decoder.run(t, s, block, decoder.windows(c, s.layers, lambda layer: True))
+
+
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Tensor:
+    """Grouped-query attention over one fused projection, which q, k and v are slices of."""
+    queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    fused = t.linear(x, "self_attn.qkv_proj", queries + 2 * keys, role="qkv")
+    q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads, rotated=True)
+    k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads, rotated=True)
+    v = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
+    q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
+    out = blocks.attend(t, q, k, v, around.mask, window=window)
+    return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

@@ -1,0 +1,61 @@
+"""StableLM 3B and 2: a quarter of each head rotated, LayerNorm, both halves side by side or not.
+
+transformers v5.23, models/stablelm/modeling_stablelm.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, rotary=0.25)
+    frame = decoder.parallel if c.flag("use_parallel_residual") else decoder.pre_norm
+    bias, normed_heads = c.flag("use_qkv_bias"), c.flag("qk_layernorm")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        return frame(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, bias, normed_heads),
+            lambda x: decoder.gated(t, s, x),
+            norm=blocks.layer_norm,
+        )
+
+    return decoder.run(t, s, block, ["full"] * s.layers, norm=blocks.layer_norm)
+
+
+def attention(
+    t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool, normed_heads: bool
+) -> Tensor:
+    """Grouped-query attention; where heads are normalised, each by a LayerNorm of its own."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    v = ops.split_heads(t, v, s.kv_heads)
+    if normed_heads:
+        q = norm_heads(t, q, "self_attn.q_layernorm", s.heads)
+        k = norm_heads(t, k, "self_attn.k_layernorm", s.kv_heads)
+    else:
+        q = ops.split_heads(t, q, s.heads, rotated=True)
+        k = ops.split_heads(t, k, s.kv_heads, rotated=True)
+    q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
+    out = blocks.attend(t, q, k, v, around.mask, copied=True)
+    return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
+
+
+def norm_heads(t: Trace, x: Tensor, name: str, heads: int) -> Tensor:
+    """Every head through its own LayerNorm, then all joined by heads."""
+    channels = x.shape[-1] // heads
+    normed = [
+        blocks.layer_norm(t, head, f"{name}.norms.{index}", bias=False)
+        for index, head in enumerate(ops.split(t, x, *[channels] * heads))
+    ]
+    by_heads = [head.view(t.batch, 1, t.sequence, channels) for head in normed]
+    return ops.cat(t, by_heads, dim=1)
