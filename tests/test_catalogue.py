@@ -23,7 +23,7 @@ def need(model: Architecture, format: str) -> int | None:
 
 def test_each_model_takes_the_most_precise_format_that_fits() -> None:
     """Largest first, newest first among equals; what fits in no format is left out."""
-    found = search([SMALL, NEWER, LARGE, HUGE], ["fp16", "int8"], need, 220, band=0.05)
+    found = list(search([SMALL, NEWER, LARGE, HUGE], ["fp16", "int8"], need, 220, band=0.05))
     assert [(c.model.name, c.format, c.verdict, c.headroom) for c in found] == [
         ("large", "int8", "fits", 70),
         ("newer", "fp16", "fits", 20),
@@ -33,10 +33,10 @@ def test_each_model_takes_the_most_precise_format_that_fits() -> None:
 
 def test_a_smaller_format_that_fits_is_better_than_a_tight_one() -> None:
     """A tight format is taken only where no other fits."""
-    found = search([SMALL], ["fp16", "int8"], need, 200, band=0.1)
-    assert (found[0].format, found[0].verdict) == ("int8", "fits")
-    found = search([SMALL], ["fp16"], need, 200, band=0.1)
-    assert (found[0].format, found[0].verdict) == ("fp16", "tight")
+    choice = next(search([SMALL], ["fp16", "int8"], need, 200, band=0.1))
+    assert (choice.format, choice.verdict) == ("int8", "fits")
+    choice = next(search([SMALL], ["fp16"], need, 200, band=0.1))
+    assert (choice.format, choice.verdict) == ("fp16", "tight")
 
 
 def test_more_memory_loses_no_model() -> None:
@@ -68,3 +68,15 @@ def test_the_smallest_hardware_comes_first() -> None:
     offers = [("two", 2, 60), ("big", 1, 200), ("one", 1, 100), ("tiny", 1, 10)]
     found = enough(offers, lambda devices: 100 // devices, band=0.05)
     assert found == [("one", "tight"), ("two", "fits"), ("big", "fits")]
+
+
+def test_only_what_is_asked_for_is_counted() -> None:
+    """The first answer does not wait for the rest of the catalogue."""
+    asked = []
+
+    def counted(model: Architecture, format: str) -> int | None:
+        asked.append(model.name)
+        return need(model, format)
+
+    next(search([SMALL, NEWER, LARGE, HUGE], ["fp16"], counted, 400, band=0))
+    assert asked == ["huge", "large"]

@@ -5,7 +5,7 @@ What a model needs is asked of a callable, so inference and every way of trainin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,14 +64,16 @@ def search(
     budget: int,
     *,
     band: float,
-) -> list[Choice]:
-    """The models that fit, largest first and newest first among equals.
+) -> Iterator[Choice]:
+    """The models that fit, largest first and newest first among equals, found lazily.
 
     `formats` goes from the most precise to the smallest: each model takes the first that *fits*,
     or the first that is *tight* if none does.
     """
-    chosen = (_choice(model, formats, need, budget, band) for model in models)
-    return sorted((choice for choice in chosen if choice), key=_rank)
+    for model in sorted(models, key=_rank):
+        choice = _choice(model, formats, need, budget, band)
+        if choice is not None:
+            yield choice
 
 
 def _choice(
@@ -91,9 +93,8 @@ def _choice(
     return tight
 
 
-def _rank(choice: Choice) -> tuple[int, tuple[int, ...], str]:
+def _rank(model: Architecture) -> tuple[int, tuple[int, ...], str]:
     """Largest first, then newest, then by name, so that the order is always the same."""
-    model = choice.model
     newest = tuple(-int(part) for part in model.released.split("-") if part.isdigit())
     return -(model.published_parameters or 0), newest, model.name
 
