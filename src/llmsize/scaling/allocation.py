@@ -125,7 +125,7 @@ def spend_with_inference(law: ScalingLaw, total: float, inference_tokens: float)
     def tokens_of(n: float) -> float:
         return total / (6 * n) - inference_tokens / 3
 
-    largest = total / (2 * inference_tokens) if inference_tokens else HUGE
+    largest = min(HUGE, total / (2 * inference_tokens)) if inference_tokens else HUGE
     n = root(_balance(law, tokens_of, inference_tokens), TINY, largest * (1 - 1e-12))
     d = tokens_of(n)
     loss = solve(law, "L | N, D", N=n, D=d)

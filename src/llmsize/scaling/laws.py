@@ -128,8 +128,8 @@ FORMULAS: dict[Form, dict[str, str]] = {
         "D_overfit | N": "overfit_coefficient * N ** overfit_exponent",
     },
     "compute": {
-        "L | C": "offset + coefficient * (C / unit) ** -exponent",
-        "C | L": "unit * (coefficient / (L - offset)) ** (1 / exponent)",
+        "L | C": "offset + coefficient * (C / C_unit) ** -exponent",
+        "C | L": "C_unit * (coefficient / (L - offset)) ** (1 / exponent)",
         "floor": "offset",
     },
     "additive": _ADDITIVE,
@@ -164,12 +164,12 @@ FORMULAS: dict[Form, dict[str, str]] = {
         "D | N": "(6 * coefficient * N) ** (1 / (1 - exponent)) / (6 * N)",
     },
     "params-for-compute": {
-        "N | C": "coefficient * (C / unit) ** exponent",
-        "D | C": "C / (6 * coefficient * (C / unit) ** exponent)",
-        "C | N": "unit * (N / coefficient) ** (1 / exponent)",
-        "D | N": "unit * (N / coefficient) ** (1 / exponent) / (6 * N)",
-        "C | D": "(6 * coefficient * D / unit ** exponent) ** (1 / (1 - exponent))",
-        "N | D": "(6 * coefficient * D / unit ** exponent) ** (1 / (1 - exponent)) / (6 * D)",
+        "N | C": "coefficient * (C / C_unit) ** exponent",
+        "D | C": "C / (6 * coefficient * (C / C_unit) ** exponent)",
+        "C | N": "C_unit * (N / coefficient) ** (1 / exponent)",
+        "D | N": "C_unit * (N / coefficient) ** (1 / exponent) / (6 * N)",
+        "C | D": "(6 * coefficient * D / C_unit ** exponent) ** (1 / (1 - exponent))",
+        "N | D": "(6 * coefficient * D / C_unit ** exponent) ** (1 / (1 - exponent)) / (6 * D)",
         "lr | N": "lr_coefficient * (N / N_ref) ** lr_exponent",
         "B | N": "sequence * B_coefficient * (N / N_ref) ** B_exponent",
     },
@@ -417,7 +417,7 @@ def loss(
     Raises `LLMSizeError` for anything but positive finite numbers.
     """
     if isinstance(n, int | float) and isinstance(d, int | float):
-        if n > 0 and d > 0:
+        if 0 < n < math.inf and 0 < d < math.inf:
             result = function(law, "L | N, D")(n, d)
             if 0 < result < math.inf:
                 return result
