@@ -12,7 +12,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations import GradList, attach, keep_output
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import BF16, BOOL, FP16, FP32, INT64, Format
+from llmsize.formats import BF16, FP16, FP32, INT64, Format
 
 FLASH_HEAD_DIM = 256
 """Largest head that the flash kernel takes."""
@@ -38,7 +38,7 @@ def attend(
 def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keeps q, k, v, the output and the log-sum-exp in fp32; takes grouped heads as they are."""
     node = t.record(_flash_backward, (q, k, v), (q, k, v))
-    out = attach(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format), node)
+    out = attach(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format), node, q)
     keep_output(t, node, out)
     keep_output(t, node, t.new("flash_attention", q.shape[:-1], FP32))
     keep_output(t, node, t.new("flash_attention", (2,), INT64))  # random seed
@@ -69,9 +69,10 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
     if mask is not None:
-        mask = t.new("expand_mask", mask.shape, q.format)
+        mask = t.new("expand_mask", (q.shape[0], *mask.shape[1:]), q.format)
     node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
     out = attach(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format), node)
+    out.transposed = True
     keep_output(t, node, out)
     batch, heads, sequence, _ = q.shape
     keep_output(
@@ -109,10 +110,7 @@ def eager(
     softcap: bool = False,
     softmax_format: Format | None = FP32,
 ) -> Tensor:
-    """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy.
-
-    The result is batch, sequence, heads, channels.
-    """
+    """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy."""
     groups = q.shape[1] // k.shape[1]
     keys, values = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     weights = ops.scale(t, ops.matmul(t, q, transposed(keys)))
@@ -123,16 +121,10 @@ def eager(
     weights = ops.add(t, weights, mask)
     weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
     weights = ops.dropout(t, weights, dropout)
-    output = ops.matmul(t, weights, values)
-    batch, heads, sequence, channels = output.shape
-    return ops.copy(t, output, batch, sequence, heads, channels)
+    return ops.matmul(t, weights, values)
 
 
 def transposed(x: Tensor) -> Tensor:
     """A view with the last two dimensions exchanged."""
-    return x.view(*x.shape[:-2], x.shape[-1], x.shape[-2])
-
-
-def causal_mask(t: Tape, batch: int, sequence: int, total: int) -> Tensor:
-    """A boolean mask of one byte a pair, made once for all layers."""
-    return t.new("mask", (batch, 1, sequence, total), BOOL)
+    shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
+    return Tensor(shape, x.format, x.storage, x.node, x.slot, True, x.transposed)

@@ -1,17 +1,17 @@
 """What an operation keeps for the backward pass, and the backward pass itself.
 
 The rules are PyTorch's: a node keeps what its derivative needs and lets go when it has run; nodes
-run in the reverse of their creation; a second gradient of one tensor is added to the first, in
-place if nobody else holds it (torch/csrc/autograd/{engine,input_buffer}.cpp, v2.13).
+run in the reverse of their creation; a second gradient of one tensor is added to the first
+(torch/csrc/autograd/{engine,input_buffer}.cpp, v2.13).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Shape, Tensor
 from llmsize.formats import Format
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ Grads = Sequence[Tensor | None]
 Rule = Callable[["Tape", "Node", list[Tensor | None]], Grads]
 """From the gradients of a node's outputs to those of its inputs."""
 
-Edge = tuple["Node", int, int, Format]
-"""Where an input's gradient goes: the node and its output, with the input's elements and format."""
+Edge = tuple["Node", int, Shape, Format]
+"""Where an input's gradient goes: the node and its output, with the input's shape and format."""
 
 
 class Node:
@@ -88,15 +88,8 @@ def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Grads:
     return ()
 
 
-SOLE_OWNER = 3
-"""References to a storage that one tensor alone holds: its own, a local, and `getrefcount`'s."""
-
-
 def accumulated(tape: Tape, present: Tensor, grad: Tensor) -> Tensor:
-    """The sum of two gradients, in place of the first if it is whole and held only here."""
-    storage = present.storage
-    if storage is not None and not present.is_view and sys.getrefcount(storage) <= SOLE_OWNER:
-        return present
+    """The sum of two gradients of one tensor, made beside both."""
     return tape.new("add_gradients", present.shape, present.format)
 
 
@@ -104,7 +97,8 @@ def backward(tape: Tape, output: Tensor) -> None:
     """Walk the recorded nodes in reverse, from `output`; the nodes are spent afterwards."""
     node = output.node
     assert node is not None, "the output does not depend on a trained weight"
-    node.receive(tape, output.slot, tape.new("ones_like", output.shape, output.format))
+    seed = tape.new("ones_like", output.shape, output.format)
+    node.receive(tape, output.slot, seed)
     del output, node
     while tape.nodes:
         current = tape.nodes.pop()
@@ -113,18 +107,24 @@ def backward(tape: Tape, output: Tensor) -> None:
             run(tape, current)
         del current
     tape.enter(-1)
+    del seed
 
 
 def run(tape: Tape, node: Node) -> None:
     """Send a node's gradients on to its inputs, and let go of what it kept."""
-    if node.checkpoint is not None and node.saved:
-        node.saved = node.checkpoint.recomputed(tape, node.place)
+    checkpoint, node.checkpoint = node.checkpoint, None
+    if checkpoint is not None:
+        node.saved = checkpoint.recomputed(tape, node.place)
     grads, node.grads = node.grads, []
     sent = list(node.rule(tape, node, grads))
+    if (
+        checkpoint is not None
+    ):  # nobody else holds what was recomputed; a node's own is released at the end
+        node.saved = []
     for index, (edge, grad) in enumerate(zip(node.edges, sent, strict=True)):
         sent[index] = None if edge is None or grad is None else _fitted(tape, edge, grad)
         del grad
-    node.saved = []
+    node.saved, checkpoint = [], None
     grads.clear()
     for index, edge in enumerate(node.edges):
         grad, sent[index] = sent[index], None
@@ -135,9 +135,9 @@ def run(tape: Tape, node: Node) -> None:
 
 def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
     """A gradient in its input's size and format: what was broadcast is summed, then cast."""
-    _, _, elements, format = edge
-    if grad.elements != elements:
-        grad = tape.new("sum", (elements,), grad.format)
+    _, _, shape, format = edge
+    if grad.shape != shape and prod(grad.shape) != prod(shape):
+        grad = tape.new("sum", shape, grad.format)
     if grad.format is not format:
         grad = tape.new("to", grad.shape, format)
     return grad

@@ -13,10 +13,10 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import Kind, LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import printable
-from llmsize.formats import FP32, INT64
+from llmsize.formats import BOOL, FP32, INT64
 
 
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
@@ -27,7 +27,10 @@ def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -
 
 def positions(t: Trace) -> Tensor:
     """The position of each token of one sequence."""
-    return t.new("arange", (t.sequence,), INT64)
+    counted = t.new("arange", (t.sequence,), INT64)
+    shifted = t.new("add", counted.shape, INT64)
+    del counted
+    return shifted
 
 
 def rms_norm(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -51,13 +54,14 @@ def rotary(t: Trace, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """The cosines and sines of every position, made once for all layers, in the format of `x`."""
     grad, t.grad = t.grad, False
     position = t.new("to", (1, t.sequence, 1), FP32)
-    angles = t.new("mul", (1, t.sequence, channels // 2), FP32)
+    half = t.new("mul", (1, t.sequence, channels // 2), FP32)
     del position
     angles = t.new("cat", (1, t.sequence, channels), FP32)
     cosines = ops.scale(t, ops.unary(t, "cos", angles))
     sines = ops.scale(t, ops.unary(t, "sin", angles))
     result = ops.to(t, cosines, x.format), ops.to(t, sines, x.format)
     t.grad = grad
+    del half
     return result
 
 
@@ -74,31 +78,29 @@ def rotate(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return ops.add(t, ops.mul(t, x, cosines), ops.mul(t, rotate_half(t, x), sines))
 
 
-def rotate_part(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary embedding of the first channels of each head; the rest passes."""
+def rotate_part(
+    t: Trace, q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of the first channels of each head of q and k; the rest passes."""
     size = cosines.shape[-1]
-    turned = ops.slice_last(t, x, size)
-    rest = ops.slice_last(t, x, x.shape[-1] - size)
-    return ops.cat(t, (rotate(t, turned, cosines, sines), rest))
+    q_turned, q_rest = (ops.slice_last(t, q, n) for n in (size, q.shape[-1] - size))
+    k_turned, k_rest = (ops.slice_last(t, k, n) for n in (size, k.shape[-1] - size))
+    q_turned = rotate(t, q_turned, cosines, sines)
+    k_turned = rotate(t, k_turned, cosines, sines)
+    q_turned = ops.cat(t, (q_turned, q_rest))
+    k_turned = ops.cat(t, (k_turned, k_rest))
+    return q_turned, k_turned
 
 
 def attend(
-    t: Trace,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    *,
-    window: int = 0,
-    copied: bool = False,
+    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, window: int = 0
 ) -> Tensor:
     """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads.
 
-    `window` is how many tokens it reaches back if not to the first. `copied` says that q was
-    assembled by heads, so that a fused kernel's result is too and has to be laid out anew.
+    `window` is how many tokens it reaches back if not to the first.
     """
     remember(t, k, v, window)
-    return attend_only(t, q, k, v, mask, copied=copied)
+    return attend_only(t, q, k, v, mask)
 
 
 def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
@@ -107,18 +109,12 @@ def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
     t.remember(LayerCache(kind, k.shape[1], k.shape[-1], v.shape[-1], window))
 
 
-def attend_only(
-    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, copied: bool = False
-) -> Tensor:
+def attend_only(t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`attend` without a cache, or with one that is not of k and v themselves."""
-    width = q.shape[1] * v.shape[-1]
     if t.setting.attention == "eager":
         assert mask is not None
-        return attention.eager(t, q, k, v, mask).view(t.batch, t.sequence, width)
-    out = attention.attend(t, q, k, v, mask)
-    if copied:
-        return ops.copy(t, out, t.batch, t.sequence, width)
-    return out.view(t.batch, t.sequence, width)
+        return ops.merge_heads(t, attention.eager(t, q, k, v, mask))
+    return ops.merge_heads(t, attention.attend(t, q, k, v, mask))
 
 
 Activation = Callable[[Tape, Tensor], Tensor]
@@ -173,17 +169,24 @@ def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """transformers' ForCausalLMLoss: fp32 logits, labels shifted by one token."""
     scores = ops.to(t, logits, FP32)
     labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
-    targets = t.new("copy", (t.batch, t.sequence), INT64)
+    targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
     loss = ops.cross_entropy(t, scores, targets)
     del labels
     return loss
 
 
-def mask(t: Trace) -> Tensor | None:
-    """The attention mask made once for all layers, where the kernel needs one."""
+def mask(t: Trace, window: int = 0) -> Tensor | None:
+    """The attention mask made once for all layers, where the kernel needs one.
+
+    Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
+    sequence outgrows a `window` (transformers v5.23, masking_utils.py).
+    """
     total = t.sequence + t.setting.past
-    if t.setting.attention == "eager":
-        return t.new("mask", (t.batch, 1, t.sequence, total), t.setting.format)
-    if t.setting.padded:
-        return attention.causal_mask(t, t.batch, t.sequence, total)
-    return None
+    eager = t.setting.attention == "eager"
+    if not (eager or t.setting.padded or (window and total >= window)):
+        return None
+    batch = t.batch if t.setting.padded else Dim(1, "one")
+    allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)
+    if not eager:
+        return allowed
+    return t.new("mask", (t.batch, 1, t.sequence, total), t.setting.format)

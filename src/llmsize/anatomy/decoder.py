@@ -6,7 +6,7 @@ from Llama stands in its own file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -50,7 +50,13 @@ class Around(NamedTuple):
 
     cosines: Tensor
     sines: Tensor
-    mask: Tensor | None
+    masks: Mapping[int, Tensor | None]
+    """The mask for each window in use; 0 for attention to all tokens."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of attention to all tokens."""
+        return self.masks[0]
 
 
 def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: float = 1.0) -> Sizes:
@@ -122,14 +128,17 @@ def run(
     *,
     norm: Norm = blocks.rms_norm,
     names: Names = NAMES,
+    windows: Iterable[int] = (),
     scaled: bool = False,
     head_bias: bool = False,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
-    `scaled` embeddings are multiplied by a number, as Gemma's are.
+    `windows` are those that attention uses; kinds that are numbers are windows. `scaled`
+    embeddings are multiplied by a number, as Gemma's are.
     """
-    x = model(t, s, block, kinds, norm=norm, names=names, scaled=scaled)
+    used = {0, *windows} | {kind for kind in kinds if isinstance(kind, int)}
+    x = model(t, s, block, kinds, norm=norm, names=names, windows=used, scaled=scaled)
     tied = names.embedding if s.tied else ""
     return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias)
 
@@ -142,6 +151,7 @@ def model(
     *,
     norm: Norm,
     names: Names,
+    windows: Iterable[int],
     scaled: bool,
 ) -> Tensor:
     """All but the head."""
@@ -149,12 +159,12 @@ def model(
     if scaled:
         embeddings = ops.scale(t, embeddings)
     position_ids = blocks.positions(t)
-    mask = blocks.mask(t)
-    around = Around(*blocks.rotary(t, embeddings, s.rotary), mask)
-    x = t.layers(names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds)
-    x = norm(t, x, names.norm)
-    del position_ids
-    return x
+    masks = {window: blocks.mask(t, window) for window in windows}
+    around = Around(*blocks.rotary(t, embeddings, s.rotary), masks)
+    x = t.layers(
+        names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds, position_ids
+    )
+    return norm(t, x, names.norm)
 
 
 # --- blocks: how attention and feed-forward are joined --------------------------------------------
@@ -248,19 +258,20 @@ def attention(
     if norm is not None:
         q, k = norm(t, q, f"{name}.q_norm"), norm(t, k, f"{name}.k_norm")
     if position:
-        q, k = turn(t, q, around), turn(t, k, around)
-    out = blocks.attend(t, q, k, v, around.mask, window=window)
+        q, k = turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
     return t.linear(
         out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
         role="o",
     )  # fmt: skip
 
 
-def turn(t: Trace, x: Tensor, around: Around) -> Tensor:
-    """Rotary embedding of all channels of each head, or of the first ones."""
-    if around.cosines.shape[-1] == x.shape[-1]:
-        return blocks.rotate(t, x, around.cosines, around.sines)
-    return blocks.rotate_part(t, x, around.cosines, around.sines)
+def turn(t: Trace, q: Tensor, k: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of all channels of each head of q and k, or of the first ones."""
+    cosines, sines = around.cosines, around.sines
+    if cosines.shape[-1] == q.shape[-1]:
+        return blocks.rotate(t, q, cosines, sines), blocks.rotate(t, k, cosines, sines)
+    return blocks.rotate_part(t, q, k, cosines, sines)
 
 
 # --- feed-forward ---------------------------------------------------------------------------------

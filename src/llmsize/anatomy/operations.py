@@ -25,10 +25,11 @@ def first(grads: GradList) -> Tensor:
     return grad
 
 
-def attach(tensor: Tensor, node: Node | None, slot: int = 0) -> Tensor:
-    """Make `tensor` an output of `node`."""
+def attach(tensor: Tensor, node: Node | None, like: Tensor | None = None) -> Tensor:
+    """Make `tensor` the output of `node`; an elementwise result is laid out `like` its operand."""
     tensor.node = node
-    tensor.slot = slot
+    if like is not None:
+        tensor.transposed = like.transposed
     return tensor
 
 
@@ -57,7 +58,7 @@ def broadcast(a: Shape, b: Shape) -> Shape:
 def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a + b`; keeps nothing, passes its gradient on without a copy."""
     node = t.record(_add_backward, (a, b))
-    return attach(t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node)
+    return attach(t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a)
 
 
 def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -72,7 +73,7 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         (a, b),
         (b if a.node is not None else None, a if b.node is not None else None),
     )
-    return attach(t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node)
+    return attach(t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a)
 
 
 def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -95,7 +96,7 @@ def unary(
     Its backward pass makes one tensor of the input's size.
     """
     node = t.record(_unary_backward, (x,), (x,) if keeps == "input" else (), operation)
-    out = attach(t.new(operation, x.shape, format or x.format), node)
+    out = attach(t.new(operation, x.shape, format or x.format), node, x)
     if keeps == "output":
         keep_output(t, node, out)
     return out
@@ -153,9 +154,11 @@ def sigmoid(t: Tape, x: Tensor) -> Tensor:
 
 def gelu_new(t: Tape, x: Tensor) -> Tensor:
     """GELU's tanh form written out in Python: five tensors instead of two."""
-    cubic = scale(t, power(t, x))
-    inner = scale(t, add(t, x, cubic))
-    return mul(t, scale(t, x), shift(t, tanh(t, inner)))
+    return mul(
+        t,
+        scale(t, x),
+        shift(t, tanh(t, scale(t, add(t, x, scale(t, power(t, x)))))),
+    )
 
 
 def power(t: Tape, x: Tensor) -> Tensor:
@@ -176,7 +179,10 @@ def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def rsqrt(t: Tape, x: Tensor) -> Tensor:
     """`1 / sqrt(x)`; keeps its output."""
-    return unary(t, "rsqrt", x, keeps="output")
+    node = t.record(_power_backward, (x,))
+    out = attach(t.new("rsqrt", x.shape, x.format), node)
+    keep_output(t, node, out)
+    return out
 
 
 def mean(t: Tape, x: Tensor) -> Tensor:
@@ -194,7 +200,7 @@ def to(t: Tape, x: Tensor, format: Format) -> Tensor:
     if x.format is format:
         return x
     node = t.record(_to_backward, (x,), (), x.format)
-    return attach(t.new("to", x.shape, format), node)
+    return attach(t.new("to", x.shape, format), node, x)
 
 
 def _to_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -218,7 +224,7 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
 def slice_last(t: Tape, x: Tensor, size: int) -> Tensor:
     """`x[..., a:b]`, a view; its backward pass fills a tensor of the input's size."""
     node = t.record(_slice_backward, (x,), (), x.shape)
-    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, True)
+    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, True, x.transposed)
 
 
 def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -229,7 +235,7 @@ def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Views of `x` along the last dimension; their gradients are concatenated."""
     node = t.record(_split_backward, (x,), (), x.shape)
     return tuple(
-        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, True)
+        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, True, x.transposed)
         for slot, size in enumerate(sizes)
     )
 
@@ -255,14 +261,15 @@ def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def split_heads(t: Tape, x: Tensor, heads: int, *, rotated: bool = False) -> Tensor:
     """A projection seen as batch, heads, sequence, channels.
 
-    If it is `rotated` afterwards its gradient comes back laid out by heads and is copied.
+    `rotated` says that it is rotated, or split by channels, afterwards: then its gradient comes
+    back laid out by heads and is copied.
     """
     batch, sequence, width = x.shape
     shape = (batch, heads, sequence, width // heads)
     if not rotated:
-        return x.view(*shape)
+        return Tensor(shape, x.format, x.storage, x.node, x.slot, True, True)
     node = t.record(_copy_backward, (x,))
-    return Tensor(shape, x.format, x.storage, node, 0, True)
+    return Tensor(shape, x.format, x.storage, node, 0, True, True)
 
 
 def _copy_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -275,12 +282,30 @@ def copy(t: Tape, x: Tensor, *shape: int) -> Tensor:
     return attach(t.new("copy", shape or x.shape, x.format), node)
 
 
+def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("sum", node.context, first(grads).format),)
+
+
+def merge_heads(t: Tape, x: Tensor) -> Tensor:
+    """The heads' channels side by side: a copy, unless they are laid out so already."""
+    batch, heads, sequence, channels = x.shape
+    if x.transposed:
+        return x.view(batch, sequence, heads * channels)
+    node = t.record(_merge_backward, (x,), (), x.shape)
+    return attach(t.new("copy", (batch, sequence, heads * channels), x.format), node)
+
+
+def _merge_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return (Tensor(node.context, grad.format, grad.storage, None, 0, True, True),)
+
+
 def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     """KV heads repeated for the query heads that share them: batch, heads, sequence, channels."""
     if times == 1:
         return x
     batch, heads, sequence, channels = x.shape
-    node = t.record(_same_backward, (x,))
+    node = t.record(_repeat_backward, (x,), (), x.shape)
     return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
 
 
@@ -305,7 +330,7 @@ def cast(t: Tape, x: Tensor) -> Tensor:
 
 def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
-    a, b = cast(t, a), cast(t, b)
+    a, b = joined(t, cast(t, a)), joined(t, cast(t, b))
     node = t.record(
         _matmul_backward,
         (a, b),
@@ -315,12 +340,16 @@ def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
 
 
+def joined(t: Tape, x: Tensor) -> Tensor:
+    """`x` with batch and heads as one dimension, which takes a copy if heads are interleaved."""
+    return copy(t, x) if x.transposed and x.shape[0] > 1 and x.shape[1] > 1 else x
+
+
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    format = first(grads).format
-    return [
-        t.new("bmm_backward", shape, format) if node.needs(index) else None
-        for index, shape in enumerate(node.context)
-    ]
+    grad = joined(t, first(grads))
+    a_shape, b_shape = node.context
+    to_b = t.new("bmm_backward", b_shape, grad.format) if node.needs(1) else None
+    return t.new("bmm_backward", a_shape, grad.format) if node.needs(0) else None, to_b
 
 
 def linear(
@@ -330,8 +359,9 @@ def linear(
 
     `out` is the number of output features where the weight is stored the other way round.
     """
-    x, weight = cast(t, x), cast(t, weight)
     bias = cast(t, bias) if bias is not None else None
+    weight = cast(t, weight)
+    x = cast(t, x)
     inputs = (x, weight) if bias is None else (x, weight, bias)
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))
@@ -341,16 +371,19 @@ def linear(
 def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     x_shape, weight_shape = node.context
+    if len(node.edges) == 3:  # addmm: the bias's gradient is summed from what came
+        to_x = t.new("mm", x_shape, grad.format) if node.needs(0) else None
+        return to_x, t.new("mm", weight_shape, grad.format) if node.needs(1) else None, grad
     to_weight = t.new("mm", weight_shape, grad.format) if node.needs(1) else None
-    to_x = t.new("mm", x_shape, grad.format) if node.needs(0) else None
-    if to_weight is not None:
-        to_weight.is_view = True  # the product is stored transposed, as the weight is
-    return (to_x, to_weight) if len(node.edges) == 2 else (to_x, to_weight, grad)
+    return t.new("mm", x_shape, grad.format) if node.needs(0) else None, to_weight
 
 
-def embedding(t: Tape, table: Tensor, *shape: int) -> Tensor:
-    """Rows of `table` for indices of `shape`; its backward pass fills a whole table."""
-    node = t.record(_embedding_backward, (table,), (), table.shape)
+def embedding(t: Tape, table: Tensor, *shape: int, indices: Tensor | None = None) -> Tensor:
+    """Rows of `table` for `indices` of `shape`, which it keeps; its backward pass fills a table.
+
+    The model's input needs no `indices`: it lives through the step.
+    """
+    node = t.record(_embedding_backward, (table,), (indices,), table.shape)
     return attach(t.new("embedding", (*shape, table.shape[-1]), table.format), node)
 
 

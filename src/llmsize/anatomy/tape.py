@@ -50,14 +50,13 @@ class Parameter(Tensor):
 
 
 class Segment(NamedTuple):
-    """A stretch of events; a layer that stands for several alike says how many."""
+    """A stretch of events in one traced layer, or outside of the layers."""
 
     phase: str
     layer: int
-    """Index of the traced layer; -1 outside of the layers."""
+    """Number of the traced layer; -1 outside of the layers."""
     start: int
     """Index of its first event."""
-    repeats: int
 
 
 class EndOfRecomputation(Exception):
@@ -104,7 +103,6 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     phase: str = "forward"
     layer: int = -1
-    repeats: dict[int, int] = field(default_factory=dict)
     casts: dict[int, Tensor] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     replaying: bool = False
@@ -119,8 +117,7 @@ class Tape:
         if phase is not None or layer != self.layer:
             self.phase = phase or self.phase
             self.layer = layer
-            repeats = self.repeats.get(layer, 1)
-            self.segments.append(Segment(self.phase, layer, len(self.events), repeats))
+            self.segments.append(Segment(self.phase, layer, len(self.events)))
 
     def record(
         self,
@@ -133,7 +130,7 @@ class Tape:
         if not self.grad:
             return None
         edges = tuple(
-            [(t.node, t.slot, t.elements, t.format) if t.node is not None else None for t in inputs]
+            [(t.node, t.slot, t.shape, t.format) if t.node is not None else None for t in inputs]
         )
         if not any(edges):
             return None
@@ -148,7 +145,7 @@ class Tape:
                 if edge is not None and type(edge[0]) is Leaf:
                     edge[0].uses += 1
             if checkpoint is not None:
-                node.checkpoint, node.place = checkpoint, checkpoint.recorded
+                node.place = checkpoint.recorded
                 checkpoint.recorded += 1
         for tensor in saved:
             self.keep(node, tensor)
@@ -160,6 +157,7 @@ class Tape:
         if tensor is not None and checkpoint is not None:
             if not self.replaying:
                 checkpoint.wanted += 1
+                node.checkpoint = checkpoint
                 tensor = None
             else:
                 checkpoint.wanted -= 1
@@ -198,7 +196,20 @@ class Tape:
             self.checkpoint, self.replaying, self.casts = None, False, casts
         for node in checkpoint.nodes:
             node.edges = ()
-        checkpoint.inputs = ()
+
+    def leave_autocast(self) -> None:
+        """Let go of the 16-bit copies of weights that nothing else keeps."""
+        copies = sorted(self.casts.values(), key=lambda copy: _layer_of(copy))
+        self.casts.clear()
+        while copies:
+            self.enter(_layer_of(copies[-1]))
+            copies.pop()
+        self.enter(-1)
+
+
+def _layer_of(copy: Tensor) -> int:
+    assert copy.storage is not None
+    return copy.storage.what.layer
 
 
 def _detached(value: Any) -> Any:

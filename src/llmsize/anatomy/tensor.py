@@ -82,7 +82,7 @@ class Storage:
 class Tensor:
     """A view of a storage, with the edge by which its gradient flows back."""
 
-    __slots__ = ("format", "is_view", "node", "shape", "slot", "storage")
+    __slots__ = ("format", "is_view", "node", "shape", "slot", "storage", "transposed")
 
     def __init__(
         self,
@@ -92,14 +92,19 @@ class Tensor:
         node: Node | None = None,
         slot: int = 0,
         is_view: bool = False,
+        transposed: bool = False,
     ) -> None:
-        """`storage` is `None` for what lives outside the step: weights and inputs."""
+        """`storage` is `None` for what lives outside the step: weights and inputs.
+
+        `transposed` says that batch, heads, sequence, channels are laid out sequence before heads.
+        """
         self.shape = shape
         self.format = format
         self.storage = storage
         self.node = node
         self.slot = slot
         self.is_view = is_view
+        self.transposed = transposed
 
     @property
     def elements(self) -> int:

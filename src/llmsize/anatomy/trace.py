@@ -70,9 +70,11 @@ class Place(NamedTuple):
     """Of its weights' names; `{}` stands for the layer's index."""
     indices: Sequence[int]
     """Indices of the layers it stands for; empty outside of the layers."""
+    pattern: int
+    """Number of the first traced layer of the pattern that repeats with it."""
 
 
-OUTSIDE = Place("", ())
+OUTSIDE = Place("", (), -1)
 
 
 @dataclass(slots=True)
@@ -125,7 +127,7 @@ class Trace(Tape):
         return weight
 
     def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
-        prefix, indices = self.places[self.layer]
+        prefix, indices, _ = self.places[self.layer]
         made = Parameter(prefix + name, shape, format, role, indices)
         self.weights[self.layer, name] = made
         return made
@@ -160,32 +162,41 @@ class Trace(Tape):
         up = self.adapter(f"{name}.lora_B.default.weight", (out, lora.rank))
         result = ops.linear(self, x, weight, bias, out)
         format = result.format
-        x = x if self.autocast else ops.to(self, x, lora.format)
-        change = ops.linear(self, ops.linear(self, ops.dropout(self, x, lora.dropout), down), up)
-        result = ops.add(self, result, ops.scale(self, change))
+        x = ops.to(self, x, lora.format)
+        result = ops.add(self, result, ops.scale(self, self._low_rank(x, down, up, lora)))
         return ops.to(self, result, format)
 
+    def _low_rank(self, x: Tensor, down: Parameter, up: Parameter, lora: LoRA) -> Tensor:
+        return ops.linear(self, ops.linear(self, ops.dropout(self, x, lora.dropout), down), up)
+
     def layers(
-        self, prefix: str, block: Callable[[Tensor, Kind], Tensor], x: Tensor, kinds: Sequence[Kind]
+        self,
+        prefix: str,
+        block: Callable[[Tensor, Kind], Tensor],
+        x: Tensor,
+        kinds: Sequence[Kind],
+        *held: Tensor,
     ) -> Tensor:
         """`x` through one block a layer; layers that repeat are traced as few stand-ins.
 
-        `prefix` is the name of the list of layers, `kinds` one hashable kind a layer.
+        `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
+        what every block is handed without using it; a checkpoint keeps it alive.
         """
-        for kind, indices, repeats in stand_ins(tuple(kinds)):
+        for kind, indices, turn in stand_ins(tuple(kinds)):
             number = len(self.places) - 1
-            self.places[number] = Place(f"{prefix}.{{}}.", indices)
-            self.repeats[number] = repeats
+            self.places[number] = Place(f"{prefix}.{{}}.", indices, number - turn)
             self.enter(number)
             if self.setting.checkpointing and self.grad:
-                x = self.run(partial(_block_of_kind, block, kind), (x,))
+                x = self.run(partial(_block_of_kind, block, kind), (x, *held))
             else:
                 x = block(x, kind)
         self.enter(-1)
         return x
 
 
-def _block_of_kind(block: Callable[[Tensor, Kind], Tensor], kind: Kind, x: Tensor) -> Tensor:
+def _block_of_kind(
+    block: Callable[[Tensor, Kind], Tensor], kind: Kind, x: Tensor, *held: Tensor
+) -> Tensor:
     return block(x, kind)
 
 
@@ -195,7 +206,7 @@ MAX_PERIOD = 12
 
 @lru_cache(maxsize=256)
 def stand_ins(kinds: tuple[Kind, ...]) -> tuple[tuple[Kind, Sequence[int], int], ...]:
-    """The layers to trace: kind, the indices each stands for, and how often its group repeats.
+    """The layers to trace: kind, the indices each stands for, and its turn in a repeating pattern.
 
     A pattern of `p` kinds that occurs `r` times in a row is traced three times: once, once for the
     `r - 2` in the middle, once for the last. What a layer takes from its neighbours is then the
@@ -213,7 +224,7 @@ def stand_ins(kinds: tuple[Kind, ...]) -> tuple[tuple[Kind, Sequence[int], int],
         ):
             begin = start + turn * period
             found += [
-                (kinds[begin + i], range(begin + i, begin + i + count * period, period), count)
+                (kinds[begin + i], range(begin + i, begin + i + count * period, period), i)
                 for i in range(period)
             ]
         start += period * times

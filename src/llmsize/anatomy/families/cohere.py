@@ -62,8 +62,8 @@ def attention(
         q = norm(t, q, "self_attn.q_norm", s.heads)
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)
     if position:
-        q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
-    out = blocks.attend(t, q, k, v, around.mask, window=window)
+        q, k = decoder.turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 

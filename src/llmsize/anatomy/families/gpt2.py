@@ -65,7 +65,7 @@ def model(t: Trace, s: Shape) -> Tensor:
     tokens = blocks.embed(t, "transformer.wte", s.vocabulary, s.hidden)
     position_ids = blocks.positions(t)
     table = t.weight("transformer.wpe.weight", (s.positions, s.hidden), "position")
-    places = ops.embedding(t, table, 1, t.sequence)
+    places = ops.embedding(t, table, 1, t.sequence, indices=position_ids)
     x = ops.add(t, tokens, places)
     mask = blocks.mask(t)
     x = ops.dropout(t, x, s.embedding_dropout)
@@ -80,10 +80,8 @@ def model(t: Trace, s: Shape) -> Tensor:
         change = mlp(t, s, x)
         return ops.add(t, residual, change)
 
-    x = t.layers("transformer.h", block, x, ["full"] * s.layers)
-    x = blocks.layer_norm(t, x, "transformer.ln_f")
-    del position_ids
-    return x
+    x = t.layers("transformer.h", block, x, ["full"] * s.layers, position_ids)
+    return blocks.layer_norm(t, x, "transformer.ln_f")
 
 
 def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -98,7 +96,7 @@ def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
         out = attention.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None)
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
-    out = t.linear(out.view(t.batch, t.sequence, s.hidden), "attn.c_proj", s.hidden, bias=True,
+    out = t.linear(ops.merge_heads(t, out), "attn.c_proj", s.hidden, bias=True,
                    role="o", transposed=True)  # fmt: skip
     return ops.dropout(t, out, s.residual_dropout)
 

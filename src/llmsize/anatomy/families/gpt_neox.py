@@ -83,10 +83,8 @@ def model(t: Trace, s: Shape) -> Tensor:
         change = ops.dropout(t, change, s.dropout)
         return ops.add(t, change, attended)
 
-    x = t.layers("gpt_neox.layers", block, x, ["full"] * s.layers)
-    x = blocks.layer_norm(t, x, "gpt_neox.final_layer_norm")
-    del position_ids
-    return x
+    x = t.layers("gpt_neox.layers", block, x, ["full"] * s.layers, position_ids)
+    return blocks.layer_norm(t, x, "gpt_neox.final_layer_norm")
 
 
 def attention(
@@ -94,11 +92,10 @@ def attention(
 ) -> Tensor:
     """Attention over one fused projection; only the first channels of a head are rotated."""
     fused = t.linear(x, "attention.query_key_value", 3 * s.hidden, bias=s.bias, role="qkv")
-    fused = ops.split_heads(t, fused, s.heads)
+    fused = ops.split_heads(t, fused, s.heads, rotated=True)
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
-    q = blocks.rotate_part(t, q, cosines, sines)
-    k = blocks.rotate_part(t, k, cosines, sines)
-    out = blocks.attend(t, q, k, v, mask, copied=True)
+    q, k = blocks.rotate_part(t, q, k, cosines, sines)
+    out = blocks.attend(t, q, k, v, mask)
     return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")
 
 

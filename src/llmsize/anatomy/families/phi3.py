@@ -36,6 +36,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Ten
     q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads, rotated=True)
     k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads, rotated=True)
     v = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
-    q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
-    out = blocks.attend(t, q, k, v, around.mask, window=window)
+    q, k = decoder.turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

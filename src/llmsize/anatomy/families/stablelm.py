@@ -45,8 +45,8 @@ def attention(
     else:
         q = ops.split_heads(t, q, s.heads, rotated=True)
         k = ops.split_heads(t, k, s.kv_heads, rotated=True)
-    q, k = decoder.turn(t, q, around), decoder.turn(t, k, around)
-    out = blocks.attend(t, q, k, v, around.mask, copied=True)
+    q, k = decoder.turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
 
 
