@@ -126,19 +126,6 @@ def forward_flop(
     return total("forward pass", *parts)
 
 
-def peak_flops(accelerator: Accelerator, format: str) -> Term:
-    """Dense peak of one device in FLOP/s. Raises `LLMSizeError` if none is published."""
-    if format not in accelerator.peak_tflops:
-        known = ", ".join(accelerator.peak_tflops) or "none"
-        raise LLMSizeError(
-            f"no published {format} peak for {accelerator.title}", hint=f"published: {known}"
-        )
-    return term(
-        f"{format} peak", "tflops * 1e12 / devices", unit="FLOP/s", source=accelerator.source,
-        tflops=accelerator.peak_tflops[format], devices=accelerator.devices,
-    )  # fmt: skip
-
-
 def model_utilization(per_token: Term, tokens_per_second: float, peak: float) -> Term:
     """The share of one device's peak that its tokens per second make use of (MFU).
 

@@ -1,0 +1,249 @@
+"""From resources to a plan: what to load, tune or train on these machines, and what it reaches.
+
+The path: memory gives the range of parameters for every way of using a model; time gives compute;
+compute gives a size and a number of tokens; the tokens at hand say how often they repeat; that
+gives a loss, a time and a price. What models need is asked of callables, and laws are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmsize.hardware import Machine
+from llmsize.planning.catalogue import Choice
+from llmsize.planning.finetuning import Method, run_seconds, step_seconds
+from llmsize.planning.fits import Verdict, largest
+from llmsize.scaling.allocation import Allocation, allocate, at_most
+from llmsize.scaling.laws import ScalingLaw, loss, relations, solve
+from llmsize.term import Term, term
+from llmsize.throughput import affordable_flop, cost, device_hours, training_flop, training_time
+
+Task = Literal["chatbot", "pretrain", "finetune", "serve"]
+Way = Literal["serve", "lora", "qlora", "full", "scratch"]
+
+TITLES: dict[Way, str] = {
+    "serve": "inference only", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning",
+    "scratch": "from scratch",
+}  # fmt: skip
+
+WAYS: dict[Task, tuple[Way, ...]] = {
+    "chatbot": ("full", "lora", "qlora", "serve", "scratch"),
+    "finetune": ("full", "lora", "qlora"),
+    "serve": ("serve",),
+    "pretrain": ("scratch", "full", "lora", "qlora"),
+}
+"""The ways that answer a task, the one that changes most of the model first."""
+
+BYTES_PER_TOKEN = 4.19
+"""English text under GPT-2's tokenizer: WebText2, 96 GB for 2.29e10 tokens (arXiv:2001.08361)."""
+
+REPEATABLE_EPOCHS = 4
+"""Epochs up to which repeated tokens are worth almost as much as new ones (arXiv:2305.16264)."""
+
+SMALLEST, LARGEST = 10**6, 10**14
+"""Parameter counts between which a range is searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What there is: machines, time, data, and what an hour costs."""
+
+    machine: Machine
+    seconds: float
+    """For which the machines are there."""
+    peak: Term
+    """FLOP/s of one device in the format one trains in."""
+    utilization: Term
+    """Share of the peak that long training runs reach."""
+    bandwidth: float
+    """Bytes per second of one device's memory."""
+    tokens: float | None = None
+    """At hand; for fine-tuning, those of one epoch."""
+    samples: float | None = None
+    """That the tokens come in; absent if they are packed into full sequences."""
+    epochs: float = 1
+    context: int = 4096
+    price: float | None = None
+    """Of one device for an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The most parameters that one way of using a model can have on the machine."""
+
+    way: Way
+    format: str
+    parameters: int | None
+    """Absent if not even the smallest model fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretraining:
+    """What training from scratch with these resources comes to."""
+
+    compute: Term
+    optimum: Allocation
+    """The best size and tokens for the compute, whatever fits."""
+    plan: Allocation
+    """The same with no more parameters than can be trained and served here."""
+    limit: int | None
+    """Those parameters, if they are fewer than the optimum's."""
+    epochs: float | None
+    """How often the tokens at hand would repeat; absent if none were given."""
+    losses: dict[str, float]
+    """By law, at the plan's size and tokens, in each law's unit and on its corpus."""
+    repeated_loss: float | None
+    """By the law of repeated data, if tokens are at hand."""
+    time: Term
+    cost: Term | None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing to do with the machines."""
+
+    way: Way
+    subject: str
+    """The base model, or the size of a new one."""
+    parameters: float
+    format: str
+    need: int | None
+    """Bytes on the fullest device."""
+    verdict: Verdict
+    seconds: Term | None
+    cost: Term | None
+    in_time: bool
+    why: str
+
+
+def ranges(needs: Sequence[tuple[Way, str, Callable[[int], float]]], budget: float) -> list[Range]:
+    """The largest parameter count for each way and format; a need grows with the parameters."""
+    return [
+        Range(way, format, _rounded(largest(
+            lambda millions, need=need: need(millions * 10**6) <= budget,  # type: ignore[misc]
+            lowest=SMALLEST // 10**6, highest=LARGEST // 10**6,
+        )))
+        for way, format, need in needs
+    ]  # fmt: skip
+
+
+def _rounded(millions: int | None) -> int | None:
+    return None if millions is None else millions * 10**6
+
+
+def pretraining(
+    have: Resources,
+    law: ScalingLaw,
+    laws: Iterable[ScalingLaw],
+    repeated: ScalingLaw,
+    limit: int | None,
+) -> Pretraining:
+    """The size, tokens, loss, time and cost of a model trained from scratch.
+
+    `law` allocates, `laws` give the spread of losses, `repeated` counts tokens seen before; `limit`
+    is the most parameters that can be trained and served. Raises `LLMSizeError` where a law cannot
+    answer.
+    """
+    compute = affordable_flop(
+        devices=have.machine.devices, seconds=have.seconds, peak=have.peak,
+        efficiency=have.utilization,
+    )  # fmt: skip
+    optimum = allocate(law, compute.value)
+    plan = optimum if limit is None else at_most(law, compute.value, limit)
+    flop = training_flop(plan.parameters, plan.tokens)
+    time = training_time(
+        flop, devices=have.machine.devices, peak=have.peak, efficiency=have.utilization
+    )
+    epochs = plan.tokens / have.tokens if have.tokens else None
+    return Pretraining(
+        compute, optimum, plan, limit if plan is not optimum else None, epochs,
+        {each.name: loss(each, plan.parameters, plan.tokens) for each in laws
+         if "L | N, D" in relations(each)},
+        _repeated_loss(repeated, plan, have.tokens), time, _cost(have, time),
+    )  # fmt: skip
+
+
+def _repeated_loss(law: ScalingLaw, plan: Allocation, tokens: float | None) -> float | None:
+    if tokens is None:
+        return None
+    return solve(law, "L | N, D, U", N=plan.parameters, D=plan.tokens, U=min(tokens, plan.tokens))
+
+
+def adapt(have: Resources, way: Way, choice: Choice, layers: int, reached: Sequence[str]) -> Option:
+    """The option of using one model of the catalogue in one way.
+
+    `reached` are the ways in which no model this large fits, which say why it is this one.
+    """
+    model = choice.model
+    parameters = model.published_parameters or 0
+    seconds = None
+    if way != "serve" and have.tokens:
+        seconds = _tuning_time(have, "full" if way == "full" else way, parameters, layers)  # type: ignore[arg-type]
+    why = f"the largest that fits for {TITLES[way]}"
+    if reached:
+        why += f", larger than any for {' or '.join(reached)}"
+    return Option(
+        way, model.name, parameters, choice.format, choice.need, choice.verdict, seconds,
+        _cost(have, seconds) if seconds else None,
+        seconds is None or seconds.value <= have.seconds, why,
+    )  # fmt: skip
+
+
+def _tuning_time(have: Resources, method: Method, parameters: float, layers: int) -> Term:
+    """Seconds for the epochs over the tokens, one sample a step or packed into full sequences."""
+    assert have.tokens is not None
+    samples = have.samples or max(have.tokens / have.context, 1)
+    step = step_seconds(
+        method, parameters=parameters, layers=layers, tokens=have.tokens / samples,
+        rate=have.peak.value * have.utilization.value, bandwidth=have.bandwidth,
+    )  # fmt: skip
+    return run_seconds(step, samples=samples, epochs=have.epochs, devices=have.machine.devices)
+
+
+def scratch(have: Resources, found: Pretraining, need: int | None, verdict: Verdict) -> Option:
+    """The option of training a new model, as `pretraining` planned it."""
+    why = "what the compute is best spent on"
+    if found.limit is not None:
+        why = "as large as can be trained and served here, trained longer"
+    if found.epochs and found.epochs > REPEATABLE_EPOCHS:
+        why += f"; the tokens at hand would repeat {found.epochs:,.0f} times"
+    return Option(
+        "scratch", "a new model", found.plan.parameters, "16-bit", need, verdict, found.time,
+        found.cost, True, why,
+    )  # fmt: skip
+
+
+def ranked(options: Iterable[Option], task: Task) -> list[Option]:
+    """The options for a task: feasible in time first, then the larger model.
+
+    Between ways of tuning the same size, the one that changes more of the model comes first. A
+    chatbot starts from an existing model; only pretraining puts a new one first.
+    """
+    order = WAYS[task]
+
+    def key(option: Option) -> tuple[bool, bool, bool, float, int]:
+        last_resort = option.way in ("serve", "scratch") and task == "chatbot"
+        new = option.way == "scratch" and task == "pretrain"
+        return (
+            not option.in_time, not new, last_resort, -option.parameters,
+            order.index(option.way),
+        )  # fmt: skip
+
+    return sorted((option for option in options if option.way in order), key=key)
+
+
+def _cost(have: Resources, seconds: Term) -> Term | None:
+    if have.price is None:
+        return None
+    return cost(device_hours(seconds, have.machine.devices), have.price)
+
+
+def tokens_in(data_bytes: int) -> Term:
+    """Tokens in that much text: about four bytes of English each; other languages differ."""
+    return term(
+        "tokens", "bytes / bytes_per_token", unit="tokens", grade="assumed",
+        source="arXiv:2001.08361: WebText2", note="English text",
+        bytes=data_bytes, bytes_per_token=BYTES_PER_TOKEN,
+    )  # fmt: skip
