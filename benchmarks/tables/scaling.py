@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 
+from benchmarks.answers import Answer
 from llmsize import presets
 from llmsize.scaling.allocation import (
     allocate,
@@ -33,17 +33,6 @@ from llmsize.throughput import (
 from llmsize.units import PF_DAY
 
 Row = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a row expects and what llmsize gives; `got` is None where it has no answer."""
-
-    id: str
-    quantity: str
-    expected: float
-    got: float | None
-    tolerance: float | None = None
 
 
 KNOWN_WRONG = {

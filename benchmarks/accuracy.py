@@ -1,0 +1,150 @@
+"""How far llmsize is from reality: `python benchmarks/accuracy.py DIR [--json] [--check]`.
+
+Every CSV in DIR is answered by the function of its name in a module of `benchmarks/tables/`, which
+gets the rows (and the directory, if it takes two arguments) and yields an `Answer` per number. A
+table without a function is reported as not answered. `--check` compares with
+`benchmarks/thresholds.toml` and exits with 1 where one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.answers import Answer, ledger  # noqa: E402 - needs the path above
+
+Rows = list[dict[str, str]]
+Table = Callable[..., Iterable[Answer]]
+
+COLUMNS = ("cases", "answered", "median", "p90", "p95", "max", "bias", "≤1%", "≤3%", "≤5%", "≤10%")
+
+
+def measure(directory: Path) -> dict[str, Any]:
+    """The ledger of every table in `directory`, as the JSON document has it."""
+    known = tables()
+    found = {}
+    for path in sorted(directory.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        function = known.get(path.stem)
+        answers = list(_answers(function, rows, directory)) if function else []
+        found[path.name] = {"rows": len(rows), "quantities": ledger(answers)}
+    return {"tables": found}
+
+
+def tables() -> dict[str, Table]:
+    """The public functions of the modules in `benchmarks/tables/`, by name."""
+    found: dict[str, Table] = {}
+    for path in sorted((HERE / "tables").glob("*.py")):
+        if path.stem == "__init__":
+            continue
+        module = import_module(f"benchmarks.tables.{path.stem}")
+        for name, value in vars(module).items():
+            own = inspect.isfunction(value) and value.__module__ == module.__name__
+            if own and not name.startswith("_"):
+                found[name] = value
+    return found
+
+
+def _answers(function: Table, rows: Rows, directory: Path) -> Iterator[Answer]:
+    """All answers; a row that makes the function fail is a case without an answer."""
+    try:
+        yield from list(_ask(function, rows, directory))
+        return
+    except Exception as failure:
+        print(f"{function.__name__}: {type(failure).__name__}: {failure}", file=sys.stderr)
+    for number, row in enumerate(rows, 2):
+        try:
+            yield from list(_ask(function, [row], directory))
+        except Exception:
+            yield Answer(f"line {number}", "failed", 1.0, None)
+
+
+def _ask(function: Table, rows: Rows, directory: Path) -> Iterable[Answer]:
+    takes = len(inspect.signature(function).parameters)
+    return function(rows, directory) if takes > 1 else function(rows)
+
+
+def report(measured: dict[str, Any]) -> str:
+    """The ledger as text: one line per quantity, then its worst cases."""
+    lines = []
+    for name, table in measured["tables"].items():
+        lines += ["", f"{name}: {table['rows']} rows"]
+        if not table["quantities"]:
+            lines.append("  not answered")
+            continue
+        width = max(map(len, table["quantities"]))
+        lines.append("  ".join([" " * (width + 2), *(f"{column:>9}" for column in COLUMNS)]))
+        for quantity, found in table["quantities"].items():
+            lines.append("  ".join([f"  {quantity:<{width}}", *map("{:>9}".format, _cells(found))]))
+        for quantity, found in table["quantities"].items():
+            lines += [_worst(quantity, case) for case in found["worst"] if case["error"] != 0]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    within = (f"{found['within'][level]:.1%}" for level in ("0.01", "0.03", "0.05", "0.1"))
+    errors = (found[name] for name in ("median", "p90", "p95", "max", "bias"))
+    shown = ("–" if error is None else f"{error:.3%}" for error in errors)
+    return [str(found["cases"]), str(found["answered"]), *shown, *within]
+
+
+def _worst(quantity: str, case: dict[str, Any]) -> str:
+    if case["got"] is None:
+        return f"    {quantity}: {case['id']}: expected {case['expected']:.6g}, no answer"
+    off = "" if case["error"] is None else f", off by {case['error']:.3%}"
+    return (
+        f"    {quantity}: {case['id']}: expected {case['expected']:.6g}, got {case['got']:.6g}{off}"
+    )
+
+
+def missed(measured: dict[str, Any], thresholds: dict[str, Any]) -> Iterator[str]:
+    """Each threshold that is missed: `answered` is a least share, the others largest errors."""
+    for table, quantities in thresholds.items():
+        for quantity, limits in quantities.items():
+            found = measured["tables"].get(table, {}).get("quantities", {}).get(quantity)
+            if found is None:
+                yield f"{table}: {quantity}: not answered"
+                continue
+            for statistic, limit in limits.items():
+                if statistic == "answered":
+                    got, good = (share := found["answered"] / found["cases"]), share >= limit
+                else:
+                    got = found[statistic]
+                    good = got is not None and abs(got) <= limit
+                if not good:
+                    yield f"{table}: {quantity}: {statistic} is {got}, the threshold {limit}"
+
+
+def main() -> int:
+    """Print the ledger; 1 if `--check` finds a threshold that is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.directory.is_dir():
+        parser.error(f"no directory {arguments.directory}")
+    measured = measure(arguments.directory)
+    print(json.dumps(measured, indent=2) if arguments.json else report(measured), end="")
+    if not arguments.check:
+        return 0
+    thresholds = tomllib.loads((HERE / "thresholds.toml").read_text())
+    failures = list(missed(measured, thresholds))
+    print("\n".join(failures) or "every threshold is met", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
