@@ -175,14 +175,15 @@ def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     return loss
 
 
-def mask(t: Trace, window: int = 0) -> Tensor | None:
+def mask(t: Trace, window: int = 0, *, eager: bool = False) -> Tensor | None:
     """The attention mask made once for all layers, where the kernel needs one.
 
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
-    sequence outgrows a `window` (transformers v5.23, masking_utils.py).
+    sequence outgrows a `window` (transformers v5.23, masking_utils.py). `eager` attention always
+    needs one.
     """
     total = t.sequence + t.setting.past
-    eager = t.setting.attention == "eager"
+    eager = eager or t.setting.attention == "eager"
     if not (eager or t.setting.padded or (window and total >= window)):
         return None
     batch = t.batch if t.setting.padded else Dim(1, "one")

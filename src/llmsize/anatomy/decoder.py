@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -48,8 +49,9 @@ class Sizes:
 class Around(NamedTuple):
     """What is made once and given to every layer."""
 
-    cosines: Tensor
-    sines: Tensor
+    cosines: Tensor | None
+    """Of the rotated channels; `None` where positions are not told by rotation."""
+    sines: Tensor | None
     masks: Mapping[int, Tensor | None]
     """The mask for each window in use; 0 for attention to all tokens."""
 
@@ -59,12 +61,17 @@ class Around(NamedTuple):
         return self.masks[0]
 
 
+ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+
+
 def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: float = 1.0) -> Sizes:
     """The dimensions from a `config.json`; the keywords are the family's defaults.
 
-    `rotary` is the share of each head's channels that is rotated.
+    `rotary` is the share of each head's channels that is rotated; 0 if positions are told
+    otherwise.
     """
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden = c.size("hidden_size", "n_embd", "d_model")
+    heads = c.size("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
     head_dim = c.size("head_dim", default=max(hidden // heads, 1))
     kv_heads = c.size("num_key_value_heads", default=heads)
     if c.value("head_dim") is None and hidden % heads:
@@ -72,16 +79,16 @@ def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: flo
     if heads % kv_heads:
         raise c.error(f"has {heads} heads for {kv_heads} KV heads", "correct one of them")
     return Sizes(
-        layers=c.size("num_hidden_layers"),
+        layers=c.size("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         hidden=Dim(hidden, "hidden"),
         heads=Dim(heads, "heads"),
         kv_heads=Dim(kv_heads, "kv_heads"),
         head_dim=Dim(head_dim, "head_dim"),
         rotary=Dim(rotated(c, head_dim, rotary), "rotary"),
-        intermediate=Dim(c.count("intermediate_size"), "intermediate"),
+        intermediate=Dim(c.count("intermediate_size", "n_inner", "ffn_dim"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         tied=c.flag("tie_word_embeddings", default=tied),
-        activation=blocks.activation(c, "hidden_act", "hidden_activation", default=activation),
+        activation=blocks.activation(c, *ACTIVATION_FIELDS, default=activation),
     )
 
 
@@ -108,6 +115,10 @@ def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]
     return [0 if kinds[i] == "full_attention" else window for i in range(layers)]
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class Names(NamedTuple):
     """What a checkpoint calls the parts outside of the layers, and the list of layers."""
 
@@ -129,16 +140,22 @@ def run(
     norm: Norm = blocks.rms_norm,
     names: Names = NAMES,
     windows: Iterable[int] = (),
-    scaled: bool = False,
+    begin: Part = _as_it_is,
+    embedding: int = 0,
+    eager: bool = False,
     head_bias: bool = False,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
-    `windows` are those that attention uses; kinds that are numbers are windows. `scaled`
-    embeddings are multiplied by a number, as Gemma's are.
+    `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
+    first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
+    layers. `eager` attention needs a mask whatever kernel is asked for.
     """
     used = {0, *windows} | {kind for kind in kinds if isinstance(kind, int)}
-    x = model(t, s, block, kinds, norm=norm, names=names, windows=used, scaled=scaled)
+    x = model(
+        t, s, block, kinds, norm=norm, names=names, windows=used, begin=begin,
+        embedding=embedding or s.hidden, eager=eager,
+    )  # fmt: skip
     tied = names.embedding if s.tied else ""
     return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias)
 
@@ -152,34 +169,47 @@ def model(
     norm: Norm,
     names: Names,
     windows: Iterable[int],
-    scaled: bool,
+    begin: Part,
+    embedding: int,
+    eager: bool,
 ) -> Tensor:
     """All but the head."""
-    embeddings = blocks.embed(t, names.embedding, s.vocabulary, s.hidden)
-    if scaled:
-        embeddings = ops.scale(t, embeddings)
+    embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding))
     position_ids = blocks.positions(t)
-    masks = {window: blocks.mask(t, window) for window in windows}
-    around = Around(*blocks.rotary(t, embeddings, s.rotary), masks)
+    masks = {window: blocks.mask(t, window, eager=eager) for window in windows}
+    cosines, sines = blocks.rotary(t, embeddings, s.rotary) if s.rotary else (None, None)
+    around = Around(cosines, sines, masks)
     x = t.layers(
         names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds, position_ids
     )
     return norm(t, x, names.norm)
 
 
+def add_positions(t: Trace, x: Tensor, name: str, rows: int) -> Tensor:
+    """Learned position embeddings added to the tokens'."""
+    table = t.weight(f"{name}.weight", (Dim(rows, "positions"), x.shape[-1]), "position")
+    return ops.add(t, x, ops.embedding(t, table, 1, t.sequence))
+
+
 # --- blocks: how attention and feed-forward are joined --------------------------------------------
 
 
 def pre_norm(
-    t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
+    t: Trace,
+    x: Tensor,
+    attend: Part,
+    feed: Part,
+    *,
+    norm: Norm = blocks.rms_norm,
+    names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
 ) -> Tensor:
     """Llama's block: each half reads a normalised copy and adds to the residual stream."""
     residual = x
-    x = norm(t, x, "input_layernorm")
+    x = norm(t, x, names[0])
     x = attend(x)
     x = ops.add(t, residual, x)
     residual = x
-    x = norm(t, x, "post_attention_layernorm")
+    x = norm(t, x, names[1])
     x = feed(x)
     return ops.add(t, residual, x)
 
@@ -266,9 +296,19 @@ def attention(
     )  # fmt: skip
 
 
+def attend_eager(
+    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, window: int = 0
+) -> Tensor:
+    """Attention that the reference writes out in Python, whatever kernel is asked for."""
+    assert mask is not None
+    blocks.remember(t, k, v, window)
+    return ops.merge_heads(t, kernels.eager(t, q, k, v, mask))
+
+
 def turn(t: Trace, q: Tensor, k: Tensor, around: Around) -> tuple[Tensor, Tensor]:
     """Rotary embedding of all channels of each head of q and k, or of the first ones."""
     cosines, sines = around.cosines, around.sines
+    assert cosines is not None and sines is not None
     if cosines.shape[-1] == q.shape[-1]:
         return blocks.rotate(t, q, cosines, sines), blocks.rotate(t, k, cosines, sines)
     return blocks.rotate_part(t, q, k, cosines, sines)
@@ -283,18 +323,20 @@ def gated(
     x: Tensor,
     *,
     name: str = "mlp",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     width: int = 0,
     bias: bool = False,
     role: str = "",
 ) -> Tensor:
     """The gated MLP; `role` is a prefix to its weights' roles, such as `shared_`."""
     width = width or s.intermediate
+    gate, up, down = (f"{name}.{last}" for last in names)
     product = ops.mul(
         t,
-        s.activation(t, t.linear(x, f"{name}.gate_proj", width, bias=bias, role=f"{role}gate")),
-        t.linear(x, f"{name}.up_proj", width, bias=bias, role=f"{role}up"),
+        s.activation(t, t.linear(x, gate, width, bias=bias, role=f"{role}gate")),
+        t.linear(x, up, width, bias=bias, role=f"{role}up"),
     )
-    return t.linear(product, f"{name}.down_proj", s.hidden, bias=bias, role=f"{role}down")
+    return t.linear(product, down, s.hidden, bias=bias, role=f"{role}down")
 
 
 def gated_fused(t: Trace, s: Sizes, x: Tensor, *, name: str = "mlp") -> Tensor:

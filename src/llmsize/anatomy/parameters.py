@@ -11,7 +11,7 @@ from llmsize.anatomy.tensor import named
 from llmsize.term import Term, total
 
 COMPONENTS = {
-    "embedding": ("embedding", "position"),
+    "embedding": ("embedding", "position", "projection"),
     "attention": (
         "q",
         "k",

@@ -7,6 +7,7 @@ models/gemma3/modeling_gemma3.py (the text model).
 from __future__ import annotations
 
 from llmsize.anatomy import decoder
+from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, gemma_norm
 from llmsize.anatomy.tensor import Tensor
@@ -33,7 +34,9 @@ def forward(t: Trace, c: Config) -> Tensor:
             norm=gemma_norm,
         )
 
-    return decoder.run(t, s, block, windows(c, s.layers), norm=gemma_norm, scaled=True)
+    return decoder.run(
+        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x)
+    )
 
 
 def windows(c: Config, layers: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from llmsize.anatomy import decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, fp32_norm
+from llmsize.anatomy.decoder import Around, Norm, fp32_norm
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -19,17 +19,16 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
     bias = c.flag("attention_bias")
-    if c.text("model_type") == "olmo":
-        frame, norm, wide_norm = decoder.pre_norm, norm_without_weights, None
-    else:
-        frame, norm, wide_norm = decoder.post_norm, fp32_norm, fp32_norm
+    first = c.text("model_type") == "olmo"
+    norm: Norm = norm_without_weights if first else fp32_norm
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
+        frame = decoder.pre_norm if first else decoder.post_norm
         return frame(
             t,
             x,
             lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, wide_norm=wide_norm
+                t, s, x, around, window=window, bias=bias, wide_norm=None if first else norm
             ),
             lambda x: decoder.gated(t, s, x),
             norm=norm,
