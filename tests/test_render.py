@@ -77,7 +77,7 @@ def test_explain_shows_formula_values_source_and_grade() -> None:
     text = render(Estimate("x", {}, "h", (cache,)), "plain", Style(explain=True))
     assert text.endswith(
         textwrap.dedent("""\
-        KV cache: 262.14 KB (262,144 bytes) · exact
+        KV cache: 262.14 KB (262,144) · exact
           = 2 × layers × width
           = 2 × 32 × 4,096
           source: arXiv:1

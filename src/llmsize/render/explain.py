@@ -56,8 +56,8 @@ def _lines(
     term: Term, title: str, indent: int, style: Style, explained: set[int]
 ) -> Iterator[Line]:
     shown = values.value(term.value, term.unit, binary=style.binary)
-    if term.unit == "bytes":
-        shown += f" ({values.exact(term.value)} bytes)"
+    if term.unit in values.ROUNDED:
+        shown += f" ({values.exact(term.value)})"
     yield Line(indent, "name", values.safe(f"{title}: {shown} · {term.grade}"))
     if id(term) in explained:
         return

@@ -12,6 +12,11 @@ from llmsize.term import Grade, Term
 MARKS: dict[Grade, str] = {"exact": "", "formula": "≈", "fitted": "~", "assumed": "?"}
 """What follows a number; one that is counted exactly needs no mark."""
 
+SHORT = 16
+"""Characters of a word among numbers, such as a verdict."""
+MOST_PLACES = 4
+"""Cells that are named after a reason; where there are more, the reason speaks for itself."""
+
 _LEGEND: dict[Grade, str] = {
     "exact": "",
     "formula": "≈ by a published formula",
@@ -67,9 +72,15 @@ def _of_table(table: Table, style: Style) -> Grid:
     columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
     names = [values.safe(row.name) for row in table.rows]
     lines = tuple(zip(names, *(_column(column, style) for column in columns), strict=True))
-    numeric = (False, *(any(isinstance(cell, Term) for cell in column) for column in columns))
+    numeric = (False, *map(_is_numeric, columns))
     header = tuple(values.safe(name) for name in (table.heading, *table.columns))
     return Grid(values.safe(table.title), header, lines, numeric, table.total, _reasons(table))
+
+
+def _is_numeric(cells: Sequence[Cell | None]) -> bool:
+    """Whether a column reads as numbers: it has some, and no words that would be pushed right."""
+    words = max((len(cell) for cell in cells if isinstance(cell, str)), default=0)
+    return words <= SHORT and any(isinstance(cell, Term) for cell in cells)
 
 
 def _column(cells: Sequence[Cell | None], style: Style) -> list[str]:
@@ -97,13 +108,16 @@ def _reasons(table: Table) -> tuple[str, ...]:
             if isinstance(cell, Absent):
                 found.setdefault(cell.reason, {}).setdefault(row.name, []).append(column)
     return tuple(
-        values.safe(f"{values.DASH} {_where(table, rows)}: {reason}")
+        values.safe(f"{values.DASH} {_where(table, rows)}{reason}")
         for reason, rows in found.items()
     )
 
 
 def _where(table: Table, rows: dict[str, list[str]]) -> str:
-    return "; ".join(
+    if len(rows) > MOST_PLACES:
+        return ""
+    places = (
         row if len(columns) == len(table.columns) else f"{row}, {', '.join(columns)}"
         for row, columns in rows.items()
     )
+    return f"{'; '.join(places)}: "

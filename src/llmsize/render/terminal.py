@@ -36,6 +36,8 @@ def render(estimate: Estimate, style: Style) -> str:
     console.print(Text(safe(estimate.headline), style="bold"))
     for grid in grids(estimate, style):
         console.print()
+        if grid.title:
+            console.print(_hanging(Text(grid.title, style="bold"), 1))
         console.print(_table(grid))
         for reason in grid.reasons:
             console.print(_hanging(Text(reason, style="dim"), 1))
@@ -51,7 +53,6 @@ def render(estimate: Estimate, style: Style) -> str:
 
 def _table(grid: Grid) -> Table:
     table = Table(
-        title=Text(grid.title, style="bold") if grid.title else None, title_justify="left",
         box=box.SIMPLE_HEAD if any(grid.header) else None, show_header=any(grid.header),
         show_edge=False, pad_edge=True, header_style="dim",
     )  # fmt: skip

@@ -9,6 +9,8 @@ from llmsize.errors import printable
 from llmsize.term import Number, Term
 
 DASH = "–"
+ROUNDED = ("bytes", "parameters", "tokens", "elements")
+"""Units of whole numbers that are shown with three or four digits; an explanation has all."""
 LONGEST = 10_000
 """Characters; longer text is a mistake or an attack."""
 
@@ -25,7 +27,7 @@ def value(number: Number, unit: str, *, binary: bool = False) -> str:
         return units.format_flop(number)
     if unit == "seconds":
         return units.format_duration(number)
-    if unit in ("parameters", "tokens", "elements"):
+    if unit in ROUNDED:
         return f"{units.format_count(number)} {unit}"
     return f"{plain_number(number)} {safe(unit)}".rstrip()
 

@@ -1,0 +1,227 @@
+"""`llmsize show`: the facts that llmsize knows, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from llmsize import presets
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.estimate import Absent, Cell, Estimate, Row, Table
+from llmsize.record import Record
+from llmsize.term import Number, fact
+
+EXAMPLES = (
+    "llmsize show",
+    "llmsize show optimizers",
+    "llmsize show models llama-2-7b",
+    "llmsize show formats --format csv",
+)
+
+UNKNOWN = Absent("not published")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fact: its record class and the columns of its list."""
+
+    record: str
+    """Module and class, imported when asked for."""
+    columns: Mapping[str, str]
+    """Attribute by column title."""
+
+
+KINDS: dict[str, Kind] = {
+    "models": Kind(
+        "llmsize.architecture:Architecture",
+        {
+            "parameters": "published_parameters",
+            "context": "context_length",
+            "family": "family",
+            "licence": "licence",
+            "released": "released",
+        },
+    ),
+    "formats": Kind(
+        "llmsize.formats:Format", {"bits per element": "bits_per_element", "title": "title"}
+    ),
+    "recipes": Kind("llmsize.memory.weights:Recipe", {"base": "base", "title": "title"}),
+    "optimizers": Kind(
+        "llmsize.optimizers:Optimizer",
+        {"bytes per parameter": "bytes_per_parameter", "layout": "layout", "title": "title"},
+    ),
+    "precisions": Kind(
+        "llmsize.optimizers:Precision",
+        {"weights, gradients, optimizer": "bytes_per_parameter", "title": "title"},
+    ),
+    "accelerators": Kind(
+        "llmsize.hardware:Accelerator",
+        {
+            "label": "memory_gb_label",
+            "visible": "visible_mib",
+            "bandwidth": "bandwidth_gb_s",
+            "title": "title",
+        },
+    ),
+    "instances": Kind(
+        "llmsize.hardware:Instance",
+        {"count": "count", "accelerator": "accelerator", "cloud": "cloud", "title": "title"},
+    ),
+    "laws": Kind(
+        "llmsize.scaling.laws:ScalingLaw", {"form": "form", "N": "counts", "title": "title"}
+    ),
+}
+
+UNITS = {
+    "published_parameters": "parameters",
+    "active_parameters": "parameters",
+    "context_length": "tokens",
+    "bits_per_element": "bits",
+    "bytes_per_parameter": "bytes/parameter",
+    "block_bytes": "bytes",
+    "memory_gb_label": "GB",
+    "visible_mib": "MiB",
+    "bandwidth_gb_s": "GB/s",
+    "tdp_watts": "W",
+}
+"""Units of the fields that have one."""
+
+_LONGEST_VALUE = 2000
+
+
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
+    kind = ctx.params.get("kind") or ""
+    known = presets.names(_record(kind)) if kind in KINDS else []
+    return [name for name in known if name.startswith(incomplete.lower())]
+
+
+def show(
+    kind: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(KINDS)}.", autocompletion=_complete_kind, metavar="KIND"),
+    ] = "",
+    name: Annotated[
+        str,
+        typer.Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME"),
+    ] = "",
+) -> Estimate:
+    """Facts with their sources: models, formats, optimizers, laws, hardware, …"""
+    if not kind:
+        return _kinds()
+    if kind not in KINDS:
+        raise LLMSizeError(
+            f"unknown kind of fact `{printable(kind)}`",
+            hint=did_you_mean(kind, KINDS, otherwise=f"kinds: {', '.join(KINDS)}"),
+        )
+    return _one(kind, name) if name else _list(kind)
+
+
+def _record(kind: str) -> type[Record]:
+    module, _, name = KINDS[kind].record.partition(":")
+    record: type[Record] = getattr(import_module(module), name)
+    return record
+
+
+def _kinds() -> Estimate:
+    rows = []
+    for kind in KINDS:
+        count = fact("entries", len(presets.names(_record(kind))), unit="", source="presets")
+        rows.append(Row(kind, {"entries": count, "more": f"llmsize show {kind}"}))
+    table = Table("", ("entries", "more"), tuple(rows), heading="facts")
+    return Estimate("show", {"kind": "", "name": ""}, "what llmsize knows", (table,))
+
+
+def _list(kind: str) -> Estimate:
+    columns = KINDS[kind].columns
+    rows = []
+    for name, record in presets.every(_record(kind)).items():
+        cells = {
+            title: _cell(attribute, getattr(record, attribute), record.source)
+            for title, attribute in columns.items()
+        }
+        rows.append(Row(name, cells))
+    table = Table("", tuple(columns), tuple(rows), heading="name")
+    headline = f"{len(rows)} {kind}; `llmsize show {kind} NAME` shows one with its source"
+    return Estimate("show", {"kind": kind, "name": ""}, headline, (table,))
+
+
+def _one(kind: str, name: str) -> Estimate:
+    record = presets.get(_record(kind), name)
+    rows = [Row(field, {"value": cell}) for field, cell in _fields(record)]
+    rows.append(Row("file", {"value": presets.origin(type(record), record.name)}))
+    table = Table("", ("value",), tuple(rows), heading="field")
+    title = getattr(record, "title", "")
+    headline = f"{record.name}: {title}" if title else record.name
+    question = {"kind": kind, "name": record.name}
+    return Estimate("show", question, headline, (table, *_derived(record)))
+
+
+def _fields(record: Record) -> Iterator[tuple[str, Cell]]:
+    """What a record says, one line for each entry of a mapping.
+
+    What is empty or has the default is left out.
+    """
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if value in (field.default, None, "", (), {}) or field.name in ("name", "title"):
+            continue
+        if isinstance(value, Mapping):
+            for key, entry in value.items():
+                yield f"{field.name.replace('_', ' ')}: {key}", _cell("", entry, record.source)
+        else:
+            yield field.name.replace("_", " "), _cell(field.name, value, record.source)
+
+
+def _derived(record: Record) -> tuple[Table, ...]:
+    """What llmsize counts from the record: a model's parameters by what they mean."""
+    from llmsize.architecture import Architecture
+
+    if not isinstance(record, Architecture):
+        return ()
+    from llmsize.anatomy import traced
+    from llmsize.anatomy.parameters import count
+
+    try:
+        counted = count(traced(record).weights.values())
+    except LLMSizeError as unknown:
+        return (Table("counted", ("value",), (Row("parameters", {"value": unknown.message}),)),)
+    names = ("total", "active", "non_embedding", "embedding", "position", "head", "experts")
+    rows = tuple(
+        Row(
+            name.replace("_", "-"),
+            {
+                "value": fact(
+                    name, getattr(counted, name), unit="parameters", source="the forward pass"
+                )
+            },
+        )
+        for name in names
+        if getattr(counted, name)
+    )
+    return (Table("parameters, counted from the forward pass", ("value",), rows),)
+
+
+def _cell(attribute: str, value: Any, source: str) -> Cell:
+    if value is None or value == "":
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Number):
+        return fact(attribute, value, unit=UNITS.get(attribute, ""), source=source)
+    return _words(value)[:_LONGEST_VALUE]
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_words, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
+    return str(value)

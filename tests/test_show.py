@@ -1,0 +1,46 @@
+"""Facts as `llmsize show` shows them."""
+
+import json
+
+import pytest
+
+from llmsize.cli import run
+from llmsize.cli.show import KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each folder of presets has a list, and the first entry can be shown with its source."""
+    assert run(["show", kind, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["answer"][0]["rows"]
+    assert rows
+    assert run(["show", kind, rows[0]["name"], "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["answer"][0]["rows"]
+    assert {"source", "file"} <= {row["name"] for row in shown}
+
+
+def test_a_model_has_its_parameters_by_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Total and non-embedding parameters of Llama 2 7B: the laws need both."""
+    assert run(["show", "models", "llama-2-7b", "--format", "json"]) == 0
+    counted = json.loads(capsys.readouterr().out)["answer"][1]["rows"]
+    values = {row["name"]: row["cells"]["value"]["value"] for row in counted}
+    assert values["total"] == 6_738_415_616
+    assert values["non-embedding"] == 6_738_415_616 - 2 * 32_000 * 4096
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["show", "modls"], "did you mean `models`?"),
+        (["show", "models", "lama-2-7b"], "did you mean `llama-2-7b`"),
+        (["show", "laws", "kaplann"], "did you mean `kaplan`"),
+    ],
+)
+def test_unknown_names_get_a_close_one(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One error and one hint, exit 2, nothing on stdout."""
+    assert run(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert hint in captured.err
