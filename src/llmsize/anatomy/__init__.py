@@ -20,6 +20,7 @@ def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Te
     trace = Trace(
         grad=setting.training,
         autocast=setting.autocast,
+        checkpoint_saves=setting.checkpoint_saves,
         setting=setting,
         batch=Dim(setting.batch, "batch"),
         sequence=Dim(setting.sequence, "sequence"),

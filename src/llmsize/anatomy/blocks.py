@@ -22,7 +22,8 @@ from llmsize.formats import BOOL, FP32, INT64
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
     """Token embeddings: batch, sequence, width."""
     table = t.weight(f"{name}.weight", (rows, width), role)
-    return ops.embedding(t, table, t.batch, t.sequence)
+    x = ops.embedding(t, table, t.batch, t.sequence)
+    return t.with_gradient(x) if t.setting.input_gradients else x
 
 
 def positions(t: Trace) -> Tensor:
@@ -36,6 +37,8 @@ def positions(t: Trace) -> Tensor:
 def rms_norm(t: Trace, x: Tensor, name: str) -> Tensor:
     """LlamaRMSNorm: normalised in fp32, scaled in the input's format."""
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    if t.setting.fused_norm:
+        return ops.fused_norm(t, x, weight)
     format = x.format
     x = ops.to(t, x, FP32)
     variance = ops.mean(t, ops.power(t, x))
@@ -52,6 +55,7 @@ def layer_norm(t: Trace, x: Tensor, name: str, *, bias: bool = True) -> Tensor:
 
 def rotary(t: Trace, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """The cosines and sines of every position, made once for all layers, in the format of `x`."""
+    t.buffers += 2 * FP32.block_bytes * (channels // 2)  # inverse frequencies, and as they were
     grad, t.grad = t.grad, False
     position = t.new("to", (1, t.sequence, 1), FP32)
     half = t.new("mul", (1, t.sequence, channels // 2), FP32)
@@ -75,6 +79,8 @@ def rotate_half(t: Trace, x: Tensor) -> Tensor:
 
 def rotate(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotary position embedding of `x`: batch, heads, sequence, channels."""
+    if t.setting.fused_rotary:
+        return ops.rotate_in_place(t, x, cosines, sines)
     return ops.add(t, ops.mul(t, x, cosines), ops.mul(t, rotate_half(t, x), sines))
 
 
@@ -156,23 +162,52 @@ def causal_lm(
 
     `tied` names the embedding whose weight the head shares, if it has none of its own.
     """
+    if t.setting.training and t.setting.loss == "fused_linear":
+        weight = t.weights[-1, f"{tied}.weight"] if tied else None
+        weight = weight or t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+        return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
     if t.setting.last_logits:
         hidden = Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
     if tied:
         logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"])
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
+    if t.setting.keep_outputs or not t.setting.training:
+        t.outputs = logits
     return causal_lm_loss(t, logits) if t.setting.training else logits
 
 
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
-    """transformers' ForCausalLMLoss: fp32 logits, labels shifted by one token."""
+    """The loss of the labels shifted by one token; transformers computes it in fp32."""
+    if t.setting.loss == "compiled":
+        return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
+    if t.setting.loss == "chunked":
+        return chunked_loss(t, logits, shifted_labels(t))
     scores = ops.to(t, logits, FP32)
     labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
     targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
     loss = ops.cross_entropy(t, scores, targets)
     del labels
     return loss
+
+
+def shifted_labels(t: Trace) -> Tensor:
+    """What each token should be followed by."""
+    return t.new("copy", (t.batch, t.sequence), INT64)
+
+
+def chunked_loss(t: Trace, logits: Tensor, targets: Tensor) -> Tensor:
+    """torchtune's CEWithChunkedOutputLoss: fp32 logits of some tokens at a time."""
+    chunks = t.setting.loss_chunks
+    size = -(-t.sequence // chunks)
+    total = None
+    for start in range(0, t.sequence, size):
+        tokens = min(size, t.sequence - start)
+        part = ops.chunk(t, logits, tokens, len(range(0, t.sequence, size)))
+        loss = ops.cross_entropy(t, ops.to(t, part, FP32), targets)
+        total = loss if total is None else ops.add(t, total, loss)
+    assert total is not None
+    return total
 
 
 def mask(t: Trace, window: int = 0, *, eager: bool = False) -> Tensor | None:

@@ -9,6 +9,7 @@ do the rules here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.tape import Tape
@@ -231,6 +232,15 @@ def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("slice_backward", node.context, first(grads).format),)
 
 
+def chunk(t: Tape, x: Tensor, tokens: int, chunks: int) -> Tensor:
+    """Some of the tokens of batch, sequence, width, made apart from the others by the head.
+
+    Its gradient is one of `chunks` that make up the gradient of `x`: it needs no copy.
+    """
+    shape = (x.shape[0], tokens, x.shape[-1])
+    return Tensor(shape, x.format, x.storage, x.node, x.slot, True)
+
+
 def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Views of `x` along the last dimension; their gradients are concatenated."""
     node = t.record(_split_backward, (x,), (), x.shape)
@@ -378,6 +388,28 @@ def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return t.new("mm", x_shape, grad.format) if node.needs(0) else None, to_weight
 
 
+def dequantized_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
+    """`x @ weight.T` for a frozen weight that is stored quantized.
+
+    It is brought back to 16 bit for the product and let go of; so again in the backward pass
+    (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit).
+    """
+    node = t.record(_dequantized_backward, (x,), (), (x.shape, weight))
+    whole = t.new("dequantize", weight.shape, x.format)
+    result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
+    del whole
+    return result
+
+
+def _dequantized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    shape, weight = node.context
+    whole = t.new("dequantize", weight.shape, grad.format)
+    to_x = t.new("mm", shape, grad.format)
+    del whole
+    return (to_x,)
+
+
 def embedding(t: Tape, table: Tensor, *shape: int, indices: Tensor | None = None) -> Tensor:
     """Rows of `table` for `indices` of `shape`, which it keeps; its backward pass fills a table.
 
@@ -421,6 +453,73 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
         format = FP32
     x = to(t, x, format) if format else x
     return unary(t, "softmax", x, keeps="output")
+
+
+def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
+    """A norm in one kernel: keeps its input and one fp32 number a token; makes only its result.
+
+    Liger-Kernel v0.6, ops/rms_norm.py; torch's `_fused_rms_norm`.
+    """
+    node = t.record(_layer_norm_backward, (x, *weights), (x,), [w.shape for w in weights])
+    out = attach(t.new("fused_norm", x.shape, x.format), node, x)
+    keep_output(t, node, t.new("fused_norm", (*x.shape[:-1], 1), FP32))
+    return out
+
+
+def rotate_in_place(t: Tape, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotary embedding written over its input, forward and backward; keeps the tables only."""
+    node = t.record(_same_backward, (x,), (cosines, sines))
+    return Tensor(x.shape, x.format, x.storage, node, 0, True, x.transposed)
+
+
+def gated_product(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
+    """`activation(gate) * up` in one kernel: keeps both, and writes their gradients over them."""
+    node = t.record(_gated_backward, (gate, up), (gate, up))
+    return attach(t.new("gated_product", gate.shape, gate.format), node)
+
+
+def _gated_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return [
+        None if x is None else Tensor(x.shape, x.format, x.storage, None, 0, True)
+        for x in node.saved
+    ]
+
+
+def fused_linear_cross_entropy(
+    t: Tape, x: Tensor, weight: Tensor, targets: Tensor, vocabulary: int
+) -> Tensor:
+    """Head and loss together, some tokens at a time, with their gradients made in the forward.
+
+    Liger-Kernel v0.6, ops/fused_linear_cross_entropy.py: as many chunks as the vocabulary is wide
+    in units of the hidden size, of a power of two tokens.
+    """
+    tokens, hidden = prod(x.shape[:-1]), x.shape[-1]
+    chunk = 1 << (-(-tokens // -(-vocabulary // hidden)) - 1).bit_length()
+    node = t.record(_precomputed_backward, (x, weight))
+    to_x = t.new("fused_linear_cross_entropy", x.shape, x.format)
+    wants = weight.node is not None
+    to_weight = t.new("fused_linear_cross_entropy", weight.shape, weight.format) if wants else None
+    losses = t.new("fused_linear_cross_entropy", (tokens,), FP32)
+    logits = t.new("mm", (min(chunk, tokens), vocabulary), x.format)
+    product = t.new("mm", weight.shape, weight.format) if wants else None
+    del logits, product
+    if node is not None:
+        t.keep(node, to_x)
+        t.keep(node, to_weight)
+    del losses
+    return attach(t.new("sum", (), FP32), node)
+
+
+def _precomputed_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return list(node.saved)
+
+
+def compiled_cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss as one compiled kernel: keeps the 16-bit logits and one number a token."""
+    node = t.record(_unary_backward, (logits,), (logits, targets), "cross_entropy")
+    loss = attach(t.new("cross_entropy", (), FP32), node)
+    keep_output(t, node, t.new("cross_entropy", (*logits.shape[:-1], 1), FP32))
+    return loss
 
 
 def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:

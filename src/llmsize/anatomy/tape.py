@@ -70,15 +70,25 @@ class Checkpoint:
     there again.
     """
 
-    __slots__ = ("block", "inputs", "nodes", "recorded", "wanted")
+    __slots__ = ("block", "inputs", "made", "nodes", "offloaded", "recorded", "results", "wanted")
 
-    def __init__(self, block: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
-        """Remember how to run the block again."""
+    def __init__(
+        self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool
+    ) -> None:
+        """Remember how to run the block again; `offloaded` inputs wait in host memory."""
         self.block = block
-        self.inputs = inputs
+        self.inputs = tuple(_in_host_memory(x) for x in inputs) if offloaded else inputs
+        self.offloaded = offloaded
         self.nodes: list[Node] = []
         self.recorded = 0
         self.wanted = 0
+        self.made: dict[str, int] = {}
+        self.results: list[Storage] = []
+
+    def saves(self, operation: str, every: int) -> bool:
+        """Whether this result of `operation` is one that is kept."""
+        count = self.made[operation] = self.made.get(operation, 0) + 1
+        return count % every == 1 or every == 1
 
     def recomputed(self, tape: Tape, place: int) -> list[Tensor | None]:
         """What the node at `place` kept, from running the block a second time."""
@@ -96,6 +106,8 @@ class Tape:
     """Whether operations keep anything for a backward pass."""
     autocast: Format | None = None
     """The 16-bit format of autocast, where it is on."""
+    checkpoint_saves: tuple[tuple[str, int], ...] = ()
+    """Operations whose results checkpoints keep, and every how manieth of each."""
     accumulating: bool = False
     """Whether every gradient exists already, from an earlier micro-batch."""
     events: list[Event] = field(default_factory=list)
@@ -110,7 +122,21 @@ class Tape:
     def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
         """A tensor that an operation makes."""
         what = What(role, operation, self.layer, shape, format)
+        if self.checkpoint is not None and self.checkpoint_saves:
+            return Tensor(shape, format, self._saved_result(what, self.checkpoint))
         return Tensor(shape, format, Storage(self.events, what, stored_bytes(format, prod(shape))))
+
+    def _saved_result(self, what: What, checkpoint: Checkpoint) -> Storage:
+        """A new storage, kept if its operation's results are, or the kept one on a second run."""
+        every = dict(self.checkpoint_saves).get(what.operation)
+        saved = every is not None and checkpoint.saves(what.operation, every)
+        if saved and self.replaying:
+            return checkpoint.results.pop(0)
+        made = Storage(self.events, what, stored_bytes(what.format, prod(what.shape)))
+        if saved:
+            made.becomes("kept")
+            checkpoint.results.append(made)
+        return made
 
     def enter(self, layer: int, phase: str | None = None) -> None:
         """Events that follow belong to `layer`."""
@@ -170,10 +196,12 @@ class Tape:
         if self.replaying and checkpoint is not None and not checkpoint.wanted:
             raise EndOfRecomputation
 
-    def run(self, block: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Tensor:
+    def run(
+        self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool = False
+    ) -> Tensor:
         """Run `block` as a checkpoint: keep its inputs only."""
-        checkpoint = self.checkpoint = Checkpoint(block, inputs)
-        for tensor in inputs:
+        checkpoint = self.checkpoint = Checkpoint(block, inputs, offloaded=offloaded)
+        for tensor in checkpoint.inputs:
             storage = getattr(tensor, "storage", None)
             if storage is not None and storage.what.role == "temporary":
                 storage.becomes("kept")
@@ -187,15 +215,25 @@ class Tape:
     def replay(self, checkpoint: Checkpoint) -> None:
         """Run a checkpointed block again, up to the last tensor that it kept."""
         casts, self.casts = self.casts, {}
-        self.checkpoint, self.replaying = checkpoint, True
+        self.checkpoint, self.replaying = None, True
+        inputs = [self._detached(value) for value in checkpoint.inputs]
+        self.checkpoint, checkpoint.made = checkpoint, {}
         try:
-            checkpoint.block(*[_detached(value) for value in checkpoint.inputs])
+            checkpoint.block(*inputs)
         except EndOfRecomputation:
             pass
         finally:
             self.checkpoint, self.replaying, self.casts = None, False, casts
         for node in checkpoint.nodes:
             node.edges = ()
+
+    def _detached(self, value: Any) -> Any:
+        """A tensor of the same storage that starts a graph of its own."""
+        if not isinstance(value, Tensor):
+            return value
+        node = Node(_ends_here, (), [], -1, None) if value.node is not None else None
+        storage = value.storage or self.new("from_host", value.shape, value.format).storage
+        return Tensor(value.shape, value.format, storage, node)
 
     def leave_autocast(self) -> None:
         """Let go of the 16-bit copies of weights that nothing else keeps."""
@@ -212,12 +250,11 @@ def _layer_of(copy: Tensor) -> int:
     return copy.storage.what.layer
 
 
-def _detached(value: Any) -> Any:
-    """A tensor of the same storage that starts a graph of its own."""
-    if not isinstance(value, Tensor) or isinstance(value, Parameter):
+def _in_host_memory(value: Any) -> Any:
+    """The same tensor without a storage on the device."""
+    if not isinstance(value, Tensor) or value.storage is None:
         return value
-    node = Node(_ends_here, (), [], -1, None) if value.node is not None else None
-    return Tensor(value.shape, value.format, value.storage, node)
+    return Tensor(value.shape, value.format, None, value.node, value.slot)
 
 
 def _ends_here(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:

@@ -15,7 +15,10 @@ from llmsize.formats import BF16, FP32, Format
 
 Kind = TypeVar("Kind", bound=Hashable)
 
-Kernel = Literal["sdpa", "eager"]
+Attention = Literal["sdpa", "eager"]
+Loss = Literal["eager", "chunked", "compiled", "fused_linear"]
+"""Logits in fp32 and all of their log-probabilities; the same in chunks that are kept apart; one
+compiled kernel that keeps the 16-bit logits; or head and loss together, a chunk at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class LoRA:
     dropout: float = 0.0
     format: Format = FP32
     """Format of the adapters; peft keeps them in fp32 over 16-bit weights."""
+    dora: bool = False
+    """Whether each adapted weight's column norms are trained, too (Liu et al. 2024)."""
 
     def adapts(self, module: str, role: str) -> bool:
         """Whether the linear layer `module` gets an adapter."""
@@ -48,15 +53,41 @@ class Setting:
     format: Format = BF16
     """Format of the weights."""
     autocast: Format | None = None
-    attention: Kernel = "sdpa"
+    attention: Attention = "sdpa"
+    fused_norm: bool = False
+    """Norms in one kernel that keeps its input and one number a token."""
+    fused_rotary: bool = False
+    """Rotary embedding in place."""
+    fused_gate: bool = False
+    """Activation and product of a gated MLP in one kernel that keeps gate and up only."""
+    loss: Loss = "eager"
+    loss_chunks: int = 8
+    """Chunks of a chunked loss."""
     padded: bool = False
     """Whether an attention mask with padding is given."""
     training: bool = False
     """Whether labels are given and tensors are kept for a backward pass."""
-    frozen: bool = False
-    """Whether the model's own weights are frozen."""
+    trained: frozenset[str] | None = None
+    """Roles of the model's own weights that are trained; `None` for all."""
+    frozen_layers: int = 0
+    """The first layers, whose weights are frozen, and with them the embeddings."""
     lora: LoRA | None = None
-    checkpointing: bool = False
+    quantized: Format | None = None
+    """Format of the frozen linear weights, which are dequantized as they are used."""
+    upcast: bool = False
+    """Whether what is not quantized is kept in fp32 (peft's `prepare_model_for_kbit_training`)."""
+    checkpoint_every: int = 0
+    """Every how many layers one is recomputed in the backward pass; 0 for none, 1 for all."""
+    checkpoint_saves: tuple[tuple[str, int], ...] = ()
+    """Operations whose results a checkpoint keeps instead of computing them again, and every how
+    manieth of each."""
+    offload_checkpoints: bool = False
+    """Whether the inputs of recomputed layers wait in host memory."""
+    input_gradients: bool = False
+    """Whether the embeddings want a gradient though nothing below them is trained: peft asks for
+    one when a frozen model is checkpointed."""
+    keep_outputs: bool = False
+    """Whether the logits are held until the backward pass has run."""
     cache: bool = False
     """Whether keys and values are kept for the next token."""
     last_logits: bool = False
@@ -76,6 +107,12 @@ class Place(NamedTuple):
 
 OUTSIDE = Place("", (), -1)
 
+QUANTIZED = frozenset(
+    (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
+     *("shared_gate", "shared_up", "shared_down", "shared_gate_up"))
+)  # fmt: skip
+"""Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
+
 
 @dataclass(slots=True)
 class Trace(Tape):
@@ -87,6 +124,10 @@ class Trace(Tape):
     """The traced layers, by their number; -1 is outside of the layers."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
     """What the traced layers keep of their tokens, by the layers' numbers."""
+    outputs: Tensor | None = None
+    """The logits, where the caller holds them."""
+    buffers: int = 0
+    """Bytes of the model's buffers: constants beside the weights."""
     batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
     sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
 
@@ -99,11 +140,25 @@ class Trace(Tape):
         """
         weight = self.weights.get((self.layer, name))
         if weight is None:
-            weight = self._weight(name, shape, self.setting.format, role)
+            weight = self._weight(name, shape, self._format_of(role), role)
             weight.experts, weight.chosen = experts, chosen
-            if self.setting.training and not self.setting.frozen:
+            if self._trains(role):
                 weight.train()
         return weight
+
+    def _format_of(self, role: str) -> Format:
+        quantized = self.setting.quantized is not None and role in QUANTIZED
+        return FP32 if self.setting.upcast and not quantized else self.setting.format
+
+    def _trains(self, role: str) -> bool:
+        setting = self.setting
+        if not setting.training or not (setting.trained is None or role in setting.trained):
+            return False
+        if not setting.frozen_layers:
+            return True
+        indices = self.places[self.layer].indices
+        below = indices[0] < setting.frozen_layers if indices else role in ("embedding", "position")
+        return not below
 
     def remember(self, cache: LayerCache) -> None:
         """Note what the layer at work keeps of the tokens that it has seen."""
@@ -132,6 +187,13 @@ class Trace(Tape):
         self.weights[self.layer, name] = made
         return made
 
+    def with_gradient(self, x: Tensor) -> Tensor:
+        """`x` as a leaf that wants a gradient, which stays with it."""
+        leaf = Parameter("inputs", x.shape, x.format, "inputs", ())
+        leaf.storage = x.storage
+        leaf.train()
+        return leaf
+
     def linear(
         self,
         x: Tensor,
@@ -149,18 +211,22 @@ class Trace(Tape):
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
         weight = self.weight(f"{name}.weight", shape, role)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
+        quantized = self.setting.quantized is not None and role in QUANTIZED
+        base = partial(_quantized if quantized else ops.linear, self, x, weight, offset, out)
         lora = self.setting.lora
         if lora is None or not lora.adapts(name, role):
-            return ops.linear(self, x, weight, offset, out)
-        return self._adapted(x, name, weight, offset, lora, out)
+            return base()
+        return self._adapted(x, name, base, lora, out)
 
     def _adapted(
-        self, x: Tensor, name: str, weight: Parameter, bias: Parameter | None, lora: LoRA, out: int
+        self, x: Tensor, name: str, base: Callable[[], Tensor], lora: LoRA, out: int
     ) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`, v0.21."""
         down = self.adapter(f"{name}.lora_A.default.weight", (lora.rank, x.shape[-1]))
         up = self.adapter(f"{name}.lora_B.default.weight", (out, lora.rank))
-        result = ops.linear(self, x, weight, bias, out)
+        if lora.dora:
+            self.adapter(f"{name}.lora_magnitude_vector.default.weight", (out,))
+        result = base()
         format = result.format
         x = ops.to(self, x, lora.format)
         result = ops.add(self, result, ops.scale(self, self._low_rank(x, down, up, lora)))
@@ -182,16 +248,31 @@ class Trace(Tape):
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive.
         """
-        for kind, indices, turn in stand_ins(tuple(kinds)):
+        every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
+        marked = tuple(
+            (kind, every > 0 and index % every == 0, index < frozen)
+            for index, kind in enumerate(kinds)
+        )
+        for (kind, checkpointed, _), indices, turn in stand_ins(marked):
             number = len(self.places) - 1
             self.places[number] = Place(f"{prefix}.{{}}.", indices, number - turn)
             self.enter(number)
-            if self.setting.checkpointing and self.grad:
-                x = self.run(partial(_block_of_kind, block, kind), (x, *held))
+            if checkpointed and self.grad:
+                again = partial(_block_of_kind, block, kind)
+                x = self.run(again, (x, *held), offloaded=self.setting.offload_checkpoints)
             else:
                 x = block(x, kind)
         self.enter(-1)
         return x
+
+
+def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, out: int) -> Tensor:
+    """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
+    compute = t.autocast or t.setting.format
+    result = ops.dequantized_linear(t, ops.to(t, x, compute), weight, out)
+    if bias is not None:
+        result = ops.add(t, result, ops.to(t, bias, compute))
+    return ops.to(t, result, x.format)
 
 
 def _block_of_kind(
