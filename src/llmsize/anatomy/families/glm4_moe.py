@@ -1,0 +1,62 @@
+"""GLM-4.5 and its kin (Solar Open, dots.llm1, K-EXAONE): sigmoid routing, a shared expert.
+
+transformers v5.23, the modeling file of each type under models/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """What one `model_type` does differently from the others."""
+
+    rotary: float = 1.0
+    normed_heads: bool = True
+    """Whether each head of q and k is normalised where the configuration does not say."""
+    first_sparse: int = 0
+    local_of: int = 0
+    """Every that many layers one is global, the others local; 0 if all are global."""
+    global_rotates: bool = True
+
+
+TYPES = {
+    "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1),
+    "solar_open": Type(normed_heads=False),
+    "dots1": Type(),
+    "exaone_moe": Type(first_sparse=1, local_of=4, global_rotates=False),
+}
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    family = TYPES[c.text("model_type")]
+    s = decoder.read(c, rotary=family.rotary)
+    m = mixture.read(c, scores="sigmoid")
+    bias = c.flag("attention_bias")
+    normed = c.flag("use_qk_norm", default=family.normed_heads)
+    period = c.count("sliding_window_pattern", default=family.local_of)
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        window, sparse = kind
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: decoder.attention(
+                t, s, x, around, window=window, bias=bias, output_bias=False,
+                norm=blocks.rms_norm if normed else None,
+                position=family.global_rotates or window > 0,
+            ),
+            lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
+        )  # fmt: skip
+
+    reach = decoder.windows(c, s.layers, lambda i: period > 0 and (i + 1) % period > 0)
+    sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
+    return decoder.run(t, s, block, list(zip(reach, sparse, strict=True)), windows=reach)

@@ -1,0 +1,74 @@
+"""gpt-oss: a sink in every head's softmax, every other layer local, experts with biases.
+
+transformers v5.23, models/gpt_oss/modeling_gpt_oss.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c)
+    m = mixture.read(c, width="intermediate_size")
+    bias = c.flag("attention_bias", default=True)
+
+    def block(x: Tensor, window: int, around: Around) -> Tensor:
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, window, bias),
+            lambda x: feed(t, s, m, x),
+        )
+
+    kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
+    return decoder.run(t, s, block, kinds, eager=True)
+
+
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
+    """Grouped-query attention, written out because of the sinks."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    q = ops.split_heads(t, q, s.heads, rotated=True)
+    k = ops.split_heads(t, k, s.kv_heads, rotated=True)
+    v = ops.split_heads(t, v, s.kv_heads)
+    q, k = decoder.turn(t, q, k, around)
+    out = attend_with_sinks(t, q, k, v, around.masks[window], window)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def attend_with_sinks(
+    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int
+) -> Tensor:
+    """Scores and a learned one more for each head, their softmax, without the one more."""
+    assert mask is not None
+    blocks.remember(t, k, v, window)
+    heads = q.shape[1]
+    sinks = t.weight("self_attn.sinks", (heads,), "sinks")
+    k, v = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))
+    turned = k.view(*k.shape[:-2], k.shape[-1], k.shape[-2])
+    scores = ops.scale(t, ops.matmul(t, q, turned))
+    scores = ops.add(t, scores, mask)
+    column = mixture.take(t, sinks, (*scores.shape[:-1], 1), "expand")
+    combined = ops.cat(t, (scores, column))
+    combined = ops.shift(t, combined)
+    weights = ops.slice_last(t, ops.softmax(t, combined), scores.shape[-1])
+    return ops.merge_heads(t, ops.matmul(t, weights, v))
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """Routed experts with biases; the softmax is over the chosen ones alone."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    logits = t.linear(tokens, "mlp.router", m.count, bias=True, role="router")
+    chosen = mixture.take(t, logits, (logits.shape[0], m.chosen), "topk")
+    weights = ops.softmax(t, chosen)
+    out = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", bias=True, transposed=True)
+    return out.view(*x.shape)

@@ -1,0 +1,90 @@
+"""Mixtral, Qwen-MoE, Phi-MoE, OLMoE, MiniMax-M2, Mellum: experts in an attention-first block.
+
+transformers v5.23, the modeling file of each type under models/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Norm, Sizes
+from llmsize.anatomy.families.llama import windows
+from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """What one `model_type` does differently from Mixtral."""
+
+    norm: Norm = blocks.rms_norm
+    head_norm: Norm | None = None
+    """Of each head of q and k."""
+    wide_norm: Norm | None = None
+    """Of all heads of q or k together."""
+    biased: bool = False
+    """Whether q, k and v have biases where the configuration does not say."""
+    output_biased: bool = True
+    """Whether the output projection has one if q, k and v have."""
+    scores: mixture.Scores = "softmax"
+    router: str = "mlp.gate"
+
+
+TYPES = {
+    "mixtral": Type(),
+    "qwen2_moe": Type(biased=True, output_biased=False),
+    "qwen3_moe": Type(head_norm=blocks.rms_norm),
+    "olmoe": Type(wide_norm=blocks.rms_norm),
+    "phimoe": Type(norm=blocks.layer_norm, router="mlp.router"),
+    "minimax_m2": Type(wide_norm=blocks.rms_norm, scores="sigmoid"),
+    "mellum": Type(head_norm=blocks.rms_norm),
+}
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    family = TYPES[c.text("model_type")]
+    s = decoder.read(c)
+    m = mixture.read(c, scores=family.scores)
+    bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        window, sparse = kind
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: decoder.attention(
+                t, s, x, around, window=window, bias=bias,
+                output_bias=bias and family.output_biased,
+                norm=family.head_norm, wide_norm=family.wide_norm,
+            ),
+            lambda x: feed(t, s, m, x, family) if sparse else decoder.gated(t, s, x),
+            norm=family.norm,
+        )  # fmt: skip
+
+    reach = windows(c, s.layers)
+    kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
+    return decoder.run(
+        t, s, block, kinds, norm=family.norm, windows=reach, head_bias=c.flag("lm_head_bias")
+    )
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:
+    """Routed experts, and a shared one behind a gate of its own (Qwen2-MoE)."""
+    if not m.shared:
+        return mixture.feed(t, s, m, x, router=family.router)
+    return feed_beside_gated_expert(t, s, m, x)
+
+
+def feed_beside_gated_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """Routed experts, and one for every token whose output a sigmoid scales."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    shared = decoder.gated(t, s, tokens, name="mlp.shared_expert", width=m.shared, role="shared_")
+    weights = mixture.route(t, m, tokens, "mlp.gate")
+    routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts")
+    gate = ops.sigmoid(t, t.linear(tokens, "mlp.shared_expert_gate", 1, role="router"))
+    return ops.add(t, routed, ops.mul(t, gate, shared)).view(*x.shape)
