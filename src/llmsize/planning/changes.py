@@ -1,0 +1,62 @@
+"""What to change when something does not fit: the cheapest single change, or combination.
+
+A question is any frozen record; a change makes another question of it. What counts as cheap is
+said by whoever lists the changes: nothing lost first, then time, then quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")
+
+MAX_CHANGES = 10
+"""Combinations are tried one by one, so only so many changes are combined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[Q]):
+    """One thing that could be done differently."""
+
+    name: str
+    """What to do, as an imperative: `recompute activations`."""
+    price: float
+    """How much it hurts, compared with the others; 0 for nothing at all."""
+    costs: str
+    """What is given up for it: `a third more time`."""
+    apply: Callable[[Q], Q]
+    """The question with the change made; the same question where it changes nothing."""
+
+
+def single(
+    question: Q, changes: Sequence[Change[Q]], enough: Callable[[Q], bool]
+) -> Change[Q] | None:
+    """The cheapest change that alone is `enough`."""
+    for change in sorted(changes, key=lambda change: change.price):
+        changed = change.apply(question)
+        if changed != question and enough(changed):
+            return change
+    return None
+
+
+def combination(
+    question: Q, changes: Sequence[Change[Q]], enough: Callable[[Q], bool]
+) -> tuple[Change[Q], ...] | None:
+    """The cheapest set of changes that together are `enough`, fewest first among equal prices."""
+    useful = [change for change in changes if change.apply(question) != question][:MAX_CHANGES]
+    sets = [chosen for size in range(1, len(useful) + 1) for chosen in combinations(useful, size)]
+    sets.sort(key=lambda chosen: (sum(change.price for change in chosen), len(chosen)))
+    for chosen in sets:
+        if enough(applied(question, chosen)):
+            return chosen
+    return None
+
+
+def applied(question: Q, changes: Sequence[Change[Q]]) -> Q:
+    """The question with all of `changes` made, in their order."""
+    for change in changes:
+        question = change.apply(question)
+    return question
