@@ -1,6 +1,6 @@
-"""Buffers of llama.cpp: model, KV cache and compute, for every device and the host.
+"""The KV buffer of llama.cpp: cells, streams, windows and padding.
 
-Behaviour of commit 0c1e57098: src/llama-context.cpp, src/llama-kv-cache*.cpp, ggml-alloc.c.
+llama.cpp 0c1e57098: src/llama-context.cpp, src/llama-kv-cache.cpp, src/llama-kv-cache-iswa.cpp.
 """
 
 from __future__ import annotations
@@ -64,6 +64,18 @@ class Server:
     """`-ctv`."""
     full_windows: bool = False
     """`--swa-full`."""
+    gpu_layers: int | None = None
+    """`-ngl`, counted from the output matrix downwards; `None` for all."""
+    cpu_moe_layers: int = 0
+    """`--n-cpu-moe`, layers whose experts stay in host memory, from the first."""
+    devices: int = 1
+    """Accelerators; 0 for the host alone."""
+    tensor_split: tuple[float, ...] = ()
+    """`--tensor-split`, shares of the layers; empty for equal ones."""
+    cache_on_host: bool = False
+    """`--no-kv-offload`."""
+    logits_of_all: bool = False
+    """Logits of every token of a batch, as `llama-perplexity` needs; a server takes one a slot."""
 
     @property
     def streams(self) -> int:
