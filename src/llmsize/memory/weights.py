@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean
 from llmsize.formats import Format, matrix_bytes
 
@@ -22,8 +25,8 @@ class Weight:
     shape: tuple[int, ...]
     """Outermost first, as PyTorch prints it: (outputs, inputs), with experts before them."""
     role: str
-    """`embedding`, `head`, `q`, `k`, `v`, `qkv`, `o`, `gate`, `up`, `down`, the same with
-    `expert_` for routed experts, `router`, `norm`, `bias`, …"""
+    """As the anatomy has it: `embedding`, `head`, `q`, `k`, `v`, `qkv`, `o`, `gate`, `up`, `down`,
+    the same with `expert_` or `shared_` for experts, `router`, `norm`, `bias`, …"""
     layer: int = -1
     """Index of its layer; -1 outside of the layers."""
 
@@ -43,6 +46,8 @@ class Checkpoint:
     kv_heads: int
     experts: int
     """Routed experts of a layer; 0 for a dense model."""
+    experts_used: int
+    """Experts that one token is sent to."""
     weights: tuple[Weight, ...]
 
     @property
@@ -74,7 +79,8 @@ class Recipe:
     kept: str = ""
     """The format of what is not quantized; empty for the checkpoint's own."""
     rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
-    """Each has `roles`, `format` and the conditions of `CONDITIONS`, all of which must hold."""
+    """Each has `roles`, `format` and the conditions of `CONDITIONS`, all of which must hold. The
+    roles of a dense layer stand for those of experts, too."""
     needs_imatrix: bool = False
     """Whether it cannot be made without an importance matrix."""
     title: str = ""
@@ -137,6 +143,26 @@ VALUE_ROLES = ("v", "qkv", "kv_b")
 """Roles that llama.cpp counts as one kind: the values' projection is the most sensitive."""
 
 
+def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
+    """The tensors of a model as its library stores them, from a trace of it."""
+    config = Config(architecture.config, architecture.name)
+    parameters = trace.weights.values()
+    caches = trace.layer_caches()
+    return Checkpoint(
+        family=architecture.family,
+        layers=1 + max((max(p.indices) for p in parameters if p.indices), default=-1),
+        heads=config.count("num_attention_heads", "n_head", "num_heads"),
+        kv_heads=max((cache.kv_heads for cache in caches), default=0),
+        experts=max((p.experts for p in parameters), default=0),
+        experts_used=max((p.chosen for p in parameters), default=0),
+        weights=tuple(
+            Weight(p.name.replace("{}", str(layer)), tuple(map(int, p.shape)), p.role, layer)
+            for p in parameters
+            for layer in p.indices or (-1,)
+        ),
+    )
+
+
 def formats_of(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -173,7 +199,7 @@ def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterat
     for weight in order:
         if len(weight.shape) < 2 or weight.role not in recipe.quantizes:
             continue
-        kind = "v" if weight.role in VALUE_ROLES else weight.role.removeprefix("expert_")
+        kind = "v" if weight.role in VALUE_ROLES else _plain(weight.role)
         count = seen.get(kind, 0)
         seen[kind] = count + 1
         yield Candidate(
@@ -184,6 +210,11 @@ def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterat
             (count, values if kind == "v" else checkpoint.layers),
             imatrix,
         )
+
+
+def _plain(role: str) -> str:
+    """The role in a dense layer of what is an expert's."""
+    return role.removeprefix("expert_").removeprefix("shared_")
 
 
 def _choose(recipe: Recipe, candidate: Candidate) -> str:
@@ -199,9 +230,8 @@ def _choose(recipe: Recipe, candidate: Candidate) -> str:
                 ),
             )
         asked = rule.keys() & CONDITIONS.keys()
-        if candidate.role in rule["roles"] and all(
-            CONDITIONS[name](candidate, rule[name]) for name in asked
-        ):
+        named = {candidate.role, _plain(candidate.role)} & set(rule["roles"])
+        if named and all(CONDITIONS[name](candidate, rule[name]) for name in asked):
             return str(rule["format"])
     return recipe.base
 

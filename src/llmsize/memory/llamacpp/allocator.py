@@ -143,7 +143,8 @@ class Allocator:
         if use.children or use.views:
             return
         if source.base is not None:
-            source, use = source.base, self._use(source.base)
+            source = source.base
+            use = self._use(source)
             use.views -= 1
             if use.children or use.views:
                 return

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import Format
-from llmsize.memory.kv_cache import LayerCache
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.allocator import allocation
 from llmsize.memory.llamacpp.cache import CUDA, HOST, Memory, Server, layer_cache_bytes, layer_cells
@@ -92,9 +92,8 @@ def _place_weights(
             _repeat(weight, format, placed, held, memories, places)
             continue
         place = places[weight.layer]
-        if weight.role == "embedding":
-            place = host
-        elif "_exps." in weight.name and weight.layer < server.cpu_moe_layers:
+        kept_back = "_exps." in weight.name and weight.layer < server.cpu_moe_layers
+        if weight.role == "embedding" or kept_back:
             place = host
         placed[weight.name] = tensor = _stored(weight, format, place)
         held[place] += allocation(tensor, memories[place])

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import FP16, FP32, INT32, INT64, stored_bytes
-from llmsize.memory.kv_cache import LayerCache
 from llmsize.memory.llamacpp import tensors as ops
-from llmsize.memory.llamacpp.cache import Server, layer_cells
+from llmsize.memory.llamacpp.cache import Server, aligned, layer_cells
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
+
+
+Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Decoder:
     layers: tuple[LayerCache, ...]
     heads: int
     experts_used: int = 0
-    routing: Literal["softmax", "softmax of chosen", "sigmoid"] = "softmax"
+    routing: Routing = "softmax"
     """What turns router logits into weights of experts."""
     normalized: bool = True
     """Whether the weights of the chosen experts are divided by their sum."""
@@ -69,7 +72,7 @@ class Forward:
         self.weights = weights
         self.caches = caches
         batch = min(server.ubatch, server.cells * server.streams)
-        self.tokens = ops_round(batch, server.sequences)
+        self.tokens = aligned(batch, server.sequences)
         self.graph = Graph()
         self.layer = -1
 
@@ -127,14 +130,9 @@ class Forward:
         if self.layer == len(self.decoder.layers) - 1 and not self.decoder.late_rows:
             x = ops.get_rows(x, inputs.rows)
             residual = ops.get_rows(residual, inputs.rows)
-        before_mlp = "ffn_norm"
-        if self._has("post_attention_norm") and not self._has("ffn_norm"):
-            if not self._has("post_ffw_norm"):
-                before_mlp = "post_attention_norm"
-        if before_mlp != "post_attention_norm":
-            x = self._norm(x, "post_attention_norm")
+        x = self._norm(x, "post_attention_norm")
         residual = ops.apply("add", x, residual)
-        x = self._norm(residual, before_mlp)
+        x = self._norm(residual, "ffn_norm")
         x = self._experts(x) if self._has("ffn_gate_inp") else self._mlp(x, "")
         x = self._norm(x, "post_ffw_norm")
         if self.decoder.residual_first:
@@ -200,7 +198,7 @@ class Forward:
         for tensor in (q, v, k):
             self.graph.expand(tensor)
         key_cache, value_cache = self.caches[self.layer]
-        assert value_cache is not None and inputs.value_rows is not None  # noqa: S101
+        assert value_cache is not None and inputs.value_rows is not None
         self._store(key_cache, k, inputs.key_rows)
         self._store(value_cache, v, inputs.value_rows, transposed=not self.server.flash_attention)
         keys = self._cached(key_cache, cache.key_dim, cache.kv_heads)
@@ -314,13 +312,13 @@ class Forward:
     def _experts(self, x: Tensor) -> Tensor:
         weights, chosen = self._route(self._linear(x, "ffn_gate_inp"))
         self.graph.expand(weights)
-        hidden, _, _, _ = x.shape
-        each = ops.reshape(x, hidden, 1, self.tokens_of(x))
+        hidden, tokens, _, _ = x.shape
+        each = ops.reshape(x, hidden, 1, tokens)
         up = self._chosen(each, "ffn_up_exps", chosen)
         gate = self._chosen(each, "ffn_gate_exps", chosen)
         out = self._chosen(ops.gated(gate, up), "ffn_down_exps", chosen)
         out = self.graph.expand(ops.apply("mul", out, weights))
-        used, tokens = out.shape[1], out.shape[2]
+        used = out.shape[1]
         span = 4 * (hidden * used * (tokens - 1) + hidden)
         parts = [self.graph.expand(view(out, hidden, tokens, span=span)) for _ in range(used)]
         total = parts[0]
@@ -331,10 +329,6 @@ class Forward:
         if self._has("ffn_up_shexp"):
             total = ops.apply("add", total, self._mlp(x, "_shexp"))
         return total
-
-    def tokens_of(self, x: Tensor) -> int:
-        """Tokens of a matrix of hidden vectors: fewer in the last layer."""
-        return x.shape[1]
 
     def _chosen(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
         x = ops.matmul_experts(self._needed(name), x, chosen)
@@ -375,8 +369,3 @@ class Forward:
         kept = ops.get_rows(groups, best)
         masked = ops.set_rows(ops.apply("fill", groups), kept, best)
         return ops.reshape(masked, experts, tokens)
-
-
-def ops_round(tokens: int, sequences: int) -> int:
-    """`tokens`, made a multiple of `sequences`."""
-    return -(-tokens // sequences) * sequences

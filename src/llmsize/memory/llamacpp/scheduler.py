@@ -43,7 +43,7 @@ class Scheduler:
     def _supports(self, device: int, node: Tensor) -> bool:
         if device == self.host or node.operation != "flash_attention":
             return True
-        q, k, v = node.sources[:3]
+        _, k, v = node.sources[:3]
         if k.shape[0] == 576:
             return v.shape[0] == 512
         return k.shape[0] == v.shape[0] and k.shape[0] in FLASH_HEADS
@@ -88,7 +88,7 @@ class Scheduler:
                 self.device[id(node)] = self._most_inputs(node)
         for node in nodes:
             if id(node) not in self.device:
-                assert node.base is not None  # noqa: S101 - only views are left
+                assert node.base is not None
                 self.device[id(node)] = self.device.get(id(node.base), self.host)
             for source in node.sources:
                 if id(source) not in self.device:
@@ -162,7 +162,7 @@ class Scheduler:
 
     def _input_copies(self, leaves: list[Tensor]) -> list[tuple[Tensor, int]]:
         """In a pipeline every input of the graph is kept once for each batch under way."""
-        kept = []
+        kept: list[tuple[Tensor, int]] = []
         for leaf in leaves:
             if leaf.is_input:
                 leaf.is_output = True

@@ -41,7 +41,7 @@ class Tensor:
         self.format = format
         self.shape = shape
         self.sources = sources
-        self.base = (base.base or base) if base is not None else None
+        self.base: Tensor | None = (base.base or base) if base is not None else None
         self.bytes = span or stored_bytes(format, shape[0]) * prod(shape[1:])
         self.place: int | None = None
         """The device of a weight or a cache, which lives outside of the compute buffer."""

@@ -1,0 +1,223 @@
+"""A checkpoint as llama.cpp's converter writes it: GGUF names, split, stacked and added tensors.
+
+llama.cpp 0c1e57098: conversion/*.py and gguf-py/gguf/tensor_mapping.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32
+from llmsize.memory.llamacpp.buffers import Model
+from llmsize.memory.llamacpp.forward import Decoder, Routing
+from llmsize.memory.weights import Checkpoint, FormatOf, Recipe, Weight, checkpoint, formats_of
+
+FAMILIES = {
+    "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3", "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3", "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
+}  # fmt: skip
+"""`model_type` → llama.cpp's architecture, where they differ."""
+
+WINDOWED = frozenset({"gemma2", "gemma3", "gpt-oss", "cohere2", "olmo2", "exaone4"})
+"""Architectures whose windows llama.cpp uses; Mistral's and Phi-3's layers keep every token."""
+
+NAMES = {
+    "embedding": "token_embd", "head": "output", "position": "position_embd", "q": "attn_q",
+    "k": "attn_k", "v": "attn_v", "qkv": "attn_qkv", "o": "attn_output", "q_a": "attn_q_a",
+    "q_b": "attn_q_b", "kv_a": "attn_kv_a_mqa", "kv_b": "attn_kv_b", "gate": "ffn_gate",
+    "up": "ffn_up", "gate_up": "ffn_up", "down": "ffn_down", "router": "ffn_gate_inp",
+    "sinks": "attn_sinks",
+}  # fmt: skip
+"""Role → name."""
+
+NORMS = {
+    "input_layernorm": "attn_norm", "ln_1": "attn_norm", "self_attn_layer_norm": "attn_norm",
+    "pre_feedforward_layernorm": "ffn_norm", "ln_2": "ffn_norm", "final_layer_norm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm", "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm", "q_a_layernorm": "attn_q_a_norm", "kv_a_layernorm": "attn_kv_a_norm",
+}  # fmt: skip
+"""Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
+
+TOKENIZER_SIZE = {"gemma3": 262_144}
+"""Rows of the embedding that the converter keeps: those of the tokenizer, without padding."""
+
+LLAMA_3_1_CONTEXT = 131_072
+"""Llama 3.1 and later stretch their rotations to this context by factors of their own."""
+
+
+def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
+    """The checkpoint that `convert_hf_to_gguf.py` writes, from a trace of the model."""
+    source = checkpoint(architecture, trace)
+    family = FAMILIES.get(source.family, source.family)
+    config = Config(architecture.config, architecture.name)
+    hidden = next(w.shape[-1] for w in source.weights if w.role == "embedding")
+    modules = {
+        weight.name.removesuffix(".weight"): weight
+        for weight in source.weights
+        if weight.role not in ("bias", "expert_bias")
+    }
+    weights = [
+        written
+        for weight in source.weights
+        for written in _written(weight, modules, hidden, family, config)
+    ]
+    weights += _rope_factors(family, config, source, trace.layer_caches())
+    return replace(source, family=family, weights=tuple(weights))
+
+
+def model(
+    architecture: Architecture,
+    trace: Trace,
+    recipe: Recipe,
+    format_of: FormatOf,
+    *,
+    imatrix: bool = False,
+) -> Model:
+    """A GGUF file quantized by `recipe`, ready to be placed on devices.
+
+    Raises `LLMSizeError` for a model whose graph is not that of a decoder with attention.
+    """
+    file = gguf(architecture, trace)
+    stored = formats_of(file, recipe, format_of, own=FP32, imatrix=imatrix)
+    return Model(_decoder(file, architecture, trace), tuple(stored))
+
+
+def layer_caches(architecture: Architecture, trace: Trace) -> tuple[LayerCache, ...]:
+    """What every layer keeps in llama.cpp, which knows fewer windows than the models have."""
+    family = FAMILIES.get(architecture.family, architecture.family)
+    return tuple(
+        replace(layer, kind="full", window=0)
+        if layer.kind == "window" and family not in WINDOWED
+        else layer
+        for layer in trace.layer_caches()
+    )
+
+
+def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Decoder:
+    config = Config(architecture.config, architecture.name)
+    caches = layer_caches(architecture, trace)
+    kinds = {cache.kind for cache in caches}
+    if not kinds or not kinds <= {"full", "window", "latent"}:
+        raise LLMSizeError(
+            f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
+            hint="llmsize knows the graphs of decoders whose layers all have attention",
+        )
+    oai = file.family == "gpt-oss"
+    return Decoder(
+        layers=caches,
+        heads=file.heads,
+        experts_used=file.experts_used,
+        routing="softmax of chosen" if oai else _routing(config),
+        normalized=not oai and config.flag("norm_topk_prob", default=file.family != "deepseek2"),
+        expert_groups=config.count("n_group", default=1) or 1,
+        groups_used=config.count("topk_group", default=1) or 1,
+        rope_dim=config.count("qk_rope_head_dim"),
+        late_rows=oai,
+        residual_first=file.family == "phi3",
+    )
+
+
+def _routing(config: Config) -> Routing:
+    return "sigmoid" if config.text("scoring_func") == "sigmoid" else "softmax"
+
+
+def _written(
+    weight: Weight, modules: dict[str, Weight], hidden: int, family: str, config: Config
+) -> Iterator[Weight]:
+    """What becomes of one tensor."""
+    place = f"blk.{weight.layer}." if weight.layer >= 0 else ""
+    if weight.role == "norm":
+        yield replace(weight, name=place + _norm(weight, modules, family))
+    elif weight.role in ("bias", "expert_bias"):
+        yield from _biases(weight, modules, place)
+    elif weight.role == "kv_b":
+        yield from _latent(weight, place, config)
+    elif weight.role == "expert_gate_up":
+        for role in ("expert_gate", "expert_up"):
+            half = (*weight.shape[:-2], weight.shape[-2] * weight.shape[-1] // hidden // 2, hidden)
+            yield Weight(f"{place}{_name(role)}.weight", half, role, weight.layer)
+    else:
+        role = weight.role.replace("gate_up", "up")
+        shape = _oriented(weight, hidden)
+        if role == "embedding":
+            shape = (min(shape[0], TOKENIZER_SIZE.get(family, shape[0])), *shape[1:])
+        yield Weight(f"{place}{_name(role, weight.name)}.weight", shape, role, weight.layer)
+
+
+def _name(role: str, otherwise: str = "") -> str:
+    for kind, suffix in (("expert_", "_exps"), ("shared_", "_shexp")):
+        if role.startswith(kind):
+            return NAMES[role.removeprefix(kind)] + suffix
+    return NAMES.get(role, otherwise.removesuffix(".weight"))
+
+
+def _oriented(weight: Weight, hidden: int) -> tuple[int, ...]:
+    """(outputs, inputs), however the library stores it."""
+    if len(weight.shape) < 2 or weight.role in ("embedding", "head", "position", "router"):
+        return weight.shape
+    *stack, rows, columns = weight.shape
+    role = weight.role.removeprefix("expert_").removeprefix("shared_")
+    inward = role in ("o", "down")
+    if role in ("q", "k", "v", "qkv", "gate", "up", "gate_up", "o", "down"):
+        flipped = rows == hidden and columns != hidden
+        if flipped != inward and (rows == hidden) != (columns == hidden):
+            return (*stack, columns, rows)
+    return weight.shape
+
+
+def _norm(weight: Weight, modules: dict[str, Weight], family: str) -> str:
+    module, _, kind = weight.name.rpartition(".")
+    parent, _, last = module.rpartition(".")
+    if weight.layer < 0:
+        return f"output_norm.{kind}"
+    if last == "post_attention_layernorm":
+        after = f"{parent}.post_feedforward_layernorm" in modules
+        return f"{'post_attention_norm' if after else 'ffn_norm'}.{kind}"
+    return f"{NORMS.get(last, last)}.{kind}"
+
+
+def _biases(weight: Weight, modules: dict[str, Weight], place: str) -> Iterator[Weight]:
+    """The bias of a linear layer, or of the two halves of stacked experts."""
+    module = weight.name.removesuffix("_bias").removesuffix(".bias")
+    owner = modules.get(module)
+    if owner is None:
+        yield replace(weight, name=f"{place}{weight.name.rpartition('.')[2]}.bias", role="bias")
+    elif owner.role == "expert_gate_up":
+        half = (*weight.shape[:-1], weight.shape[-1] // 2)
+        for part in ("expert_gate", "expert_up"):
+            yield Weight(f"{place}{_name(part)}.bias", half, "bias", weight.layer)
+    else:
+        name = _name(owner.role.replace("gate_up", "up"), module)
+        yield replace(weight, name=f"{place}{name}.bias", role="bias")
+
+
+def _latent(weight: Weight, place: str, config: Config) -> Iterator[Weight]:
+    """Keys and values of every head from the latent, as two stacks of matrices."""
+    plain, value = config.size("qk_nope_head_dim"), config.size("v_head_dim")
+    rank = weight.shape[-1]
+    heads = weight.shape[0] // (plain + value)
+    yield Weight(f"{place}attn_k_b.weight", (heads, rank, plain), "k_b", weight.layer)
+    yield Weight(f"{place}attn_v_b.weight", (heads, value, rank), "v_b", weight.layer)
+
+
+def _rope_factors(
+    family: str, config: Config, source: Checkpoint, caches: list[LayerCache]
+) -> Iterator[Weight]:
+    """One factor for every rotated pair of channels, where a config stretches its rotations."""
+    scaling = config.value("rope_scaling", "rope_parameters")
+    kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
+    positions = config.count("max_position_embeddings")
+    pairs = caches[0].key_dim // 2 if caches else 0
+    stated_elsewhere = kind is None and family == "llama" and positions == LLAMA_3_1_CONTEXT
+    if kind == "llama3" or stated_elsewhere:
+        yield Weight("rope_freqs.weight", (pairs,), "rope")
+    elif kind in ("longrope", "su"):
+        yield Weight("rope_factors_long.weight", (pairs,), "rope")
+        yield Weight("rope_factors_short.weight", (pairs,), "rope")
