@@ -21,7 +21,7 @@ def format_of(name: str) -> Format:
 
 
 def checkpoint(*weights: Weight, family: str = "llama", layers: int = 1) -> Checkpoint:
-    return Checkpoint(family, layers, heads=32, kv_heads=8, experts=0, weights=weights)
+    return Checkpoint(family, layers, 32, 8, experts=0, experts_used=0, weights=weights)
 
 
 def chosen(recipe: str, *weights: Weight, layers: int = 1) -> list[str]:

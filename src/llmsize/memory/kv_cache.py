@@ -104,6 +104,30 @@ def _state(layer: LayerCache, count: int, sequences: int, format: Format, shards
     )
 
 
+def pool_token_bytes(
+    layers: Iterable[LayerCache],
+    keys: Format,
+    values: Format,
+    policy: CachePolicy,
+    tensor_parallel: int = 1,
+) -> int:
+    """Bytes of a paged pool for one token on one device, as vLLM charges them.
+
+    Layers of different kinds share the pool in groups of as many layers as the rarer kind has; the
+    last group is padded, and a window is charged as if it kept every token. vLLM 0.19,
+    v1/core/kv_cache_utils.py, `_get_kv_cache_groups_uniform_page_size`.
+    """
+    counts = Counter(layer for layer in layers if layer.kind not in ("recurrent", "none"))
+    if len(counts) > 1:
+        fewest, most = min(counts.values()), max(counts.values())
+        group = most if most < 1.25 * fewest else fewest
+        counts = Counter({layer: -(-count // group) * group for layer, count in counts.items()})
+    return sum(
+        count * token_bytes(layer, keys, values, policy, tensor_parallel)
+        for layer, count in counts.items()
+    )
+
+
 def pool_tokens(
     layers: Iterable[LayerCache],
     pool: int,
@@ -115,10 +139,10 @@ def pool_tokens(
 ) -> int:
     """Tokens that a paged pool of `pool` bytes on each device has room for, in whole blocks.
 
-    As vLLM prints it (`GPU KV cache size`): window layers are charged as if they kept every token.
-    Raises `LLMSizeError` for a model that caches nothing per token.
+    vLLM prints it as `GPU KV cache size`. Raises `LLMSizeError` for a model that caches nothing
+    per token.
     """
-    per_token = sum(token_bytes(layer, keys, values, policy, tensor_parallel) for layer in layers)
+    per_token = pool_token_bytes(layers, keys, values, policy, tensor_parallel)
     if not per_token:
         raise LLMSizeError(
             "this model caches nothing per token", hint="ask for the number of sequences instead"

@@ -176,6 +176,7 @@ def formats_of(
     `imatrix` says whether an importance matrix is used, which changes some llama.cpp mixes.
     Raises `LLMSizeError` where the recipe cannot store a shape or is not well formed.
     """
+    _check(recipe)
     kept = format_of(recipe.kept) if recipe.kept else own
     chosen = {
         candidate.weight: _fitting(format_of(_choose(recipe, candidate)), candidate, format_of)
@@ -217,21 +218,26 @@ def _plain(role: str) -> str:
     return role.removeprefix("expert_").removeprefix("shared_")
 
 
-def _choose(recipe: Recipe, candidate: Candidate) -> str:
+def _check(recipe: Recipe) -> None:
     for rule in recipe.rules:
-        unknown = rule.keys() - CONDITIONS.keys() - {"roles", "format"}
+        unknown = sorted(rule.keys() - CONDITIONS.keys() - {"roles", "format"})
         if unknown or not {"roles", "format"} <= rule.keys():
+            known = f"conditions: {', '.join(CONDITIONS)}"
             raise LLMSizeError(
-                f"recipe `{recipe.name}`: a rule has {sorted(unknown) or 'no roles or format'}",
-                hint=did_you_mean(
-                    next(iter(unknown), ""),
-                    CONDITIONS,
-                    otherwise=f"conditions: {', '.join(CONDITIONS)}",
-                ),
+                f"recipe `{recipe.name}`: a rule has {unknown or 'no roles or no format'}",
+                hint=did_you_mean(unknown[0], CONDITIONS, otherwise=known) if unknown else known,
             )
-        asked = rule.keys() & CONDITIONS.keys()
-        named = {candidate.role, _plain(candidate.role)} & set(rule["roles"])
-        if named and all(CONDITIONS[name](candidate, rule[name]) for name in asked):
+
+
+def _choose(recipe: Recipe, candidate: Candidate) -> str:
+    """The format of the first rule that applies."""
+    role, plain = candidate.role, _plain(candidate.role)
+    for rule in recipe.rules:
+        if (role in rule["roles"] or plain in rule["roles"]) and all(
+            CONDITIONS[name](candidate, wanted)
+            for name, wanted in rule.items()
+            if name in CONDITIONS
+        ):
             return str(rule["format"])
     return recipe.base
 

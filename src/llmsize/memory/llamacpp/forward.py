@@ -16,7 +16,6 @@ from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.cache import Server, aligned, layer_cells
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
 
-
 Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
 
 

@@ -45,9 +45,6 @@ NORMS = {
 }  # fmt: skip
 """Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
 
-TOKENIZER_SIZE = {"gemma3": 262_144}
-"""Rows of the embedding that the converter keeps: those of the tokenizer, without padding."""
-
 LLAMA_3_1_CONTEXT = 131_072
 """Llama 3.1 and later stretch their rotations to this context by factors of their own."""
 
@@ -66,7 +63,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     weights = [
         written
         for weight in source.weights
-        for written in _written(weight, modules, hidden, family, config)
+        for written in _written(weight, modules, hidden, config)
     ]
     weights += _rope_factors(family, config, source, trace.layer_caches())
     return replace(source, family=family, weights=tuple(weights))
@@ -129,12 +126,12 @@ def _routing(config: Config) -> Routing:
 
 
 def _written(
-    weight: Weight, modules: dict[str, Weight], hidden: int, family: str, config: Config
+    weight: Weight, modules: dict[str, Weight], hidden: int, config: Config
 ) -> Iterator[Weight]:
     """What becomes of one tensor."""
     place = f"blk.{weight.layer}." if weight.layer >= 0 else ""
     if weight.role == "norm":
-        yield replace(weight, name=place + _norm(weight, modules, family))
+        yield replace(weight, name=place + _norm(weight, modules))
     elif weight.role in ("bias", "expert_bias"):
         yield from _biases(weight, modules, place)
     elif weight.role == "kv_b":
@@ -145,10 +142,8 @@ def _written(
             yield Weight(f"{place}{_name(role)}.weight", half, role, weight.layer)
     else:
         role = weight.role.replace("gate_up", "up")
-        shape = _oriented(weight, hidden)
-        if role == "embedding":
-            shape = (min(shape[0], TOKENIZER_SIZE.get(family, shape[0])), *shape[1:])
-        yield Weight(f"{place}{_name(role, weight.name)}.weight", shape, role, weight.layer)
+        name = f"{place}{_name(role, weight.name)}.weight"
+        yield Weight(name, _oriented(weight, hidden), role, weight.layer)
 
 
 def _name(role: str, otherwise: str = "") -> str:
@@ -172,7 +167,7 @@ def _oriented(weight: Weight, hidden: int) -> tuple[int, ...]:
     return weight.shape
 
 
-def _norm(weight: Weight, modules: dict[str, Weight], family: str) -> str:
+def _norm(weight: Weight, modules: dict[str, Weight]) -> str:
     module, _, kind = weight.name.rpartition(".")
     parent, _, last = module.rpartition(".")
     if weight.layer < 0:

@@ -1,0 +1,213 @@
+"""Answers to the tables of inference memory that follow from formats, GGUF and llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from benchmarks.answers import Answer
+from llmsize import presets
+from llmsize.anatomy import traced
+from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format, matrix_bytes
+from llmsize.memory.kv_cache import CachePolicy, pool_token_bytes
+from llmsize.memory.llamacpp import Buffers, Model, Server, buffers, cache_bytes
+from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
+from llmsize.memory.weights import Checkpoint, Recipe, formats_of, weight_bytes
+from llmsize.sources.config import architecture
+
+Row = Mapping[str, str]
+
+MEASURED_SIDE = 4096
+"""Rows and columns of the layer in `quant_formats.csv`."""
+
+
+@lru_cache(maxsize=256)
+def _format(name: str) -> Format:
+    return presets.get(Format, name)
+
+
+@lru_cache(maxsize=256)
+def _recipe(name: str) -> Recipe:
+    plain = name.lower()
+    return presets.get(Recipe, f"gguf-{plain}" if plain in ("f16", "bf16", "f32") else plain)
+
+
+@lru_cache(maxsize=512)
+def _model(name: str, directory: Path) -> tuple[Architecture, Trace]:
+    """The model of that name, from the presets or the directory's configurations."""
+    plain, untied = re.subn(r" \(untied output\)$", "", name)
+    try:
+        found = presets.get(Architecture, plain)
+    except LLMSizeError:
+        file = directory / "configs" / f"{plain}.json"
+        if not file.is_file():
+            raise
+        found = architecture(json.loads(file.read_text()), str(file), plain)
+    if untied:
+        found = replace(found, config={**found.config, "tie_word_embeddings": False})
+    return found, traced(found)
+
+
+def quant_formats(rows: Iterable[Row]) -> Iterator[Answer]:
+    """Bits per weight of one 4096 × 4096 matrix in every format."""
+    for row in rows:
+        bits, _, per_row = row["bits_per_weight"].partition(" + ")
+        expected = float(bits) + (32 / MEASURED_SIDE if per_row else 0)
+        format = _format(_preset(row["format"]))
+        stored = matrix_bytes(format, MEASURED_SIDE, MEASURED_SIDE)
+        yield Answer(
+            f"{row['library']} {row['format']}".strip(),
+            "bits_per_weight",
+            expected,
+            round(8 * stored / MEASURED_SIDE**2, len(bits.partition(".")[2]) if not per_row else 9),
+        )
+
+
+_TORCHAO = {
+    "bnb llm.int8": "llm-int8",
+    "torchao int8weightonly": "torchao-int8",
+    "torchao float8weightonly": "torchao-float8",
+    "torchao intxweightonly int4 g32": "torchao-intx-int4",
+}
+
+
+def _preset(row: str) -> str:
+    """The preset of a format, by the name that its library has for it."""
+    name = row.lower().removeprefix("gguf tensor type ").removeprefix("torch.")
+    if match := re.fullmatch(r"bnb (nf4|fp4) double_quant=(true|false)", name):
+        return match[1] + ("-dq" if match[2] == "true" else "")
+    if match := re.fullmatch(r"(gptq|awq|hqq) (\d)-bit (g\d+)( axis1)?", name):
+        return f"{match[1]}-int{match[2]}-{match[3]}"
+    if match := re.fullmatch(r"compressed-tensors (.*)", name):
+        return "ct-" + match[1].replace("_", "-")
+    return _TORCHAO.get(name, name.removeprefix("torchao "))
+
+
+@lru_cache(maxsize=512)
+def _gguf(name: str, directory: Path) -> Checkpoint:
+    return gguf(*_model(name, directory))
+
+
+def gguf_sizes(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
+    """Bytes of all tensors, exact in dry runs; sizes of published files, which have a header."""
+    for row in rows:
+        name = f"{row['model']} {row['quant']} imatrix={row['imatrix']}"
+        stored = _tensor_bytes(row, directory)
+        if row["kind"] == "dry_run":
+            yield Answer(name, "tensor_bytes", int(row["tensor_bytes"]), stored)
+        elif row["file_bytes"]:
+            yield Answer(f"{name} {row['source']}", "file_bytes", int(row["file_bytes"]), stored)
+        elif row["bits_per_weight"]:
+            got = 8 * stored / int(row["params"]) if stored and row["params"] else None
+            yield Answer(
+                f"{name} {row['source']}", "published bits", float(row["bits_per_weight"]), got
+            )
+        elif row["file_gb"]:
+            got = stored / 1e9 if stored else None
+            yield Answer(f"{name} {row['source']}", "published file_gb", float(row["file_gb"]), got)
+
+
+def _tensor_bytes(row: Row, directory: Path) -> int | None:
+    try:
+        file, recipe = _gguf(row["model"], directory), _recipe(row["quant"])
+    except LLMSizeError:
+        return None
+    imatrix = row["imatrix"] == "yes"
+    stored = formats_of(file, recipe, _format, own=FP32, imatrix=imatrix)
+    return sum(weight_bytes(weight, format) for weight, format in stored)
+
+
+def kv_cache(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
+    """Bytes of the cache; for vLLM the bytes per token of its pool."""
+    for row in rows:
+        name = " ".join(
+            f"{column}={row[column]}"
+            for column in ("model", "tokens", "n_seq", "cache_k", "cache_v", "tp", "n_ubatch")
+            if row[column]
+        )
+        try:
+            found, trace = _model(row["model"], directory)
+        except LLMSizeError:
+            got = None
+        else:
+            got = _pool(row, trace) if row["tp"] else _cache(row, found, trace)
+        if row["tp"]:
+            quantity, expected = "bytes_per_token", float(row["bytes_per_token"])
+        else:
+            quantity = "kv_bytes" if row["kind"] == "dry_run" else "kv_bytes (log)"
+            expected = int(row["kv_bytes"])
+        yield Answer(f"{row['engine']} {name}", quantity, expected, got)
+
+
+def _pool(row: Row, trace: Trace) -> int:
+    keys, values = _format(row["cache_k"]), _format(row["cache_v"])
+    return pool_token_bytes(trace.layer_caches(), keys, values, CachePolicy(16), int(row["tp"]))
+
+
+def _cache(row: Row, found: Architecture, trace: Trace) -> int:
+    server = Server(
+        context=int(row["tokens"]),
+        ubatch=int(row["n_ubatch"] or 512),
+        sequences=int(row["n_seq"] or 1),
+        unified=row["kv_unified"] == "1",
+        flash_attention=row["flash_attn"] != "0",
+        keys=_format(row["cache_k"]),
+        values=_format(row["cache_v"]),
+        full_windows=row["swa_full"] == "1",
+    )
+    return cache_bytes(layer_caches(found, trace), server)
+
+
+@lru_cache(maxsize=128)
+def _file(name: str, quant: str, directory: Path) -> Model:
+    return model(*_model(name, directory), _recipe(quant), _format)
+
+
+def llamacpp_buffers(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
+    """Model, KV and compute buffers of every device and of the host."""
+    for row in rows:
+        try:
+            got = buffers(_file(row["model"], row["quant"], directory), _server(row))
+        except LLMSizeError:
+            got = None
+        yield from _places(row, got)
+
+
+def _server(row: Row) -> Server:
+    layers = row["gpu_layers"]
+    return Server(
+        context=int(row["n_ctx"]),
+        ubatch=int(row["n_ubatch"]),
+        sequences=int(row["n_seq"] or 1),
+        unified=row["kv_unified"] == "1",
+        flash_attention=row["flash_attn"] == "1",
+        keys=_format(row["cache_k"]),
+        values=_format(row["cache_v"]),
+        full_windows=row["swa_full"] == "1",
+        gpu_layers=None if layers in ("", "all") else int(layers),
+        cpu_moe_layers=int(row["cpu_moe_layers"] or 0),
+        devices=int(row["n_gpu"]),
+        cache_on_host=row["kv_offload"] == "0",
+        logits_of_all=row["logits_rows"] == "ubatch",
+    )
+
+
+def _places(row: Row, got: Sequence[Buffers] | None) -> Iterator[Answer]:
+    name = " ".join(row[c] for c in ("model", "quant", "gpu_layers", "n_ctx", "n_ubatch", "note"))
+    log = "" if row["kind"] == "dry_run" else " (log)"
+    for column, part in (("model", "model"), ("kv", "cache"), ("compute", "compute")):
+        cell = row[f"gpu_{column}_bytes"] if int(row["n_gpu"]) else ""
+        for device, expected in enumerate(cell.split(";") if cell else ()):
+            value = getattr(got[device], part) if got else None
+            yield Answer(f"{name} gpu {device}", f"gpu_{column}{log}", int(expected), value)
+        if row[f"host_{column}_bytes"]:
+            value = getattr(got[-1], part) if got else None
+            expected = int(row[f"host_{column}_bytes"])
+            yield Answer(f"{name} host", f"host_{column}{log}", expected, value)

@@ -1,0 +1,138 @@
+"""llama.cpp's own numbers: quantized sizes, caches and buffers of real models, dry runs."""
+
+import csv
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.anatomy import traced
+from llmsize.anatomy.families import MODULES
+from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
+from llmsize.formats import FP32, Format
+from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes
+from llmsize.memory.llamacpp import Server, buffers, cache_bytes
+from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
+from llmsize.memory.weights import Recipe, formats_of, weight_bytes
+from llmsize.units import GIB
+
+TABLES = Path(__file__).parent / "reference"
+Row = dict[str, str]
+
+
+def by_model(table: str, kind: str = "dry_run") -> list[tuple[str, list[Row]]]:
+    """The rows of a table, model by model, for every model whose family llmsize can run."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    with (TABLES / table).open() as file:
+        for row in csv.DictReader(file):
+            if row["kind"] == kind and row["model"] in presets.names(Architecture):
+                found[row["model"]].append(row)
+    return [pair for pair in found.items() if architecture(pair[0]).family in MODULES]
+
+
+@cache
+def architecture(name: str) -> Architecture:
+    return presets.get(Architecture, name)
+
+
+@cache
+def trace(name: str) -> Trace:
+    return traced(architecture(name))
+
+
+@cache
+def format_of(name: str) -> Format:
+    return presets.get(Format, name)
+
+
+def recipe(quant: str) -> Recipe:
+    name = quant.lower()
+    return presets.get(Recipe, f"gguf-{name}" if name in ("f16", "bf16") else name)
+
+
+def server(row: Row) -> Server:
+    layers = row.get("gpu_layers", "all")
+    return Server(
+        context=int(row.get("n_ctx") or row["tokens"]),
+        ubatch=int(row["n_ubatch"]),
+        sequences=int(row["n_seq"]),
+        unified=row["kv_unified"] == "1",
+        flash_attention=row["flash_attn"] == "1",
+        keys=format_of(row["cache_k"]),
+        values=format_of(row["cache_v"]),
+        full_windows=row["swa_full"] == "1",
+        gpu_layers=None if layers in ("", "all") else int(layers),
+        cpu_moe_layers=int(row.get("cpu_moe_layers") or 0),
+        devices=int(row.get("n_gpu") or 0),
+        cache_on_host=row.get("kv_offload") == "0",
+        logits_of_all=row.get("logits_rows") == "ubatch",
+    )
+
+
+@pytest.mark.parametrize(("name", "rows"), by_model("gguf_sizes.csv"))
+def test_a_quantized_file_has_the_bytes_that_llama_quantize_reports(
+    name: str, rows: list[Row]
+) -> None:
+    """`llama-quantize --dry-run` of llama.cpp 0c1e57098, every file type, to the byte."""
+    file = gguf(architecture(name), trace(name))
+    assert sum(weight.elements for weight in file.weights) == int(rows[0]["params"])
+    for row in rows:
+        stored = formats_of(
+            file, recipe(row["quant"]), format_of, own=FP32, imatrix=row["imatrix"] == "yes"
+        )
+        total = sum(weight_bytes(weight, format) for weight, format in stored)
+        assert total == int(row["tensor_bytes"]), row["quant"]
+
+
+@pytest.mark.parametrize(("name", "rows"), by_model("kv_cache.csv"))
+def test_a_cache_has_the_bytes_that_llama_cpp_allocates(name: str, rows: list[Row]) -> None:
+    """Windows, streams, cell and row padding of llama.cpp 0c1e57098, to the byte."""
+    layers = layer_caches(architecture(name), trace(name))
+    for row in rows:
+        assert cache_bytes(layers, server(row)) == int(row["kv_bytes"]), row
+
+
+@pytest.mark.parametrize(("name", "rows"), by_model("llamacpp_buffers.csv"))
+def test_buffers_are_those_that_llama_cpp_projects(name: str, rows: list[Row]) -> None:
+    """Model, KV and compute buffers per device and host, offloaded or not, to the byte."""
+    for row in rows:
+        file = model(architecture(name), trace(name), recipe(row["quant"]), format_of)
+        *devices, host = buffers(file, server(row))
+        for column, part in (("model", "model"), ("kv", "cache"), ("compute", "compute")):
+            cell = row[f"gpu_{column}_bytes"]
+            expected = [int(size) for size in cell.split(";")] if devices and cell else []
+            assert [getattr(device, part) for device in devices] == expected, row
+            assert getattr(host, part) == int(row[f"host_{column}_bytes"]), row
+
+
+@pytest.mark.parametrize(("name", "rows"), by_model("kv_cache.csv", kind="log"))
+def test_bytes_per_token_are_those_of_vllms_pool(name: str, rows: list[Row]) -> None:
+    """Pool over tokens in vLLM's start-up log; the log rounds the pool to 0.01 GiB."""
+    for row in rows:
+        if row["tp"]:
+            keys, values = format_of(row["cache_k"]), format_of(row["cache_v"])
+            got = pool_token_bytes(
+                trace(name).layer_caches(), keys, values, CachePolicy(16), int(row["tp"])
+            )
+            assert got == pytest.approx(float(row["bytes_per_token"]), rel=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "gib"),
+    [
+        ("llama-2-7b", CachePolicy(), 16.0),
+        ("qwen2.5-7b", CachePolicy(), 1.75),
+        ("gemma-3-12b", CachePolicy(), 2.3125),
+        ("gemma-3-12b", CachePolicy(windows="reserved"), 12.0),
+    ],
+)
+def test_the_cache_of_32768_tokens(name: str, policy: CachePolicy, gib: float) -> None:
+    """Grouped heads, and windows that an engine caps or reserves (vLLM and llama.cpp logs)."""
+    half = format_of("fp16")
+    cache = kv_cache(
+        trace(name).layer_caches(), context=32_768, keys=half, values=half, policy=policy
+    )
+    assert cache.value == gib * GIB
