@@ -1,0 +1,233 @@
+"""The memory of one training step on one device, as a timeline of everything that lives in it.
+
+Weights, optimizer states and inputs live through the step. On top of them the anatomy is run once
+under the kernels that the run uses: what autograd keeps, the gradients that appear as activations
+go, and the temporaries of every operation. The peak is the largest moment, and it has a name.
+Sizes are bytes of tensors, as `torch.cuda.max_memory_allocated` counts them; the allocator's
+rounding and the device's context are not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+
+from llmsize.anatomy import Setting, Trace, run_forward
+from llmsize.anatomy.autograd import backward
+from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.trace import QUANTIZED
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
+from llmsize.memory.timeline import Moment, Stretch, level, peak, stretches
+from llmsize.optimizers import Optimizer, Precision, state_bytes
+from llmsize.term import Term, total
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """The knobs of one step of training on one device."""
+
+    precision: Precision
+    optimizer: Optimizer
+    setting: Setting = field(default_factory=lambda: Setting(training=True))
+    """Batch, sequence, kernels, adapters, what is frozen; `format` is the 16-bit format."""
+    fused_optimizer: bool = True
+    """Whether the optimizer steps without a scratch copy of the parameters (not `foreach`)."""
+    accumulation: int = 1
+    """Micro-batches whose gradients are added up before a step."""
+    fused_backward: bool = False
+    """Whether each weight is stepped as soon as its gradient is there, which then goes (LOMO)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """The timeline of one steady-state step, folded."""
+
+    static: Term
+    """What lives through the step: weights, master copies, buffers, optimizer states, inputs."""
+    gradients: int
+    """Bytes of all gradients after the backward pass."""
+    kept: int
+    """Alive at the end of the forward pass beside what is static."""
+    casts: int
+    """Autocast's 16-bit copies of weights, part of `kept`."""
+    kept_per_layer: int
+    """What one layer in the middle keeps, without those copies."""
+    kept_in_layers: int
+    kept_outside: int
+    """Embedding, final norm, head, loss."""
+    peaks: dict[str, int]
+    """Highest total of the phases `forward`, `backward` and `step`."""
+    moment: Moment
+    """The highest moment of forward and backward."""
+    step_scratch: int
+    """What the optimizer allocates while it steps."""
+    trained: int
+    """Parameters that are trained."""
+
+    @property
+    def phase(self) -> str:
+        """The phase that has the peak."""
+        return max(self.peaks, key=lambda name: self.peaks[name])
+
+    @property
+    def total(self) -> int:
+        """The peak of the step: allocated bytes."""
+        return self.peaks[self.phase]
+
+
+def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
+    """Run one step of training and fold it.
+
+    Raises `LLMSizeError` where nothing is trained or an adapter matches no layer.
+    """
+    trace, loss = run_forward(architecture, run.setting)
+    weights = list(trace.weights.values())
+    _check(weights, run.setting)
+    trace.leave_autocast()
+    trace.accumulating = run.accumulation > 1 or run.fused_backward or _main_gradients(run)
+    trace.enter(-1, "backward")
+    backward(trace, loss)
+    trace.outputs = None
+    parts = list(stretches(trace))
+    forward = [part for part in parts if part.phase == "forward"]
+    static = static_memory(trace, run)
+    base, scratch = int(static.value), step_scratch(weights, run)
+    kept, casts, in_layers = level(forward), _labelled(forward, casts=True), _labelled(forward)
+    return TrainingStep(
+        static=static,
+        gradients=gradient_bytes(weights, run),
+        kept=kept,
+        casts=casts,
+        kept_per_layer=_middle_layer(trace, forward),
+        kept_in_layers=in_layers,
+        kept_outside=kept - casts - in_layers,
+        peaks={
+            "forward": base + peak(parts, "forward").bytes,
+            "backward": base + peak(parts, "backward").bytes,
+            "step": base + level(parts) + scratch,
+        },
+        moment=peak(parts),
+        step_scratch=scratch,
+        trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
+    )
+
+
+def static_memory(trace: Trace, run: TrainingRun) -> Term:
+    """What lives through the step, by what it is."""
+    weights = list(trace.weights.values())
+    trained = [weight for weight in weights if weight.node is not None]
+    parts = [
+        _bytes("weights", sum(stored(w, run.setting) for w in weights)),
+        _bytes("buffers", trace.buffers, "inverse frequencies of the rotary embedding"),
+        _bytes("optimizer states", sum(_states(w, run) for w in trained), run.optimizer.title),
+        _bytes("inputs", _inputs(run.setting), "token ids, labels and mask in int64"),
+    ]
+    if run.precision.master:
+        master = NATIVE[run.precision.master]
+        copies = sum(stored_bytes(master, prod(w.shape)) * w.copies for w in trained)
+        parts.insert(1, _bytes("master weights", copies, run.precision.title))
+    if (run.accumulation > 1 or _main_gradients(run)) and not run.fused_backward:
+        parts.append(
+            _bytes("gradients", gradient_bytes(weights, run), "kept between batches")
+        )
+    return total("lives through the step", *parts, unit="bytes")
+
+
+def stored(weight: Parameter, setting: Setting) -> int:
+    """Bytes of a weight where it lives, its scales included if it is quantized."""
+    if setting.quantized is not None and weight.role in QUANTIZED and len(weight.shape) > 1:
+        rows, columns = prod(weight.shape[:-1]), weight.shape[-1]
+        return matrix_bytes(setting.quantized, rows, columns) * weight.copies
+    return weight.bytes * weight.copies
+
+
+def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
+    """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
+    kept = NATIVE[run.precision.gradients] if _main_gradients(run) else None
+    return sum(
+        stored_bytes(kept or weight.format, prod(weight.shape)) * weight.copies
+        for weight in weights
+        if weight.node is not None
+    )
+
+
+def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
+    """What the optimizer allocates to step: a copy of the parameters unless it is fused, and the
+    gradients in the master weights' format."""
+    trained = [weight for weight in weights if weight.node is not None]
+    stepped = sum(_stepped_bytes(weight, run) for weight in trained)
+    recast = bool(run.precision.master) and not _main_gradients(run)
+    return stepped * (int(not run.fused_optimizer) + int(recast))
+
+
+def _stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
+    return stored_bytes(_stepped(weight, run), prod(weight.shape)) * weight.copies
+
+
+def _stepped(weight: Parameter, run: TrainingRun) -> Format:
+    """The format of the copy of a weight that the optimizer works on."""
+    return NATIVE[run.precision.master] if run.precision.master else weight.format
+
+
+def _states(weight: Parameter, run: TrainingRun) -> int:
+    kept = state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=_stepped(weight, run))
+    counters = 0 if run.fused_optimizer else run.optimizer.step_bytes
+    return (kept - counters) * weight.copies
+
+
+def _main_gradients(run: TrainingRun) -> bool:
+    """Whether gradients are added up in a buffer of a wider format than the weights have."""
+    precision = run.precision
+    return precision.gradients in NATIVE and precision.gradients != precision.weights
+
+
+def _inputs(setting: Setting) -> int:
+    tensors = 3 if setting.padded else 2
+    return tensors * INT64.block_bytes * setting.batch * setting.sequence
+
+
+def _bytes(name: str, value: int, note: str = "") -> Term:
+    return Term(name, value, "bytes", source="the anatomy of the model", note=note)
+
+
+def _labelled(parts: Iterable[Stretch], *, casts: bool = False) -> int:
+    """Bytes alive after `parts` that are casts of weights, or else that the layers made."""
+    return sum(
+        change * part.times
+        for part in parts
+        for change, what in part.events
+        if (what.role == "cast" if casts else what.role != "cast" and what.layer >= 0)
+    )
+
+
+def _middle_layer(trace: Trace, forward: Iterable[Stretch]) -> int:
+    """What the layer in the middle of the model keeps, without casts of weights.
+
+    What it frees of its predecessor, its successor frees of it.
+    """
+    layers = 1 + max(place.indices[-1] for place in trace.places.values() if place.indices)
+    number = next(n for n, place in trace.places.items() if layers // 2 in place.indices)
+    pattern = trace.places[number].pattern
+    period = sum(place.pattern == pattern for place in trace.places.values())
+    return sum(
+        change
+        for part in forward
+        if part.layer == pattern
+        for change, what in part.events
+        if what.role != "cast"
+        and (what.layer if what.layer >= pattern else what.layer + period) == number
+    )
+
+
+def _check(weights: Iterable[Parameter], setting: Setting) -> None:
+    if setting.lora is not None and not any(weight.role == "adapter" for weight in weights):
+        names = sorted({w.name.split(".")[-2] for w in weights if w.role in QUANTIZED})
+        raise LLMSizeError(
+            f"no linear layer is called {' or '.join(setting.lora.targets)}",
+            hint=f"choose from {', '.join(names)}, or `all-linear`",
+        )
+    if not any(weight.node is not None for weight in weights):
+        raise LLMSizeError("nothing is trained", hint="train some weights or add an adapter")

@@ -1,0 +1,22 @@
+"""Training steps against real models that were followed tensor by tensor."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables.training import training_memory
+
+REFERENCE = Path(__file__).parent / "reference"
+EXACT = ("llama", "mistral", "qwen2", "gpt2", "gpt_neox")
+"""Families whose every row agrees to the byte."""
+
+with (REFERENCE / "training_memory.csv").open() as table:
+    ROWS = [row for row in csv.DictReader(table) if row["model_type"] in EXACT]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
+def test_a_step_agrees_with_the_traced_one_to_the_byte(row: dict[str, str]) -> None:
+    """States, kept bytes and the peak of each phase equal what the real step allocated."""
+    answers = list(training_memory([row], REFERENCE))
+    assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
