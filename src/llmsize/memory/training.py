@@ -130,9 +130,7 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
         copies = sum(stored_bytes(master, prod(w.shape)) * w.copies for w in trained)
         parts.insert(1, _bytes("master weights", copies, run.precision.title))
     if (run.accumulation > 1 or _main_gradients(run)) and not run.fused_backward:
-        parts.append(
-            _bytes("gradients", gradient_bytes(weights, run), "kept between batches")
-        )
+        parts.append(_bytes("gradients", gradient_bytes(weights, run), "kept between batches"))
     return total("lives through the step", *parts, unit="bytes")
 
 
