@@ -23,6 +23,8 @@ class LayerCache:
     """Channels of one head's value; 0 for a latent, whose value is part of it."""
     window: int = 0
     """Tokens that a window layer attends to."""
+    every: int = 1
+    """Tokens that are compressed into one entry."""
     expanded: int = 0
     """Elements per token where an engine caches a latent's decompressed keys and values."""
     state: int = 0

@@ -27,7 +27,7 @@ class CachePolicy:
 
 def cached_tokens(layer: LayerCache, context: int, policy: CachePolicy) -> int:
     """Tokens of one sequence that `layer` has room for."""
-    kept = context
+    kept = -(-context // layer.every)
     if layer.kind == "window" and policy.windows == "capped":
         kept = min(context, layer.window)
     return -(-kept // policy.token_block) * policy.token_block

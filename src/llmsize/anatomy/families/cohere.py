@@ -1,11 +1,12 @@
-"""Command R, Aya: attention and MLP side by side behind one norm, tied embeddings.
+"""Command R, R7B, A and A+, Aya: both halves side by side behind one norm, tied embeddings.
 
-transformers v5.23, models/cohere/modeling_cohere.py, models/cohere2/modeling_cohere2.py.
+transformers v5.23, models/cohere/modeling_cohere.py, models/cohere2/modeling_cohere2.py,
+models/cohere2_moe/modeling_cohere2_moe.py.
 """
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -20,18 +21,26 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
     normed_heads = c.flag("use_qk_norm")
     always_rotates = c.text("model_type") == "cohere"
+    experts = c.text("model_type") == "cohere2_moe"
+    m = mixture.read(c, width="intermediate_size") if experts else None
+    dense = c.count("prefix_dense_intermediate_size")
 
-    def block(x: Tensor, window: int, around: Around) -> Tensor:
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        window, sparse = kind
         position = always_rotates or window > 0
         return decoder.parallel(
             t,
             x,
             lambda x: attention(t, s, x, around, window, bias, normed_heads, position),
-            lambda x: decoder.gated(t, s, x),
+            lambda x: (
+                mixture.feed(t, s, m, x) if m and sparse else decoder.gated(t, s, x, width=dense)
+            ),
             norm=norm,
         )
 
-    return decoder.run(t, s, block, windows(c, s.layers), norm=norm)
+    reach = windows(c, s.layers)
+    kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
+    return decoder.run(t, s, block, kinds, norm=norm, windows=reach)
 
 
 def windows(c: Config, layers: int) -> list[int]:

@@ -1,0 +1,55 @@
+"""Hunyuan-MoE: heads are normalised after they are rotated, an expert for every token.
+
+transformers v5.23, models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c)
+    m = mixture.read(c, width="intermediate_size")
+    bias = c.flag("attention_bias")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, bias),
+            lambda x: feed(t, s, m, x),
+        )
+
+    return decoder.run(t, s, block, ["full"] * s.layers)
+
+
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
+    """Grouped-query attention."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    q = ops.split_heads(t, q, s.heads, rotated=True)
+    k = ops.split_heads(t, k, s.kv_heads, rotated=True)
+    v = ops.split_heads(t, v, s.kv_heads)
+    q, k = decoder.turn(t, q, k, around)
+    q = blocks.rms_norm(t, q, "self_attn.query_layernorm")
+    k = blocks.rms_norm(t, k, "self_attn.key_layernorm")
+    out = blocks.attend(t, q, k, v, around.mask)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """Routed experts and one that every token passes, all of one width."""
+    shared = decoder.gated(t, s, x, name="mlp.shared_mlp", role="shared_")
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    weights = mixture.route(t, m, tokens, "mlp.gate.wg")
+    routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts").view(*x.shape)
+    return ops.add(t, routed, shared)
