@@ -55,8 +55,9 @@ def _search(directory: Path | None) -> Path | None:
     return directory
 
 
-def _positive(text: str) -> int:
-    return units.parse_count(text, "number")
+def _positive(given: str | int) -> int:
+    """A count; defaults come as they are."""
+    return units.parse_count(str(given), "number")
 
 
 _GENERAL = "Output"

@@ -8,9 +8,12 @@ from typing import Literal
 
 from llmsize.estimate import Estimate, Table
 from llmsize.render import Style, values
-from llmsize.term import Term
+from llmsize.term import Number, Term
 
 Kind = Literal["name", "formula", "source", "note"]
+
+Key = tuple[str, Number, str, int]
+"""What tells one explanation from another: name, value, formula, number of parts."""
 
 MOST_PARTS = 24
 """Parts of one sum that are listed; the rest is one line. JSON always has every part."""
@@ -27,7 +30,7 @@ class Line:
 
 def explanations(estimate: Estimate, style: Style) -> Iterator[Line]:
     """Every term of the answer with what is below it, each once; later mentions are one line."""
-    explained: set[int] = set()
+    explained: set[Key] = set()
     for part in estimate.answer:
         if isinstance(part, Term):
             yield from _lines(part, part.name, 0, style, explained)
@@ -53,15 +56,16 @@ def _titled(table: Table) -> Iterator[tuple[str, Term]]:
 
 
 def _lines(
-    term: Term, title: str, indent: int, style: Style, explained: set[int]
+    term: Term, title: str, indent: int, style: Style, explained: set[Key]
 ) -> Iterator[Line]:
     shown = values.value(term.value, term.unit, binary=style.binary)
     if term.unit in values.ROUNDED:
         shown += f" ({values.exact(term.value)})"
     yield Line(indent, "name", values.safe(f"{title}: {shown} · {term.grade}"))
-    if id(term) in explained:
+    key = (term.name, term.value, term.formula, len(term.parts))
+    if key in explained:
         return
-    explained.add(id(term))
+    explained.add(key)
     if term.formula:
         yield Line(indent + 1, "formula", f"= {values.safe(values.formula(term))}")
         if values.substituted(term) != values.formula(term):

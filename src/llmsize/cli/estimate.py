@@ -1,0 +1,244 @@
+"""`llmsize estimate`: the memory of one model for inference, training, LoRA and QLoRA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.cli.options import Batch, Context, Dtype, Parameters, completing
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.estimate import Absent, Cell, Estimate, Row, Table
+from llmsize.formats import Format
+from llmsize.ladder import Ladder, nearest, of_size
+from llmsize.memory import overview
+from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Subject, Workload
+from llmsize.memory.weights import Recipe
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.term import Term, total
+from llmsize.units import format_bytes, format_count
+
+EXAMPLES = (
+    "llmsize estimate --params 7B --dtype fp16",
+    "llmsize estimate llama-2-7b --explain",
+    "llmsize estimate ./config.json --batch 8 --context 8192",
+    "llmsize estimate --params 2B --dtype fp32 --convention article",
+)
+
+CONTEXT = 4096
+"""Tokens where none are asked for, or fewer if the model has fewer."""
+CONVENTIONS = ("default", "article")
+QLORA_BASE = "nf4"
+STATES = ("weights", "gradients", "optimizer states")
+"""What a training step starts from: the model states of the ZeRO paper (arXiv:1910.02054)."""
+
+
+def _complete_convention() -> list[str]:
+    return list(CONVENTIONS)
+
+
+def estimate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A preset, a `config.json`, or a folder that holds one.",
+            autocompletion=completing(Architecture),
+            show_default=False,
+        ),
+    ] = "",
+    params: Parameters = None,
+    dtype: Dtype = "",
+    batch: Batch = 1,
+    context: Context = None,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="NAME", autocompletion=completing(Optimizer))
+    ] = "adamw",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+            metavar="NAME",
+            autocompletion=completing(Precision),
+            show_default=False,
+        ),
+    ] = "",
+    convention: Annotated[
+        str,
+        typer.Option(
+            "--convention",
+            help="`article` counts 24 bytes per parameter for fp32 training.",
+            autocompletion=_complete_convention,
+        ),
+    ] = "default",
+) -> Estimate:
+    """Memory of a model, or of a parameter count: weights, training, KV cache, overhead."""
+    subject, assumptions = _subject(model, params)
+    work, assumed = _workload(subject, dtype, batch, context, optimizer, recipe)
+    question = {
+        "model": model or None, "parameters": subject.parameters, "dtype": work.format.name,
+        "batch": batch, "context": work.context, "optimizer": work.optimizer.name,
+        "recipe": work.precision.name, "convention": _convention(convention),
+    }  # fmt: skip
+    if convention == "article":
+        parts = overview.article(subject.parameters, work.format)
+        return _answer(question, subject, work, parts, (), (ARTICLE,))
+    parts = _jobs(subject, work)
+    assumptions += assumed + _range(subject, work)
+    return _answer(question, subject, work, parts, assumptions, _notes(work))
+
+
+ARTICLE = (
+    "the article keeps four fp32 numbers per parameter for AdamW, 16 bytes; PyTorch keeps two "
+    "moments, 8 bytes, and 16 bytes per parameter in all"
+)
+
+
+def _convention(name: str) -> str:
+    if name not in CONVENTIONS:
+        raise LLMSizeError(
+            f"unknown convention `{printable(name)}`",
+            hint=did_you_mean(name, CONVENTIONS, otherwise="write `article`, or leave it out"),
+        )
+    return name
+
+
+def _subject(model: str, params: int | None) -> tuple[Subject, tuple[str, ...]]:
+    """The model that was named, or a shape for the count that was given, and what that assumes."""
+    if bool(model) == (params is not None):
+        raise LLMSizeError(
+            "name a model or give `--params`, not both" if model else "no model",
+            hint="`llmsize estimate llama-2-7b` or `llmsize estimate --params 7B`",
+        )
+    if params is None:
+        return overview.subject(_architecture(model)), ()
+    ladder = presets.get(Ladder, "dense")
+    rung = nearest(ladder, params)
+    shape = replace(presets.get(Architecture, rung), grade="assumed")
+    told = (
+        f"the shape of {rung} ({format_count(ladder.rungs[rung])}), the nearest known model; "
+        "the weights are exactly the count that was given"
+    )
+    return overview.subject(shape, params), (told,)
+
+
+def _architecture(text: str) -> Architecture:
+    from llmsize.sources.config import read_config
+
+    path = Path(text)
+    if path.is_dir():
+        path /= "config.json"
+    if path.suffix == ".json" or path.is_file():
+        return read_config(path)
+    return presets.get(Architecture, text)
+
+
+def _workload(
+    subject: Subject, dtype: str, batch: int, context: int | None, optimizer: str, recipe: str
+) -> tuple[Workload, tuple[str, ...]]:
+    """The knobs as records; those that nobody set are told."""
+    assumed = []
+    config = subject.architecture.config
+    own = "" if subject.assumed else str(config.get("torch_dtype") or config.get("dtype") or "")
+    format = presets.get(Format, dtype or own or "fp16")
+    if not dtype:
+        assumed.append(f"weights in {format.name}" + (", as published" if own else ""))
+    if context is None:
+        limit = subject.architecture.context_length
+        context = min(CONTEXT, limit) if limit and not subject.assumed else CONTEXT
+        assumed.append(f"{context:,} tokens in each sequence")
+    precision = presets.get(Precision, recipe or ("fp32" if format.name == "fp32" else "mixed"))
+    work = Workload(format, precision, presets.get(Optimizer, optimizer), batch, context)
+    assumed.append(
+        f"LoRA and QLoRA with rank {work.lora.rank} on every linear layer, "
+        f"and {QLORA_BASE} for the frozen weights of QLoRA"
+    )
+    return work, tuple(assumed)
+
+
+def _jobs(subject: Subject, work: Workload) -> dict[Job, Parts]:
+    base = overview.weights(subject, work.format)
+    own = work.format if work.format.block_elements == 1 else presets.get(Format, "bf16")
+    small = overview.quantized(
+        subject, presets.get(Recipe, QLORA_BASE), own, lambda name: presets.get(Format, name)
+    )
+    return {
+        "inference": overview.inference(subject, work),
+        "full training": overview.full_training(subject, work),
+        "LoRA": overview.lora_training(subject, work, base),
+        "QLoRA": overview.lora_training(subject, work, small),
+    }
+
+
+def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
+    """What the cache takes in real models of this size, where the shape is assumed."""
+    if not subject.assumed:
+        return ()
+    near = of_size(presets.get(Ladder, "dense"), subject.parameters)
+    if not near:
+        return ("no known model has this size; only the weights can be trusted",)
+    sizes = {
+        name: overview.cache(overview.subject(presets.get(Architecture, name)), work).value
+        for name in near
+    }
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    return (
+        f"KV cache of real models of this size: {format_bytes(sizes[least])} ({least}) to "
+        f"{format_bytes(sizes[most])} ({most})",
+    )
+
+
+def _notes(work: Workload) -> tuple[str, ...]:
+    told = [f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)"]
+    if work.format.name == "fp32":
+        told.append(f"{ARTICLE} (`--convention article`)")
+    return tuple(told)
+
+
+def _answer(
+    question: dict[str, str | int | None], subject: Subject, work: Workload,
+    jobs: dict[Job, Parts], assumptions: tuple[str, ...], notes: tuple[str, ...],
+) -> Estimate:  # fmt: skip
+    sums = {job: overview.sum_of(parts) for job, parts in jobs.items()}
+    rows = [_row(name, {job: jobs[job][name] for job in JOBS}) for name in COMPONENTS]
+    rows.insert(len(STATES), _row("model states", {job: _states(jobs[job]) for job in JOBS}))
+    rows.append(_row("total", sums))
+    table = Table("", JOBS, tuple(rows), heading="memory", total=True)
+    headline = _headline(subject, work, jobs, sums)
+    return Estimate("estimate", question, headline, (table,), assumptions, notes)
+
+
+def _row(name: str, cells: dict[Job, Term | str]) -> Row:
+    made: dict[str, Cell] = {
+        job: cell if isinstance(cell, Term) else Absent(cell) for job, cell in cells.items()
+    }
+    return Row(name, made)
+
+
+def _states(parts: Parts) -> Term | str:
+    """Weights, gradients and optimizer states together: what a training step starts from."""
+    terms = [part for name in STATES if isinstance(part := parts[name], Term)]
+    if len(terms) < len(STATES):
+        return "only training has gradients and optimizer states"
+    return total("model states", *terms)
+
+
+def _headline(
+    subject: Subject, work: Workload, jobs: dict[Job, Parts], sums: dict[Job, Term | str]
+) -> str:
+    name = "" if subject.assumed else f"{subject.architecture.name}: "
+    said = []
+    weights = jobs["inference"]["weights"]
+    if isinstance(weights, Term):
+        said.append(f"weights {format_bytes(weights.value)}")
+    for job in ("inference", "full training"):
+        need = sums[job]
+        if isinstance(need, Term):
+            said.append(f"{job} {format_bytes(need.value)}")
+    asked = f"{name}{format_count(subject.parameters)} parameters in {work.format.name}"
+    return f"{asked}{', ' if name else ': '}{', '.join(said)}"

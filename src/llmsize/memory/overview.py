@@ -1,0 +1,326 @@
+"""One model, four jobs: what each part of memory takes for inference and for training.
+
+Everything is on one device. Weights, gradients, optimizer states and the cache are counted;
+activations and the runtime's own memory follow published rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+from llmsize.anatomy import LoRA, Parameter, Trace, traced
+from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
+from llmsize.memory.kv_cache import kv_cache
+from llmsize.memory.weights import Recipe
+from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
+from llmsize.term import Grade, Term, fact, term, total
+
+Job = Literal["inference", "full training", "LoRA", "QLoRA"]
+JOBS: tuple[Job, ...] = ("inference", "full training", "LoRA", "QLoRA")
+
+Parts = dict[str, Term | str]
+"""A term for each component, or the reason why there is none."""
+
+COMPONENTS = (
+    "weights", "gradients", "optimizer states", "activations", "KV cache", "runtime overhead",
+)  # fmt: skip
+
+KORTHIKANTI = "Korthikanti et al. 2022, arXiv:2205.05198, equation 2 and section 4.3"
+RUNTIME = fact(
+    "CUDA context and libraries", 762_356_695, unit="bytes", grade="assumed",
+    source="0.71 GiB measured on an H200; 0.47 to 0.92 GiB on an A100",
+)  # fmt: skip
+
+ADAPTERS = LoRA(rank=16, targets=("all-linear",))
+
+FormatOf = Callable[[str], Format]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that was traced, or a bare parameter count with a shape that stands in for it."""
+
+    architecture: Architecture
+    trace: Trace
+    parameters: int
+    shape_parameters: int
+    """Parameters of the shape; equal to `parameters` for a real model."""
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the shape is that of another model."""
+        return self.parameters != self.shape_parameters
+
+    @property
+    def grade(self) -> Grade:
+        """The best grade of what follows from the shape."""
+        return "assumed" if self.assumed or self.architecture.grade == "assumed" else "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is done with a model, for all four jobs at once."""
+
+    format: Format
+    """Of the weights."""
+    precision: Precision
+    optimizer: Optimizer
+    batch: int = 1
+    context: int = 4096
+    """Tokens of each sequence."""
+    lora: LoRA = ADAPTERS
+
+
+def subject(architecture: Architecture, parameters: int | None = None) -> Subject:
+    """The model traced once; `parameters` overrides the count and keeps the shape."""
+    trace = traced(architecture)
+    counted = count(trace.weights.values()).total
+    return Subject(architecture, trace, parameters or counted, counted)
+
+
+def inference(model: Subject, work: Workload) -> Parts:
+    """Weights, the cache of all sequences, and the working memory of a prefill."""
+    none = "inference computes no gradients"
+    return {
+        "weights": weights(model, work.format),
+        "gradients": none,
+        "optimizer states": none,
+        "activations": layer_activations(model, work),
+        "KV cache": cache(model, work),
+        "runtime overhead": RUNTIME,
+    }
+
+
+def full_training(model: Subject, work: Workload) -> Parts:
+    """Every parameter trained, as the precision recipe keeps it."""
+    if work.format.name not in ("fp32", "fp16", "bf16"):
+        none = f"weights in {work.format.name} cannot be trained; take fp32, fp16 or bf16"
+        return dict.fromkeys(COMPONENTS, none)
+    precision, dtype = work.precision, work.format
+    return {
+        "weights": weights(model, _in(precision.weights, dtype), source=precision.source),
+        "gradients": weights(
+            model, _in(precision.gradients, dtype), name="gradients", source=precision.source
+        ),
+        "optimizer states": states(model, work.optimizer, precision, dtype),
+        "activations": activations(model, work),
+        "KV cache": "training caches no keys and values",
+        "runtime overhead": RUNTIME,
+    }
+
+
+def lora_training(model: Subject, work: Workload, base: Term) -> Parts:
+    """Frozen weights `base`, and trained adapters beside every linear layer."""
+    shapes = adapters(model, work.lora)
+    count = sum(copies * prod(shape) for shape, copies in shapes)
+    kept = work.lora.format
+    return {
+        "weights": total("weights", base, _per_parameter("adapters", count, kept.block_bytes)),
+        "gradients": _per_parameter("gradients of the adapters", count, kept.block_bytes),
+        "optimizer states": _adapter_states(work.optimizer, kept, shapes),
+        "activations": activations(model, work),
+        "KV cache": "training caches no keys and values",
+        "runtime overhead": RUNTIME,
+    }
+
+
+def article(parameters: int, format: Format) -> dict[Job, Parts]:
+    """The rule of thumb of a widely read article: 24 bytes per parameter for training in fp32.
+
+    It counts four fp32 numbers for AdamW, where PyTorch keeps two, and 1.2 × weights to serve.
+    """
+    source = "article convention: 4 + 4 + 16 bytes per parameter; inference 1.2 × weights"
+    uncounted = "the article does not count it"
+    kept = _per_parameter("weights", parameters, format.block_bytes, source=source)
+    fifth = term(
+        "runtime overhead", "ceil(weights * 2 / 10)", unit="bytes", weights=kept.value,
+        source=source, grade="formula",
+    )  # fmt: skip
+    serving: Parts = dict.fromkeys(COMPONENTS, uncounted) | {
+        "weights": kept, "runtime overhead": fifth
+    }  # fmt: skip
+    training: Parts = dict.fromkeys(COMPONENTS, uncounted)
+    if format == FP32:
+        training |= {
+            "weights": kept,
+            "gradients": _per_parameter("gradients", parameters, 4, source=source),
+            "optimizer states": _per_parameter("AdamW", parameters, 16, source=source),
+        }
+    else:
+        training = dict.fromkeys(COMPONENTS, "the article counts training in fp32 only")
+    none: Parts = dict.fromkeys(COMPONENTS, uncounted)
+    return {"inference": serving, "full training": training, "LoRA": none, "QLoRA": none}
+
+
+def sum_of(parts: Mapping[str, Term | str], name: str = "total") -> Term | str:
+    """The sum of the terms among `parts`, or the reason why there is none."""
+    terms = [part for part in parts.values() if isinstance(part, Term)]
+    return total(name, *terms) if terms else next(str(reason) for reason in parts.values())
+
+
+def weights(model: Subject, format: Format, *, name: str = "weights", source: str = "") -> Term:
+    """Every parameter in `format`; tied matrices once."""
+    source = source or format.source
+    if format.block_elements == 1:
+        return _per_parameter(name, model.parameters, format.block_bytes, source=source)
+    return term(
+        name, "parameters * block_bytes / block_elements", unit="bytes", source=source,
+        parameters=model.parameters, block_bytes=format.block_bytes,
+        block_elements=format.block_elements,
+    )  # fmt: skip
+
+
+def quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> Term:
+    """The weights as `recipe` stores them; what it keeps stays in `own`.
+
+    Only for recipes without rules about single layers.
+    """
+    base = format_of(recipe.base)
+    kept = format_of(recipe.kept) if recipe.kept else own
+    parts = {"quantized": 0, "kept": 0}
+    for weight in model.trace.weights.values():
+        shape = _shape(weight)
+        if len(shape) > 1 and weight.role in recipe.quantizes:
+            *stack, rows, columns = shape
+            parts["quantized"] += prod(stack) * matrix_bytes(base, rows, columns) * weight.copies
+        else:
+            parts["kept"] += stored_bytes(kept, prod(shape)) * weight.copies
+    return _scaled("weights", model, sum(parts.values()), recipe.source, recipe.note)
+
+
+def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Format) -> Term:
+    """Optimizer states, and the master copy if there is one."""
+    stepped = _in(precision.stepped, dtype)
+    name = optimizer.title or optimizer.name
+    if optimizer.layout == "elementwise":
+        size = _element_bytes(optimizer, stepped)
+        kept = _per_parameter(name, model.parameters, size, source=optimizer.source)
+    else:
+        size = sum(
+            state_bytes(optimizer, _shape(w), role=w.role, stepped=stepped) * w.copies
+            for w in model.trace.weights.values()
+        )
+        kept = _scaled(name, model, size, optimizer.source, optimizer.note)
+    if not precision.master:
+        return kept
+    master = weights(model, stepped, name=f"{stepped.name} master copy", source=precision.source)
+    return total("optimizer states", kept, master)
+
+
+def _adapter_states(optimizer: Optimizer, stepped: Format, shapes: list[Copies]) -> Term:
+    name = f"{optimizer.title or optimizer.name} of the adapters"
+    if optimizer.layout == "elementwise":
+        count = sum(copies * prod(shape) for shape, copies in shapes)
+        size = _element_bytes(optimizer, stepped)
+        return _per_parameter(name, count, size, source=optimizer.source)
+    kept = sum(state_bytes(optimizer, shape, stepped=stepped) * copies for shape, copies in shapes)
+    return Term(name, kept, "bytes", source=optimizer.source, note=optimizer.note)
+
+
+def _element_bytes(optimizer: Optimizer, stepped: Format) -> int:
+    """Bytes of all states for one parameter; step counters are left out."""
+    states = optimizer.states.values()
+    return sum((stepped if f == WEIGHT else NATIVE[f]).block_bytes for f in states)
+
+
+Copies = tuple[tuple[int, ...], int]
+"""The shape of a tensor, and how many there are."""
+
+
+def adapters(model: Subject, lora: LoRA) -> list[Copies]:
+    """The two low-rank matrices beside every linear layer that is adapted."""
+    found: list[Copies] = []
+    for weight in model.trace.weights.values():
+        shape = _shape(weight)
+        linear = len(shape) == 2 and weight.role not in ("embedding", "position")
+        if linear and lora.adapts(weight.name.removesuffix(".weight"), weight.role):
+            found += [
+                ((lora.rank, shape[1]), weight.copies),
+                ((shape[0], lora.rank), weight.copies),
+            ]
+    return found
+
+
+def _shape(weight: Parameter) -> tuple[int, ...]:
+    return tuple(map(int, weight.shape))
+
+
+def cache(model: Subject, work: Workload) -> Term:
+    """Keys and values of every sequence at its full context, in the format of the weights."""
+    kept = work.format if work.format.name in ("fp32", "fp16", "bf16") else NATIVE["fp16"]
+    layers = model.trace.layer_caches()
+    made = kv_cache(layers, context=work.context, keys=kept, values=kept, sequences=work.batch)
+    return _graded(made, model.grade)
+
+
+def activations(model: Subject, work: Workload) -> Term:
+    """What the forward pass keeps for the backward pass: no recompute, flash attention."""
+    inside = term(
+        "layers", "34 * batch * sequence * hidden * layers", unit="bytes", grade="formula",
+        source=KORTHIKANTI, note="16-bit; flash attention keeps no attention matrix",
+        batch=work.batch, sequence=work.context, hidden=_hidden(model),
+        layers=len(model.trace.layer_caches()),
+    )  # fmt: skip
+    logits = term(
+        "logits and loss", "4 * batch * sequence * (hidden + vocabulary)", unit="bytes",
+        grade="formula", source=KORTHIKANTI, batch=work.batch, sequence=work.context,
+        hidden=_hidden(model), vocabulary=_embedding(model)[0],
+    )  # fmt: skip
+    return _graded(total("activations", inside, logits), _weaker("formula", model.grade))
+
+
+def layer_activations(model: Subject, work: Workload) -> Term:
+    """One layer at work on a whole prompt: at most what training would keep of it."""
+    made = term(
+        "activations", "34 * batch * sequence * hidden", unit="bytes", grade="formula",
+        source=KORTHIKANTI, note="prefill of the whole context; one layer at a time",
+        batch=work.batch, sequence=work.context, hidden=_hidden(model),
+    )  # fmt: skip
+    return _graded(made, _weaker("formula", model.grade))
+
+
+def _embedding(model: Subject) -> tuple[int, int]:
+    for weight in model.trace.weights.values():
+        if weight.role == "embedding":
+            return int(weight.shape[0]), int(weight.shape[-1])
+    raise LLMSizeError(f"`{model.architecture.name}` has no token embedding", hint="name another")
+
+
+def _hidden(model: Subject) -> int:
+    return _embedding(model)[1]
+
+
+def _in(name: str, dtype: Format) -> Format:
+    return dtype if name == "dtype" else NATIVE[name]
+
+
+def _per_parameter(name: str, parameters: int, size: int, *, source: str = "") -> Term:
+    return term(
+        name, "parameters * bytes_per_parameter", unit="bytes", source=source,
+        parameters=parameters, bytes_per_parameter=size,
+    )  # fmt: skip
+
+
+def _scaled(name: str, model: Subject, size: int, source: str, note: str) -> Term:
+    """Bytes that were summed over the tensors of the shape, brought to the parameter count."""
+    if not model.assumed:
+        return Term(name, size, "bytes", source=source, note=note)
+    return term(
+        name, "parameters * shape_bytes // shape_parameters", unit="bytes", source=source,
+        grade="assumed", note=note, parameters=model.parameters, shape_bytes=size,
+        shape_parameters=model.shape_parameters,
+    )  # fmt: skip
+
+
+def _weaker(first: Grade, second: Grade) -> Grade:
+    return second if second == "assumed" else first
+
+
+def _graded(term: Term, grade: Grade) -> Term:
+    return term if grade == term.grade else replace(term, grade=grade)

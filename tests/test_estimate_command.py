@@ -1,0 +1,101 @@
+"""`llmsize estimate`: the table for a parameter count and for real models."""
+
+import json
+
+import pytest
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.cli import run
+from llmsize.ladder import Ladder, nearest, of_size
+
+GB = 10**9
+
+
+def cells(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[str, int]]:
+    """Values by row and column of the one table of `llmsize estimate`."""
+    assert run(["estimate", *words, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["answer"][0]["rows"]
+    return {
+        row["name"]: {job: cell["value"] for job, cell in row["cells"].items() if "value" in cell}
+        for row in rows
+    }
+
+
+def test_seven_billion_in_fp16_are_14_gb(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two bytes for each of exactly the parameters that were given."""
+    assert cells(capsys, "--params", "7B", "--dtype", "fp16")["weights"]["inference"] == 14 * GB
+
+
+def test_a_preset_says_how_large_a_7b_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 2 `7B` has 6,738,415,616 parameters, 13.48 GB in fp16."""
+    table = cells(capsys, "llama-2-7b", "--dtype", "fp16")
+    assert table["weights"]["inference"] == 2 * 6_738_415_616
+
+
+def test_two_billion_in_fp32_take_32_gb_to_train(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights 4N, gradients 4N, two fp32 moments 8N."""
+    table = cells(capsys, "--params", "2B", "--dtype", "fp32")
+    column = {name: values.get("full training") for name, values in table.items()}
+    assert column["weights"] == column["gradients"] == 8 * GB
+    assert column["optimizer states"] == 16 * GB
+    assert column["model states"] == 32 * GB
+
+
+def test_the_convention_of_the_article(capsys: pytest.CaptureFixture[str]) -> None:
+    """It counts 16N for AdamW, 48 GB for 2B, and 1.2 × weights for inference."""
+    table = cells(capsys, "--params", "2B", "--dtype", "fp32", "--convention", "article")
+    assert table["weights"]["full training"] == table["gradients"]["full training"] == 8 * GB
+    assert table["optimizer states"]["full training"] == 32 * GB
+    assert table["total"]["full training"] == 48 * GB
+    assert table["total"]["inference"] == 9.6 * GB
+
+
+def test_the_default_says_why_the_article_counts_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both conventions are named where they differ."""
+    assert run(["estimate", "--params", "2B", "--dtype", "fp32"]) == 0
+    assert "--convention article" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bytes_per_parameter"),
+    [("mixed", 16), ("megatron", 18), ("pure-16bit", 8), ("amp", 16), ("fp32", 16)],
+)
+def test_recipes_keep_their_published_bytes(
+    recipe: str, bytes_per_parameter: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rajbhandari et al. 2020 for 16, Megatron-LM for 18, torchtune for 8."""
+    table = cells(capsys, "--params", "1B", "--dtype", "bf16", "--recipe", recipe)
+    assert table["model states"]["full training"] == bytes_per_parameter * GB
+
+
+def test_qlora_of_llama_7b_has_the_base_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    """The base of QLoRA's figure 6 is 5,046 MB with double quantization and more kept in 32 bit."""
+    table = cells(capsys, "llama-7b", "--dtype", "bf16")
+    assert 3.8 * GB < table["weights"]["QLoRA"] < 5.1 * GB
+
+
+def test_a_bare_count_assumes_a_shape_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """The cache is that of a named model, graded assumed, with the range of its peers."""
+    assert run(["estimate", "--params", "7B", "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row["cells"] for row in document["answer"][0]["rows"]}
+    assert rows["KV cache"]["inference"]["grade"] == "assumed"
+    assert rows["weights"]["inference"]["grade"] == "exact"
+    assert any("nearest known model" in text for text in document["assumptions"])
+    assert any("llama-2-7b" in text for text in document["assumptions"])
+
+
+def test_the_ladder_has_the_counts_of_its_models() -> None:
+    """Every rung is a preset, with the count that the preset publishes."""
+    ladder = presets.get(Ladder, "dense")
+    for name, parameters in ladder.rungs.items():
+        assert presets.get(Architecture, name).published_parameters == parameters
+
+
+def test_the_nearest_rung_is_nearest_by_ratio() -> None:
+    """Three is nearer to four than to two."""
+    ladder = Ladder("three", {"two": 2 * GB, "four": 4 * GB}, "test")
+    assert nearest(ladder, 3 * GB) == "four"
+    assert of_size(ladder, 4 * GB) == ["four"]
+    assert of_size(ladder, 100 * GB) == []
