@@ -26,7 +26,7 @@ R = TypeVar("R", bound=Record)
 
 MAX_FILE = 256 * 1024
 MAX_DEPTH = 32
-_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
 _extra: list[Path] = []
 
 
@@ -45,17 +45,21 @@ def search_first(directory: Path | None) -> None:
 
 def get(kind: type[R], name: str) -> R:
     """The preset `name` (or one with that alias). Raises `LLMSizeError` with close names."""
+    preset = find(kind, name)
+    if preset is not None:
+        return preset
+    what = folder(kind).removesuffix("s")
+    hint = did_you_mean(name.strip(), names(kind), otherwise=f"see `llmsize show {folder(kind)}`")
+    raise LLMSizeError(f"unknown {what} `{printable(name)}`", hint=hint)
+
+
+def find(kind: type[R], name: str) -> R | None:
+    """The preset of that name, alias or Hub id, or `None`."""
     wanted = name.strip().lower()
     found = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
     if found:
         return _read(kind, wanted, found)
-    for candidate in _with_alias(kind, wanted):
-        return candidate
-    what = folder(kind).removesuffix("s")
-    raise LLMSizeError(
-        f"unknown {what} `{printable(name)}`",
-        hint=did_you_mean(wanted, names(kind), otherwise=f"see `llmsize show {folder(kind)}`"),
-    )
+    return next(_with_alias(kind, wanted), None)
 
 
 def names(kind: type[Record]) -> list[str]:
@@ -142,9 +146,10 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
     for place in _places():
         for entry in _entries(place, folder(kind)):
             text = entry.read_bytes().lower()
-            if wanted.encode() in text:
+            if wanted.encode("utf-8", "surrogateescape") in text:
                 record = _read(kind, entry.name.removesuffix(".yaml"), entry)
-                if wanted in (alias.lower() for alias in getattr(record, "aliases", ())):
+                known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
+                if wanted and wanted in (alias.lower() for alias in known):
                     yield record
 
 

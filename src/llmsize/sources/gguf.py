@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.reading import entries, open_regular
-from llmsize.sources.safetensors import MAX_ELEMENTS, MAX_TENSORS, check_names
+from llmsize.sources.safetensors import MAX_ELEMENTS, MAX_TENSORS, checkpoint
 
 TYPES = {
     0: ("fp32", 1, 4), 1: ("fp16", 1, 2), 2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20),
@@ -76,10 +76,10 @@ def read_gguf(path: Path) -> GGUF:
     announced = first.metadata.get("split.count", len(paths))
     if len(paths) > 1 and announced != len(paths):
         raise _broken(path, f"it has {len(paths)} parts, its header announces {announced}")
-    check_names(tensors, str(path))
     adapter = first.metadata.get("general.type") == "adapter"
     source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    return GGUF(first.metadata, first.lengths, Checkpoint(tensors, source, adapter))
+    whole = replace(checkpoint(tensors, source), adapter=adapter)
+    return GGUF(first.metadata, first.lengths, whole)
 
 
 def parts(path: Path) -> list[Path]:
@@ -115,8 +115,7 @@ def _file(path: Path) -> GGUF:
         metadata, lengths = _metadata(cursor, key_count)
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     _check_places(infos, cursor.place, metadata.get("general.alignment", 32), size, path)
-    checkpoint = Checkpoint(tuple(tensor for tensor, _ in infos), str(path))
-    return GGUF(metadata, lengths, checkpoint)
+    return GGUF(metadata, lengths, Checkpoint(tuple(tensor for tensor, _ in infos), str(path)))
 
 
 class _Cursor:

@@ -55,7 +55,14 @@ def read_safetensors(paths: Iterable[Path], source: str) -> Checkpoint:
             tensors += _file(path)
             if len(tensors) > MAX_TENSORS:
                 raise _broken(source, f"it holds more than {MAX_TENSORS:,} tensors")
-    check_names(tensors, source)
+    return checkpoint(tensors, source)
+
+
+def checkpoint(tensors: Collection[StoredTensor], source: str) -> Checkpoint:
+    """The tensors of all shards as one. Raises `LLMSizeError` if two have one name."""
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        twice, _ = Counter(tensor.name for tensor in tensors).most_common(1)[0]
+        raise _broken(source, f"two tensors are called `{printable(twice)}`")
     adapter = ".lora_A." in " ".join(tensor.name for tensor in tensors)
     return Checkpoint(tuple(tensors), source, adapter)
 
@@ -65,12 +72,18 @@ def shards(index: Path) -> list[Path]:
 
     Raises `LLMSizeError` if a name leads out of the folder.
     """
-    where = str(index)
-    whole = mapping(parse_json(read_small(index, MAX_JSON), where), where, "an index of shards")
-    names = set(filter(_is_file_name, mapping(whole.get("weight_map"), where, "an index").values()))
+    names = shard_names(read_small(index, MAX_JSON), str(index))
+    return [index.parent / name for name in names]
+
+
+def shard_names(index: bytes, where: str) -> list[str]:
+    """The names of files in the text of an index, each once, sorted."""
+    whole = mapping(parse_json(index, where), where, "an index of shards")
+    weight_map = mapping(whole.get("weight_map"), where, "an index of shards")
+    names = set(filter(_is_file_name, weight_map.values()))
     if not 0 < len(names) <= MAX_SHARDS:
         raise _broken(where, f"it names {len(names):,} files")
-    return [index.parent / name for name in sorted(names)]
+    return sorted(names)
 
 
 def _is_file_name(name: object) -> bool:
@@ -80,13 +93,6 @@ def _is_file_name(name: object) -> bool:
         f"an index of shards names `{printable(str(name))}`, which is not a file beside it",
         hint="shards lie in the folder of their index",
     )
-
-
-def check_names(tensors: Collection[StoredTensor], source: str) -> None:
-    """Raises `LLMSizeError` if two tensors of a checkpoint share a name."""
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        twice, _ = Counter(tensor.name for tensor in tensors).most_common(1)[0]
-        raise _broken(source, f"two tensors are called `{printable(twice)}`")
 
 
 def _file(path: Path) -> list[StoredTensor]:
