@@ -216,4 +216,4 @@ def test_extrapolation_is_told() -> None:
     assert extrapolations(law, N=1e9) == []
     (warning,) = extrapolations(law, N=2e9)
     assert "1.5e+09" in warning
-    assert answer(law, "L | N", N=2e9).note == warning
+    assert answer(law, "L | N", N=2e9).note == "outside the fitted range"

@@ -183,7 +183,7 @@ def efficiency(measured: Utilization, share: float | None = None) -> Term:
 def training_time(flop: Term, *, devices: int, peak: Term, efficiency: Term) -> Term:
     """Seconds for `flop` on so many devices at that share of their peak."""
     return term(
-        "time", "flop / (devices * peak * utilization)", unit="s", grade=efficiency.grade,
+        "time", "flop / (devices * peak * utilization)", unit="seconds", grade=efficiency.grade,
         source=flop.source, flop=flop.value, devices=devices, peak=peak.value,
         utilization=efficiency.value,
     )  # fmt: skip

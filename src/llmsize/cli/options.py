@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from llmsize.hardware import Accelerator, Instance, Machine, plain_machine, rent
 from llmsize.hardware import machine as machine_of
 from llmsize.record import Record
 from llmsize.render import OUTPUT_FORMATS, OutputFormat
+from llmsize.term import Term
+
+if TYPE_CHECKING:
+    from llmsize.scaling.laws import ScalingLaw
 
 
 def output_format(text: str) -> OutputFormat:
@@ -144,6 +148,112 @@ Context = Annotated[
     ),
 ]
 
+_SCALING = "Training run"
+
+
+def _laws_beginning(incomplete: str) -> list[str]:
+    from llmsize.scaling.laws import ScalingLaw
+
+    return completing(ScalingLaw)(incomplete)
+
+
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A preset, a `config.json`, or a folder that holds one.",
+        autocompletion=completing(Architecture),
+        show_default=False,
+    ),
+]
+Tokens = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens",
+        help="Training tokens: `300B`, `15T`.",
+        metavar="D",
+        parser=lambda text: float(units.parse_count(text, "token count")),
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+UniqueTokens = Annotated[
+    float | None,
+    typer.Option(
+        "--unique-tokens",
+        help="Tokens that differ; the rest repeat them.",
+        metavar="U",
+        parser=lambda text: float(units.parse_count(text, "count of unique tokens")),
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+Compute = Annotated[
+    float | None,
+    typer.Option(
+        "--compute",
+        help="Training compute: `1e21` FLOP or `3640PF-days`.",
+        metavar="C",
+        parser=units.parse_flop,
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+TargetLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--target-loss",
+        help="The loss to reach, in the unit of the law.",
+        metavar="L",
+        min=0,
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+Law = Annotated[
+    str | None,
+    typer.Option(
+        "--law",
+        help="A scaling law, or `all` to compare them.",
+        metavar="NAME",
+        autocompletion=_laws_beginning,
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+Experts = Annotated[
+    int | None,
+    typer.Option(
+        "--experts",
+        help="Experts per layer, for laws of mixtures of experts.",
+        metavar="N",
+        parser=_positive,
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+Granularity = Annotated[
+    int | None,
+    typer.Option(
+        "--granularity",
+        help="How many times finer than a dense MLP each expert is.",
+        metavar="G",
+        parser=_positive,
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+Mfu = Annotated[
+    float | None,
+    typer.Option(
+        "--mfu",
+        help="Share of the peak that training reaches; the measured median unless given.",
+        metavar="SHARE",
+        show_default=False,
+        rich_help_panel=_SCALING,
+    ),
+]
+
 _MACHINE = "Hardware"
 
 Gpu = Annotated[
@@ -251,3 +361,65 @@ def _found(gpus: int | None) -> Machine:
     except LLMSizeError:
         known = None
     return detect.as_machine(devices, known)
+
+
+def architecture(text: str) -> Architecture:
+    """The model that an argument names: a preset, a `config.json`, or a folder that holds one.
+
+    Raises `LLMSizeError` for a name that is neither.
+    """
+    from llmsize.sources.config import read_config
+
+    path = Path(text)
+    if path.is_dir():
+        path /= "config.json"
+    if path.suffix == ".json" or path.is_file():
+        return read_config(path)
+    return presets.get(Architecture, text)
+
+
+def law(text: str, *, experts: int | None = None, granularity: int | None = None) -> ScalingLaw:
+    """The law of that name, at the number and granularity of experts that are given."""
+    from llmsize.scaling.laws import ScalingLaw, additive
+
+    given = {"experts": experts, "granularity": granularity}
+    known = {name: float(value) for name, value in given.items() if value is not None}
+    return additive(presets.get(ScalingLaw, text), **known)
+
+
+def laws(*, experts: int | None = None, granularity: int | None = None) -> list[ScalingLaw]:
+    """Every law that the given settings are enough for."""
+    from llmsize.scaling.laws import ScalingLaw
+
+    found = []
+    for name in presets.names(ScalingLaw):
+        try:
+            found.append(law(name, experts=experts, granularity=granularity))
+        except LLMSizeError:
+            continue  # a law of experts, and none were given
+    return found
+
+
+def efficiency(accelerator: Accelerator, format: str, mfu: float | None) -> Term:
+    """The share of the peak as given, or as measured for that accelerator and format."""
+    from llmsize.throughput import Utilization, measured_utilization
+    from llmsize.throughput import efficiency as efficiency_of
+
+    known = presets.every(Utilization).values()
+    return efficiency_of(measured_utilization(known, accelerator, format), mfu)
+
+
+def affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
+    """FLOP that so many hours of an accelerator do in bf16, and by which utilization."""
+    from llmsize.hardware import peak
+    from llmsize.throughput import affordable_flop
+
+    if gpu is None:
+        raise LLMSizeError("--gpu-hours need an accelerator", hint="add --gpu h100-sxm-80gb")
+    accelerator = presets.get(Accelerator, slug(gpu))
+    share = efficiency(accelerator, "bf16", mfu)
+    flop = affordable_flop(
+        devices=1, seconds=gpu_hours * 3600, peak=peak(accelerator, "bf16"), efficiency=share
+    )
+    said = f"{share.value:.0%} of the bf16 peak of {accelerator.title}"
+    return replace(flop, note=f"{said} ({share.note or 'given'})")

@@ -302,6 +302,8 @@ def _offer(law: ScalingLaw) -> str:
     return ", ".join(offered) or f"a loss once {' and '.join(law.settings)} is chosen"
 
 
+OUTSIDE = "outside the fitted range"
+
 _SPOKEN = {
     "L": "the loss", "N": "parameters", "D": "tokens", "C": "compute", "C_min": "least compute",
     "U": "unique tokens", "S": "steps", "S_min": "fewest steps", "B": "batch size",
@@ -379,7 +381,7 @@ def answer(law: ScalingLaw, relation: str, name: str = "", **given: float) -> Te
         unit=_unit(law, target),
         source=law.source,
         grade="assumed" if law.experimental else "fitted",
-        note="; ".join(extrapolations(law, **{**given, target: value})),
+        note=OUTSIDE if extrapolations(law, **{**given, target: value}) else "",
         **_pick(formula, known),
     )
 

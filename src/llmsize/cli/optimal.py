@@ -1,0 +1,195 @@
+"""`llmsize optimal`: how to split a budget between parameters and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+
+from llmsize import presets, units
+from llmsize.cli import options
+from llmsize.errors import LLMSizeError
+from llmsize.estimate import Absent, Cell, Estimate, Row, Table
+from llmsize.scaling.allocation import Allocation, allocate, same_loss, spend
+from llmsize.scaling.budget import Budget, best
+from llmsize.scaling.laws import ScalingLaw, extrapolations
+from llmsize.scaling.tuning import hints
+from llmsize.term import Grade, Term, fact
+
+EXAMPLES = (
+    "llmsize optimal --compute 1e22",
+    "llmsize optimal --gpu-hours 5760 --gpu h100-sxm-80gb",
+    "llmsize optimal --target-loss 2.1 --inference-tokens 2T",
+    "llmsize optimal --compute 3640PF-days --law all",
+)
+
+DEFAULT = "chinchilla"
+REPEATING = "muennighoff"
+TWENTY = "twenty"
+TRADES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+"""Sizes of model, as shares of the best one, at which the iso-loss trade is shown."""
+
+GpuHours = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-hours", help="Hours × GPUs, with --gpu.", metavar="H", min=0, show_default=False
+    ),
+]
+InferenceTokens = Annotated[
+    float | None,
+    typer.Option(
+        "--inference-tokens", help="Tokens to serve afterwards.", metavar="D", show_default=False,
+        parser=lambda text: float(units.parse_count(text, "count of inference tokens")),
+    ),
+]  # fmt: skip
+MaxParams = Annotated[
+    int | None,
+    typer.Option(
+        "--max-params", help="The largest model that is allowed.", metavar="N", show_default=False,
+        parser=lambda text: units.parse_count(text, "parameter count"),
+    ),
+]  # fmt: skip
+
+
+def optimal(
+    compute: options.Compute = None,
+    gpu_hours: GpuHours = None,
+    gpu: options.Gpu = None,
+    mfu: options.Mfu = None,
+    params: options.Parameters = None,
+    tokens: options.Tokens = None,
+    target_loss: options.TargetLoss = None,
+    inference_tokens: InferenceTokens = None,
+    unique_tokens: options.UniqueTokens = None,
+    max_params: MaxParams = None,
+    law: options.Law = None,
+    experts: options.Experts = None,
+    granularity: options.Granularity = None,
+) -> Estimate:
+    """The best parameters and tokens for a budget, or the budget for which a size is best."""
+    assumptions: tuple[str, ...] = ()
+    if gpu_hours is not None:
+        affordable = options.affordable(gpu_hours, gpu, mfu)
+        if compute is not None:
+            raise LLMSizeError("--gpu-hours and --compute both give the budget", hint="give one")
+        compute, assumptions = float(affordable.value), (affordable.note,)
+    budget = Budget(
+        compute, params, tokens, target_loss, inference_tokens, unique_tokens, max_params
+    )
+    if law and law.lower() == "all":
+        laws = options.laws(experts=experts, granularity=granularity)
+        return _all(laws, budget, assumptions)
+    default = REPEATING if unique_tokens is not None else DEFAULT
+    chosen = options.law(law or default, experts=experts, granularity=granularity)
+    return _one(chosen, budget, assumptions)
+
+
+def _question(law: str, budget: Budget) -> dict[str, str | float | None]:
+    return {"law": law, **asdict(budget)}
+
+
+def _one(law: ScalingLaw, budget: Budget, assumptions: tuple[str, ...]) -> Estimate:
+    found = best(law, budget)
+    tables = [_allocation(law, found), _trade(law, found), _hints(found)]
+    outside = extrapolations(law, N=found.parameters, D=found.tokens, C=found.compute)
+    reached = f", loss {found.loss:.4f} {law.loss_unit}" if found.loss else ""
+    return Estimate(
+        "optimal",
+        _question(law.name, budget),
+        f"{units.format_count(found.parameters)} parameters on "
+        f"{units.format_count(found.tokens)} tokens{reached} by {law.title}",
+        tuple(table for table in tables if table.rows),
+        assumptions=(*assumptions, f"parameters are {law.counts}; compute is 6ND"),
+        notes=(*(f"Extrapolated: {each}." for each in outside), *_remarks(law)),
+    )
+
+
+def _remarks(law: ScalingLaw) -> tuple[str, ...]:
+    if not law.name.startswith("kaplan"):
+        return ()
+    return ("At the critical batch: half of the compute is C_min, and the tokens are those of "
+            "Table 6, 1.8 times C_min / 6N.",)  # fmt: skip
+
+
+def _cells(law: ScalingLaw, found: Allocation) -> dict[str, Cell]:
+    def made(name: str, value: float, unit: str) -> Term:
+        grade: Grade = "assumed" if law.experimental else "fitted"
+        return fact(name, value, unit=unit, source=law.source, grade=grade)
+
+    cells: dict[str, Cell] = {
+        "parameters": made("parameters", found.parameters, "parameters"),
+        "tokens": made("tokens", found.tokens, "tokens"),
+        "per parameter": made("tokens per parameter", found.tokens_per_parameter, ""),
+        "compute": made("training compute", found.compute, "FLOP"),
+        "loss": made("loss", found.loss, law.loss_unit) if found.loss
+        else Absent("the law gives an optimum but no loss"),
+    }  # fmt: skip
+    if found.inference_tokens:
+        cells["with inference"] = made("total compute", found.total_compute, "FLOP")
+    if found.unique_tokens:
+        cells["epochs"] = made("epochs", max(1.0, found.tokens / found.unique_tokens), "")
+    return cells
+
+
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in rows for name in row.cells))
+
+
+def _allocation(law: ScalingLaw, found: Allocation) -> Table:
+    """The answer, and 20 tokens per parameter for the same training compute beside it."""
+    rows = [Row(law.name, _cells(law, found))]
+    if law.name != TWENTY and not found.unique_tokens:
+        size = allocate(presets.get(ScalingLaw, TWENTY), found.compute).parameters
+        other = replace(spend(law, found.compute, size), inference_tokens=found.inference_tokens)
+        cells = _cells(law, other)
+        if law.form != "additive":
+            del cells["loss"]
+        rows.append(Row("20 tokens per parameter", cells))
+    return Table("", _columns(rows), tuple(rows), heading="law")
+
+
+def _trade(law: ScalingLaw, found: Allocation) -> Table:
+    """What the same loss costs with a smaller model trained longer, or a larger one shorter."""
+    if law.form != "additive":  # Kaplan's fits are separate, and repetition changes the trade
+        return Table("", (), ())
+    rows = [
+        Row(f"{each.parameters / found.parameters:.2f} ×", {
+            **{name: cell for name, cell in _cells(law, each).items() if name != "loss"},
+            "compute ratio": fact("compute ratio", each.compute / found.compute, unit="×",
+                                  source="compute over that of the answer", grade="fitted"),
+        })
+        for each in same_loss(law, found, [found.parameters * share for share in TRADES])
+    ]  # fmt: skip
+    return Table("the same loss with another size", _columns(rows), tuple(rows), heading="size")
+
+
+def _hints(found: Allocation) -> Table:
+    laws = presets.every(ScalingLaw).values()
+    rows = []
+    for hint in hints(laws, parameters=found.parameters, tokens=found.tokens):
+        cells: dict[str, Cell] = {"learning rate": hint.learning_rate or Absent("not fitted"),
+                                  "batch": hint.batch or Absent("not fitted")}  # fmt: skip
+        rows.append(Row(hint.law.name, cells))
+    title = "learning rate and batch, as published fits suggest and disagree"
+    return Table(title, ("learning rate", "batch"), tuple(rows), heading="law")
+
+
+def _all(laws: Sequence[ScalingLaw], budget: Budget, assumptions: tuple[str, ...]) -> Estimate:
+    rows = []
+    for law in laws:
+        try:
+            rows.append(Row(law.name, {**_cells(law, best(law, budget)), "N counts": law.counts}))
+        except LLMSizeError:
+            continue  # this law does not answer such a budget
+    if not rows:
+        raise LLMSizeError("no law answers that", hint="give --compute alone")
+    return Estimate(
+        "optimal",
+        _question("all", budget),
+        f"{len(rows)} laws divide it differently",
+        (Table("", _columns(rows), tuple(rows), heading="law"),),
+        assumptions=assumptions,
+        notes=("Losses on different corpora and tokenizers are not comparable.",),
+    )
