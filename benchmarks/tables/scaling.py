@@ -63,12 +63,6 @@ KNOWN_WRONG = {
 }  # fmt: skip
 """Rows that contradict themselves or their source, and why; by the beginning of their id."""
 
-
-def cause(id: str) -> str | None:
-    """Why a row cannot be reproduced, if that is known."""
-    return next((why for known, why in KNOWN_WRONG.items() if id.startswith(known)), None)
-
-
 _LAWS = {
     ("kaplan2020", "figure1"): "kaplan-figure1",
     ("kaplan2020", ""): "kaplan",
@@ -93,7 +87,7 @@ _LAWS = {
     ("nanochat2026", ""): "nanochat",
 }
 
-OBSERVED_LAWS = ("chinchilla", "hoffmann", "hoffmann-tex", "muennighoff", "sardana-refit", "kaplan")
+OBSERVED_LAWS = ("chinchilla", "hoffmann", "hoffmann-tex", "muennighoff", "gadre", "kaplan")
 """Laws whose loss is compared with observed rows, each a quantity of its own."""
 
 
@@ -129,7 +123,7 @@ def _observed(row: Row, given: Mapping[str, float], expected: float) -> Iterator
     n, d = given["N"], given.get("D")
     name = f"{row['variant']}/{row['inputs']}"
     for each in OBSERVED_LAWS:
-        law = _law(each)
+        law = additive(_law(each))
         if law.counts == "non-embedding" and (match := re.search(r"embedding (\d+)", row["note"])):
             counted = float(match[1])
         else:
@@ -342,8 +336,9 @@ def mfu_observed(rows: Iterable[Row]) -> Iterator[Answer]:
         for quantity in ("mfu_pct", "hfu_pct", "tflops_per_gpu"):
             given_not_asked = quantity == "tflops_per_gpu" and not row["tokens_per_s_per_gpu"]
             if row[quantity] and not given_not_asked:
-                got = _utilization(row, quantity)
-                yield Answer(name, quantity, float(row[quantity]), got, _rounding(row, quantity))
+                kind = "llm-foundry" if row["framework"] == "llm-foundry" else "others"
+                expected, got = float(row[quantity]), _utilization(row, quantity)
+                yield Answer(name, f"{quantity}, {kind}", expected, got, _rounding(row, quantity))
 
 
 def _rounding(row: Row, quantity: str) -> float:
