@@ -18,7 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format, matrix_bytes
 from llmsize.memory.kv_cache import CachePolicy, pool_token_bytes
 from llmsize.memory.llamacpp import Buffers, Model, Server, buffers, cache_bytes
-from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
+from llmsize.memory.llamacpp.gguf import gguf, header_bytes, layer_caches, model
 from llmsize.memory.weights import Checkpoint, Recipe, formats_of, weight_bytes
 from llmsize.sources.config import architecture
 
@@ -98,30 +98,37 @@ def _gguf(name: str, directory: Path) -> Checkpoint:
 def gguf_sizes(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
     """Bytes of all tensors, exact in dry runs; sizes of published files, which have a header."""
     for row in rows:
-        name = f"{row['model']} {row['quant']} imatrix={row['imatrix']}"
-        stored = _tensor_bytes(row, directory)
-        if row["kind"] == "dry_run":
-            yield Answer(name, "tensor_bytes", int(row["tensor_bytes"]), stored)
-        elif row["file_bytes"]:
-            yield Answer(f"{name} {row['source']}", "file_bytes", int(row["file_bytes"]), stored)
-        elif row["bits_per_weight"]:
-            got = 8 * stored / int(row["params"]) if stored and row["params"] else None
-            yield Answer(
-                f"{name} {row['source']}", "published bits", float(row["bits_per_weight"]), got
+        name = f"{row['model']} {row['quant']} imatrix={row['imatrix']} {row['file']}"
+        try:
+            file, recipe = _gguf(row["model"], directory), _recipe(row["quant"])
+        except LLMSizeError:
+            tensors, header = None, 0.0
+        else:
+            # a row that does not say whether a matrix was used had one where there must be one
+            unsaid = recipe.needs_imatrix and not row["imatrix"]
+            stored = formats_of(
+                file, recipe, _format, own=FP32, imatrix=row["imatrix"] == "yes" or unsaid
             )
-        elif row["file_gb"]:
-            got = stored / 1e9 if stored else None
-            yield Answer(f"{name} {row['source']}", "published file_gb", float(row["file_gb"]), got)
+            tensors = sum(weight_bytes(weight, format) for weight, format in stored)
+            header = header_bytes(file).value
+        yield from _sizes(row, name, tensors, header)
 
 
-def _tensor_bytes(row: Row, directory: Path) -> int | None:
-    try:
-        file, recipe = _gguf(row["model"], directory), _recipe(row["quant"])
-    except LLMSizeError:
-        return None
-    imatrix = row["imatrix"] == "yes"
-    stored = formats_of(file, recipe, _format, own=FP32, imatrix=imatrix)
-    return sum(weight_bytes(weight, format) for weight, format in stored)
+def _sizes(row: Row, name: str, tensors: int | None, header: float) -> Iterator[Answer]:
+    """The one size that a row states."""
+
+    def answer(column: str, quantity: str, got: float) -> Answer:
+        return Answer(name, quantity, float(row[column]), None if tensors is None else got)
+
+    whole = (tensors or 0) + header
+    if row["kind"] == "dry_run":
+        yield Answer(name, "tensor_bytes", int(row["tensor_bytes"]), tensors)
+    elif row["file_bytes"]:
+        yield answer("file_bytes", "file_bytes", whole)
+    elif row["bits_per_weight"]:
+        yield answer("bits_per_weight", "published bits", 8 * (tensors or 0) / int(row["params"]))
+    elif row["file_gb"]:
+        yield answer("file_gb", "published file_gb", whole / 1e9)
 
 
 def kv_cache(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:

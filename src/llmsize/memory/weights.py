@@ -12,6 +12,7 @@ from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean
 from llmsize.formats import Format, matrix_bytes
+from llmsize.term import Term, fact, total
 
 FormatOf = Callable[[str], Format]
 """Looks a format up by its name."""
@@ -183,6 +184,27 @@ def formats_of(
         for candidate in _candidates(checkpoint, recipe, imatrix)
     }
     return [(weight, chosen.get(weight, kept)) for weight in checkpoint.weights]
+
+
+def stored_weights(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    format_of: FormatOf,
+    *,
+    own: Format,
+    imatrix: bool = False,
+) -> Term:
+    """Bytes of all tensors of `checkpoint` stored by `recipe`, as a sum over formats."""
+    sizes: dict[str, int] = {}
+    tensors: dict[str, int] = {}
+    for weight, format in formats_of(checkpoint, recipe, format_of, own=own, imatrix=imatrix):
+        sizes[format.name] = sizes.get(format.name, 0) + weight_bytes(weight, format)
+        tensors[format.name] = tensors.get(format.name, 0) + 1
+    parts = (
+        fact(f"{tensors[name]} tensors in {name}", size, unit="bytes", source=recipe.source)
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1])
+    )
+    return total("weights", *parts, unit="bytes")
 
 
 def weight_bytes(weight: Weight, format: Format) -> int:

@@ -18,6 +18,7 @@ from llmsize.memory.llamacpp.forward import Decoder, Forward
 from llmsize.memory.llamacpp.scheduler import Scheduler
 from llmsize.memory.llamacpp.tensors import Tensor
 from llmsize.memory.weights import Weight
+from llmsize.term import Term, fact, total
 
 PIPELINE_COPIES = 4
 """Batches that are under way at once on several devices (`GGML_SCHED_MAX_COPIES`)."""
@@ -65,6 +66,28 @@ def buffers(model: Model, server: Server, device: Memory = CUDA) -> tuple[Buffer
     piped = whole and server.devices > 1 and not server.cache_on_host and not server.cpu_moe_layers
     compute = Scheduler(memories, PIPELINE_COPIES if piped else 1).buffers(graph)
     return tuple(map(Buffers, held, cache, compute))
+
+
+SOURCE = "llama.cpp 0c1e57098: its graph, scheduler and allocator, simulated"
+
+
+def memory(model: Model, server: Server, device: Memory = CUDA) -> Term:
+    """The buffers as a sum over places, each of model, KV cache and compute."""
+    names = [f"GPU {index}" for index in range(server.devices)] + ["host"]
+    return total(
+        "llama.cpp",
+        *(
+            total(
+                place,
+                fact("model", held.model, unit="bytes", source=SOURCE),
+                fact("KV cache", held.cache, unit="bytes", source=SOURCE),
+                fact("compute buffer", held.compute, unit="bytes", source=SOURCE),
+            )
+            for place, held in zip(names, buffers(model, server, device), strict=True)
+        ),
+        unit="bytes",
+        note="without the CUDA context, library workspaces and the logits on the host",
+    )
 
 
 def layer_places(layers: int, server: Server) -> list[int]:

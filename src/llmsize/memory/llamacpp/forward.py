@@ -326,8 +326,16 @@ class Forward:
         if used == 1:
             total = ops.contiguous(total)
         if self._has("ffn_up_shexp"):
-            total = ops.apply("add", total, self._mlp(x, "_shexp"))
+            total = ops.apply("add", total, self._shared(x))
         return total
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """The experts that every token uses, with a score of their own in Qwen's models."""
+        out = self._mlp(x, "_shexp")
+        if not self._has("ffn_gate_inp_shexp"):
+            return out
+        score = ops.apply("unary", ops.matmul(self._needed("ffn_gate_inp_shexp"), x))
+        return ops.apply("mul", out, score)
 
     def _chosen(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
         x = ops.matmul_experts(self._needed(name), x, chosen)
