@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations import GradList, attach, keep_output
+from llmsize.anatomy.layout import moved
+from llmsize.anatomy.operations import GradList, attach, keep_output, laid_out
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import BF16, FP16, FP32, INT64, Format
@@ -57,7 +58,7 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
         t.new("flash_attention_backward", (batch, heads, rows), FP32),
         t.new("flash_attention_backward", (batch, heads, rows, padded), FP32),
     ]
-    made = [t.new("flash_attention_backward", x.shape, x.format) for x in (q, k, v)]
+    made = [laid_out(t.new("flash_attention_backward", x.shape, x.format), x) for x in (q, k, v)]
     if k.shape[1] != heads:
         workspace += [
             t.new("flash_attention_backward", (batch, heads, *x.shape[2:]), x.format)
@@ -71,8 +72,8 @@ def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     if mask is not None:
         mask = t.new("expand_mask", (q.shape[0], *mask.shape[1:]), q.format)
     node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
-    out = attach(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format), node)
-    out.transposed = True
+    out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
+    out.node = node
     keep_output(t, node, out)
     batch, heads, sequence, _ = q.shape
     keep_output(
@@ -84,7 +85,18 @@ def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
 
 
 def _efficient_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return [t.new("efficient_attention_backward", x.shape, x.format) for x in node.saved[:3] if x]
+    return [
+        _by_token(t.new("efficient_attention_backward", x.shape, x.format))
+        for x in node.saved[:3]
+        if x
+    ]
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """Laid out by batch, sequence, heads, channels, as the kernel does."""
+    batch, heads, sequence, channels = x.shape
+    x.strides = moved((batch, sequence, heads, channels), None, (0, 2, 1, 3))
+    return x
 
 
 def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -92,7 +104,7 @@ def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout:
     q, k = ops.scale(t, q), ops.scale(t, k)
     groups = q.shape[1] // k.shape[1]
     k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
-    scores = ops.matmul(t, q, transposed(k))
+    scores = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
     if mask is not None:
         scores = ops.add(t, scores, mask)
     weights = ops.dropout(t, ops.softmax(t, scores), dropout)
@@ -113,7 +125,7 @@ def eager(
     """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy."""
     groups = q.shape[1] // k.shape[1]
     keys, values = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
-    weights = ops.scale(t, ops.matmul(t, q, transposed(keys)))
+    weights = ops.scale(t, ops.matmul(t, q, ops.transpose(t, keys, -1, -2)))
     if softcap:
         weights = ops.scale(t, weights)
         weights = ops.tanh(t, weights)
@@ -122,9 +134,3 @@ def eager(
     weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
     weights = ops.dropout(t, weights, dropout)
     return ops.matmul(t, weights, values)
-
-
-def transposed(x: Tensor) -> Tensor:
-    """A view with the last two dimensions exchanged."""
-    shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
-    return Tensor(shape, x.format, x.storage, x.node, x.slot, True, x.transposed)

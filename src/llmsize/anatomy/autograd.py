@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from llmsize.anatomy.layout import elementwise
 from llmsize.anatomy.tensor import Shape, Tensor
 from llmsize.formats import Format
 
@@ -90,7 +91,10 @@ def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Grads:
 
 def accumulated(tape: Tape, present: Tensor, grad: Tensor) -> Tensor:
     """The sum of two gradients of one tensor, made beside both."""
-    return tape.new("add_gradients", present.shape, present.format)
+    total = tape.new("add_gradients", present.shape, present.format)
+    like = [(x.shape, x.strides) for x in (present, grad)]
+    total.strides = elementwise(total.shape, *like)
+    return total
 
 
 def backward(tape: Tape, output: Tensor) -> None:
@@ -139,5 +143,7 @@ def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
     if grad.shape != shape and prod(grad.shape) != prod(shape):
         grad = tape.new("sum", shape, grad.format)
     if grad.format is not format:
+        strides = elementwise(grad.shape, (grad.shape, grad.strides))
         grad = tape.new("to", grad.shape, format)
+        grad.strides = strides
     return grad

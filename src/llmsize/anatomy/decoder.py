@@ -282,8 +282,8 @@ def attention(
     v = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     if wide_norm is not None:
         q, k = wide_norm(t, q, f"{name}.q_norm"), wide_norm(t, k, f"{name}.k_norm")
-    q = ops.split_heads(t, q, s.heads, rotated=norm is None)
-    k = ops.split_heads(t, k, s.kv_heads, rotated=norm is None)
+    q = ops.split_heads(t, q, s.heads)
+    k = ops.split_heads(t, k, s.kv_heads)
     v = ops.split_heads(t, v, s.kv_heads)
     if norm is not None:
         q, k = norm(t, q, f"{name}.q_norm"), norm(t, k, f"{name}.k_norm")

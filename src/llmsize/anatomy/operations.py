@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from math import prod
 
 from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.layout import Strides, elementwise, moved, row_major, tidy, viewed
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor
 from llmsize.formats import BOOL, FP32, Format
@@ -26,18 +27,23 @@ def first(grads: GradList) -> Tensor:
     return grad
 
 
-def attach(tensor: Tensor, node: Node | None, like: Tensor | None = None) -> Tensor:
-    """Make `tensor` the output of `node`; an elementwise result is laid out `like` its operand."""
+def attach(tensor: Tensor, node: Node | None, *like: Tensor) -> Tensor:
+    """Make `tensor` the output of `node`; an elementwise result is laid out `like` its operands."""
     tensor.node = node
-    if like is not None:
-        tensor.transposed = like.transposed
+    if like:
+        tensor.strides = elementwise(tensor.shape, *[(x.shape, x.strides) for x in like])
     return tensor
+
+
+def laid_out(tensor: Tensor, *like: Tensor) -> Tensor:
+    """`tensor`, laid out as an elementwise operation on `like` lays out its result."""
+    return attach(tensor, None, *like)
 
 
 def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
     """Keep an output for the node's own backward pass (without a cycle back to the node)."""
     if node is not None:
-        t.keep(node, Tensor(output.shape, output.format, output.storage))
+        t.keep(node, Tensor(output.shape, output.format, output.storage, strides=output.strides))
 
 
 def promoted(a: Format, b: Format) -> Format:
@@ -59,12 +65,14 @@ def broadcast(a: Shape, b: Shape) -> Shape:
 def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a + b`; keeps nothing, passes its gradient on without a copy."""
     node = t.record(_add_backward, (a, b))
-    return attach(t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a)
+    return attach(
+        t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a, b
+    )
 
 
 def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return grad, Tensor(grad.shape, grad.format, grad.storage, None, 0, grad.is_view)
+    return grad, Tensor(grad.shape, grad.format, grad.storage, strides=grad.strides)
 
 
 def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -74,7 +82,9 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         (a, b),
         (b if a.node is not None else None, a if b.node is not None else None),
     )
-    return attach(t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a)
+    return attach(
+        t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a, b
+    )
 
 
 def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -82,8 +92,14 @@ def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return [
         None
         if other is None
-        else t.new(
-            "mul_backward", broadcast(grad.shape, other.shape), promoted(grad.format, other.format)
+        else laid_out(
+            t.new(
+                "mul_backward",
+                broadcast(grad.shape, other.shape),
+                promoted(grad.format, other.format),
+            ),
+            grad,
+            other,
         )
         for other in node.saved
     ]
@@ -105,7 +121,7 @@ def unary(
 
 def _unary_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return (t.new(f"{node.context}_backward", grad.shape, grad.format),)
+    return (laid_out(t.new(f"{node.context}_backward", grad.shape, grad.format), grad),)
 
 
 def scale(t: Tape, x: Tensor) -> Tensor:
@@ -116,7 +132,7 @@ def scale(t: Tape, x: Tensor) -> Tensor:
 def shift(t: Tape, x: Tensor) -> Tensor:
     """`x` plus a plain number; keeps nothing and passes its gradient on."""
     node = t.record(_same_backward, (x,))
-    return attach(t.new("add", x.shape, x.format), node)
+    return attach(t.new("add", x.shape, x.format), node, x)
 
 
 def _same_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -166,14 +182,14 @@ def power(t: Tape, x: Tensor) -> Tensor:
     """`x ** n`; keeps its input. Under autocast it runs in fp32."""
     x = to(t, x, FP32) if t.autocast else x
     node = t.record(_power_backward, (x,), (x,))
-    return attach(t.new("pow", x.shape, x.format), node)
+    return attach(t.new("pow", x.shape, x.format), node, x)
 
 
 def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     raised = t.new("pow", grad.shape, grad.format)
     scaled = t.new("mul", grad.shape, grad.format)
-    out = t.new("pow_backward", grad.shape, grad.format)
+    out = laid_out(t.new("pow_backward", grad.shape, grad.format), grad)
     del raised, scaled
     return (out,)
 
@@ -181,7 +197,7 @@ def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def rsqrt(t: Tape, x: Tensor) -> Tensor:
     """`1 / sqrt(x)`; keeps its output."""
     node = t.record(_power_backward, (x,))
-    out = attach(t.new("rsqrt", x.shape, x.format), node)
+    out = attach(t.new("rsqrt", x.shape, x.format), node, x)
     keep_output(t, node, out)
     return out
 
@@ -189,7 +205,7 @@ def rsqrt(t: Tape, x: Tensor) -> Tensor:
 def mean(t: Tape, x: Tensor) -> Tensor:
     """The mean over the last dimension, which stays as 1."""
     node = t.record(_mean_backward, (x,), (), x.shape)
-    return attach(t.new("mean", (*x.shape[:-1], 1), x.format), node)
+    return attach(t.new("mean", (*x.shape[:-1], 1), x.format), node, x)
 
 
 def _mean_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -205,7 +221,7 @@ def to(t: Tape, x: Tensor, format: Format) -> Tensor:
 
 
 def _to_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (t.new("to", first(grads).shape, node.context),)
+    return (laid_out(t.new("to", first(grads).shape, node.context), first(grads)),)
 
 
 def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
@@ -213,7 +229,7 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
     if not p or not t.grad:
         return x
     node = t.record(_unary_backward, (x,), (), "dropout")
-    out = attach(t.new("dropout", x.shape, x.format), node)
+    out = attach(t.new("dropout", x.shape, x.format), node, x)
     mask = t.new("dropout", x.shape, BOOL)
     keep_output(t, node, mask)
     return out
@@ -225,7 +241,11 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
 def slice_last(t: Tape, x: Tensor, size: int) -> Tensor:
     """`x[..., a:b]`, a view; its backward pass fills a tensor of the input's size."""
     node = t.record(_slice_backward, (x,), (), x.shape)
-    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, True, x.transposed)
+    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, _part_of_last(x, size))
+
+
+def _part_of_last(x: Tensor, size: int) -> Strides:
+    return tidy((*x.shape[:-1], size), x.strides or row_major(x.shape))
 
 
 def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -238,14 +258,14 @@ def chunk(t: Tape, x: Tensor, tokens: int, chunks: int) -> Tensor:
     Its gradient is one of `chunks` that make up the gradient of `x`: it needs no copy.
     """
     shape = (x.shape[0], tokens, x.shape[-1])
-    return Tensor(shape, x.format, x.storage, x.node, x.slot, True)
+    return Tensor(shape, x.format, x.storage, x.node, x.slot)
 
 
 def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Views of `x` along the last dimension; their gradients are concatenated."""
     node = t.record(_split_backward, (x,), (), x.shape)
     return tuple(
-        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, True, x.transposed)
+        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, _part_of_last(x, size))
         for slot, size in enumerate(sizes)
     )
 
@@ -265,49 +285,76 @@ def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
 
 def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return [Tensor(shape, grad.format, grad.storage, None, 0, True) for shape in node.context]
+    steps = grad.strides or row_major(grad.shape)
+    return [
+        Tensor(shape, grad.format, grad.storage, strides=tidy(shape, steps))
+        for shape in node.context
+    ]
 
 
-def split_heads(t: Tape, x: Tensor, heads: int, *, rotated: bool = False) -> Tensor:
-    """A projection seen as batch, heads, sequence, channels.
+def transpose(t: Tape, x: Tensor, a: int, b: int) -> Tensor:
+    """A view with two dimensions exchanged."""
+    order = list(range(len(x.shape)))
+    order[a], order[b] = order[b], order[a]
+    return _rearranged(x, order, t.record(_transpose_backward, (x,), (), order))
 
-    `rotated` says that it is rotated, or split by channels, afterwards: then its gradient comes
-    back laid out by heads and is copied.
-    """
+
+def _transpose_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (_rearranged(first(grads), node.context),)
+
+
+def _rearranged(x: Tensor, order: Sequence[int], node: Node | None = None) -> Tensor:
+    shape = tuple([x.shape[i] for i in order])
+    return Tensor(shape, x.format, x.storage, node, 0, moved(x.shape, x.strides, order))
+
+
+def reshape(t: Tape, x: Tensor, *shape: int) -> Tensor:
+    """The same numbers in another shape: a view if their layout allows, or else a copy."""
+    return _reshaped(t, x, shape, t.record(_reshape_backward, (x,), (), x.shape))
+
+
+def _reshape_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (_reshaped(t, first(grads), node.context),)
+
+
+def _reshaped(t: Tape, x: Tensor, shape: Shape, node: Node | None = None) -> Tensor:
+    possible, strides = viewed(x.shape, x.strides, shape)
+    if not possible:
+        return attach(t.new("copy", shape, x.format), node)
+    return Tensor(shape, x.format, x.storage, node, 0, strides)
+
+
+def contiguous(t: Tape, x: Tensor) -> Tensor:
+    """`x` row-major: itself, or a copy."""
+    return x if x.strides is None else copy(t, x)
+
+
+def copy(t: Tape, x: Tensor) -> Tensor:
+    """`x` laid out anew, row-major."""
+    return attach(t.new("copy", x.shape, x.format), t.record(_same_backward, (x,)))
+
+
+def split_heads(t: Tape, x: Tensor, heads: int) -> Tensor:
+    """A projection (batch, sequence, width) seen as batch, heads, sequence, channels."""
     batch, sequence, width = x.shape
-    shape = (batch, heads, sequence, width // heads)
-    if not rotated:
-        return Tensor(shape, x.format, x.storage, x.node, x.slot, True, True)
-    node = t.record(_copy_backward, (x,))
-    return Tensor(shape, x.format, x.storage, node, 0, True, True)
+    node = t.record(_split_heads_backward, (x,), (), x.shape)
+    by_token = _reshaped(t, x, (batch, sequence, heads, width // heads))
+    return _rearranged(by_token, (0, 2, 1, 3), node)
 
 
-def _copy_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (t.new("copy", first(grads).shape, first(grads).format),)
-
-
-def copy(t: Tape, x: Tensor, *shape: int) -> Tensor:
-    """`x` laid out anew (`contiguous`, `reshape` of a transposed view); the gradient is a view."""
-    node = t.record(_same_backward, (x,))
-    return attach(t.new("copy", shape or x.shape, x.format), node)
-
-
-def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (t.new("sum", node.context, first(grads).format),)
+def _split_heads_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (_reshaped(t, _rearranged(first(grads), (0, 2, 1, 3)), node.context),)
 
 
 def merge_heads(t: Tape, x: Tensor) -> Tensor:
     """The heads' channels side by side: a copy, unless they are laid out so already."""
     batch, heads, sequence, channels = x.shape
-    if x.transposed:
-        return x.view(batch, sequence, heads * channels)
-    node = t.record(_merge_backward, (x,), (), x.shape)
-    return attach(t.new("copy", (batch, sequence, heads * channels), x.format), node)
+    node = t.record(_merge_heads_backward, (x,), (), (batch, sequence, heads, channels))
+    return _reshaped(t, _rearranged(x, (0, 2, 1, 3)), (batch, sequence, heads * channels), node)
 
 
-def _merge_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
-    return (Tensor(node.context, grad.format, grad.storage, None, 0, True, True),)
+def _merge_heads_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (_rearranged(_reshaped(t, first(grads), node.context), (0, 2, 1, 3)),)
 
 
 def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
@@ -317,6 +364,10 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     batch, heads, sequence, channels = x.shape
     node = t.record(_repeat_backward, (x,), (), x.shape)
     return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
+
+
+def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("sum", node.context, first(grads).format),)
 
 
 # --- matrix products ---------------------------------------------------------------------------
@@ -340,7 +391,7 @@ def cast(t: Tape, x: Tensor) -> Tensor:
 
 def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
-    a, b = joined(t, cast(t, a)), joined(t, cast(t, b))
+    a, b = batched(t, cast(t, a)), batched(t, cast(t, b))
     node = t.record(
         _matmul_backward,
         (a, b),
@@ -350,13 +401,14 @@ def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
 
 
-def joined(t: Tape, x: Tensor) -> Tensor:
-    """`x` with batch and heads as one dimension, which takes a copy if heads are interleaved."""
-    return copy(t, x) if x.transposed and x.shape[0] > 1 and x.shape[1] > 1 else x
+def batched(t: Tape, x: Tensor) -> Tensor:
+    """`x` with all dimensions but the last two seen as one, which may take a copy."""
+    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-2]), *x.shape[-2:]))
+    return x if possible else copy(t, x)
 
 
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = joined(t, first(grads))
+    grad = batched(t, first(grads))
     a_shape, b_shape = node.context
     to_b = t.new("bmm_backward", b_shape, grad.format) if node.needs(1) else None
     return t.new("bmm_backward", a_shape, grad.format) if node.needs(0) else None, to_b
@@ -469,7 +521,7 @@ def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
 def rotate_in_place(t: Tape, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotary embedding written over its input, forward and backward; keeps the tables only."""
     node = t.record(_same_backward, (x,), (cosines, sines))
-    return Tensor(x.shape, x.format, x.storage, node, 0, True, x.transposed)
+    return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
 
 
 def gated_product(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
@@ -480,7 +532,7 @@ def gated_product(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
 
 def _gated_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return [
-        None if x is None else Tensor(x.shape, x.format, x.storage, None, 0, True)
+        None if x is None else Tensor(x.shape, x.format, x.storage, strides=x.strides)
         for x in node.saved
     ]
 

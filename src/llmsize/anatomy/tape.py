@@ -233,7 +233,7 @@ class Tape:
             return value
         node = Node(_ends_here, (), [], -1, None) if value.node is not None else None
         storage = value.storage or self.new("from_host", value.shape, value.format).storage
-        return Tensor(value.shape, value.format, storage, node)
+        return Tensor(value.shape, value.format, storage, node, 0, value.strides)
 
     def leave_autocast(self) -> None:
         """Let go of the 16-bit copies of weights that nothing else keeps."""

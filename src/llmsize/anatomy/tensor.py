@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from llmsize.anatomy.layout import Strides
 from llmsize.formats import Format, stored_bytes
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Storage:
 class Tensor:
     """A view of a storage, with the edge by which its gradient flows back."""
 
-    __slots__ = ("format", "is_view", "node", "shape", "slot", "storage", "transposed")
+    __slots__ = ("format", "node", "shape", "slot", "storage", "strides")
 
     def __init__(
         self,
@@ -91,20 +92,18 @@ class Tensor:
         storage: Storage | None,
         node: Node | None = None,
         slot: int = 0,
-        is_view: bool = False,
-        transposed: bool = False,
+        strides: Strides = None,
     ) -> None:
         """`storage` is `None` for what lives outside the step: weights and inputs.
 
-        `transposed` says that batch, heads, sequence, channels are laid out sequence before heads.
+        `strides` say how its numbers lie in memory; `None` is row-major.
         """
         self.shape = shape
         self.format = format
         self.storage = storage
         self.node = node
         self.slot = slot
-        self.is_view = is_view
-        self.transposed = transposed
+        self.strides = strides
 
     @property
     def elements(self) -> int:
@@ -117,5 +116,5 @@ class Tensor:
         return stored_bytes(self.format, prod(self.shape))
 
     def view(self, *shape: int) -> Tensor:
-        """The same numbers in another shape; the gradient passes unchanged."""
-        return Tensor(shape, self.format, self.storage, self.node, self.slot, True)
+        """The same numbers, row-major, in another shape; the gradient passes unchanged."""
+        return Tensor(shape, self.format, self.storage, self.node, self.slot)

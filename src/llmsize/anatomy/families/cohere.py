@@ -62,9 +62,9 @@ def attention(
 ) -> Tensor:
     """Grouped-query attention; where heads are normalised, each has weights of its own."""
     q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    q = ops.split_heads(t, q, s.heads, rotated=not normed_heads)
+    q = ops.split_heads(t, q, s.heads)
     k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    k = ops.split_heads(t, k, s.kv_heads, rotated=not normed_heads)
+    k = ops.split_heads(t, k, s.kv_heads)
     v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     v = ops.split_heads(t, v, s.kv_heads)
     if normed_heads:

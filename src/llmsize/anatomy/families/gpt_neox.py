@@ -92,7 +92,7 @@ def attention(
 ) -> Tensor:
     """Attention over one fused projection; only the first channels of a head are rotated."""
     fused = t.linear(x, "attention.query_key_value", 3 * s.hidden, bias=s.bias, role="qkv")
-    fused = ops.split_heads(t, fused, s.heads, rotated=True)
+    fused = ops.split_heads(t, fused, s.heads)
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
     q, k = blocks.rotate_part(t, q, k, cosines, sines)
     out = blocks.attend(t, q, k, v, mask)

@@ -37,8 +37,8 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     fused = t.linear(x, "attention.wqkv", queries + 2 * keys, bias=bias, role="qkv")
     q, k, v = (ops.slice_last(t, fused, size) for size in (queries, keys, keys))
-    q = ops.split_heads(t, q, s.heads, rotated=True)
-    k = ops.split_heads(t, k, s.kv_heads, rotated=True)
+    q = ops.split_heads(t, q, s.heads)
+    k = ops.split_heads(t, k, s.kv_heads)
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     out = blocks.attend(t, q, k, v, around.mask)

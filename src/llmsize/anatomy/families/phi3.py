@@ -33,8 +33,8 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Ten
     """Grouped-query attention over one fused projection, which q, k and v are slices of."""
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     fused = t.linear(x, "self_attn.qkv_proj", queries + 2 * keys, role="qkv")
-    q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads, rotated=True)
-    k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads, rotated=True)
+    q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads)
+    k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
     v = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     out = blocks.attend(t, q, k, v, around.masks[window], window=window)

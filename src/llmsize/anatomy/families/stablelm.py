@@ -43,8 +43,8 @@ def attention(
         q = norm_heads(t, q, "self_attn.q_layernorm", s.heads)
         k = norm_heads(t, k, "self_attn.k_layernorm", s.kv_heads)
     else:
-        q = ops.split_heads(t, q, s.heads, rotated=True)
-        k = ops.split_heads(t, k, s.kv_heads, rotated=True)
+        q = ops.split_heads(t, q, s.heads)
+        k = ops.split_heads(t, k, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
