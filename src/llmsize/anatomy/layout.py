@@ -42,7 +42,7 @@ def viewed(shape: Shape, strides: Strides, new: Shape) -> tuple[bool, Strides]:
     if strides is None:
         return True, None
     result: list[int] = []
-    rest = [n for n in reversed(new)]
+    rest = list(reversed(new))
     at = 0
     runs = _runs(shape, strides)
     for size, step in runs:
