@@ -54,8 +54,8 @@ def attention(
     q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
     k = t.linear(x, "self_attn.k_proj", kv_heads * s.head_dim, bias=bias, role="k")
     v = t.linear(x, "self_attn.v_proj", kv_heads * value_dim, bias=bias, role="v")
-    q = ops.split_heads(t, q, s.heads, rotated=True)
-    k = ops.split_heads(t, k, kv_heads, rotated=True)
+    q = ops.split_heads(t, q, s.heads)
+    k = ops.split_heads(t, k, kv_heads)
     v = ops.scale(t, ops.split_heads(t, v, kv_heads))
     q, k = decoder.turn(t, q, k, around)
     if window:
