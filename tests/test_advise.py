@@ -11,8 +11,8 @@ from llmsize.planning.advise import (
     Resources,
     Way,
     adapt,
+    most_parameters,
     pretraining,
-    ranges,
     ranked,
     tokens_in,
 )
@@ -77,10 +77,13 @@ def test_short_data_repeat_and_are_worth_less() -> None:
     assert short.repeated_loss > plenty.repeated_loss
 
 
-def test_ranges_end_where_the_need_does() -> None:
-    """The named count fits, a million more does not; nothing fits where nothing does."""
-    found = ranges([("full", "bf16", lambda n: 16 * n), ("serve", "bf16", lambda n: 10**12)], 16e9)
-    assert [r.parameters for r in found] == [10**9, None]
+def test_a_range_lies_between_known_models() -> None:
+    """Half of the way from what one model needs to what the next does is half of the way."""
+    rungs, needs = [100, 200, 400], [1000.0, 2000.0, 4000.0]
+    assert most_parameters(rungs, needs.__getitem__, 3000) == 300
+    assert most_parameters(rungs, needs.__getitem__, 2000) == 200
+    assert most_parameters(rungs, needs.__getitem__, 8000) == 800
+    assert most_parameters(rungs, needs.__getitem__, 999) is None
 
 
 def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616) -> Option:

@@ -15,20 +15,21 @@ from llmsize.hardware import Machine
 from llmsize.planning.catalogue import Choice
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
 from llmsize.planning.fits import Verdict, largest
+from llmsize.planning.needs import Way
 from llmsize.scaling.allocation import Allocation, allocate, at_most
 from llmsize.scaling.laws import ScalingLaw, loss, relations, solve
 from llmsize.term import Term, term
 from llmsize.throughput import affordable_flop, cost, device_hours, training_flop, training_time
 
 Task = Literal["chatbot", "pretrain", "finetune", "serve"]
-Way = Literal["serve", "lora", "qlora", "full", "scratch"]
+Plan = Way | Literal["scratch"]
 
-TITLES: dict[Way, str] = {
+TITLES: dict[Plan, str] = {
     "serve": "inference only", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning",
     "scratch": "from scratch",
 }  # fmt: skip
 
-WAYS: dict[Task, tuple[Way, ...]] = {
+WAYS: dict[Task, tuple[Plan, ...]] = {
     "chatbot": ("full", "lora", "qlora", "serve", "scratch"),
     "finetune": ("full", "lora", "qlora"),
     "serve": ("serve",),
@@ -41,9 +42,6 @@ BYTES_PER_TOKEN = 4.19
 
 REPEATABLE_EPOCHS = 4
 """Epochs up to which repeated tokens are worth almost as much as new ones (arXiv:2305.16264)."""
-
-SMALLEST, LARGEST = 10**6, 10**14
-"""Parameter counts between which a range is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +65,6 @@ class Resources:
     context: int = 4096
     price: float | None = None
     """Of one device for an hour."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The most parameters that one way of using a model can have on the machine."""
-
-    way: Way
-    format: str
-    parameters: int | None
-    """Absent if not even the smallest model fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +92,7 @@ class Pretraining:
 class Option:
     """One thing to do with the machines."""
 
-    way: Way
+    way: Plan
     subject: str
     """The base model, or the size of a new one."""
     parameters: float
@@ -118,19 +106,23 @@ class Option:
     why: str
 
 
-def ranges(needs: Sequence[tuple[Way, str, Callable[[int], float]]], budget: float) -> list[Range]:
-    """The largest parameter count for each way and format; a need grows with the parameters."""
-    return [
-        Range(way, format, _rounded(largest(
-            lambda millions, need=need: need(millions * 10**6) <= budget,  # type: ignore[misc]
-            lowest=SMALLEST // 10**6, highest=LARGEST // 10**6,
-        )))
-        for way, format, need in needs
-    ]  # fmt: skip
+def most_parameters(
+    rungs: Sequence[int], need: Callable[[int], float], budget: float
+) -> int | None:
+    """The most parameters within `budget`, between known models of growing size.
 
-
-def _rounded(millions: int | None) -> int | None:
-    return None if millions is None else millions * 10**6
+    `rungs` are their counts and `need(index)` what each needs. Between two of them the need is
+    taken to grow evenly, above the last in proportion; nothing where not even the first fits.
+    """
+    last = len(rungs) - 1
+    index = largest(lambda rung: need(rung) <= budget, lowest=0, highest=last)
+    if index is None:
+        return None
+    if index == last:
+        return int(rungs[last] * budget / need(last))
+    below, above = need(index), need(index + 1)
+    part = (budget - below) / (above - below)
+    return int(rungs[index] + part * (rungs[index + 1] - rungs[index]))
 
 
 def pretraining(
@@ -180,7 +172,7 @@ def adapt(have: Resources, way: Way, choice: Choice, layers: int, reached: Seque
     parameters = model.published_parameters or 0
     seconds = None
     if way != "serve" and have.tokens:
-        seconds = _tuning_time(have, "full" if way == "full" else way, parameters, layers)  # type: ignore[arg-type]
+        seconds = _tuning_time(have, way, parameters, layers)
     why = f"the largest that fits for {TITLES[way]}"
     if reached:
         why += f", larger than any for {' or '.join(reached)}"
