@@ -364,18 +364,16 @@ def _found(gpus: int | None) -> Machine:
 
 
 def architecture(text: str) -> Architecture:
-    """The model that an argument names: a preset, a `config.json`, or a folder that holds one.
+    """The model that an argument stands for. Raises `LLMSizeError` for one without a shape."""
+    from llmsize.sources.resolve import resolve
 
-    Raises `LLMSizeError` for a name that is neither.
-    """
-    from llmsize.sources.config import read_config
-
-    path = Path(text)
-    if path.is_dir():
-        path /= "config.json"
-    if path.suffix == ".json" or path.is_file():
-        return read_config(path)
-    return presets.get(Architecture, text)
+    found = resolve(text)
+    if found.architecture is None:
+        raise LLMSizeError(
+            f"`{printable(text)}` has weights but no configuration that llmsize knows",
+            hint="name a preset, or a folder with a `config.json`",
+        )
+    return found.architecture
 
 
 def law(text: str, *, experts: int | None = None, granularity: int | None = None) -> ScalingLaw:
