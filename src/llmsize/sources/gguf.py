@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
-from llmsize.sources.reading import entries, open_regular
-from llmsize.sources.safetensors import MAX_ELEMENTS, MAX_TENSORS, checkpoint
+from llmsize.sources.reading import Budget, entries, open_regular
+from llmsize.sources.safetensors import MAX_ELEMENTS, checkpoint
 
 TYPES = {
     0: ("fp32", 1, 4), 1: ("fp16", 1, 2), 2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20),
@@ -34,10 +34,13 @@ TYPES = {
 
 MAX_HEADER = 32 * 2**20
 """Bytes of metadata and tensor infos; a vocabulary of 262,144 with its merges takes 17 MiB."""
-MAX_KEYS = 10_000
+MAX_KEYS = 2000
+MAX_STRINGS = 2_000_000
+MAX_TENSORS = 65_536
+"""Experts are stored together, so that even the largest models have a few thousand tensors."""
 MAX_PARTS = 1000
 MAX_KEPT_TEXT = 4096
-MAX_KEPT_ARRAY = 4096
+MAX_KEPT_ARRAY = 1024
 """Longer texts (chat templates) and arrays (vocabularies) are skipped; arrays leave a length."""
 _CHUNK = 2**20
 _STRING, _ARRAY = 8, 9
@@ -70,8 +73,9 @@ def read_gguf(path: Path) -> GGUF:
     Raises `LLMSizeError` for a file that is broken or cut off, and for a part that is missing.
     """
     paths = parts(path)
-    first = _file(paths[0])
-    rest = [_file(other).checkpoint.tensors for other in paths[1:]]
+    first = _file(paths[0], Budget(MAX_HEADER))
+    later = Budget(MAX_HEADER // 4)  # no vocabulary is repeated in them
+    rest = [_file(other, later).checkpoint.tensors for other in paths[1:]]
     tensors = (*first.checkpoint.tensors, *(tensor for part in rest for tensor in part))
     announced = first.metadata.get("split.count", len(paths))
     if len(paths) > 1 and announced != len(paths):
@@ -100,10 +104,10 @@ def parts(path: Path) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-def _file(path: Path) -> GGUF:
+def _file(path: Path, budget: Budget) -> GGUF:
     file, size = open_regular(path)
     with file:
-        cursor = _Cursor(file, size, path)
+        cursor = _Cursor(file, min(size, budget.left), size, path)
         if cursor.take(4) != b"GGUF":
             raise _broken(path, "it does not start with `GGUF`")
         version = cursor.number(_U32)
@@ -114,19 +118,20 @@ def _file(path: Path) -> GGUF:
             raise _broken(path, f"it announces {tensor_count:,} tensors and {key_count:,} keys")
         metadata, lengths = _metadata(cursor, key_count)
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
+    budget.spend(cursor.place, path)
     _check_places(infos, cursor.place, metadata.get("general.alignment", 32), size, path)
     return GGUF(metadata, lengths, Checkpoint(tuple(tensor for tensor, _ in infos), str(path)))
 
 
 class _Cursor:
-    """Reads on from the start of a file, never past its end or `MAX_HEADER`."""
+    """Reads on from the start of a file, never past `limit`."""
 
-    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
+    def __init__(self, file: BinaryIO, limit: int, size: int, path: Path) -> None:
         self.file, self.path = file, path
-        self.limit = min(size, MAX_HEADER)
-        self.is_capped = size > MAX_HEADER
+        self.limit = limit
+        self.is_capped = limit < size
         self.data = bytearray()
-        self.place = 0
+        self.place = self.strings = 0
 
     def reach(self, count: int) -> None:
         """Have the next `count` bytes in `data`, or refuse the file."""
@@ -136,7 +141,7 @@ class _Cursor:
         if end <= self.limit:
             self.data += self.file.read(max(_CHUNK, end - len(self.data)))
         if end > len(self.data):
-            past = f"{MAX_HEADER:,} bytes of header" if self.is_capped else "its end"
+            past = f"{self.limit:,} bytes of header" if self.is_capped else "its end"
             raise _broken(self.path, f"it goes on past {past}")
 
     def take(self, count: int) -> bytes:
@@ -170,6 +175,9 @@ class _Cursor:
 
     def skip_strings(self, count: int) -> None:
         """Leave out `count` strings; the only loop over a vocabulary, so it is tight."""
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            raise _broken(self.path, f"it announces {self.strings:,} strings")
         unpack, place, end = _U64.unpack_from, self.place, len(self.data)
         for _ in range(count):
             if place + 8 > end:
@@ -212,7 +220,6 @@ def _array(
     kind, count = cursor.number(_U32), cursor.number(_U64)
     lengths[key] = count
     if kind == _STRING:
-        cursor.reach(min(8 * count, MAX_HEADER + 1))
         cursor.skip_strings(count)
         return None
     scalar = _scalar(kind, cursor.path)

@@ -18,7 +18,9 @@ from llmsize.errors import LLMSizeError, printable
 MAX_JSON = 25 * 10**6
 """Bytes of JSON: twice what 90,000 tensors take. (safetensors itself allows 100 MB, which Python
 would unfold to gigabytes.)"""
-MAX_JSON_VALUES = 2 * 10**6
+MAX_JSON_VALUES = 1_200_000
+MAX_HEADERS = 40 * 10**6
+"""Bytes of the headers of all files of one model."""
 MAX_ENTRIES = 10_000
 """Files in a checkpoint folder."""
 
@@ -76,6 +78,19 @@ def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
     return data
 
 
+class Budget:
+    """Bytes that the headers of one model may still take, in all its files together."""
+
+    def __init__(self, left: int = MAX_HEADERS) -> None:
+        self.left = left
+
+    def spend(self, count: int, path: Path) -> None:
+        """Count another header. Raises `LLMSizeError` when it is one too many."""
+        self.left -= count
+        if self.left < 0:
+            raise _refuse(path, "the headers of this model are larger than those of any other")
+
+
 def entries(folder: Path) -> list[str]:
     """Names of the files in `folder`, sorted. Raises `LLMSizeError` above `MAX_ENTRIES`."""
     names: list[str] = []
@@ -129,9 +144,9 @@ def parse_json(data: bytes, where: str, *, unique: bool = True) -> Any:
     deep or would take more memory than the description of a model can need. With `unique` false
     the last of several equal names counts: the caller looks for them.
     """
-    cost = len(data) if data.isascii() else 4 * len(data)
+    cost = len(data) if data.isascii() else 4 * len(data)  # Python's widest text
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if cost > 4 * MAX_JSON or len(data) > MAX_JSON or values > MAX_JSON_VALUES:
+    if cost > MAX_JSON or values > MAX_JSON_VALUES:
         raise _not_json(where, "it is far larger than the description of a model")
     try:
         with collector_paused():

@@ -17,6 +17,7 @@ from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.reading import (
     MAX_JSON,
+    Budget,
     collector_paused,
     mapping,
     open_regular,
@@ -50,9 +51,10 @@ def read_safetensors(paths: Iterable[Path], source: str) -> Checkpoint:
     Raises `LLMSizeError` if a header is broken or two shards hold a tensor of one name.
     """
     tensors: list[StoredTensor] = []
+    budget = Budget()
     with collector_paused():
         for path in paths:
-            tensors += _file(path)
+            tensors += _file(path, budget)
             if len(tensors) > MAX_TENSORS:
                 raise _broken(source, f"it holds more than {MAX_TENSORS:,} tensors")
     return checkpoint(tensors, source)
@@ -95,7 +97,7 @@ def _is_file_name(name: object) -> bool:
     )
 
 
-def _file(path: Path) -> list[StoredTensor]:
+def _file(path: Path, budget: Budget) -> list[StoredTensor]:
     file, size = open_regular(path)
     with file:
         start = file.read(8)
@@ -108,6 +110,7 @@ def _file(path: Path) -> list[StoredTensor]:
             raise _broken(str(path), "its header reaches beyond the end of the file")
         if length > MAX_JSON:
             raise _broken(str(path), f"its header has {length:,} bytes, more than {MAX_JSON:,}")
+        budget.spend(length, path)
         data = read_exactly(file, length, path)
     return parse_header(data, size - 8 - length, str(path))
 

@@ -13,9 +13,10 @@ from typing import BinaryIO, NamedTuple
 
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
-from llmsize.sources.reading import open_regular, read_exactly
+from llmsize.sources.reading import Budget, open_regular, read_exactly
 
-MAX_DIRECTORY = 25 * 10**6
+MAX_DIRECTORY = 8 * 10**6
+"""Bytes of one directory: 100,000 storages."""
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
@@ -44,11 +45,12 @@ def read_torch(paths: Iterable[Path], source: str) -> Checkpoint:
     Raises `LLMSizeError` for a file that PyTorch cannot have written, and for the format before
     PyTorch 1.6, which is a pickle throughout.
     """
-    tensors = tuple(tensor for path in paths for tensor in _storages(path))
+    budget = Budget()
+    tensors = tuple(tensor for path in paths for tensor in _storages(path, budget))
     return Checkpoint(tensors, source, note=NOTE)
 
 
-def _storages(path: Path) -> Iterator[StoredTensor]:
+def _storages(path: Path, budget: Budget) -> Iterator[StoredTensor]:
     file, size = open_regular(path)
     with file:
         if file.read(1) == _PICKLE:
@@ -58,6 +60,7 @@ def _storages(path: Path) -> Iterator[StoredTensor]:
                 hint="convert it to safetensors",
             )
         directory, start = _directory(file, size, path)
+    budget.spend(len(directory), path)
     entries = list(_entries(directory, path))
     _check_places(entries, start, path)
     for entry in entries:
