@@ -1,0 +1,39 @@
+"""How a training framework behaves: which kernels it runs and what it holds besides tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHT = "weight"
+"""In place of a format: the format of the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One framework, in its default configuration for one device."""
+
+    name: str
+    source: str
+    title: str = ""
+    fused_norm: bool = False
+    """Norms in one kernel."""
+    fused_rotary: bool = False
+    """Rotary embedding in place."""
+    fused_gate: bool = False
+    """Activation and product of a gated MLP in one kernel."""
+    loss: str = "eager"
+    """`eager`, `chunked`, `compiled` or `fused_linear`."""
+    adapters: str = "fp32"
+    """Format of LoRA adapters over 16-bit weights; `weight` for that of the weights."""
+    fused_optimizer: bool = True
+    keep_outputs: bool = False
+    """Whether its loop holds the logits until the backward pass has run."""
+    allocator_slack: float = 0.0
+    """What the caching allocator reserves above the allocated peak, as a share of it."""
+    slack_low: float = 0.0
+    slack_high: float = 0.0
+    """The spread of that share over published pairs."""
+    context: int = 0
+    """Bytes of the device context, libraries and workspaces beside the allocator."""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
