@@ -71,6 +71,7 @@ KINDS: dict[str, Kind] = {
         "llmsize.hardware:Instance",
         {"count": "count", "accelerator": "accelerator", "cloud": "cloud", "title": "title"},
     ),
+    "stacks": Kind("llmsize.stack:Stack", {"loss": "loss", "title": "title"}),
     "laws": Kind(
         "llmsize.scaling.laws:ScalingLaw", {"form": "form", "N": "counts", "title": "title"}
     ),

@@ -62,7 +62,9 @@ def method_named(name: str) -> Method:
             return method
     raise LLMSizeError(
         f"unknown method `{printable(name)}`",
-        hint=did_you_mean(name, get_args(Method), otherwise=f"known: {', '.join(get_args(Method))}"),
+        hint=did_you_mean(
+            name, get_args(Method), otherwise=f"known: {', '.join(get_args(Method))}"
+        ),
     )
 
 
@@ -131,9 +133,7 @@ def _check(choices: Choices, precision: Precision) -> None:
             hint="leave out --fused-backward or --accumulate",
         )
     if choices.offload_checkpoints and choices.recompute == "none":
-        raise LLMSizeError(
-            "there are no checkpoints to offload", hint="add `--recompute full`"
-        )
+        raise LLMSizeError("there are no checkpoints to offload", hint="add `--recompute full`")
     if choices.method == "frozen" and not choices.frozen_layers:
         raise LLMSizeError(
             "no layers are frozen", hint="say how many: `--freeze 24` freezes the first 24"

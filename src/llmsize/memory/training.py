@@ -9,20 +9,23 @@ rounding and the device's context are not in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.tensor import Shape
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import Moment, Stretch, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision, state_bytes
-from llmsize.term import Term, total
+from llmsize.stack import Stack
+from llmsize.term import Term, fact, term, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,18 @@ class TrainingRun:
     """Micro-batches whose gradients are added up before a step."""
     fused_backward: bool = False
     """Whether each weight is stepped as soon as its gradient is there, which then goes (LOMO)."""
+
+
+class Point(NamedTuple):
+    """One stretch of the timeline."""
+
+    phase: str
+    place: str
+    """The layers at work; `embedding`, `head and loss`, … outside of them."""
+    after: int
+    """Bytes alive when it is over, what lives through the step included."""
+    highest: int
+    """The most bytes alive within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,10 @@ class TrainingStep:
     """Highest total of the phases `forward`, `backward` and `step`."""
     moment: Moment
     """The highest moment of forward and backward."""
+    place: str
+    """The layers at work at that moment; empty outside of the layers."""
+    timeline: tuple[Point, ...]
+    """The step from start to end."""
     step_scratch: int
     """What the optimizer allocates while it steps."""
     trained: int
@@ -110,9 +129,31 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
             "step": base + level(parts) + scratch,
         },
         moment=peak(parts),
+        place=_place(trace, peak(parts).layer),
+        timeline=tuple(_timeline(trace, parts, base, scratch)),
         step_scratch=scratch,
         trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
     )
+
+
+def _place(trace: Trace, layer: int) -> str:
+    """The indices of the layers that a traced layer stands for."""
+    indices = trace.places[layer].indices
+    if len(indices) < 2:
+        return f"{indices[0]}" if indices else ""
+    return f"{indices[0]} to {indices[-1]}"
+
+
+def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -> Iterator[Point]:
+    """One point a stretch; what is outside of the layers is called by its last operation."""
+    live = base
+    for part in parts:
+        crest = live + max(0, part.net * (part.times - 1)) + part.crest
+        live += part.net * part.times
+        place = _place(trace, part.layer)
+        made = next((w.operation for change, w in reversed(part.events) if change > 0), "")
+        yield Point(part.phase, f"layer {place}" if place else made, live, crest)
+    yield Point("step", "optimizer", live, live + scratch)
 
 
 def static_memory(trace: Trace, run: TrainingRun) -> Term:
@@ -229,3 +270,80 @@ def _check(weights: Iterable[Parameter], setting: Setting) -> None:
         )
     if not any(weight.node is not None for weight in weights):
         raise LLMSizeError("nothing is trained", hint="train some weights or add an adapter")
+
+
+ROLES = {
+    "gradient": "gradients",
+    "kept": "activations kept for backward",
+    "cast": "autocast copies of weights",
+    "temporary": "temporaries",
+    "cache": "cache",
+}
+"""What the tensors of a step are alive for, in the order in which they are shown."""
+
+SHOWN = 8
+"""Tensors that are listed one by one under each role; the rest is summed."""
+
+
+def peak_memory(step: TrainingStep) -> Term:
+    """Everything that is allocated at the highest moment of the step, by why it is there."""
+    if step.phase == "step":
+        moving = [
+            _bytes("gradients", step.peaks["step"] - int(step.static.value) - step.step_scratch),
+            _bytes("optimizer scratch", step.step_scratch),
+        ]
+    else:
+        moving = [_role_term(step.moment, role) for role in ROLES]
+    parts = [part for part in (*step.static.parts, *moving) if part.value]
+    return total("allocated at the peak", *parts, unit="bytes")
+
+
+def device_memory(step: TrainingStep, stack: Stack) -> Term:
+    """The peak with what the allocator reserves above it and what the device holds besides.
+
+    This is what `nvidia-smi` shows and what has to fit on a card.
+    """
+    allocated = peak_memory(step)
+    slack = term(
+        "allocator slack",
+        "ceil(allocated * share)",
+        unit="bytes",
+        source=stack.source,
+        grade="fitted",
+        note=f"published runs lie between {stack.slack_low:.0%} and {stack.slack_high:.0%}",
+        allocated=allocated.value,
+        share=stack.allocator_slack,
+    )
+    context = fact(
+        "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
+    )
+    return total("device memory", allocated, slack, context)
+
+
+def _role_term(moment: Moment, role: str) -> Term:
+    """The tensors that are alive for one reason: the largest by name, the rest together."""
+    sizes: dict[tuple[str, Shape, Format], int] = {}
+    for what, size in moment.live.items():
+        if what.role == role:
+            key = (what.operation, what.shape, what.format)
+            sizes[key] = sizes.get(key, 0) + size
+    ranked = sorted(sizes.items(), key=lambda item: -item[1])
+    listed = [_tensor_term(*key, size) for key, size in ranked[:SHOWN] if size]
+    rest = sum(size for _, size in ranked[SHOWN:])
+    if rest:
+        listed.append(_bytes(f"{len(ranked) - SHOWN} smaller kinds", rest))
+    return total(ROLES[role], *listed, unit="bytes")
+
+
+def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Term:
+    """Tensors of one kind: their number times the product of their dimensions."""
+    each = stored_bytes(format, prod(shape))
+    if not each or size % each:
+        return _bytes(operation, size)
+    inputs: dict[str, int | float] = {"tensors": size // each}
+    for index, dim in enumerate(shape):
+        inputs[getattr(dim, "name", "") or f"size_{index}"] = int(dim)
+    inputs["bytes_each"] = each // prod(shape) if shape else each
+    if prod(inputs.values()) != size:  # a dimension that occurs twice
+        return _bytes(operation, size)
+    return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")

@@ -1,0 +1,301 @@
+"""`llmsize train`: the peak of a training step, when it is, and what lives then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from llmsize import presets, units
+from llmsize.cli import options
+from llmsize.cli.options import Batch, Dtype, Gpu, Gpus, InstanceName, Model, Reserve, Vram
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.estimate import Estimate, Row, Table
+from llmsize.formats import Format
+from llmsize.memory.methods import Choices, Recompute, method_named, training_run
+from llmsize.memory.training import TrainingStep, device_memory, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.planning import changes as planning
+from llmsize.planning.fits import largest
+from llmsize.planning.training import Question, changes, need
+from llmsize.stack import Stack
+from llmsize.term import Term
+from llmsize.units import format_bytes, format_count
+
+EXAMPLES = (
+    "llmsize train llama-3-8b --method lora --batch 4 --seq-len 2048",
+    "llmsize train llama-2-7b --method qlora --gpu rtx-4090 --recompute full",
+    "llmsize train gpt2 --recipe fp32 --timeline --explain",
+    "llmsize train qwen2.5-7b --method lora --fit batch --vram 24GB",
+)
+
+RECOMPUTE: tuple[Recompute, ...] = ("none", "full", "selective")
+FITTED = {"batch": "sequences", "seq-len": "tokens", "rank": ""}
+
+
+def train(
+    model: Model,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="`full`, `lora`, `qlora`, `dora`, `bitfit`, `norms`, `head` or `frozen`.",
+        ),
+    ] = "full",
+    batch: Batch = 1,
+    sequence: Annotated[
+        int,
+        typer.Option(
+            "--seq-len", help="Tokens per sequence.", metavar="TOKENS",
+            parser=lambda given: units.parse_count(str(given), "sequence length"),
+        ),
+    ] = 2048,
+    dtype: Dtype = "bf16",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", metavar="NAME",
+            help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+            autocompletion=options.completing(Precision),
+        ),
+    ] = "pure-16bit",
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="NAME", help="See `llmsize show optimizers`.",
+                          autocompletion=options.completing(Optimizer))
+    ] = "adamw",
+    stack: Annotated[
+        str, typer.Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
+                          autocompletion=options.completing(Stack))
+    ] = "transformers",
+    rank: Annotated[
+        int, typer.Option("--rank", metavar="R", help="Rank of the adapters.",
+                          parser=lambda text: units.parse_count(text, "rank"))
+    ] = 16,
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="NAMES",
+                          help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")
+    ] = "all-linear",
+    adapter_dropout: Annotated[
+        float, typer.Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
+    ] = 0.0,
+    base: Annotated[
+        str, typer.Option("--base", metavar="FORMAT", help="Quantized base of `qlora`.")
+    ] = "nf4",
+    freeze: Annotated[
+        int, typer.Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
+    ] = 0,
+    recompute: Annotated[
+        str, typer.Option("--recompute", help="`none`, `full` or `selective`.")
+    ] = "none",
+    every: Annotated[
+        int, typer.Option("--every", min=1, metavar="K", help="Recompute every K-th block.")
+    ] = 1,
+    offload_checkpoints: Annotated[
+        bool, typer.Option("--offload-checkpoints", help="Keep checkpoints in host memory.")
+    ] = False,
+    attention: Annotated[
+        str, typer.Option("--attention", help="`sdpa` or `eager`.")
+    ] = "sdpa",
+    padded: Annotated[
+        bool, typer.Option("--padded", help="The batch has padding and an attention mask.")
+    ] = False,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, metavar="N",
+                          help="Micro-batches per optimizer step.")
+    ] = 1,
+    fused_backward: Annotated[
+        bool, typer.Option("--fused-backward", help="Step each weight as its gradient comes.")
+    ] = False,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Draw what is alive from start to end of the step.")
+    ] = False,
+    fit: Annotated[
+        str, typer.Option("--fit", metavar="WHAT", show_default=False,
+                          help=f"Solve for the largest {', '.join(FITTED)} that fits.")
+    ] = "",
+    gpu: Gpu = None,
+    vram: Vram = None,
+    gpus: Gpus = None,
+    instance: InstanceName = None,
+    reserve: Reserve = 0,
+) -> Estimate:  # fmt: skip
+    """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
+    architecture = options.architecture(model)
+    choices = Choices(
+        method=method_named(method), batch=batch, sequence=sequence,
+        format=presets.get(Format, dtype), rank=rank,
+        targets=tuple(part.strip() for part in targets.split(",") if part.strip()),
+        adapter_dropout=adapter_dropout,
+        base=presets.get(Format, base) if method == "qlora" else None,
+        frozen_layers=freeze, recompute=_recompute(recompute), recompute_every=every,
+        offload_checkpoints=offload_checkpoints,
+        attention="eager" if _attention(attention) == "eager" else "sdpa",
+        padded=padded, accumulation=accumulate, fused_backward=fused_backward,
+    )  # fmt: skip
+    question = Question(
+        architecture, choices, presets.get(Stack, stack),
+        presets.get(Precision, recipe), presets.get(Optimizer, optimizer),
+    )  # fmt: skip
+    machine = options.machine(gpu, vram, gpus, instance, reserve)
+    budget = int(machine.usable.value) if machine else None
+    if fit:
+        question = _fitted(question, fit, budget)
+    return _estimate(question, budget, timeline=timeline)
+
+
+def _recompute(text: str) -> Recompute:
+    for known in RECOMPUTE:
+        if text.strip().lower() == known:
+            return known
+    raise LLMSizeError(
+        f"unknown way to recompute `{printable(text)}`",
+        hint=did_you_mean(text, RECOMPUTE, otherwise=f"choose from {', '.join(RECOMPUTE)}"),
+    )
+
+
+def _attention(text: str) -> str:
+    if text not in ("sdpa", "eager"):
+        raise LLMSizeError(
+            f"unknown attention `{printable(text)}`", hint="choose from `sdpa` and `eager`"
+        )
+    return text
+
+
+def _fitted(question: Question, what: str, budget: int | None) -> Question:
+    """The question with the largest value of one knob that fits the budget."""
+    if what not in FITTED:
+        raise LLMSizeError(
+            f"cannot solve for `{printable(what)}`",
+            hint=did_you_mean(what, FITTED, otherwise=f"choose from {', '.join(FITTED)}"),
+        )
+    if budget is None:
+        raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
+    found = largest(lambda value: need(_with(question, what, value)).value <= budget, highest=2**20)
+    return _with(question, what, found or 1)
+
+
+def _with(question: Question, what: str, value: int) -> Question:
+    match what:
+        case "batch":
+            choices = replace(question.choices, batch=value)
+        case "seq-len":
+            choices = replace(question.choices, sequence=value)
+        case _:
+            choices = replace(question.choices, rank=value)
+    return replace(question, choices=choices)
+
+
+def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Estimate:
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    step = training_step(question.architecture, run)
+    memory = device_memory(step, question.stack)
+    fits = None if budget is None else memory.value <= budget
+    choices = question.choices
+    answer = [_table(memory)]
+    if timeline:
+        answer.append(_timeline(step))
+    return Estimate(
+        command="train",
+        question={
+            "model": question.architecture.name, "method": choices.method, "batch": choices.batch,
+            "seq_len": choices.sequence, "dtype": choices.format.name,
+            "recipe": question.precision.name, "optimizer": question.optimizer.name,
+            "stack": question.stack.name, "recompute": choices.recompute,
+            "rank": choices.rank if choices.method in ("lora", "qlora", "dora") else None,
+            "accumulate": choices.accumulation, "memory_bytes": budget,
+        },
+        headline=_headline(question, step, memory, budget),
+        answer=tuple(answer),
+        assumptions=_assumptions(question),
+        notes=_notes(question, step, memory, budget),
+        verdict=fits,
+    )  # fmt: skip
+
+
+def _headline(question: Question, step: TrainingStep, memory: Term, budget: int | None) -> str:
+    choices = question.choices
+    what = f"{question.architecture.title or question.architecture.name}, {choices.method}, "
+    what += f"{choices.batch} × {choices.sequence:,} tokens"
+    said = f"{what}: {format_bytes(memory.value)} on the device"
+    if budget is None:
+        return said
+    verdict = "fits" if memory.value <= budget else "does not fit"
+    return f"{said}, {verdict} in {format_bytes(budget)}"
+
+
+def _table(memory: Term) -> Table:
+    """The parts of the device memory, largest moment first."""
+    allocated, *beside = memory.parts
+    rows = [Row(part.name, {"memory": part}) for part in allocated.parts]
+    rows.append(Row("allocated at the peak", {"memory": allocated}))
+    rows += [Row(part.name, {"memory": part}) for part in beside]
+    rows.append(Row("device memory", {"memory": memory}))
+    return Table("memory at the peak of the step", ("memory",), tuple(rows), heading="what")
+
+
+def _timeline(step: TrainingStep) -> Table:
+    """What is alive along the step, with a bar for each stretch."""
+    top = max(point.highest for point in step.timeline)
+    rows = [
+        Row(
+            f"{point.phase}: {point.place}",
+            {
+                "alive after": Term("alive after", point.after, "bytes"),
+                "highest": Term("highest", point.highest, "bytes"),
+                "": "█" * max(1, round(24 * point.highest / top)),
+            },
+        )
+        for point in step.timeline
+    ]
+    return Table("timeline", ("alive after", "highest", ""), tuple(rows), heading="when")
+
+
+def _assumptions(question: Question) -> tuple[str, ...]:
+    """Where the numbers come from that are not counted."""
+    stack, positions = question.stack, question.architecture.context_length
+    told = [
+        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, slack "
+        f"{stack.allocator_slack:.0%} and context {format_bytes(stack.context)} are fitted"
+    ]
+    if positions is not None and question.choices.sequence > positions:
+        told.append(
+            f"{question.choices.sequence:,} tokens are more than the {positions:,} positions that "
+            "the model was made for"
+        )
+    return tuple(told)
+
+
+def _notes(
+    question: Question, step: TrainingStep, memory: Term, budget: int | None
+) -> tuple[str, ...]:
+    where = f"layer {step.place}" if step.place else "outside of the layers"
+    told = [
+        f"the peak is in the {step.phase} pass"
+        + (f", at {step.moment.operation}, {where}" if step.phase != "step" else ""),
+        f"{format_count(step.trained)} parameters are trained",
+    ]
+    if budget is not None and memory.value > budget:
+        told.append(_advice(question, budget))
+    return tuple(told)
+
+
+def _advice(question: Question, budget: int) -> str:
+    """The cheapest change that makes it fit, or the cheapest combination."""
+    known = changes(
+        eight_bit=presets.get(Optimizer, "adamw-8bit"),
+        base=lambda: presets.get(Format, "nf4"),
+        liger=presets.get(Stack, "liger"),
+    )
+
+    def enough(changed: Question) -> bool:
+        return need(changed).value <= budget
+
+    one = planning.single(question, known, enough)
+    several = (one,) if one else planning.combination(question, known, enough)
+    if not several:
+        return "no change that llmsize knows makes it fit"
+    changed = planning.applied(question, several)
+    done = " and ".join(change.name for change in several)
+    costs = ", ".join(change.costs for change in several)
+    return f"to make it fit: {done} ({format_bytes(need(changed).value)}; costs {costs})"

@@ -1,0 +1,65 @@
+"""What to change in a training step so that it fits, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from llmsize.architecture import Architecture
+from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.training import device_memory, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.planning.changes import Change
+from llmsize.stack import Stack
+from llmsize.term import Term
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A training step with everything that could be done differently about it."""
+
+    architecture: Architecture
+    choices: Choices
+    stack: Stack
+    precision: Precision
+    optimizer: Optimizer
+
+
+def need(question: Question) -> Term:
+    """The device memory of the step. Raises `LLMSizeError` for choices that do not go together."""
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    return device_memory(training_step(question.architecture, run), question.stack)
+
+
+def changes(
+    *, eight_bit: Optimizer, base: Callable[[], object], liger: Stack
+) -> tuple[Change[Question], ...]:
+    """What can be changed, cheapest first: nothing lost, then time, then what is trained."""
+    return (
+        Change("compute the loss in chunks, fused with the head", 1.0, "nothing but a dependency",
+               lambda q: replace(q, stack=liger) if q.stack.loss == "eager" else q),
+        Change("use 8-bit optimizer states", 2.0, "hardly any quality",
+               lambda q: _with_optimizer(q, eight_bit)),
+        Change("halve the micro-batch and accumulate twice", 3.0, "some speed",
+               lambda q: _choose(q, batch=q.choices.batch // 2,
+                                 accumulation=2 * q.choices.accumulation)
+               if q.choices.batch % 2 == 0 else q),
+        Change("recompute every block", 4.0, "about a third more time",
+               lambda q: _choose(q, recompute="full")),
+        Change("offload the checkpoints to host memory", 5.0, "a third more time and bus traffic",
+               lambda q: _choose(q, recompute="full", offload_checkpoints=True)),
+        Change("train LoRA adapters instead of all weights", 8.0, "a full fine-tune",
+               lambda q: _choose(q, method="lora") if q.choices.method == "full" else q),
+        Change("train LoRA adapters on an NF4 base", 9.0, "a 16-bit base, and a quarter more time",
+               lambda q: _choose(q, method="qlora", base=base())
+               if q.choices.method in ("full", "lora") else q),
+    )  # fmt: skip
+
+
+def _choose(question: Question, **words: object) -> Question:
+    return replace(question, choices=replace(question.choices, **words))  # type: ignore[arg-type]
+
+
+def _with_optimizer(question: Question, optimizer: Optimizer) -> Question:
+    same = question.optimizer.layout == "block" or question.precision.master
+    return question if same else replace(question, optimizer=optimizer)
