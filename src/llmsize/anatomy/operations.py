@@ -56,7 +56,9 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     if len(a) < len(b):
         a, b = b, a
     offset = len(a) - len(b)
-    return tuple([a[i] if i < offset or a[i] != 1 else b[i - offset] for i in range(len(a))])
+    return a[:offset] + tuple(
+        [y if x == 1 and y != 1 else x for x, y in zip(a[offset:], b, strict=True)]
+    )
 
 
 # --- elementwise -------------------------------------------------------------------------------

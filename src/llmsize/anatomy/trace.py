@@ -11,6 +11,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
+from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
 
 Kind = TypeVar("Kind", bound=Hashable)
@@ -222,6 +223,11 @@ class Trace(Tape):
         self, x: Tensor, name: str, base: Callable[[], Tensor], lora: LoRA, out: int
     ) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`, v0.21."""
+        if lora.rank > min(x.shape[-1], out):
+            raise LLMSizeError(
+                f"rank {lora.rank:,} is above the dimensions of `{name}` ({x.shape[-1]} to {out})",
+                hint=f"a rank of at most {min(x.shape[-1], out)} adds anything",
+            )
         down = self.adapter(f"{name}.lora_A.default.weight", (lora.rank, x.shape[-1]))
         up = self.adapter(f"{name}.lora_B.default.weight", (out, lora.rank))
         if lora.dora:

@@ -306,7 +306,7 @@ Reserve = Annotated[
         "--reserve",
         help="Memory of each device left to a desktop or to other processes.",
         metavar="SIZE",
-        parser=lambda text: 0 if text == "0" else units.parse_bytes(text, "reserved memory"),
+        parser=lambda text: 0 if text in (0, "0") else units.parse_bytes(text, "reserved memory"),
         show_default=False,
         rich_help_panel=_MACHINE,
     ),

@@ -70,7 +70,7 @@ def train(
     ] = "transformers",
     rank: Annotated[
         int, typer.Option("--rank", metavar="R", help="Rank of the adapters.",
-                          parser=lambda text: units.parse_count(text, "rank"))
+                          parser=lambda given: units.parse_count(str(given), "rank"))
     ] = 16,
     targets: Annotated[
         str, typer.Option("--targets", metavar="NAMES",
@@ -171,8 +171,16 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
         )
     if budget is None:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
-    found = largest(lambda value: need(_with(question, what, value)).value <= budget, highest=2**20)
-    return _with(question, what, found or 1)
+
+    def holds(value: int) -> bool:
+        try:
+            return need(_with(question, what, value)).value <= budget
+        except LLMSizeError:
+            if value == 1:
+                raise
+            return False  # a rank above a layer's dimensions
+
+    return _with(question, what, largest(holds, highest=2**20) or 1)
 
 
 def _with(question: Question, what: str, value: int) -> Question:

@@ -145,14 +145,16 @@ def _place(trace: Trace, layer: int) -> str:
 
 
 def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -> Iterator[Point]:
-    """One point a stretch; what is outside of the layers is called by its last operation."""
-    live = base
+    """One point a stretch; outside of the layers it is called by the side it is on."""
+    live, passed = base, {"forward": False, "backward": False}
     for part in parts:
         crest = live + max(0, part.net * (part.times - 1)) + part.crest
         live += part.net * part.times
         place = _place(trace, part.layer)
-        made = next((w.operation for change, w in reversed(part.events) if change > 0), "")
-        yield Point(part.phase, f"layer {place}" if place else made, live, crest)
+        passed[part.phase] = passed[part.phase] or bool(place)
+        upper = passed[part.phase] == (part.phase == "forward")
+        outside = "head and loss" if upper else "embedding"
+        yield Point(part.phase, f"layer {place}" if place else outside, live, crest)
     yield Point("step", "optimizer", live, live + scratch)
 
 
