@@ -54,8 +54,7 @@ def attend_with_sinks(
     heads = q.shape[1]
     sinks = t.weight("self_attn.sinks", (heads,), "sinks")
     k, v = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))
-    turned = k.view(*k.shape[:-2], k.shape[-1], k.shape[-2])
-    scores = ops.scale(t, ops.matmul(t, q, turned))
+    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
     scores = ops.add(t, scores, mask)
     column = mixture.take(t, sinks, (*scores.shape[:-1], 1), "expand")
     combined = ops.cat(t, (scores, column))

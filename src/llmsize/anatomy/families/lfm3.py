@@ -1,0 +1,79 @@
+"""LFM2 and LFM3: gated short convolutions with attention layers among them.
+
+transformers v5.23, models/lfm2/modeling_lfm2.py, models/lfm3/modeling_lfm3.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, recurrent
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+NAMES = Names(norm="model.embedding_norm")
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, tied=True)
+    kernel = c.size("conv_L_cache", default=7)
+    conv_bias, bias = c.flag("conv_bias"), c.flag("attention_bias")
+    later = c.text("model_type") != "lfm2"
+    gated = c.flag("use_attention_gate", default=later)
+    sandwich = c.flag("use_sandwich_norm", default=later)
+    listed = c.sequence("layer_types")
+    if listed is None or len(listed) < s.layers:
+        raise c.error("has no `layer_types` for every layer", "give one a layer")
+    window = c.count("sliding_window")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        reach = window if kind == "sliding_attention" else 0
+        residual = x
+        x = blocks.rms_norm(t, x, "operator_norm")
+        if kind == "conv":
+            x = convolution(t, s, x, kernel, conv_bias)
+        else:
+            x = attention(t, s, x, around, reach, bias, gated)
+        x = blocks.rms_norm(t, x, "post_operator_norm") if sandwich else x
+        x = ops.add(t, residual, x)
+        residual = x
+        x = blocks.rms_norm(t, x, "ffn_norm")
+        x = decoder.gated(t, s, x, name="feed_forward", names=("w1", "w3", "w2"))
+        x = blocks.rms_norm(t, x, "post_ffn_norm") if sandwich else x
+        return ops.add(t, residual, x)
+
+    kinds = [str(kind) for kind in listed[: s.layers]]
+    return decoder.run(t, s, block, kinds, names=NAMES, windows=(window,))
+
+
+def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tensor:
+    """A short convolution between two gates."""
+    both = t.linear(x, "conv.in_proj", 3 * s.hidden, bias=bias, role="conv")
+    into, out_of, x = ops.split(t, both, *[s.hidden] * 3)
+    x = ops.mul(t, into, x)
+    x = recurrent.convolve(t, x, "conv.conv", kernel, bias=bias, activated=False)
+    recurrent.remember(t, 0, s.hidden, kernel)
+    return t.linear(ops.mul(t, out_of, x), "conv.out_proj", s.hidden, bias=bias, role="conv")
+
+
+def attention(
+    t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, gated: bool
+) -> Tensor:
+    """Grouped-query attention with normalised heads, each behind a gate."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
+    k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
+    v = ops.split_heads(t, v, s.kv_heads)
+    q, k = decoder.turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    if gated:
+        gate = ops.to(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"), FP32)
+        gate = ops.to(t, ops.sigmoid(t, gate), out.format)
+        heads = out.view(t.batch, t.sequence, s.heads, s.head_dim)
+        out = ops.mul(t, heads, gate.view(t.batch, t.sequence, s.heads, 1)).view(*out.shape)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")

@@ -1,0 +1,100 @@
+"""Nemotron-H and Nemotron 3: each layer is one of Mamba-2, attention, MLP or experts.
+
+transformers v5.23, models/nemotron_h/modeling_nemotron_h.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.recurrent import Mamba2
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+
+NAMES = Names(embedding="model.embeddings", norm="model.norm_f")
+
+LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+"""The kinds of layers in `hybrid_override_pattern`."""
+
+KINDS = {"linear_attention": "mamba", "full_attention": "attention", "sparse": "moe"}
+"""Other words for the kinds of layers in `layers_block_type`."""
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    kinds = layer_kinds(c)
+    fields = {**c.fields, "num_hidden_layers": len(kinds)}
+    fields["hidden_act"] = c.text("mlp_hidden_act", default="relu2")
+    s = decoder.read(Config(fields, c.model), rotary=0.0)
+    mixer = read_mamba2(c, s.hidden)
+    m = mixture.read(c, scores="sigmoid") if "moe" in kinds else None
+    latent = Dim(c.count("moe_latent_size"), "latent")
+    shared = Dim(c.count("moe_shared_expert_intermediate_size"), "shared_width")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        residual = x
+        x = blocks.rms_norm(t, x, "norm")
+        if kind == "mamba":
+            x = recurrent.mamba2(t, mixer, x, "mixer")
+        elif kind == "attention":
+            x = decoder.attention(t, s, x, around, position=False, name="mixer")
+        elif kind == "moe" and m is not None:
+            x = feed(t, s, m, x, latent, shared)
+        else:
+            x = plain(t, s, x, "mixer", s.intermediate, "")
+        return ops.add(t, residual, x)
+
+    return decoder.run(t, s, block, kinds, names=NAMES)
+
+
+def layer_kinds(c: Config) -> list[str]:
+    """`mamba`, `attention`, `mlp` or `moe` for every layer."""
+    pattern = c.text("hybrid_override_pattern")
+    listed = c.sequence("layers_block_type", "layer_types")
+    words = [LETTERS.get(letter, letter) for letter in pattern] if pattern else list(listed or ())
+    kinds = [KINDS.get(str(word), str(word)) for word in words]
+    if not kinds or not set(kinds) <= set(LETTERS.values()):
+        raise c.error(
+            "does not say what its layers are",
+            "give `hybrid_override_pattern`, such as `M-M*-`, or `layers_block_type`",
+        )
+    return kinds
+
+
+def read_mamba2(c: Config, hidden: int) -> Mamba2:
+    """The mixer from a `config.json`."""
+    return Mamba2(
+        hidden=hidden,
+        heads=Dim(c.size("mamba_num_heads", default=128), "mamba_heads"),
+        head_dim=Dim(c.size("mamba_head_dim", default=64), "mamba_head_dim"),
+        groups=c.size("n_groups", default=8),
+        state=Dim(c.size("ssm_state_size", default=128), "state"),
+        kernel=c.size("conv_kernel", default=4),
+        bias=c.flag("use_bias", "mamba_proj_bias"),
+        conv_bias=c.flag("use_conv_bias", default=True),
+    )
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, latent: int, shared: int) -> Tensor:
+    """Ungated experts, in a narrower space if there is a `latent`, and one for every token."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    weights = mixture.route(t, m, tokens, "mixer.gate")
+    if latent:
+        tokens = t.linear(tokens, "mixer.fc1_latent_proj", latent, role="up")
+    routed = mixture.run_experts(
+        t, s, m, tokens, weights, "mixer.experts", gated=False, inner=latent
+    )
+    if latent:
+        routed = t.linear(routed, "mixer.fc2_latent_proj", s.hidden, role="down")
+    beside = plain(t, s, x, "mixer.shared_experts", shared, "shared_")
+    return ops.add(t, routed.view(*x.shape), beside)
+
+
+def plain(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str) -> Tensor:
+    """Two linear layers around the activation."""
+    x = t.linear(x, f"{name}.up_proj", width, role=f"{role}up")
+    x = s.activation(t, x)
+    return t.linear(x, f"{name}.down_proj", s.hidden, role=f"{role}down")

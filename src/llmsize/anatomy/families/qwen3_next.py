@@ -1,0 +1,95 @@
+"""Qwen3-Next and Qwen3.5: three gated DeltaNet layers to one of gated attention.
+
+transformers v5.23, models/qwen3_next, models/qwen3_5, models/qwen3_5_moe (the text models).
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.families.mixtral import feed_beside_gated_expert
+from llmsize.anatomy.recurrent import DeltaNet
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, rotary=0.25)
+    d = read_delta_net(c, s.hidden)
+    m = mixture.read(c) if c.value("num_experts") is not None else None
+    joined = c.text("model_type") == "qwen3_next"
+    bias = c.flag("attention_bias")
+
+    def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
+        attends, sparse = kind
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, bias) if attends else delta_net(t, d, x, joined),
+            lambda x: (
+                feed_beside_gated_expert(t, s, m, x) if m and sparse else decoder.gated(t, s, x)
+            ),
+            norm=gemma_norm,
+        )
+
+    sparse = mixture.sparse_layers(c, s.layers) if m else [False] * s.layers
+    kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
+    return decoder.run(t, s, block, kinds, norm=gemma_norm)
+
+
+def read_delta_net(c: Config, hidden: int) -> DeltaNet:
+    """The linear attention from a `config.json`."""
+    return DeltaNet(
+        hidden=hidden,
+        key_heads=Dim(c.size("linear_num_key_heads", default=16), "key_heads"),
+        value_heads=Dim(c.size("linear_num_value_heads", default=32), "value_heads"),
+        key_dim=Dim(c.size("linear_key_head_dim", default=128), "key_dim"),
+        value_dim=Dim(c.size("linear_value_head_dim", default=128), "value_dim"),
+        kernel=c.size("linear_conv_kernel_dim", default=4),
+    )
+
+
+def attention_layers(c: Config, layers: int) -> list[bool]:
+    """Which layers attend to all tokens: as listed, or every fourth."""
+    kinds = c.sequence("layer_types")
+    if kinds is None:
+        interval = c.size("full_attention_interval", default=4)
+        return [(layer + 1) % interval == 0 for layer in range(layers)]
+    if len(kinds) < layers:
+        raise c.error(f"has {len(kinds)} `layer_types` for {layers} layers", "give one a layer")
+    return [kinds[i] == "full_attention" for i in range(layers)]
+
+
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
+    """Grouped-query attention whose output passes a gate made beside the queries."""
+    width = s.heads * s.head_dim
+    both = t.linear(x, "self_attn.q_proj", 2 * width, bias=bias, role="q")
+    q, gate = ops.split(t, both, width, width)
+    q = gemma_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    k = gemma_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    v = ops.split_heads(t, v, s.kv_heads)
+    q, k = decoder.turn(t, q, k, around)
+    out = blocks.attend(t, q, k, v, around.mask)
+    out = ops.mul(t, out, ops.sigmoid(t, gate))
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def delta_net(t: Trace, d: DeltaNet, x: Tensor, joined: bool) -> Tensor:
+    """Gated DeltaNet; Qwen3-Next has two projections where Qwen3.5 has four."""
+    mixed = 2 * d.keys + d.values
+    if joined:
+        everything = t.linear(x, "linear_attn.in_proj_qkvz", mixed + d.values, role="ssm")
+        scalars = t.linear(x, "linear_attn.in_proj_ba", 2 * d.value_heads, role="ssm")
+        qkv, gate = ops.split(t, everything, mixed, d.values)
+        beta, decay = ops.split(t, scalars, d.value_heads, d.value_heads)
+    else:
+        qkv = t.linear(x, "linear_attn.in_proj_qkv", mixed, role="ssm")
+        gate = t.linear(x, "linear_attn.in_proj_z", d.values, role="ssm")
+        beta = t.linear(x, "linear_attn.in_proj_b", d.value_heads, role="ssm")
+        decay = t.linear(x, "linear_attn.in_proj_a", d.value_heads, role="ssm")
+    return recurrent.delta_rule(t, d, qkv, beta, decay, gate, "linear_attn")
