@@ -7,6 +7,7 @@ live as long as there, since a tensor lives as long as its last name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llmsize.anatomy import attention
 from llmsize.anatomy import operations as ops
@@ -16,7 +17,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import printable
-from llmsize.formats import BOOL, FP32, INT64
+from llmsize.formats import BOOL, FP32, INT64, Format
 
 
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
@@ -53,8 +54,15 @@ def layer_norm(t: Trace, x: Tensor, name: str, *, bias: bool = True) -> Tensor:
     return ops.layer_norm(t, x, weight, t.weight(f"{name}.bias", width, "norm") if bias else None)
 
 
-def rotary(t: Trace, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """The cosines and sines of every position, made once for all layers, in the format of `x`."""
+class Rotation(NamedTuple):
+    """What rotary embedding multiplies by: batch, sequence, channels, or heads between."""
+
+    cosines: Tensor
+    sines: Tensor
+
+
+def rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
+    """The cosines and sines of every position, made once for all layers, in `format` or `x`'s."""
     t.buffers += 2 * FP32.block_bytes * (channels // 2)  # inverse frequencies, and as they were
     grad, t.grad = t.grad, False
     position = t.new("to", (1, t.sequence, 1), FP32)
@@ -63,7 +71,8 @@ def rotary(t: Trace, x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     angles = t.new("cat", (1, t.sequence, channels), FP32)
     cosines = ops.scale(t, ops.unary(t, "cos", angles))
     sines = ops.scale(t, ops.unary(t, "sin", angles))
-    result = ops.to(t, cosines, x.format), ops.to(t, sines, x.format)
+    format = format or x.format
+    result = Rotation(ops.to(t, cosines, format), ops.to(t, sines, format))
     t.grad = grad
     del half
     return result
@@ -84,6 +93,28 @@ def rotate(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return ops.add(t, ops.mul(t, x, cosines), ops.mul(t, rotate_half(t, x), sines))
 
 
+def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of all channels of each head of q and k, or of the first ones."""
+    cosines, sines = rotation
+    if cosines.shape[-1] == q.shape[-1]:
+        return rotate(t, q, cosines, sines), rotate(t, k, cosines, sines)
+    return rotate_part(t, q, k, cosines, sines)
+
+
+def turn_and_cast(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` by fp32 cosines and sines, cast back (OLMo)."""
+    format = q.format
+    q, k = turn(t, q, k, rotation)
+    return ops.to(t, q, format), ops.to(t, k, format)
+
+
+def turn_in_fp32(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` of q and k in fp32, cast back (Command R)."""
+    format = q.format
+    q, k = turn(t, ops.to(t, q, FP32), ops.to(t, k, FP32), rotation)
+    return ops.to(t, q, format), ops.to(t, k, format)
+
+
 def rotate_part(
     t: Trace, q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -99,14 +130,23 @@ def rotate_part(
 
 
 def attend(
-    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, window: int = 0
+    t: Trace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    window: int = 0,
+    dropout: float = 0.0,
+    softcap: bool = False,
 ) -> Tensor:
     """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads.
 
-    `window` is how many tokens it reaches back if not to the first.
+    `window` is how many tokens it reaches back if not to the first, `dropout` the share of weights
+    that training leaves out.
     """
     remember(t, k, v, window)
-    return attend_only(t, q, k, v, mask)
+    return attend_only(t, q, k, v, mask, dropout=dropout, softcap=softcap)
 
 
 def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
@@ -115,12 +155,25 @@ def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
     t.remember(LayerCache(kind, k.shape[1], k.shape[-1], v.shape[-1], window))
 
 
-def attend_only(t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend` without a cache, or with one that is not of k and v themselves."""
-    if t.setting.attention == "eager":
+def attend_only(
+    t: Trace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    softcap: bool = False,
+) -> Tensor:
+    """`attend` without a cache, or with one that is not of k and v themselves.
+
+    No fused kernel limits scores: with a `softcap` attention is written out.
+    """
+    if t.setting.attention == "eager" or softcap:
         assert mask is not None
-        return ops.merge_heads(t, attention.eager(t, q, k, v, mask))
-    return ops.merge_heads(t, attention.attend(t, q, k, v, mask))
+        out = attention.eager(t, q, k, v, mask, dropout=dropout, softcap=softcap)
+        return ops.merge_heads(t, out)
+    return ops.merge_heads(t, attention.attend(t, q, k, v, mask, dropout=dropout))
 
 
 Activation = Callable[[Tape, Tensor], Tensor]
@@ -157,10 +210,12 @@ def causal_lm(
     head: str = "lm_head",
     tied: str = "",
     bias: bool = False,
+    end: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
-    `tied` names the embedding whose weight the head shares, if it has none of its own.
+    `tied` names the embedding whose weight the head shares, if it has none of its own. `end` makes
+    the logits of what the head gives.
     """
     if t.setting.training and t.setting.loss == "fused_linear":
         weight = t.weights[-1, f"{tied}.weight"] if tied else None
@@ -172,9 +227,18 @@ def causal_lm(
         logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"])
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
+    if end is not None:
+        logits = end(logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = logits
     return causal_lm_loss(t, logits) if t.setting.training else logits
+
+
+def softcapped(t: Trace, logits: Tensor) -> Tensor:
+    """Logits kept within bounds by a scaled tanh (Gemma 2)."""
+    logits = ops.scale(t, logits)
+    logits = ops.tanh(t, logits)
+    return ops.scale(t, logits)
 
 
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:

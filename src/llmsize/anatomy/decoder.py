@@ -17,13 +17,16 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import FP32, INT64, Format
 
 Norm = Callable[[Trace, Tensor, str], Tensor]
 """Normalises the last dimension with the weights of that name."""
 
 Part = Callable[[Tensor], Tensor]
 """Half a block: attention or feed-forward, from its input to what it adds."""
+
+Turn = Callable[[Trace, Tensor, Tensor, blocks.Rotation], tuple[Tensor, Tensor]]
+"""Rotary embedding of q and k by heads."""
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -44,16 +47,22 @@ class Sizes:
     vocabulary: int
     tied: bool
     activation: blocks.Activation
+    attention_dropout: float
 
 
 class Around(NamedTuple):
     """What is made once and given to every layer."""
 
-    cosines: Tensor | None
-    """Of the rotated channels; `None` where positions are not told by rotation."""
-    sines: Tensor | None
+    tables: Mapping[int, blocks.Rotation | None]
+    """Cosines and sines of the rotated channels for each window in use; `None` where positions are
+    not told by rotation."""
     masks: Mapping[int, Tensor | None]
     """The mask for each window in use; 0 for attention to all tokens."""
+
+    @property
+    def rotation(self) -> blocks.Rotation | None:
+        """Cosines and sines for attention to all tokens."""
+        return self.tables[0]
 
     @property
     def mask(self) -> Tensor | None:
@@ -64,7 +73,14 @@ class Around(NamedTuple):
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
 
-def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: float = 1.0) -> Sizes:
+def read(
+    c: Config,
+    *,
+    tied: bool = False,
+    activation: str = "silu",
+    rotary: float = 1.0,
+    attention_dropout: float = 0.0,
+) -> Sizes:
     """The dimensions from a `config.json`; the keywords are the family's defaults.
 
     `rotary` is the share of each head's channels that is rotated; 0 if positions are told
@@ -89,6 +105,7 @@ def read(c: Config, *, tied: bool = False, activation: str = "silu", rotary: flo
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         tied=c.flag("tie_word_embeddings", default=tied),
         activation=blocks.activation(c, *ACTIVATION_FIELDS, default=activation),
+        attention_dropout=c.number("attention_dropout", "attn_pdrop", default=attention_dropout),
     )
 
 
@@ -144,20 +161,26 @@ def run(
     embedding: int = 0,
     eager: bool = False,
     head_bias: bool = False,
+    turned_in: Format | None = None,
+    turned_apart: bool = False,
+    end: Part | None = None,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
-    layers. `eager` attention needs a mask whatever kernel is asked for.
+    layers. `eager` attention needs a mask whatever kernel is asked for. `turned_in` is the format
+    of cosines and sines if not that of the embeddings; layers that are `turned_apart` have some of
+    their own if they have a window. `end` makes the logits of what the head gives.
     """
-    used = {0, *windows} | {kind for kind in kinds if isinstance(kind, int)}
+    used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     x = model(
         t, s, block, kinds, norm=norm, names=names, windows=used, begin=begin,
-        embedding=embedding or s.hidden, eager=eager,
+        embedding=embedding or s.hidden, eager=eager, turned_in=turned_in,
+        turned_apart=turned_apart,
     )  # fmt: skip
     tied = names.embedding if s.tied else ""
-    return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias)
+    return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end)
 
 
 def model(
@@ -172,13 +195,19 @@ def model(
     begin: Part,
     embedding: int,
     eager: bool,
+    turned_in: Format | None,
+    turned_apart: bool,
 ) -> Tensor:
     """All but the head."""
     embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding))
     position_ids = blocks.positions(t)
     masks = {window: blocks.mask(t, window, eager=eager) for window in windows}
-    cosines, sines = blocks.rotary(t, embeddings, s.rotary) if s.rotary else (None, None)
-    around = Around(cosines, sines, masks)
+    tables: dict[int, blocks.Rotation | None] = {}
+    for window in windows:
+        if turned_apart or not tables:
+            table = blocks.rotary(t, embeddings, s.rotary, turned_in) if s.rotary else None
+        tables[window] = table
+    around = Around(tables, masks)
     x = t.layers(
         names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds, position_ids
     )
@@ -187,8 +216,9 @@ def model(
 
 def add_positions(t: Trace, x: Tensor, name: str, rows: int) -> Tensor:
     """Learned position embeddings added to the tokens'."""
+    position_ids = t.new("arange", (1, t.sequence), INT64)
     table = t.weight(f"{name}.weight", (Dim(rows, "positions"), x.shape[-1]), "position")
-    return ops.add(t, x, ops.embedding(t, table, 1, t.sequence))
+    return ops.add(t, x, ops.embedding(t, table, 1, t.sequence, indices=position_ids))
 
 
 # --- blocks: how attention and feed-forward are joined --------------------------------------------
@@ -268,6 +298,8 @@ def attention(
     norm: Norm | None = None,
     wide_norm: Norm | None = None,
     position: bool = True,
+    turn: Turn | None = None,
+    softcap: bool = False,
     name: str = "self_attn",
     output: str = "o_proj",
 ) -> Tensor:
@@ -275,7 +307,7 @@ def attention(
 
     `bias` is that of q, k and v, and of the output unless `output_bias` says otherwise. `norm`
     normalises each head of q and k, `wide_norm` all heads together; without `position` nothing is
-    rotated.
+    rotated, else by `turn`. `softcap` limits the scores.
     """
     q = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
     k = t.linear(x, f"{name}.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
@@ -287,9 +319,13 @@ def attention(
     v = ops.split_heads(t, v, s.kv_heads)
     if norm is not None:
         q, k = norm(t, q, f"{name}.q_norm"), norm(t, k, f"{name}.k_norm")
-    if position:
-        q, k = turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    rotation = around.tables[window]
+    if position and rotation is not None:
+        q, k = (turn or blocks.turn)(t, q, k, rotation)
+    out = blocks.attend(
+        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout,
+        softcap=softcap,
+    )  # fmt: skip
     return t.linear(
         out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
         role="o",
@@ -305,13 +341,11 @@ def attend_eager(
     return ops.merge_heads(t, kernels.eager(t, q, k, v, mask))
 
 
-def turn(t: Trace, q: Tensor, k: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+def turn(t: Trace, q: Tensor, k: Tensor, around: Around, window: int = 0) -> tuple[Tensor, Tensor]:
     """Rotary embedding of all channels of each head of q and k, or of the first ones."""
-    cosines, sines = around.cosines, around.sines
-    assert cosines is not None and sines is not None
-    if cosines.shape[-1] == q.shape[-1]:
-        return blocks.rotate(t, q, cosines, sines), blocks.rotate(t, k, cosines, sines)
-    return blocks.rotate_part(t, q, k, cosines, sines)
+    rotation = around.tables[window]
+    assert rotation is not None
+    return blocks.turn(t, q, k, rotation)
 
 
 # --- feed-forward ---------------------------------------------------------------------------------

@@ -77,6 +77,19 @@ def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return grad, Tensor(grad.shape, grad.format, grad.storage, strides=grad.strides)
 
 
+def sub(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a - b`; keeps nothing, negates the gradient for `b`."""
+    node = t.record(_sub_backward, (a, b))
+    shape = broadcast(a.shape, b.shape)
+    return attach(t.new("sub", shape, promoted(a.format, b.format)), node, a, b)
+
+
+def _sub_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    negated = laid_out(t.new("neg", grad.shape, grad.format), grad) if node.needs(1) else None
+    return grad, negated
+
+
 def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`; keeps the factor that the other one's gradient needs."""
     node = t.record(

@@ -34,7 +34,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:
     fused = t.linear(x, "self_attn.W_pack", 3 * s.hidden, role="qkv")
     q, k, v = (ops.split_heads(t, part, s.heads) for part in ops.split(t, fused, *[s.hidden] * 3))
     del fused
-    if around.cosines is None:
+    if around.rotation is None:
         out = decoder.attend_eager(t, q, k, v, around.mask)
     else:
         q, k = decoder.turn(t, q, k, around)

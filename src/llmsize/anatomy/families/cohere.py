@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, norm=norm, windows=reach)
+    return decoder.run(t, s, block, kinds, norm=norm, windows=reach, end=lambda x: ops.scale(t, x))
 
 
 def windows(c: Config, layers: int) -> list[int]:
@@ -70,9 +70,12 @@ def attention(
     if normed_heads:
         q = norm(t, q, "self_attn.q_norm", s.heads)
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)
-    if position:
-        q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    rotation = around.tables[window]
+    if position and rotation is not None:
+        q, k = blocks.turn_in_fp32(t, q, k, rotation)
+    out = blocks.attend(
+        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout
+    )
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
@@ -83,7 +86,7 @@ def norm(t: Trace, x: Tensor, name: str, heads: int = 0) -> Tensor:
     scaling = weight.view(heads, 1, x.shape[-1]) if heads else weight
     format = x.format
     x = ops.to(t, x, FP32)
-    centred = ops.add(t, x, ops.neg(t, ops.mean(t, x)))
-    variance = ops.mean(t, ops.power(t, centred))
-    x = ops.mul(t, centred, ops.rsqrt(t, ops.shift(t, variance)))
+    mean = ops.mean(t, x)
+    variance = ops.mean(t, ops.power(t, ops.sub(t, x, mean)))
+    x = ops.mul(t, ops.sub(t, x, mean), ops.rsqrt(t, ops.shift(t, variance)))
     return ops.to(t, ops.mul(t, ops.to(t, scaling, FP32), x), format)

@@ -102,7 +102,7 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor
     if b.new:
         k, v = (ops.repeat(t, part, s.heads // s.kv_heads) for part in (k, v))
     q, k, v = (ops.copy(t, part) for part in (q, k, v))
-    if around.cosines is not None:
+    if around.rotation is not None:
         q, k = decoder.turn(t, q, k, around)
     out = blocks.attend_only(t, q, k, v, around.mask)
     return t.linear(out, "self_attention.dense", s.hidden, bias=b.bias, role="o")

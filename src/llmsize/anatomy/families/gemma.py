@@ -6,7 +6,7 @@ models/gemma3/modeling_gemma3.py (the text model).
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder
+from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, gemma_norm
@@ -14,12 +14,16 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
 NORMED_HEADS = ("gemma3", "gemma3_text")
-"""Types that normalise each head of q and k."""
+"""Types that normalise each head of q and k, and turn local layers by angles of their own."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = c.text("model_type")
+    softcap, capped = (
+        bool(c.fields.get(f"{what}_logit_softcapping", family == "gemma2"))
+        for what in ("attn", "final")
+    )
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     bias = c.flag("attention_bias")
     norm = gemma_norm if family in NORMED_HEADS else None
@@ -29,14 +33,18 @@ def forward(t: Trace, c: Config) -> Tensor:
         return frame(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, window=window, bias=bias, norm=norm),
+            lambda x: decoder.attention(
+                t, s, x, around, window=window, bias=bias, norm=norm, softcap=softcap
+            ),
             lambda x: decoder.gated(t, s, x),
             norm=gemma_norm,
         )
 
     return decoder.run(
-        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x)
-    )
+        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x),
+        turned_apart=family in NORMED_HEADS, eager=softcap,
+        end=(lambda x: blocks.softcapped(t, x)) if capped else None,
+    )  # fmt: skip
 
 
 def windows(c: Config, layers: int) -> list[int]:

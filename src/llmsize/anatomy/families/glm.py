@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Part
 from llmsize.anatomy.tensor import Tensor
@@ -23,7 +24,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return frame(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias, output_bias=False),
+            lambda x: decoder.attention(t, s, x, around, bias=bias, output_bias=False, turn=turn),
             lambda x: decoder.gated_fused(t, s, x),
         )
 
@@ -42,3 +43,9 @@ def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
     x = feed(x)
     x = blocks.rms_norm(t, x, "post_mlp_layernorm")
     return ops.add(t, residual, x)
+
+
+def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of neighbouring channels, whose angles every layer lays out anew."""
+    cosines, sines = (t.new("repeat", x.shape, x.format) for x in rotation)
+    return blocks.rotate_part(t, q, k, cosines, sines)

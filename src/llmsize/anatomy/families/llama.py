@@ -6,6 +6,7 @@ transformers v5.23, models/llama/modeling_llama.py, and the same of the types in
 from __future__ import annotations
 
 from llmsize.anatomy import decoder
+from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.tensor import Tensor
@@ -23,11 +24,15 @@ its field, and what is true of q, k, v and of it where the configuration does no
 TIED = ("smollm3", "ernie4_5")
 """Types that tie their embeddings unless the configuration says otherwise."""
 
+DROPOUT = {"seed_oss": 0.1}
+"""Types that leave out a share of weights and results in training unless told otherwise."""
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = c.text("model_type")
-    s = decoder.read(c, tied=family in TIED)
+    s = decoder.read(c, tied=family in TIED, attention_dropout=DROPOUT.get(family, 0.0))
+    dropout = c.number("residual_dropout", default=DROPOUT.get(family, 0.0))
     output_field, biased, output_biased = BIASED.get(family, ("attention_bias", False, False))
     bias = c.flag("attention_bias", "qkv_bias", "use_bias", default=biased)
     output_bias = c.flag(output_field, "use_bias", default=output_biased)
@@ -37,10 +42,14 @@ def forward(t: Trace, c: Config) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, output_bias=output_bias
+            lambda x: ops.dropout(
+                t,
+                decoder.attention(
+                    t, s, x, around, window=window, bias=bias, output_bias=output_bias
+                ),
+                dropout,
             ),
-            lambda x: decoder.gated(t, s, x, bias=mlp_bias),
+            lambda x: ops.dropout(t, decoder.gated(t, s, x, bias=mlp_bias), dropout),
         )
 
     return decoder.run(t, s, block, windows(c, s.layers))

@@ -6,7 +6,7 @@ models/olmo3/modeling_olmo3.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder
+from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Norm, fp32_norm
@@ -28,14 +28,23 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, wide_norm=None if first else norm
+                t,
+                s,
+                x,
+                around,
+                window=window,
+                bias=bias,
+                wide_norm=None if first else norm,
+                turn=blocks.turn_and_cast,
             ),
             lambda x: decoder.gated(t, s, x),
             norm=norm,
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 4 > 0)
-    return decoder.run(t, s, block, kinds, norm=norm)
+    return decoder.run(
+        t, s, block, kinds, norm=norm, turned_in=FP32, turned_apart=c.text("model_type") == "olmo3"
+    )
 
 
 def norm_without_weights(t: Trace, x: Tensor, name: str) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.tensor import Tensor
@@ -36,6 +37,21 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Ten
     q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads)
     k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
     v = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
-    q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    rotation = around.tables[window]
+    if rotation is not None:
+        q, k = turn(t, q, k, rotation)
+    out = blocks.attend(
+        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout
+    )
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
+
+
+def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of the first channels, then a copy with the rest, even if there is none."""
+    cosines, sines = rotation
+    size = cosines.shape[-1]
+    q_turned, q_rest = (ops.slice_last(t, q, n) for n in (size, q.shape[-1] - size))
+    k_turned, k_rest = (ops.slice_last(t, k, n) for n in (size, k.shape[-1] - size))
+    q = ops.cat(t, (blocks.rotate(t, q_turned, cosines, sines), q_rest))
+    k = ops.cat(t, (blocks.rotate(t, k_turned, cosines, sines), k_rest))
+    return q, k
