@@ -203,7 +203,7 @@ def model(
     position_ids = blocks.positions(t)
     masks = {window: blocks.mask(t, window, eager=eager) for window in windows}
     tables: dict[int, blocks.Rotation | None] = {}
-    for window in windows:
+    for window in sorted({0, *windows}):
         if turned_apart or not tables:
             table = blocks.rotary(t, embeddings, s.rotary, turned_in) if s.rotary else None
         tables[window] = table

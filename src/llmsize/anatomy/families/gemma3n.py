@@ -86,7 +86,8 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     extra = per_layer_inputs(t, c, embeddings, d.layers, s.extra)
     position_ids = blocks.positions(t)
     masks = {window: blocks.mask(t, window) for window in (0, s.window)}
-    around = Around(*blocks.rotary(t, embeddings, d.rotary), masks)
+    rotation = blocks.rotary(t, embeddings, d.rotary)
+    around = Around(dict.fromkeys(masks, rotation), masks)
     stored: KeyValues = {}
     streams = ops.cat(t, [embeddings, *projections(t, s, [embeddings] * (s.streams - 1), "")], 0)
     x = t.layers(

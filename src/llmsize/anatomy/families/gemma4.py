@@ -109,7 +109,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     position_ids = blocks.positions(t)
     around = {
         local: Around(
-            *blocks.rotary(t, embeddings, sizes.rotary),
+            {0: blocks.rotary(t, embeddings, sizes.rotary)},
             {window: blocks.mask(t, window)},
         )
         for local, sizes, window in ((True, s.local, s.window), (False, s.whole, 0))
