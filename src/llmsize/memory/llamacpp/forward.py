@@ -36,8 +36,16 @@ class Decoder:
     """Channels of a latent's shared rotary key."""
     value_dim: int = 0
     """Channels of a value that a latent is expanded to."""
+    layer_norm: bool = False
+    """Whether norms subtract the mean, which ggml cannot do in place."""
+    parallel: tuple[str, ...] = ()
+    """Where attention and MLP run side by side: `mlp`, `attention` and `residual` in the order in
+    which they are added up."""
+    unrotated: frozenset[int] = frozenset()
+    """Layers without rotary positions."""
     late_rows: bool = False
-    """Whether the rows to predict are taken after the last layer, not within it."""
+    """Whether the rows to predict are taken after the last layer, not within it; what all tokens
+    leave there is then an output, too."""
     residual_first: bool = False
     """Whether the MLP's output is added to the residual in place of the residual to it."""
 
@@ -91,6 +99,7 @@ class Forward:
             x = self._block(x, cache, inputs[cache.kind])
         self.layer = -1
         if decoder.late_rows:
+            x.is_output = True
             x = ops.get_rows(x, rows)
         x = self._norm(x, "output_norm")
         self.graph.expand(self._linear(x, "output"))
@@ -124,11 +133,16 @@ class Forward:
 
     def _block(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         residual = x
+        normed = self._norm(x, "attn_norm")
         attention = self._latent if cache.kind == "latent" else self._attention
-        x = attention(self._norm(x, "attn_norm"), cache, inputs)
+        x = attention(normed, cache, inputs)
         if self.layer == len(self.decoder.layers) - 1 and not self.decoder.late_rows:
             x = ops.get_rows(x, inputs.rows)
             residual = ops.get_rows(residual, inputs.rows)
+            if self.decoder.parallel and not self._has("ffn_norm"):
+                normed = ops.get_rows(normed, inputs.rows)
+        if self.decoder.parallel:
+            return self._beside(x, residual, normed)
         x = self._norm(x, "post_attention_norm")
         residual = ops.apply("add", x, residual)
         x = self._norm(residual, "ffn_norm")
@@ -137,6 +151,14 @@ class Forward:
         if self.decoder.residual_first:
             return ops.apply("add", residual, x)
         return ops.apply("add", x, residual)
+
+    def _beside(self, attention: Tensor, residual: Tensor, normed: Tensor) -> Tensor:
+        """Residual, attention and an MLP that does not wait for it, added up."""
+        if self._has("ffn_norm"):
+            normed = self._norm(residual, "ffn_norm")
+        terms = {"attention": attention, "residual": residual, "mlp": self._mlp(normed, "")}
+        first, second, third = (terms[name] for name in self.decoder.parallel)
+        return ops.apply("add", ops.apply("add", first, second), third)
 
     def _name(self, name: str) -> str:
         return name if self.layer < 0 else f"blk.{self.layer}.{name}"
@@ -151,11 +173,11 @@ class Forward:
         return self.weights[f"{self._name(name)}.weight"]
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        """RMS norm, or layer norm where there is a bias; `x` itself without a weight."""
+        """RMS norm or layer norm; `x` itself without a weight."""
         weight, bias = self._weight(name), self._weight(name, "bias")
         if weight is None:
             return x
-        x = ops.apply("norm" if bias is None else "layer_norm", x)
+        x = ops.apply("layer_norm" if self.decoder.layer_norm else "norm", x)
         x = ops.apply("mul", x, weight)
         return x if bias is None else ops.apply("add", x, bias)
 
@@ -190,8 +212,9 @@ class Forward:
         factors = self._weight("rope_freqs")
         if not self._full_norm():
             q, k = self._norm(q, "attn_q_norm"), self._norm(k, "attn_k_norm")
-        q = ops.apply("rope", q, inputs.positions, factors)
-        k = ops.apply("rope", k, inputs.positions, factors)
+        if self.layer not in self.decoder.unrotated:
+            q = ops.apply("rope", q, inputs.positions, factors)
+            k = ops.apply("rope", k, inputs.positions, factors)
         q, k = self._rotate(q, inputs.key_rotation), self._rotate(k, inputs.key_rotation)
         v = self._rotate(v, inputs.value_rotation)
         for tensor in (q, v, k):

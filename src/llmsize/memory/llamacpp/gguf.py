@@ -42,7 +42,9 @@ NORMS = {
     "input_layernorm": "attn_norm", "ln_1": "attn_norm", "self_attn_layer_norm": "attn_norm",
     "pre_feedforward_layernorm": "ffn_norm", "ln_2": "ffn_norm", "final_layer_norm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm", "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm", "q_a_layernorm": "attn_q_a_norm", "kv_a_layernorm": "attn_kv_a_norm",
+    "k_norm": "attn_k_norm", "attention_norm": "attn_norm", "norm_1": "attn_norm",
+    "norm_2": "ffn_norm", "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm", "q_a_layernorm": "attn_q_a_norm", "kv_a_layernorm": "attn_kv_a_norm",
 }  # fmt: skip
 """Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
 
@@ -51,6 +53,15 @@ SIGMOID_ROUTERS = frozenset(
 )
 """Families whose router scores every expert by itself and corrects the choice by a bias, a buffer
 of the library's module that is a tensor of the file."""
+
+PARALLEL = {
+    "cohere": ("mlp", "residual", "attention"),
+    "cohere2": ("mlp", "residual", "attention"),
+    "gpt_neox": ("mlp", "residual", "attention"),
+    "phi": ("attention", "mlp", "residual"),
+    "falcon": ("mlp", "attention", "residual"),
+}
+"""Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
 LLAMA_3_1_CONTEXT = 131_072
 """Llama 3.1 and later stretch their rotations to this context by factors of their own."""
@@ -129,6 +140,9 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         expert_groups=config.count("n_group", default=1) or 1,
         groups_used=config.count("topk_group", default=1) or 1,
         rope_dim=config.count("qk_rope_head_dim"),
+        layer_norm=_layer_norm(file),
+        parallel=PARALLEL.get(file.family, ()),
+        unrotated=_unrotated(file.family, caches),
         late_rows=oai,
         residual_first=file.family == "phi3",
     )
@@ -138,6 +152,21 @@ def _routing(architecture: Architecture) -> Routing:
     if architecture.family in SIGMOID_ROUTERS:
         return "sigmoid"
     return "softmax of chosen" if architecture.family == "gpt_oss" else "softmax"
+
+
+def _layer_norm(file: Checkpoint) -> bool:
+    """Whether norms are layer norms: those have biases, but for Cohere's and MPT's."""
+    biased = any(w.role == "norm" and w.name.endswith(".bias") for w in file.weights)
+    return file.family in ("cohere", "cohere2", "mpt") or (biased and file.family != "phimoe")
+
+
+def _unrotated(family: str, caches: tuple[LayerCache, ...]) -> frozenset[int]:
+    """Layers without rotary positions: every fourth, or those without a window."""
+    if family == "smollm3":
+        return frozenset(range(3, len(caches), 4))
+    if family in ("cohere2", "exaone4") and any(cache.kind == "window" for cache in caches):
+        return frozenset(layer for layer, cache in enumerate(caches) if cache.kind == "full")
+    return frozenset()
 
 
 def _written(
@@ -190,7 +219,7 @@ def _norm(weight: Weight, modules: dict[str, Weight]) -> str:
     module, _, kind = weight.name.rpartition(".")
     parent, _, last = module.rpartition(".")
     if weight.layer < 0:
-        return f"output_norm.{kind}"
+        return f"{'token_embd_norm' if 'embed' in last else 'output_norm'}.{kind}"
     if last == "post_attention_layernorm":
         after = f"{parent}.post_feedforward_layernorm" in modules
         return f"{'post_attention_norm' if after else 'ffn_norm'}.{kind}"
