@@ -17,7 +17,7 @@ from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes
 from llmsize.memory.llamacpp import Server, buffers, cache_bytes
 from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
 from llmsize.memory.weights import Recipe, formats_of, weight_bytes
-from llmsize.units import GIB
+from llmsize.units import GIB, MIB
 
 TABLES = Path(__file__).parent / "reference"
 Row = dict[str, str]
@@ -106,6 +106,32 @@ def test_buffers_are_those_that_llama_cpp_projects(name: str, rows: list[Row]) -
             expected = [int(size) for size in cell.split(";")] if devices and cell else []
             assert [getattr(device, part) for device in devices] == expected, row
             assert getattr(host, part) == int(row[f"host_{column}_bytes"]), row
+
+
+def families() -> list[Row]:
+    """One row per setting of a model; together they have every block that llmsize knows."""
+    with (TABLES / "llamacpp_families.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("row", families(), ids=lambda row: f"{row['model']}-{row['n_ctx']}")
+def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
+    """Projected by llama.cpp 0c1e57098 for a device that answers like a CUDA card; 0.01 MiB."""
+    name = row["model"]
+    file = model(architecture(name), trace(name), recipe(row["quant"]), format_of)
+    asked = Server(
+        context=int(row["n_ctx"]),
+        ubatch=int(row["n_ubatch"]),
+        sequences=int(row["n_seq"]),
+        flash_attention=row["flash_attn"] == "1",
+        keys=format_of(row["cache"]),
+        values=format_of(row["cache"]),
+        gpu_layers=None if row["gpu_layers"] == "all" else int(row["gpu_layers"]),
+        logits_of_all=row["logits_rows"] == "ubatch",
+    )
+    device, host = (place.compute / MIB for place in buffers(file, asked))
+    assert device == pytest.approx(float(row["gpu_compute_mib"]), abs=0.0051)
+    assert host == pytest.approx(float(row["host_compute_mib"]), abs=0.0051)
 
 
 @pytest.mark.parametrize(("name", "rows"), by_model("kv_cache.csv", kind="log"))

@@ -44,7 +44,8 @@ NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm", "q_norm": "attn_q_norm",
     "k_norm": "attn_k_norm", "attention_norm": "attn_norm", "norm_1": "attn_norm",
     "norm_2": "ffn_norm", "post_self_attn_layernorm": "post_attention_norm",
-    "post_mlp_layernorm": "post_ffw_norm", "q_a_layernorm": "attn_q_a_norm", "kv_a_layernorm": "attn_kv_a_norm",
+    "post_mlp_layernorm": "post_ffw_norm", "q_a_layernorm": "attn_q_a_norm", 
+    "kv_a_layernorm": "attn_kv_a_norm",
 }  # fmt: skip
 """Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
 
