@@ -173,12 +173,19 @@ class Tape:
             if checkpoint is not None:
                 node.place = checkpoint.recorded
                 checkpoint.recorded += 1
-        for tensor in saved:
-            self.keep(node, tensor)
+        self.keep(node, *saved)
         return node
 
-    def keep(self, node: Node, tensor: Tensor | None) -> None:
-        """Keep `tensor` for the backward pass of `node`."""
+    def keep(self, node: Node, *tensors: Tensor | None) -> None:
+        """Keep `tensors` for the backward pass of `node`; a second run ends with the last."""
+        checkpoint = self.checkpoint
+        for tensor in tensors:
+            self._keep(node, tensor)
+        kept = any(tensor is not None for tensor in tensors)
+        if kept and self.replaying and checkpoint is not None and not checkpoint.wanted:
+            raise EndOfRecomputation
+
+    def _keep(self, node: Node, tensor: Tensor | None) -> None:
         checkpoint = self.checkpoint
         if tensor is not None and checkpoint is not None:
             if not self.replaying:
@@ -188,13 +195,9 @@ class Tape:
             else:
                 checkpoint.wanted -= 1
         node.saved.append(tensor)
-        if tensor is None:
-            return
-        storage = tensor.storage
+        storage = tensor.storage if tensor is not None else None
         if storage is not None and storage.what.role == "temporary":
             storage.becomes("kept")
-        if self.replaying and checkpoint is not None and not checkpoint.wanted:
-            raise EndOfRecomputation
 
     def run(
         self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool = False
