@@ -13,9 +13,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from llmsize import __version__
+from llmsize.chart import Drawn
 from llmsize.cli import options
 from llmsize.estimate import Estimate
-from llmsize.render import Style, render
+from llmsize.render import OutputFormat, Style, render
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -63,6 +64,8 @@ def _with_shared_options(command: Callable[..., Any]) -> Callable[..., int]:
         words.pop("presets_")
         format = options.output_format(chosen) if chosen else options.default_format()
         answer = command(**words)
+        if isinstance(answer, Drawn):
+            answer = _drawn(answer, format, style(explain=explain, binary=binary))
         if isinstance(answer, Estimate):
             write(render(answer, format, style(explain=explain, binary=binary)))
             return 1 if answer.verdict is False else 0
@@ -90,6 +93,15 @@ _SHARED = [
         ("presets_", options.PresetsDir, None),
     )
 ]
+
+
+def _drawn(answer: Drawn, format: OutputFormat, style: Style) -> Estimate | str:
+    """The charts themselves where people read, the numbers in them for every other format."""
+    if format not in ("table", "plain"):
+        return answer.estimate
+    from llmsize.render.chart import draw
+
+    return "\n".join(draw(chart, style.width) for chart in answer.charts)
 
 
 def style(*, explain: bool, binary: bool) -> Style:

@@ -1,0 +1,260 @@
+"""`llmsize curve`: the picture, in the terminal or as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+from llmsize import presets, units
+from llmsize.anatomy import traced
+from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
+from llmsize.chart import Axis, Chart, Drawn, Mark, Series, extent, spaced
+from llmsize.cli import options
+from llmsize.errors import LLMSizeError, did_you_mean
+from llmsize.estimate import Cell, Estimate, Row, Table
+from llmsize.formats import Format, stored_bytes
+from llmsize.memory.kv_cache import kv_cache
+from llmsize.scaling.counting import counted
+from llmsize.scaling.curves import isoflop, isoloss, loss_by
+from llmsize.scaling.laws import ScalingLaw, relations, solve
+from llmsize.term import fact
+from llmsize.units import PF_DAY
+
+EXAMPLES = (
+    "llmsize curve kaplan",
+    "llmsize curve loss-vs-compute --law kaplan --law chinchilla",
+    "llmsize curve loss-vs-params llama-2-7b llama-2-70b --law chinchilla -o loss.svg",
+    "llmsize curve isoflop --compute 1e21 --compute 1e22",
+    "llmsize curve memory-vs-context llama-3.1-8b --to 1M",
+)
+
+Picture = Literal[
+    "kaplan", "loss-vs-params", "loss-vs-data", "loss-vs-compute", "isoflop", "isoloss",
+    "memory-vs-context", "memory-vs-batch",
+]  # fmt: skip
+PICTURES: tuple[Picture, ...] = get_args(Picture)
+
+LETTERS = {"loss-vs-params": "N", "loss-vs-data": "D", "loss-vs-compute": "C"}
+RANGES = {"N": (1e7, 1e12), "D": (1e8, 1e14), "C": (1e17, 1e26)}
+BUDGETS = (1e20, 1e21, 1e22, 1e23)
+CONTEXTS = (1024.0, 131_072.0)
+BATCHES = (1.0, 256.0)
+DEFAULT = "chinchilla"
+
+What = Annotated[
+    str,
+    typer.Argument(metavar="PICTURE", help=", ".join(PICTURES),
+                   autocompletion=lambda: list(PICTURES), show_default=False),
+]  # fmt: skip
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False),
+]
+Laws = Annotated[
+    list[str] | None,
+    typer.Option("--law", help="A scaling law; repeat for more.", metavar="NAME",
+                 show_default="chinchilla"),
+]  # fmt: skip
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option("--compute", help="Budgets of isoflop and isoloss; repeat for more.",
+                 metavar="C", show_default=False),
+]  # fmt: skip
+From = Annotated[
+    str | None,
+    typer.Option("--from", help="Where the x axis begins.", metavar="X", show_default=False),
+]
+To = Annotated[
+    str | None,
+    typer.Option("--to", help="Where the x axis ends.", metavar="X", show_default=False),
+]
+Into = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", show_default=False,
+                 help="Write .svg, .png, .html, .csv or .vl.json instead."),
+]  # fmt: skip
+Context = Annotated[
+    int,
+    typer.Option("--context", help="Tokens per sequence, for memory-vs-batch.", metavar="TOKENS",
+                 parser=lambda text: units.parse_count(str(text), "context")),
+]  # fmt: skip
+
+
+def curve(
+    what: What,
+    models: Models = None,
+    law: Laws = None,
+    compute: Budgets = None,
+    from_: From = None,
+    to: To = None,
+    dtype: options.Dtype = "bf16",
+    context: Context = 4096,
+    output: Into = None,
+) -> Drawn | str:
+    """Draw losses by scaling laws, or memory by context or batch."""
+    chosen = _picture(what)
+    ends = (from_, to)
+    if chosen in ("memory-vs-context", "memory-vs-batch"):
+        charts = [_memory(chosen, models or [], presets.get(Format, dtype), ends, context)]
+    else:
+        charts = _losses(chosen, models or [], law or [], compute or [], ends)
+    if output is not None:
+        return _written(charts, output)
+    return Drawn(_numbers(chosen, charts), tuple(charts))
+
+
+def _picture(text: str) -> Picture:
+    for known in PICTURES:
+        if text == known:
+            return known
+    raise LLMSizeError(
+        f"unknown picture `{text}`",
+        hint=did_you_mean(text, PICTURES, otherwise=f"choose from {', '.join(PICTURES)}"),
+    )
+
+
+def _range(ends: tuple[str | None, str | None], default: tuple[float, float]) -> list[float]:
+    """Points between the ends as written, or as they are by default."""
+    low, high = (
+        units.parse_flop(text, "end of the axis") if "PF" in text.upper()
+        else float(units.parse_count(text, "end of the axis")) if _is_count(text)
+        else units.parse_flop(text, "end of the axis")
+        for text in (end or f"{value:.17g}" for end, value in zip(ends, default, strict=True))
+    )  # fmt: skip
+    return spaced(low, high)
+
+
+def _is_count(text: str) -> bool:
+    return text[-1:].upper() in ("K", "M", "B", "T")
+
+
+def _losses(
+    chosen: Picture,
+    models: Sequence[str],
+    names: Sequence[str],
+    budgets: Sequence[str],
+    ends: tuple[str | None, str | None],
+) -> list[Chart]:
+    if chosen == "kaplan":
+        laws = [presets.get(ScalingLaw, name) for name in names or ["kaplan"]]
+        return [loss_by(laws, letter, _range(ends, KAPLAN[letter])) for letter in ("C", "D", "N")]
+    laws = [options.law(name) for name in names or [DEFAULT]]
+    if chosen in LETTERS:
+        letter = LETTERS[chosen]
+        chart = loss_by(laws, letter, _range(ends, RANGES[letter]))
+        return [replace(chart, marks=_marks(models, laws[0], letter, chart))]
+    spent = [units.parse_flop(text) for text in budgets] or list(BUDGETS)
+    draw = isoflop if chosen == "isoflop" else isoloss
+    best = [solve(laws[0], "N | C", C=c) for c in spent]
+    sizes = _range(ends, (min(best) / 30, max(best) * 30))
+    return [_trimmed(draw(laws[0], spent, sizes), WALLS[chosen])]
+
+
+KAPLAN = {"C": (1e-8 * PF_DAY, 1e2 * PF_DAY), "D": (2e7, 1e10), "N": (1e4, 1e9)}
+"""The panels of Figure 1 of Kaplan et al. 2020."""
+
+WALLS = {"isoflop": 1.25, "isoloss": 30.0}
+"""How far above its lowest point a curve is drawn, as a factor; the far walls hide the rest."""
+
+
+def _trimmed(chart: Chart, factor: float) -> Chart:
+    """Each curve without what is above `factor` times its lowest point."""
+    kept = []
+    for each in chart.series:
+        limit = factor * min((y for _, y in each.points), default=0.0)
+        kept.append(Series(each.name, tuple(p for p in each.points if p[1] <= limit)))
+    return replace(chart, series=tuple(kept))
+
+
+def _marks(models: Sequence[str], law: ScalingLaw, letter: str, chart: Chart) -> tuple[Mark, ...]:
+    """Models on the first curve, by their parameters as its law counts them."""
+    if models and letter != "N":
+        raise LLMSizeError(
+            "models have parameters, but no known tokens or compute",
+            hint="mark them in loss-vs-params",
+        )
+    marks = []
+    low, high, _, _ = extent(chart)
+    for name in models:
+        architecture = options.architecture(name)
+        n = counted(law, count(traced(architecture).weights.values()))
+        if low <= n <= high and "L | N" in relations(law):
+            marks.append(Mark(architecture.name, n, solve(law, "L | N", N=n)))
+    return tuple(marks)
+
+
+def _memory(
+    chosen: Picture,
+    models: Sequence[str],
+    format: Format,
+    ends: tuple[str | None, str | None],
+    context: int,
+) -> Chart:
+    """Weights and KV cache of each model, by context or by sequences at once."""
+    if not models:
+        raise LLMSizeError("no model to draw", hint="name one: `llmsize curve " + chosen + " gpt2`")
+    by_context = chosen == "memory-vs-context"
+    counts = sorted({round(x) for x in _range(ends, CONTEXTS if by_context else BATCHES)})
+    loads = [(x, 1) if by_context else (context, x) for x in counts]
+    series = []
+    for name in models:
+        architecture = options.architecture(name)
+        used = _used(architecture, format, loads)
+        points = tuple((float(x), y) for x, y in zip(counts, used, strict=True))
+        series.append(Series(architecture.name, points))
+    axis = Axis("context", "tokens") if by_context else Axis("sequences", "sequences")
+    title = f"Weights and KV cache in {format.name}"
+    return Chart(title, axis, Axis("memory", "bytes"), tuple(series))
+
+
+def _used(
+    architecture: Architecture, format: Format, loads: Sequence[tuple[int, int]]
+) -> list[float]:
+    """Bytes of weights and cache for each (context, sequences)."""
+    trace = traced(architecture)
+    weights = stored_bytes(format, count(trace.weights.values()).total)
+    layers = trace.layer_caches()
+    return [
+        float(weights + kv_cache(
+            layers, context=context, sequences=sequences, keys=format, values=format
+        ).value)
+        for context, sequences in loads
+    ]  # fmt: skip
+
+
+def _numbers(chosen: str, charts: Sequence[Chart]) -> Estimate:
+    """The points of the charts, for formats that are not pictures."""
+    tables = []
+    for chart in charts:
+        xs = sorted({x for each in chart.series for x, _ in each.points})
+        values = [dict(each.points) for each in chart.series]
+        rows = []
+        for x in xs:
+            cells: dict[str, Cell] = {
+                each.name: fact(each.name, found[x], unit=chart.y.unit, source=chart.title)
+                for each, found in zip(chart.series, values, strict=True)
+                if x in found
+            }
+            rows.append(Row(f"{x:.12g}", cells))
+        names = tuple(each.name for each in chart.series)
+        tables.append(Table(chart.title, names, tuple(rows), heading=chart.x.label))
+    titles = ", ".join(chart.title for chart in charts)
+    return Estimate("curve", {"picture": chosen}, titles, tuple(tables))
+
+
+def _written(charts: Sequence[Chart], path: Path) -> str:
+    from llmsize.render.picture import picture
+
+    data = picture(charts, path.name)
+    try:
+        path.write_bytes(data)
+    except OSError as failure:
+        raise LLMSizeError(
+            f"cannot write `{path}`: {failure.strerror}", hint="choose a folder that exists"
+        ) from None
+    return f"{path}\n"
