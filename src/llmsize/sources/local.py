@@ -6,17 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmsize.anatomy.cache import LayerCache
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint
 from llmsize.errors import LLMSizeError, printable
-from llmsize.sources import gguf, gguf_model
 from llmsize.sources.config import MAX_CONFIG, read_config
 from llmsize.sources.reading import entries, kind_of, mapping, parse_json, read_small
 from llmsize.sources.safetensors import read_safetensors, shards
 from llmsize.sources.torch_bin import read_torch
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.cache import LayerCache
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 SUFFIXES = (".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -99,6 +100,8 @@ def _with_config(path: Path, checkpoint: Checkpoint, name: str) -> Source:
 
 
 def _gguf(path: Path) -> Source:
+    from llmsize.sources import gguf, gguf_model  # they load the anatomy
+
     read = gguf.read_gguf(path)
     if read.checkpoint.adapter or read.metadata.get("general.architecture") == "clip":
         return Source(str(path), None, read.checkpoint, note="holds no language model of its own")

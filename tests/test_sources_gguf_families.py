@@ -1,0 +1,87 @@
+"""The architecture that GGUF metadata give has the published number of parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoints import gguf
+
+from llmsize import presets
+from llmsize.anatomy import traced
+from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
+from llmsize.sources import resolve
+
+
+def shape(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocabulary: int,
+          **more: object) -> dict[str, object]:  # fmt: skip
+    """The keys that every architecture has."""
+    return {
+        "block_count": layers, "embedding_length": hidden, "feed_forward_length": mlp,
+        "attention.head_count": heads, "attention.head_count_kv": kv_heads,
+        "vocab_size": vocabulary, "context_length": 4096,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }  # fmt: skip
+
+
+HEAD, Q_BIAS, MLP_BIAS = "output.weight", "blk.0.attn_q.bias", "blk.0.ffn_down.bias"
+MODELS = {
+    "llama-3.1-8b": ("llama", [HEAD], shape(32, 4096, 14336, 32, 8, 128256)),
+    "qwen2.5-7b": ("qwen2", [HEAD, Q_BIAS], shape(28, 3584, 18944, 28, 4, 152064)),
+    "qwen3-8b": ("qwen3", [HEAD], shape(36, 4096, 12288, 32, 8, 151936, attention__key_length=128)),
+    "gemma-2-9b": (
+        "gemma2", [],
+        shape(42, 3584, 14336, 16, 8, 256000, attention__key_length=256,
+              attention__sliding_window=4096),
+    ),
+    "phi-3-mini-4k": ("phi3", [HEAD], shape(32, 3072, 8192, 32, 32, 32064)),
+    "granite-3.3-8b": ("granite", [], shape(40, 4096, 12800, 32, 8, 49159)),
+    "starcoder2-7b": (
+        "starcoder2", [Q_BIAS, MLP_BIAS], shape(32, 4608, 18432, 36, 4, 49152)
+    ),
+    "gpt2": (
+        "gpt2", ["blk.0.attn_qkv.bias", MLP_BIAS],
+        shape(12, 768, 3072, 12, 12, 50257, context_length=1024),
+    ),
+    "mixtral-8x7b": (
+        "llama", [HEAD],
+        shape(32, 4096, 14336, 32, 8, 32000, expert_count=8, expert_used_count=2),
+    ),
+    "qwen3-30b-a3b": (
+        "qwen3moe", [HEAD],
+        shape(48, 2048, 6144, 32, 4, 151936, attention__key_length=128, expert_count=128,
+              expert_used_count=8, expert_feed_forward_length=768),
+    ),
+    "gpt-oss-20b": (
+        "gpt-oss", [HEAD, Q_BIAS],
+        shape(24, 2880, 2880, 64, 8, 201088, attention__key_length=64, expert_count=32,
+              expert_used_count=4, expert_feed_forward_length=2880),
+    ),
+    "deepseek-v2-lite": (
+        "deepseek2", [HEAD],
+        shape(27, 2048, 10944, 16, 1, 102400, attention__key_length=576,
+              attention__value_length=512, attention__key_length_mla=192,
+              attention__value_length_mla=128, attention__kv_lora_rank=512,
+              rope__dimension_count=64, leading_dense_block_count=1, expert_count=64,
+              expert_used_count=6, expert_shared_count=2, expert_feed_forward_length=1408),
+    ),
+    "mamba-130m": (
+        "mamba", [],
+        shape(24, 768, 0, 0, 0, 50280, ssm__conv_kernel=4, ssm__inner_size=1536,
+              ssm__state_size=16, ssm__time_step_rank=48),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_converted_model_has_the_published_parameters(tmp_path: Path, model: str) -> None:
+    """What llama.cpp keeps of a configuration is enough to count the model to the digit."""
+    name, tensors, keys = MODELS[model]
+    metadata = {"general.architecture": name} | {f"{name}.{key}": v for key, v in keys.items()}
+    stored = [(tensor, [32], 0, 128) for tensor in ("token_embd.weight", *tensors)]
+    path = gguf(tmp_path / "m.gguf", metadata, stored)
+    found = resolve(str(path)).architecture
+    assert found is not None
+    counted = count(traced(found).weights.values()).total
+    assert counted == presets.get(Architecture, model).published_parameters
