@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
 
+from llmsize.architecture import Architecture
+
 SPAN = 1.25
 """Models whose counts differ by less than this factor are of one size."""
 
@@ -30,3 +32,31 @@ def of_size(ladder: Ladder, parameters: int) -> list[str]:
     least, most = parameters / SPAN, parameters * SPAN
     near = [name for name, count in ladder.rungs.items() if least <= count <= most]
     return sorted(near, key=ladder.rungs.__getitem__)
+
+
+HEAD = 128
+"""Channels of a head in nearly every model of a billion parameters and more."""
+
+
+def typical(parameters: int) -> Architecture:
+    """A decoder of about so many parameters with the usual proportions, for no model in particular.
+
+    Width is 128 × depth, and 12 × depth × width² parameters are in the layers (Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1; Llama 2 7B has 32 layers of 4096), with up to 8 heads of keys.
+    """
+    layers = max(2, round((parameters / (12 * HEAD**2)) ** (1 / 3)))
+    return Architecture(
+        name=f"typical-{layers}-layers",
+        family="llama",
+        config={
+            "num_hidden_layers": layers,
+            "hidden_size": HEAD * layers,
+            "num_attention_heads": layers,
+            "num_key_value_heads": max(n for n in range(1, 9) if layers % n == 0),
+            "head_dim": HEAD,
+            "intermediate_size": 8 * HEAD * layers // 3,
+            "vocab_size": 32_000,
+        },
+        source="Kaplan et al. 2020, arXiv:2001.08361, section 2.1",
+        grade="assumed",
+    )

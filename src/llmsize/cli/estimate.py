@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmsize import presets
 from llmsize.architecture import Architecture
-from llmsize.cli.options import Batch, Context, Dtype, Parameters, completing
+from llmsize.cli import options
+from llmsize.cli.options import Batch, Context, Dtype, OptionalModel, Parameters, completing
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.ladder import Ladder, nearest, of_size
 from llmsize.memory import overview
-from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Subject, Workload
+from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.term import Term, total
+from llmsize.term import Term
 from llmsize.units import format_bytes, format_count
 
 EXAMPLES = (
@@ -42,15 +42,7 @@ def _complete_convention() -> list[str]:
 
 
 def estimate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="A preset, a `config.json`, or a folder that holds one.",
-            autocompletion=completing(Architecture),
-            show_default=False,
-        ),
-    ] = "",
+    model: OptionalModel = None,
     params: Parameters = None,
     dtype: Dtype = "",
     batch: Batch = 1,
@@ -81,12 +73,12 @@ def estimate(
     subject, assumptions = _subject(model, params)
     work, assumed = _workload(subject, dtype, batch, context, optimizer, recipe)
     question = {
-        "model": model or None, "parameters": subject.parameters, "dtype": work.format.name,
+        "model": model, "parameters": subject.parameters, "dtype": work.storage.name,
         "batch": batch, "context": work.context, "optimizer": work.optimizer.name,
         "recipe": work.precision.name, "convention": _convention(convention),
     }  # fmt: skip
     if convention == "article":
-        parts = overview.article(subject.parameters, work.format)
+        parts = overview.article(subject.parameters, work.storage.format)
         return _answer(question, subject, work, parts, (), (ARTICLE,))
     parts = _jobs(subject, work)
     assumptions += assumed + _range(subject, work)
@@ -108,15 +100,16 @@ def _convention(name: str) -> str:
     return name
 
 
-def _subject(model: str, params: int | None) -> tuple[Subject, tuple[str, ...]]:
+def _subject(model: str | None, params: int | None) -> tuple[Subject, tuple[str, ...]]:
     """The model that was named, or a shape for the count that was given, and what that assumes."""
     if bool(model) == (params is not None):
         raise LLMSizeError(
             "name a model or give `--params`, not both" if model else "no model",
             hint="`llmsize estimate llama-2-7b` or `llmsize estimate --params 7B`",
         )
-    if params is None:
-        return overview.subject(_architecture(model)), ()
+    if model:
+        return overview.subject(options.architecture(model)), ()
+    assert params is not None
     ladder = presets.get(Ladder, "dense")
     rung = nearest(ladder, params)
     shape = replace(presets.get(Architecture, rung), grade="assumed")
@@ -127,33 +120,23 @@ def _subject(model: str, params: int | None) -> tuple[Subject, tuple[str, ...]]:
     return overview.subject(shape, params), (told,)
 
 
-def _architecture(text: str) -> Architecture:
-    from llmsize.sources.config import read_config
-
-    path = Path(text)
-    if path.is_dir():
-        path /= "config.json"
-    if path.suffix == ".json" or path.is_file():
-        return read_config(path)
-    return presets.get(Architecture, text)
-
-
 def _workload(
     subject: Subject, dtype: str, batch: int, context: int | None, optimizer: str, recipe: str
 ) -> tuple[Workload, tuple[str, ...]]:
     """The knobs as records; those that nobody set are told."""
     assumed = []
-    config = subject.architecture.config
-    own = "" if subject.assumed else str(config.get("torch_dtype") or config.get("dtype") or "")
-    format = presets.get(Format, dtype or own or "fp16")
+    own = "" if subject.assumed else options.own_dtype(subject.architecture)
+    storage = options.storage(dtype or own or "fp16")
     if not dtype:
-        assumed.append(f"weights in {format.name}" + (", as published" if own else ""))
+        assumed.append(f"weights in {storage.name}" + (", as published" if own else ""))
     if context is None:
         limit = subject.architecture.context_length
         context = min(CONTEXT, limit) if limit and not subject.assumed else CONTEXT
         assumed.append(f"{context:,} tokens in each sequence")
-    precision = presets.get(Precision, recipe or ("fp32" if format.name == "fp32" else "mixed"))
-    work = Workload(format, precision, presets.get(Optimizer, optimizer), batch, context)
+    precision = presets.get(Precision, recipe or default_precision(storage))
+    work = Workload(
+        storage, precision, presets.get(Optimizer, optimizer), format_named, batch, context
+    )
     assumed.append(
         f"LoRA and QLoRA with rank {work.lora.rank} on every linear layer, "
         f"and {QLORA_BASE} for the frozen weights of QLoRA"
@@ -161,18 +144,21 @@ def _workload(
     return work, tuple(assumed)
 
 
+def default_precision(storage: Storage) -> str:
+    """What people mean by training weights in a format."""
+    return "fp32" if storage.format.name == "fp32" else "mixed"
+
+
+def format_named(name: str) -> Format:
+    """The format that a recipe names."""
+    return presets.get(Format, name)
+
+
 def _jobs(subject: Subject, work: Workload) -> dict[Job, Parts]:
-    base = overview.weights(subject, work.format)
-    own = work.format if work.format.block_elements == 1 else presets.get(Format, "bf16")
-    small = overview.quantized(
-        subject, presets.get(Recipe, QLORA_BASE), own, lambda name: presets.get(Format, name)
-    )
-    return {
-        "inference": overview.inference(subject, work),
-        "full training": overview.full_training(subject, work),
-        "LoRA": overview.lora_training(subject, work, base),
-        "QLoRA": overview.lora_training(subject, work, small),
-    }
+    """Every job with the same knobs; QLoRA has its own base."""
+    base = Storage(QLORA_BASE, work.storage.format, presets.get(Recipe, QLORA_BASE))
+    quantized = replace(work, storage=base)
+    return {job: overview.need(subject, quantized if job == "QLoRA" else work, job) for job in JOBS}
 
 
 def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
@@ -195,7 +181,7 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
 
 def _notes(work: Workload) -> tuple[str, ...]:
     told = [f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)"]
-    if work.format.name == "fp32":
+    if work.storage.name == "fp32":
         told.append(f"{ARTICLE} (`--convention article`)")
     return tuple(told)
 
@@ -222,10 +208,9 @@ def _row(name: str, cells: dict[Job, Term | str]) -> Row:
 
 def _states(parts: Parts) -> Term | str:
     """Weights, gradients and optimizer states together: what a training step starts from."""
-    terms = [part for name in STATES if isinstance(part := parts[name], Term)]
-    if len(terms) < len(STATES):
-        return "only training has gradients and optimizer states"
-    return total("model states", *terms)
+    kept = {name: parts[name] for name in STATES}
+    missing = [part for part in kept.values() if isinstance(part, str)]
+    return missing[0] if missing else overview.sum_of(kept, "model states")
 
 
 def _headline(
@@ -240,5 +225,5 @@ def _headline(
         need = sums[job]
         if isinstance(need, Term):
             said.append(f"{job} {format_bytes(need.value)}")
-    asked = f"{name}{format_count(subject.parameters)} parameters in {work.format.name}"
+    asked = f"{name}{format_count(subject.parameters)} parameters in {work.storage.name}"
     return f"{asked}{', ' if name else ': '}{', '.join(said)}"

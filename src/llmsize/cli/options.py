@@ -21,6 +21,7 @@ from llmsize.render import OUTPUT_FORMATS, OutputFormat
 from llmsize.term import Term
 
 if TYPE_CHECKING:
+    from llmsize.memory.overview import Storage
     from llmsize.scaling.laws import ScalingLaw
 
 
@@ -254,6 +255,30 @@ Mfu = Annotated[
     ),
 ]
 
+
+def storage(text: str) -> Storage:
+    """A format that every weight takes, or a recipe of quantization over 16-bit weights.
+
+    Raises `LLMSizeError` for a name that is neither.
+    """
+    from llmsize.memory.overview import Storage
+    from llmsize.memory.weights import Recipe
+
+    format = presets.find(Format, text)
+    if format is not None and format.block_elements == 1 and not format.beside:
+        return Storage(format.name, format)
+    recipe = presets.find(Recipe, text)
+    if recipe is not None:
+        return Storage(recipe.name, presets.get(Format, "bf16"), recipe)
+    if format is not None:
+        return Storage(format.name, format)
+    known = [*presets.names(Format), *presets.names(Recipe)]
+    raise LLMSizeError(
+        f"unknown dtype `{printable(text)}`",
+        hint=did_you_mean(text, known, otherwise="see `llmsize show formats` and `recipes`"),
+    )
+
+
 _MACHINE = "Hardware"
 
 Gpu = Annotated[
@@ -364,16 +389,27 @@ def _found(gpus: int | None) -> Machine:
 
 
 def architecture(text: str) -> Architecture:
-    """The model that an argument stands for. Raises `LLMSizeError` for one without a shape."""
+    """The model that an argument names: a preset, a file, a folder, `-`, or one of the Hub.
+
+    Raises `LLMSizeError` for a name that is none of them, and for weights without a shape.
+    """
+    if "/" not in text and (known := presets.find(Architecture, text)):
+        return known  # the common case, without the readers of every kind of file
     from llmsize.sources.resolve import resolve
 
-    found = resolve(text)
-    if found.architecture is None:
+    source = resolve(text)
+    if source.architecture is None:
         raise LLMSizeError(
-            f"`{printable(text)}` has weights but no configuration that llmsize knows",
-            hint="name a preset, or a folder with a `config.json`",
+            f"`{printable(text)}` does not say what shape the model has",
+            hint="give the folder that holds its `config.json`",
         )
-    return found.architecture
+    return source.architecture
+
+
+def own_dtype(architecture: Architecture) -> str:
+    """The format that a model's weights were published in; empty if its configuration is silent."""
+    config = architecture.config
+    return str(config.get("torch_dtype") or config.get("dtype") or "").removeprefix("torch.")
 
 
 def law(text: str, *, experts: int | None = None, granularity: int | None = None) -> ScalingLaw:

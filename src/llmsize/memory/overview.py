@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from llmsize.anatomy import LoRA, Parameter, Trace, traced
 from llmsize.anatomy.parameters import count
@@ -17,7 +17,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
-from llmsize.memory.weights import Recipe
+from llmsize.memory.weights import Recipe, checkpoint, stored_weights
 from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
 from llmsize.term import Grade, Term, fact, term, total
 
@@ -64,17 +64,36 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """How weights are stored: all in one format, or as a recipe of quantization says."""
+
+    name: str
+    format: Format
+    """Of every weight, or of those that the recipe leaves alone."""
+    recipe: Recipe | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether weights stored so can be trained themselves."""
+        return self.recipe is None and self.format.name in ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """What is done with a model, for all four jobs at once."""
 
-    format: Format
+    storage: Storage
     """Of the weights."""
     precision: Precision
     optimizer: Optimizer
+    format_of: FormatOf
+    """Looks up the formats that recipes name."""
     batch: int = 1
     context: int = 4096
     """Tokens of each sequence."""
     lora: LoRA = ADAPTERS
+    recompute: bool = False
+    """Whether every layer keeps its input alone and runs again in the backward pass."""
 
 
 def subject(architecture: Architecture, parameters: int | None = None) -> Subject:
@@ -84,11 +103,18 @@ def subject(architecture: Architecture, parameters: int | None = None) -> Subjec
     return Subject(architecture, trace, parameters or counted, counted)
 
 
+def need(model: Subject, work: Workload, job: Job) -> Parts:
+    """What one job takes, part by part."""
+    if job == "inference":
+        return inference(model, work)
+    return full_training(model, work) if job == "full training" else lora_training(model, work)
+
+
 def inference(model: Subject, work: Workload) -> Parts:
     """Weights, the cache of all sequences, and the working memory of a prefill."""
     none = "inference computes no gradients"
     return {
-        "weights": weights(model, work.format),
+        "weights": stored(model, work),
         "gradients": none,
         "optimizer states": none,
         "activations": layer_activations(model, work),
@@ -99,14 +125,15 @@ def inference(model: Subject, work: Workload) -> Parts:
 
 def full_training(model: Subject, work: Workload) -> Parts:
     """Every parameter trained, as the precision recipe keeps it."""
-    if work.format.name not in ("fp32", "fp16", "bf16"):
-        none = f"weights in {work.format.name} cannot be trained; take fp32, fp16 or bf16"
+    if not work.storage.trainable:
+        none = f"weights in {work.storage.name} are not trained; take fp32, fp16 or bf16"
         return dict.fromkeys(COMPONENTS, none)
-    precision, dtype = work.precision, work.format
+    precision, dtype = work.precision, work.storage.format
+    source = precision.source
     return {
-        "weights": weights(model, _in(precision.weights, dtype), source=precision.source),
-        "gradients": weights(
-            model, _in(precision.gradients, dtype), name="gradients", source=precision.source
+        "weights": uniform(model, _in(precision.weights, dtype), source=source),
+        "gradients": uniform(
+            model, _in(precision.gradients, dtype), name="gradients", source=source
         ),
         "optimizer states": states(model, work.optimizer, precision, dtype),
         "activations": activations(model, work),
@@ -115,13 +142,14 @@ def full_training(model: Subject, work: Workload) -> Parts:
     }
 
 
-def lora_training(model: Subject, work: Workload, base: Term) -> Parts:
-    """Frozen weights `base`, and trained adapters beside every linear layer."""
+def lora_training(model: Subject, work: Workload) -> Parts:
+    """Frozen weights, and trained adapters beside every linear layer."""
     shapes = adapters(model, work.lora)
     count = sum(copies * prod(shape) for shape, copies in shapes)
     kept = work.lora.format
+    added = _per_parameter("adapters", count, kept.block_bytes)
     return {
-        "weights": total("weights", base, _per_parameter("adapters", count, kept.block_bytes)),
+        "weights": total("weights", stored(model, work), added),
         "gradients": _per_parameter("gradients of the adapters", count, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, shapes),
         "activations": activations(model, work),
@@ -158,40 +186,68 @@ def article(parameters: int, format: Format) -> dict[Job, Parts]:
     return {"inference": serving, "full training": training, "LoRA": none, "QLoRA": none}
 
 
+def on_each(parts: Parts, devices: int) -> Term | str:
+    """What each of several devices holds: an even share, and the whole runtime's own memory."""
+    if devices == 1:
+        return sum_of(parts)
+    kept = sum_of({name: part for name, part in parts.items() if name != "runtime overhead"})
+    if isinstance(kept, str):
+        return kept
+    share = term(
+        "share of each device", "ceil(bytes / devices)", unit="bytes", bytes=kept.value,
+        devices=devices, grade="assumed", note="all divided evenly",
+    )  # fmt: skip
+    return total("total", share, RUNTIME)
+
+
 def sum_of(parts: Mapping[str, Term | str], name: str = "total") -> Term | str:
     """The sum of the terms among `parts`, or the reason why there is none."""
     terms = [part for part in parts.values() if isinstance(part, Term)]
     return total(name, *terms) if terms else next(str(reason) for reason in parts.values())
 
 
-def weights(model: Subject, format: Format, *, name: str = "weights", source: str = "") -> Term:
+BANDS: dict[Job, float] = {"inference": 0.1, "full training": 0.15, "LoRA": 0.15, "QLoRA": 0.15}
+"""Relative error that 95 % of such estimates are expected to stay within."""
+
+
+def stored(model: Subject, work: Workload) -> Term:
+    """The weights as they are stored."""
+    recipe = work.storage.recipe
+    if recipe is None:
+        return uniform(model, work.storage.format)
+    own, format_of = work.storage.format, work.format_of
+    if recipe.rules:
+        tensors = checkpoint(model.architecture, model.trace)
+        kept = stored_weights(tensors, recipe, format_of, own=own)
+        return kept if not model.assumed else _scaled("weights", model, int(kept.value), recipe)
+    return _scaled("weights", model, _quantized(model, recipe, own, format_of), recipe)
+
+
+def uniform(model: Subject, format: Format, *, name: str = "weights", source: str = "") -> Term:
     """Every parameter in `format`; tied matrices once."""
     source = source or format.source
     if format.block_elements == 1:
         return _per_parameter(name, model.parameters, format.block_bytes, source=source)
     return term(
-        name, "parameters * block_bytes / block_elements", unit="bytes", source=source,
+        name, "ceil(parameters / block_elements) * block_bytes", unit="bytes", source=source,
         parameters=model.parameters, block_bytes=format.block_bytes,
         block_elements=format.block_elements,
     )  # fmt: skip
 
 
-def quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> Term:
-    """The weights as `recipe` stores them; what it keeps stays in `own`.
-
-    Only for recipes without rules about single layers.
-    """
+def _quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> int:
+    """Bytes under a recipe that treats all layers alike, without unfolding them."""
     base = format_of(recipe.base)
     kept = format_of(recipe.kept) if recipe.kept else own
-    parts = {"quantized": 0, "kept": 0}
+    size = 0
     for weight in model.trace.weights.values():
         shape = _shape(weight)
         if len(shape) > 1 and weight.role in recipe.quantizes:
             *stack, rows, columns = shape
-            parts["quantized"] += prod(stack) * matrix_bytes(base, rows, columns) * weight.copies
+            size += prod(stack) * matrix_bytes(base, rows, columns) * weight.copies
         else:
-            parts["kept"] += stored_bytes(kept, prod(shape)) * weight.copies
-    return _scaled("weights", model, sum(parts.values()), recipe.source, recipe.note)
+            size += stored_bytes(kept, prod(shape)) * weight.copies
+    return size
 
 
 def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Format) -> Term:
@@ -206,10 +262,10 @@ def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Fo
             state_bytes(optimizer, _shape(w), role=w.role, stepped=stepped) * w.copies
             for w in model.trace.weights.values()
         )
-        kept = _scaled(name, model, size, optimizer.source, optimizer.note)
+        kept = _scaled(name, model, size, optimizer)
     if not precision.master:
         return kept
-    master = weights(model, stepped, name=f"{stepped.name} master copy", source=precision.source)
+    master = uniform(model, stepped, name=f"{stepped.name} master copy", source=precision.source)
     return total("optimizer states", kept, master)
 
 
@@ -252,25 +308,32 @@ def _shape(weight: Parameter) -> tuple[int, ...]:
 
 
 def cache(model: Subject, work: Workload) -> Term:
-    """Keys and values of every sequence at its full context, in the format of the weights."""
-    kept = work.format if work.format.name in ("fp32", "fp16", "bf16") else NATIVE["fp16"]
+    """Keys and values of every sequence at its full context, in the format of plain weights."""
+    kept = work.storage.format if work.storage.format.block_elements == 1 else NATIVE["fp16"]
     layers = model.trace.layer_caches()
     made = kv_cache(layers, context=work.context, keys=kept, values=kept, sequences=work.batch)
     return _graded(made, model.grade)
 
 
 def activations(model: Subject, work: Workload) -> Term:
-    """What the forward pass keeps for the backward pass: no recompute, flash attention."""
-    inside = term(
-        "layers", "34 * batch * sequence * hidden * layers", unit="bytes", grade="formula",
-        source=KORTHIKANTI, note="16-bit; flash attention keeps no attention matrix",
-        batch=work.batch, sequence=work.context, hidden=_hidden(model),
-        layers=len(model.trace.layer_caches()),
-    )  # fmt: skip
+    """What the forward pass keeps for the backward pass, with flash attention."""
+    size: dict[str, Any] = {"batch": work.batch, "sequence": work.context, "hidden": _hidden(model)}
+    layers = len(model.trace.layer_caches())
+    if work.recompute:
+        inside = term(
+            "layers", "2 * batch * sequence * hidden * layers + 34 * batch * sequence * hidden",
+            unit="bytes", grade="formula", source=KORTHIKANTI, layers=layers, **size,
+            note="16-bit; the input of every layer, and all of the layer that runs again",
+        )  # fmt: skip
+    else:
+        inside = term(
+            "layers", "34 * batch * sequence * hidden * layers", unit="bytes", grade="formula",
+            source=KORTHIKANTI, note="16-bit; flash attention keeps no attention matrix",
+            layers=layers, **size,
+        )  # fmt: skip
     logits = term(
         "logits and loss", "4 * batch * sequence * (hidden + vocabulary)", unit="bytes",
-        grade="formula", source=KORTHIKANTI, batch=work.batch, sequence=work.context,
-        hidden=_hidden(model), vocabulary=_embedding(model)[0],
+        grade="formula", source=KORTHIKANTI, vocabulary=_embedding(model)[0], **size,
     )  # fmt: skip
     return _graded(total("activations", inside, logits), _weaker("formula", model.grade))
 
@@ -307,8 +370,9 @@ def _per_parameter(name: str, parameters: int, size: int, *, source: str = "") -
     )  # fmt: skip
 
 
-def _scaled(name: str, model: Subject, size: int, source: str, note: str) -> Term:
+def _scaled(name: str, model: Subject, size: int, fact: Recipe | Optimizer) -> Term:
     """Bytes that were summed over the tensors of the shape, brought to the parameter count."""
+    source, note = fact.source, fact.note
     if not model.assumed:
         return Term(name, size, "bytes", source=source, note=note)
     return term(

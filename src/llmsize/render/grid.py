@@ -60,7 +60,7 @@ def legend(estimate: Estimate) -> str:
 
 
 def _of_terms(terms: list[Term], style: Style) -> Grid:
-    shown = _column(list(terms), style)
+    shown = _column(list(terms), "", style)
     lines = tuple(
         (values.safe(term.name), text, values.safe(term.note))
         for term, text in zip(terms, shown, strict=True)
@@ -71,30 +71,36 @@ def _of_terms(terms: list[Term], style: Style) -> Grid:
 def _of_table(table: Table, style: Style) -> Grid:
     columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
     names = [values.safe(row.name) for row in table.rows]
-    lines = tuple(zip(names, *(_column(column, style) for column in columns), strict=True))
+    said = [f"{table.title} {name}" for name in table.columns]
+    shown = (_column(column, words, style) for column, words in zip(columns, said, strict=True))
+    lines = tuple(zip(names, *shown, strict=True))
     numeric = (False, *map(_is_numeric, columns))
     header = tuple(values.safe(name) for name in (table.heading, *table.columns))
     return Grid(values.safe(table.title), header, lines, numeric, table.total, _reasons(table))
 
 
 def _is_numeric(cells: Sequence[Cell | None]) -> bool:
-    """Whether a column reads as numbers: it has some, and no words that would be pushed right."""
+    """Whether a column reads as numbers: it has some or their dashes, and no long words."""
     words = max((len(cell) for cell in cells if isinstance(cell, str)), default=0)
-    return words <= SHORT and any(isinstance(cell, Term) for cell in cells)
+    return words <= SHORT and any(isinstance(cell, Term | Absent) for cell in cells)
 
 
-def _column(cells: Sequence[Cell | None], style: Style) -> list[str]:
-    """Cells as text; where one number of a column has a mark, the others leave room for it."""
+def _column(cells: Sequence[Cell | None], said: str, style: Style) -> list[str]:
+    """Cells as text; where one number of a column has a mark, the others leave room for it.
+
+    A unit that the title or the heading has `said` is not repeated in every cell.
+    """
     marks = [MARKS[cell.grade] if isinstance(cell, Term) else "" for cell in cells]
-    texts = [_text(cell, style) for cell in cells]
+    texts = [_text(cell, said, style) for cell in cells]
     if not any(marks):
         return texts
     return [f"{text} {mark or ' '}" for text, mark in zip(texts, marks, strict=True)]
 
 
-def _text(cell: Cell | None, style: Style) -> str:
+def _text(cell: Cell | None, said: str, style: Style) -> str:
     if isinstance(cell, Term):
-        return values.value(cell.value, cell.unit, binary=style.binary)
+        shown = values.value(cell.value, cell.unit, binary=style.binary)
+        return shown.removesuffix(f" {cell.unit}") if cell.unit and cell.unit in said else shown
     if isinstance(cell, Absent):
         return values.DASH
     return values.safe(cell or "")

@@ -38,7 +38,7 @@ def render(estimate: Estimate, style: Style) -> str:
         console.print()
         if grid.title:
             console.print(_hanging(Text(grid.title, style="bold"), 1))
-        console.print(_table(grid))
+        console.print(_table(grid, console.width))
         for reason in grid.reasons:
             console.print(_hanging(Text(reason, style="dim"), 1))
     if marks := legend(estimate):
@@ -51,14 +51,18 @@ def render(estimate: Estimate, style: Style) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
 
-def _table(grid: Grid) -> Table:
+def _table(grid: Grid, width: int) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD if any(grid.header) else None, show_header=any(grid.header),
         show_edge=False, pad_edge=True, header_style="dim",
     )  # fmt: skip
+    needed = sum(max(map(len, column)) + 3 for column in zip(grid.header, *grid.lines, strict=True))
     for name, numeric in zip(grid.header, grid.numeric, strict=True):
         table.add_column(
-            Text(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+            Text(name),
+            justify="right" if numeric else "left",
+            no_wrap=numeric and needed <= width,
+            overflow="fold",
         )
     for index, cells in enumerate(grid.lines):
         last = index == len(grid.lines) - 1

@@ -1,0 +1,106 @@
+"""`llmsize fits`: the largest models for a memory, and whether one fits."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmsize.cli import run
+from llmsize.cli.fits import JOB_NAMES
+
+GB = 10**9
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
+    """The JSON document of one run that exits with `code`."""
+    assert run(["fits", *words, "--format", "json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sixteen() -> dict[str, Any]:
+    """What fits 16 GB."""
+    import contextlib
+    import io
+
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        assert run(["fits", "--vram", "16GB", "--all", "--format", "json"]) == 0
+    found: dict[str, Any] = json.loads(written.getvalue())
+    return found
+
+
+def test_fewer_bits_hold_more_parameters(sixteen: dict[str, Any]) -> None:
+    """For inference, every format of the list holds more than the one before it."""
+    rows = sixteen["answer"][0]["rows"]
+    counts = [row["cells"]["inference"]["value"] for row in rows]
+    assert [row["name"] for row in rows] == ["fp32", "fp16/bf16", "int8", "4-bit"]
+    assert counts == sorted(counts)
+
+
+def test_no_count_is_larger_than_its_bare_weights_allow(sixteen: dict[str, Any]) -> None:
+    """Sixteen bytes per parameter for training, two for 16-bit inference, half a byte for 4-bit."""
+    least = {("fp32", "inference"): 4, ("fp16/bf16", "inference"): 2, ("int8", "inference"): 1,
+             ("4-bit", "inference"): 0.5, ("fp32", "full training"): 16,
+             ("fp16/bf16", "full training"): 16, ("4-bit", "QLoRA"): 0.5}  # fmt: skip
+    rows = {row["name"]: row["cells"] for row in sixteen["answer"][0]["rows"]}
+    for (storage, job), size in least.items():
+        assert 0 < rows[storage][job]["value"] * size < 16 * GB
+
+
+def test_jobs_that_make_no_sense_have_a_reason(sixteen: dict[str, Any]) -> None:
+    """Quantized weights are not trained in full, and QLoRA is the 4-bit row."""
+    rows = {row["name"]: row["cells"] for row in sixteen["answer"][0]["rows"]}
+    assert "reason" in rows["int8"]["full training"]
+    assert "reason" in rows["fp16/bf16"]["QLoRA"]
+
+
+def test_models_take_the_most_precise_format_that_fits(sixteen: dict[str, Any]) -> None:
+    """1.1B in 16 bit, 13B in 4 bit; nothing of 70B is listed."""
+    models = {row["name"]: row["cells"] for row in sixteen["answer"][1]["rows"]}
+    assert models["tinyllama-1.1b"]["weights in"] == "fp16/bf16"
+    assert models["llama-2-13b"]["weights in"] == "4-bit"
+    assert "llama-2-70b" not in models
+    assert all(row["needs"]["value"] <= 16 * GB * 1.1 for row in models.values())
+
+
+def test_the_exit_code_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Zero for a model that fits, one for a model that does not."""
+    words = ("llama-2-7b", "--dtype", "fp16", "--vram")
+    assert document(capsys, *words, "24GB", code=0)["verdict"] is True
+    assert document(capsys, *words, "12GB", code=1)["verdict"] is False
+
+
+@pytest.mark.parametrize("job", JOB_NAMES)
+def test_every_job_is_asked_for_one_model(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each job of the table can be asked for alone; a small model fits a large card in all."""
+    found = document(capsys, "gpt2", "--vram", "80GB", "--job", job)
+    assert found["verdict"] is True
+
+
+def test_two_devices_share_all_but_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 2 70B in fp16, 138 GB, fits two cards of 80 GB and not one."""
+    words = ("llama-2-70b", "--gpu", "a100-sxm-80gb", "--dtype", "fp16")
+    document(capsys, *words, code=1)
+    document(capsys, *words, "--gpus", "2", code=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "no memory to fit into"),
+        (["--vram", "16"], "cannot read the memory `16`"),
+        (["gpt2", "--vram", "16GB", "--job", "infer"], "unknown job `infer`"),
+        (["gpt2", "--vram", "16GB", "--job", "full", "--dtype", "nf4"], "are not trained"),
+    ],
+)
+def test_mistakes_are_named(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2, one error and one hint, nothing on stdout."""
+    assert run(["fits", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert error in captured.err
+    assert "\nhint: " in captured.err
