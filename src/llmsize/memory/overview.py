@@ -114,7 +114,7 @@ def inference(model: Subject, work: Workload) -> Parts:
     """Weights, the cache of all sequences, and the working memory of a prefill."""
     none = "inference computes no gradients"
     return {
-        "weights": stored(model, work),
+        "weights": stored(model, work.storage, work.format_of),
         "gradients": none,
         "optimizer states": none,
         "activations": layer_activations(model, work),
@@ -149,7 +149,7 @@ def lora_training(model: Subject, work: Workload) -> Parts:
     kept = work.lora.format
     added = _per_parameter("adapters", count, kept.block_bytes)
     return {
-        "weights": total("weights", stored(model, work), added),
+        "weights": total("weights", stored(model, work.storage, work.format_of), added),
         "gradients": _per_parameter("gradients of the adapters", count, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, shapes),
         "activations": activations(model, work),
@@ -210,12 +210,11 @@ BANDS: dict[Job, float] = {"inference": 0.1, "full training": 0.15, "LoRA": 0.15
 """Relative error that 95 % of such estimates are expected to stay within."""
 
 
-def stored(model: Subject, work: Workload) -> Term:
-    """The weights as they are stored."""
-    recipe = work.storage.recipe
+def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
+    """The weights as they are stored; `format_of` looks up the formats that a recipe names."""
+    recipe, own = storage.recipe, storage.format
     if recipe is None:
-        return uniform(model, work.storage.format)
-    own, format_of = work.storage.format, work.format_of
+        return uniform(model, own)
     if recipe.rules:
         tensors = checkpoint(model.architecture, model.trace)
         kept = stored_weights(tensors, recipe, format_of, own=own)

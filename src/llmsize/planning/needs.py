@@ -13,8 +13,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import kv_cache
-from llmsize.memory.overview import RUNTIME, Subject, quantized
-from llmsize.memory.overview import weights as weights_of
+from llmsize.memory.overview import RUNTIME, Storage, Subject, stored
 from llmsize.memory.timeline import peak, stretches
 from llmsize.memory.training import TrainingRun, training_step
 from llmsize.memory.weights import Recipe
@@ -67,17 +66,14 @@ def serving(
     trace, _ = run_forward(model, prompt)
     parameters = count(trace.weights.values()).total
     subject = Subject(model, trace, parameters, parameters)
-    stored = (
-        weights_of(subject, how.format) if recipe is None
-        else quantized(subject, recipe, how.format, format_of)
-    )  # fmt: skip
+    weights = stored(subject, Storage("", how.format, recipe), format_of)
     cache = kv_cache(
         trace.layer_caches(), context=how.context, keys=how.format, values=how.format,
         sequences=how.users,
     )  # fmt: skip
     work = _counted("prompt", peak(list(stretches(trace))).bytes)
     share = partial(_share, devices=how.devices)
-    return total("memory", share(stored), share(cache), work, RUNTIME)
+    return total("memory", share(weights), share(cache), work, RUNTIME)
 
 
 def tuning(model: Architecture, how: Tuned, method: Tuning) -> Term:
