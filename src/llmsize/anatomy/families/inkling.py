@@ -54,7 +54,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         return blocks.rms_norm(t, x, "model.embed_tokens.embed_norm")
 
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, windows=(reaches[True].window,), begin=begin, eager=True)
+    return decoder.run(
+        t, s, block, kinds, windows=(0, reaches[True].window), begin=begin, eager=True
+    )
 
 
 def read_reach(c: Config, s: Sizes, local: bool) -> Reach:

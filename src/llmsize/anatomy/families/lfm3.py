@@ -46,7 +46,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, residual, x)
 
     kinds = [str(kind) for kind in listed[: s.layers]]
-    return decoder.run(t, s, block, kinds, names=NAMES, windows=(window,))
+    return decoder.run(t, s, block, kinds, names=NAMES, windows=(0, window))
 
 
 def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tensor:
