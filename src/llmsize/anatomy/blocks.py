@@ -129,6 +129,32 @@ def rotate_part(
     return q_turned, k_turned
 
 
+def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
+    """Keys and values by heads stay for the next token: of all tokens, or of the last `window`.
+
+    What comes back are those of all tokens that attention sees.
+    """
+    kind: Kind = "window" if window else "full"
+    t.remember(LayerCache(kind, k.shape[1], k.shape[-1], v.shape[-1], window))
+    return store(t, k, v, window)
+
+
+def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
+    """The dynamic cache of transformers: old and new, copied together for each new token.
+
+    A window's cache is a view of what was copied last (transformers v5.23, cache_utils.py).
+    """
+    if not t.setting.cache:
+        return k, v
+    past = min(t.setting.past, window - 1) if window else t.setting.past
+    stored = []
+    for x in (k, v):
+        whole = t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
+        t.replace_cache(whole, t.setting.past)
+        stored.append(whole)
+    return stored[0], stored[1]
+
+
 def attend(
     t: Trace,
     q: Tensor,
@@ -136,38 +162,13 @@ def attend(
     v: Tensor,
     mask: Tensor | None,
     *,
-    window: int = 0,
     dropout: float = 0.0,
     softcap: bool = False,
 ) -> Tensor:
     """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads.
 
-    `window` is how many tokens it reaches back if not to the first, `dropout` the share of weights
-    that training leaves out.
-    """
-    remember(t, k, v, window)
-    return attend_only(t, q, k, v, mask, dropout=dropout, softcap=softcap)
-
-
-def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> None:
-    """Keys and values by heads, of all tokens or the last `window`, stay for the next one."""
-    kind: Kind = "window" if window else "full"
-    t.remember(LayerCache(kind, k.shape[1], k.shape[-1], v.shape[-1], window))
-
-
-def attend_only(
-    t: Trace,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    softcap: bool = False,
-) -> Tensor:
-    """`attend` without a cache, or with one that is not of k and v themselves.
-
-    No fused kernel limits scores: with a `softcap` attention is written out.
+    `dropout` is the share of weights that training leaves out. No fused kernel limits scores: with
+    a `softcap` attention is written out.
     """
     if t.setting.attention == "eager" or softcap:
         assert mask is not None

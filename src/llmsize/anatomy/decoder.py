@@ -322,10 +322,9 @@ def attention(
     rotation = around.tables[window]
     if position and rotation is not None:
         q, k = (turn or blocks.turn)(t, q, k, rotation)
-    out = blocks.attend(
-        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout,
-        softcap=softcap,
-    )  # fmt: skip
+    k, v = blocks.remember(t, k, v, window)
+    mask, dropout = around.masks[window], s.attention_dropout
+    out = blocks.attend(t, q, k, v, mask, dropout=dropout, softcap=softcap)
     return t.linear(
         out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
         role="o",
@@ -337,7 +336,7 @@ def attend_eager(
 ) -> Tensor:
     """Attention that the reference writes out in Python, whatever kernel is asked for."""
     assert mask is not None
-    blocks.remember(t, k, v, window)
+    k, v = blocks.remember(t, k, v, window)
     return ops.merge_heads(t, kernels.eager(t, q, k, v, mask))
 
 

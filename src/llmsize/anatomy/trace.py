@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.tape import Parameter, Tape
-from llmsize.anatomy.tensor import Dim, Shape, Tensor
+from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
 
@@ -125,6 +125,8 @@ class Trace(Tape):
     """The traced layers, by their number; -1 is outside of the layers."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
     """What the traced layers keep of their tokens, by the layers' numbers."""
+    stored: list[Tensor] = field(default_factory=list)
+    """The tensors of the cache."""
     outputs: Tensor | None = None
     """The logits, where the caller holds them."""
     buffers: int = 0
@@ -165,6 +167,14 @@ class Trace(Tape):
         """Note what the layer at work keeps of the tokens that it has seen."""
         if not self.replaying:
             self.caches.append((self.layer, cache))
+
+    def replace_cache(self, whole: Tensor, past: int) -> None:
+        """Hold `whole` for the next token, and let go of the `past` tokens copied into it."""
+        self.stored.append(whole)
+        if past:
+            batch, heads, _, channels = whole.shape
+            what = What("cache", "cat", self.layer, (batch, heads, past, channels), whole.format)
+            self.events.append((-batch * heads * past * channels * whole.format.block_bytes, what))
 
     def layer_caches(self) -> list[LayerCache]:
         """What every layer of the model keeps, first layer first."""

@@ -38,5 +38,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:
         out = decoder.attend_eager(t, q, k, v, around.mask)
     else:
         q, k = decoder.turn(t, q, k, around)
+        k, v = blocks.remember(t, k, v)
         out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

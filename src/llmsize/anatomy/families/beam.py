@@ -47,7 +47,8 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     v = ops.split_heads(t, v, s.kv_heads)
     if window:
         q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window])
     gate = t.linear(x, "self_attn.gate_proj", s.heads * s.head_dim, role="gate_attention")
     offset = t.weight("self_attn.gate_bias", (s.heads,), "bias")
     by_heads = gate.view(t.batch, t.sequence, s.heads, s.head_dim)

@@ -73,9 +73,8 @@ def attention(
     rotation = around.tables[window]
     if position and rotation is not None:
         q, k = blocks.turn_in_fp32(t, q, k, rotation)
-    out = blocks.attend(
-        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout
-    )
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 

@@ -61,6 +61,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, clipped: bool) -> T
     q = ops.split_heads(t, q, s.heads)
     k, v = ops.split_heads(t, k, s.kv_heads), ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "norm_attn_norm.attn.out_proj", s.hidden, role="o")
 

@@ -156,7 +156,7 @@ def latent_attention(
     kv = t.linear(kv, "self_attn.kv_b_proj", s.heads * (d.plain + d.value), role="kv_b")
     k_plain, v = ops.split(t, ops.split_heads(t, kv, s.heads), d.plain, d.value)
     k = ops.cat(t, (k_plain, ops.repeat(t, k_turned, s.heads)))
-    out = blocks.attend_only(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 

@@ -144,7 +144,7 @@ def attention(t: Trace, s: Sizes, e: Extra, x: Tensor, around: Around, ratio: in
     if ratio:
         compress(t, s, e, x, compressed, ratio)
     sinks = t.weight("self_attn.sinks", (s.heads,), "sinks")
-    out = blocks.attend_only(t, q, kv, kv, around.masks[e.window])
+    out = blocks.attend(t, q, kv, kv, around.masks[e.window])
     del sinks
     return project(t, s, e, out)
 

@@ -98,11 +98,11 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor
                      role="qkv")  # fmt: skip
     q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads)
     k, v = (ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads) for _ in range(2))
-    blocks.remember(t, k, v)
+    k, v = blocks.remember(t, k, v)
     if b.new:
         k, v = (ops.repeat(t, part, s.heads // s.kv_heads) for part in (k, v))
     q, k, v = (ops.copy(t, part) for part in (q, k, v))
     if around.rotation is not None:
         q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend_only(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attention.dense", s.hidden, bias=b.bias, role="o")

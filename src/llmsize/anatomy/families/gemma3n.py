@@ -195,8 +195,8 @@ def attention(
         k = fp32_norm(t, ops.split_heads(t, k, d.kv_heads), "self_attn.k_norm")
         q, k = decoder.turn(t, q, k, around)
         v = norm_without_weights(t, ops.split_heads(t, v, d.kv_heads))
-        blocks.remember(t, k, v, window)
+        k, v = blocks.remember(t, k, v, window)
     if kind.stores:
         stored[kind.local] = k, v
-    out = blocks.attend_only(t, q, k, v, around.masks[window])
+    out = blocks.attend(t, q, k, v, around.masks[window])
     return t.linear(out, "self_attn.o_proj", d.hidden, bias=s.bias, role="o")

@@ -175,10 +175,10 @@ def attention(
         k = fp32_norm(t, k, "self_attn.k_norm")
         q, k = decoder.turn(t, q, k, around)
         v = norm_without_weights(t, v)
-        blocks.remember(t, k, v, s.window if kind.local else 0)
+        k, v = blocks.remember(t, k, v, s.window if kind.local else 0)
     if kind.stores:
         stored[kind.local] = k, v
-    out = blocks.attend_only(t, q, k, v, around.masks[s.window if kind.local else 0])
+    out = blocks.attend(t, q, k, v, around.masks[s.window if kind.local else 0])
     return t.linear(out, "self_attn.o_proj", d.hidden, bias=s.bias, role="o")
 
 

@@ -89,7 +89,7 @@ def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
     fused = t.linear(x, "attn.c_attn", 3 * s.hidden, bias=True, role="qkv", transposed=True)
     q, k, v = (ops.split_heads(t, part, s.heads) for part in ops.split(t, fused, *[s.hidden] * 3))
     del fused
-    blocks.remember(t, k, v)
+    k, v = blocks.remember(t, k, v)
     dropout = s.attention_dropout
     if t.setting.attention == "eager":
         assert mask is not None

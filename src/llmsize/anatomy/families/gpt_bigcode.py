@@ -56,5 +56,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:
     del fused
     q = ops.split_heads(t, q, s.heads)
     k, v = ops.split_heads(t, k, s.kv_heads), ops.split_heads(t, v, s.kv_heads)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "attn.c_proj", s.hidden, bias=True, role="o")

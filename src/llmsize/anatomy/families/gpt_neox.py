@@ -95,6 +95,7 @@ def attention(
     fused = ops.split_heads(t, fused, s.heads)
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
     q, k = blocks.rotate_part(t, q, k, cosines, sines)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, mask)
     return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")
 

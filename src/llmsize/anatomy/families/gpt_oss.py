@@ -50,7 +50,7 @@ def attend_with_sinks(
 ) -> Tensor:
     """Scores and a learned one more for each head, their softmax, without the one more."""
     assert mask is not None
-    blocks.remember(t, k, v, window)
+    k, v = blocks.remember(t, k, v, window)
     heads = q.shape[1]
     sinks = t.weight("self_attn.sinks", (heads,), "sinks")
     k, v = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))

@@ -104,7 +104,7 @@ def attention(t: Trace, r: Reach, x: Tensor, around: Around, kernel: int) -> Ten
     v = ops.split_heads(t, v, s.kv_heads)
     profiles = t.weight("self_attn.rel_logits_proj.proj", (r.profiles, r.extent), "q")
     by_distance = ops.matmul(t, ops.split_heads(t, mixing, s.heads), profiles)
-    blocks.remember(t, k, v, r.window)
+    k, v = blocks.remember(t, k, v, r.window)
     k, v = (ops.repeat(t, part, s.heads // s.kv_heads) for part in (k, v))
     scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
     scores = ops.add(t, scores, mixture.take(t, by_distance, scores.shape, "gather"))

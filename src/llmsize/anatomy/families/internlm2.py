@@ -41,5 +41,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     k = ops.split_heads(t, k, s.kv_heads)
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "attention.wo", s.hidden, bias=bias, role="o")

@@ -82,7 +82,7 @@ def latent_attention(t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around) -
     k_plain, v = ops.split(t, ops.split_heads(t, kv, s.heads), d.plain, d.value)
     k_shared = k_shared.view(t.batch, 1, t.sequence, d.rotary)
     k = ops.cat(t, (k_plain, ops.repeat(t, k_shared, s.heads)))
-    out = blocks.attend_only(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
 
 

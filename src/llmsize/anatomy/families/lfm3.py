@@ -70,7 +70,8 @@ def attention(
     k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window])
     if gated:
         gate = ops.to(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"), FP32)
         gate = ops.to(t, ops.sigmoid(t, gate), out.format)

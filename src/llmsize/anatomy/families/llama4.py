@@ -66,7 +66,8 @@ def attention(
         q, k = decoder.turn(t, q, k, around)
         if normed_heads:
             q, k = norm_without_weights(t, q), norm_without_weights(t, k)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window])
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 

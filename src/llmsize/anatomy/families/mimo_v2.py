@@ -61,5 +61,6 @@ def attention(
     if window:
         out = attend_with_sinks(t, q, k, v, around.masks[window], window)
     else:
+        k, v = blocks.remember(t, k, v)
         out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

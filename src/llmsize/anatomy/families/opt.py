@@ -81,5 +81,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     k = t.linear(x, "self_attn.k_proj", s.hidden, bias=bias, role="k")
     v = t.linear(x, "self_attn.v_proj", s.hidden, bias=bias, role="v")
     k, v = ops.split_heads(t, k, s.heads), ops.split_heads(t, v, s.heads)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.out_proj", s.hidden, bias=bias, role="o")

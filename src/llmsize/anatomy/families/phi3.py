@@ -40,9 +40,8 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Ten
     rotation = around.tables[window]
     if rotation is not None:
         q, k = turn(t, q, k, rotation)
-    out = blocks.attend(
-        t, q, k, v, around.masks[window], window=window, dropout=s.attention_dropout
-    )
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
 
 

@@ -74,6 +74,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     out = ops.mul(t, out, ops.sigmoid(t, gate))
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")

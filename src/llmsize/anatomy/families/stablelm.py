@@ -46,6 +46,7 @@ def attention(
         q = ops.split_heads(t, q, s.heads)
         k = ops.split_heads(t, k, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
+    k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
 

@@ -82,7 +82,8 @@ def attention(
     k = ops.mul(t, k, temperature.view(s.kv_heads, 1, 1))
     v = ops.split_heads(t, ops.cat(t, (now, before)), s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.masks[window], window=window)
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window])
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
