@@ -6,8 +6,10 @@ As transformers v5.23 runs them: tokens sorted by expert and one grouped product
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import decoder
 from llmsize.anatomy import operations as ops
@@ -18,10 +20,11 @@ from llmsize.anatomy.operations import GradList, attach, first
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32, INT64
+from llmsize.formats import FP32, INT32, INT64
 
-Scores = Literal["softmax", "sigmoid"]
-"""How the router's logits become weights: over all experts, or each expert for itself."""
+Scores = Literal["softmax", "sigmoid", "chosen"]
+"""How the router's logits become weights: a softmax over all experts, each expert for itself, or a
+softmax over those chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,32 @@ class Mixture:
     shared: int
     """Width of the expert that every token passes, or of all such together; 0 if there is none."""
     scores: Scores
+    wide: bool
+    """Whether the router works in fp32, and hands on weights in it."""
+    normed: bool
+    """Whether the weights of the chosen experts are made to sum to one."""
+    scaled: bool
+    """Whether they are multiplied by a number."""
 
 
-def read(c: Config, *, scores: Scores = "softmax", width: str = "moe_intermediate_size") -> Mixture:
+class Routing(NamedTuple):
+    """Where tokens are sent; all of it lives as long as the experts work."""
+
+    weights: Tensor
+    """Of the chosen experts of each token: tokens, chosen."""
+    indices: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def read(
+    c: Config,
+    *,
+    scores: Scores = "softmax",
+    wide: bool = False,
+    normed: bool = True,
+    scaled: bool = False,
+    width: str = "moe_intermediate_size",
+) -> Mixture:
     """The mixture from a `config.json`; `width` is the field with the width of one expert."""
     count = c.size("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     chosen = c.size("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts",
@@ -51,6 +77,9 @@ def read(c: Config, *, scores: Scores = "softmax", width: str = "moe_intermediat
         width=Dim(one, "expert_width"),
         shared=Dim(c.count("shared_expert_intermediate_size", default=shared), "shared_width"),
         scores=scores,
+        wide=wide,
+        normed=c.flag("norm_topk_prob", default=normed),
+        scaled=scaled,
     )
 
 
@@ -81,13 +110,12 @@ def feed(
     router: str = "mlp.gate",
     experts: str = "mlp.experts",
     shared: str = "mlp.shared_experts",
-    router_bias: bool = False,
 ) -> Tensor:
     """The routed experts' output, and the shared expert's if there is one."""
     residual = x
     tokens = x.view(t.batch * t.sequence, x.shape[-1])
-    weights = route(t, m, tokens, router, bias=router_bias)
-    x = run_experts(t, s, m, tokens, weights, experts).view(*x.shape)
+    routing = route(t, m, tokens, router)
+    x = run_experts(t, s, m, tokens, routing, experts).view(*x.shape)
     if m.shared:
         x = ops.add(
             t, x, decoder.gated(t, s, residual, name=shared, width=m.shared, role="shared_")
@@ -95,18 +123,58 @@ def feed(
     return x
 
 
-def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool = False) -> Tensor:
-    """The weights of the chosen experts of each token: tokens, chosen."""
-    if m.scores == "sigmoid":
-        logits = t.linear(ops.to(t, tokens, FP32), name, m.count, bias=bias, role="router")
-        scores = ops.sigmoid(t, logits)
-    else:
+def route(
+    t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool = False, linear: bool = False
+) -> Routing:
+    """The weights of the chosen experts of each token.
+
+    `linear` says that the router is a module of its own kind, which an adapter may sit beside.
+    """
+    if linear:
         logits = t.linear(tokens, name, m.count, bias=bias, role="router")
+    else:
+        logits = router_logits(t, m, tokens, name, bias=bias)
+    weights, indices = _chosen(t, m, logits)
+    if not m.wide:
+        weights = ops.to(t, weights, tokens.format)
+    return Routing(weights, indices, logits)
+
+
+def router_logits(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool) -> Tensor:
+    """How well each expert suits each token."""
+    weight: Tensor = t.weight(f"{name}.weight", (m.count, tokens.shape[-1]), "router")
+    offset = t.weight(f"{name}.bias", (m.count,), "bias") if bias else None
+    if m.wide and m.scores == "sigmoid":
+        tokens, weight = ops.to(t, tokens, FP32), ops.to(t, weight, FP32)
+    return ops.linear(t, tokens, weight, offset)
+
+
+def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and indices of the chosen experts."""
+    if m.scores == "chosen":
+        highest, indices = ops.topk(t, ops.to(t, logits, FP32), m.chosen)
+        return ops.softmax(t, highest), indices
+    if m.scores == "softmax":
         scores = ops.softmax(t, logits, FP32)
-    weights = take(t, scores, (scores.shape[0], m.chosen), "topk")
-    total = take(t, weights, (scores.shape[0], 1), "sum")
-    weights = ops.mul(t, weights, total)
-    return ops.to(t, weights, tokens.format)
+        weights, indices = ops.topk(t, scores, m.chosen)
+    else:
+        scores = ops.sigmoid(t, logits if m.wide else ops.to(t, logits, FP32))
+        indices = _corrected_choice(t, m, scores)
+        weights = ops.gather(t, scores, indices)
+    if m.normed:
+        whole = ops.total(t, weights)
+        weights = ops.divide_in_place(t, weights, whole)
+    return ops.scale(t, weights) if m.scaled else weights, indices
+
+
+def _corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
+    """The experts whose score with its correction is highest; no gradient passes here."""
+    corrected = t.new("add", scores.shape, scores.format)
+    masked = t.new("masked_fill", scores.shape, scores.format)
+    values = t.new("topk", (scores.shape[0], m.chosen), scores.format)
+    indices = t.new("topk", (scores.shape[0], m.chosen), INT64)
+    del corrected, masked, values
+    return indices
 
 
 def run_experts(
@@ -114,54 +182,81 @@ def run_experts(
     s: Sizes,
     m: Mixture,
     tokens: Tensor,
-    weights: Tensor,
+    routing: Routing,
     name: str,
     *,
     gated: bool = True,
     bias: bool = False,
     transposed: bool = False,
     inner: int = 0,
+    gate: Gate | None = None,
 ) -> Tensor:
     """Every token through its chosen experts, their outputs weighted and summed.
 
     Ungated experts have no `gate`; `transposed` weights are stored as (in, out). `inner` is the
-    width of their input and output if not that of the residual stream.
+    width of their input and output if not that of the residual stream. `gate` joins gate and up if
+    not by the activation and a product.
     """
     width = inner or s.hidden
     rows = tokens.shape[0] * m.chosen
-    order = t.new("sort", (rows,), INT64)
-    chosen = take(t, tokens, (rows, width), "index")
+    experts, order = t.new("sort", (rows,), INT64), t.new("sort", (rows,), INT64)
+    chosen = ops.index(t, tokens, t.new("floor_divide", (rows,), INT64))
+    weights = ops.index(t, routing.weights.view(rows), order)
+    as_whole = t.new("to", (rows,), INT32)
+    counts = t.new("histc", (m.count,), INT32)
+    ends = t.new("cumsum", (m.count,), INT32)
+    grouped = partial(
+        _grouped, t, m, ends, bias_of=experts if bias else None, transposed=transposed
+    )
     if gated:
-        both = grouped(t, m, chosen, f"{name}.gate_up_proj", 2 * m.width, "expert_gate_up",
-                       bias=bias, transposed=transposed)  # fmt: skip
-        gate, up = ops.split(t, both, m.width, m.width)
-        inside = ops.mul(t, s.activation(t, gate), up)
+        x = grouped(chosen, f"{name}.gate_up_proj", 2 * m.width, "expert_gate_up")
+        x = gate(t, s, x) if gate else gated_halves(t, s, x)
     else:
-        up = grouped(t, m, chosen, f"{name}.up_proj", m.width, "expert_up",
-                     bias=bias, transposed=transposed)  # fmt: skip
-        inside = s.activation(t, up)
-    out = grouped(t, m, inside, f"{name}.down_proj", width, "expert_down",
-                  bias=bias, transposed=transposed)  # fmt: skip
-    weighted = ops.mul(t, out, weights.view(rows, 1))
-    weighted = take(t, weighted, weighted.shape, "index")
-    del order
-    return take(t, weighted, (tokens.shape[0], width), "sum")
+        x = grouped(chosen, f"{name}.up_proj", m.width, "expert_up")
+        x = s.activation(t, x)
+    x = grouped(x, f"{name}.down_proj", width, "expert_down")
+    weighted = ops.mul(t, x, weights.view(rows, 1))
+    back, counted = t.new("empty_like", (rows,), INT64), t.new("arange", (rows,), INT64)
+    del counted
+    weighted = ops.index(t, weighted, back)
+    summed = ops.sum_chosen(t, weighted, m.chosen)
+    del experts, as_whole, counts
+    return ops.to(t, summed, tokens.format)
 
 
-def grouped(
-    t: Trace, m: Mixture, x: Tensor, name: str, out: int, role: str, *, bias: bool, transposed: bool
+Gate = Callable[[Trace, Sizes, Tensor], Tensor]
+
+
+def gated_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The activation of the first half times the second."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(t, x, half, half)
+    return ops.mul(t, s.activation(t, gate), up)
+
+
+def _grouped(
+    t: Trace,
+    m: Mixture,
+    ends: Tensor,
+    x: Tensor,
+    name: str,
+    out: int,
+    role: str,
+    *,
+    bias_of: Tensor | None,
+    transposed: bool,
 ) -> Tensor:
-    """A linear layer of each expert for the rows of its tokens."""
+    """A linear layer of each expert for the rows of its tokens; `bias_of` is each row's expert."""
     width = x.shape[-1]
     shape = (m.count, width, out) if transposed else (m.count, out, width)
     weight = t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
-    result = ops.linear(t, x, weight, None, out)
-    if bias:
-        offsets = t.weight(
-            f"{name}_bias", (m.count, out), "expert_bias", experts=m.count, chosen=m.chosen
-        )
-        result = ops.add(t, result, take(t, offsets, (x.shape[0], out), "index"))
-    return result
+    if bias_of is None:
+        return ops.grouped_linear(t, x, weight, ends, out)
+    offsets = t.weight(
+        f"{name}_bias", (m.count, out), "expert_bias", experts=m.count, chosen=m.chosen
+    )
+    chosen = ops.index(t, offsets, bias_of)
+    return ops.add_in_place(t, ops.grouped_linear(t, x, weight, ends, out), chosen)
 
 
 def take(t: Trace, x: Tensor, shape: Shape, operation: str) -> Tensor:

@@ -15,7 +15,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import Strides, elementwise, moved, row_major, tidy, viewed
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor
-from llmsize.formats import BOOL, FP32, Format
+from llmsize.formats import BOOL, FP32, INT64, Format
 
 GradList = list[Tensor | None]
 
@@ -75,6 +75,12 @@ def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     return grad, Tensor(grad.shape, grad.format, grad.storage, strides=grad.strides)
+
+
+def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a += b`; makes nothing."""
+    node = t.record(_add_backward, (a, b))
+    return Tensor(a.shape, a.format, a.storage, node, 0, a.strides)
 
 
 def sub(t: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -172,6 +178,20 @@ def gelu(t: Tape, x: Tensor) -> Tensor:
 def relu(t: Tape, x: Tensor) -> Tensor:
     """`max(x, 0)`; keeps its output."""
     return unary(t, "relu", x, keeps="output")
+
+
+def clamp(t: Tape, x: Tensor) -> Tensor:
+    """`x` within bounds; keeps its input, and marks in its backward pass what was within."""
+    node = t.record(_clamp_backward, (x,), (x,))
+    return attach(t.new("clamp", x.shape, x.format), node, x)
+
+
+def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    within = t.new("le", grad.shape, BOOL)
+    out = laid_out(t.new("where", grad.shape, grad.format), grad)
+    del within
+    return (out,)
 
 
 def tanh(t: Tape, x: Tensor) -> Tensor:
@@ -385,6 +405,79 @@ def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("sum", node.context, first(grads).format),)
 
 
+# --- picking -----------------------------------------------------------------------------------
+
+
+def topk(t: Tape, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest of the last dimension and where they are, which it keeps."""
+    shape = (*x.shape[:-1], k)
+    values, indices = t.new("topk", shape, x.format), t.new("topk", shape, INT64)
+    return attach(values, t.record(_scatter_backward, (x,), (indices,), x.shape)), indices
+
+
+def gather(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
+    """The entries of the last dimension at `indices`, which it keeps."""
+    node = t.record(_scatter_backward, (x,), (indices,), x.shape)
+    return attach(t.new("gather", indices.shape, x.format), node)
+
+
+def index(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
+    """The rows of `x` at `indices`, which it keeps."""
+    node = t.record(_scatter_backward, (x,), (indices,), x.shape)
+    return attach(t.new("index", (*indices.shape, *x.shape[1:]), x.format), node)
+
+
+def _scatter_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    zeros = t.new("zeros", node.context, first(grads).format)
+    filled = t.new("scatter", node.context, first(grads).format)
+    del zeros
+    return (filled,)
+
+
+def total(t: Tape, x: Tensor) -> Tensor:
+    """The sum over the last dimension, which stays as 1; its gradient is expanded as a view."""
+    node = t.record(_total_backward, (x,), (), x.shape)
+    return attach(t.new("sum", (*x.shape[:-1], 1), x.format), node)
+
+
+def _total_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return (Tensor(node.context, grad.format, grad.storage),)
+
+
+def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
+    """Every `chosen` rows summed; the gradient is copied for each of them."""
+    node = t.record(_sum_chosen_backward, (x,), (), x.shape)
+    return attach(t.new("sum", (x.shape[0] // chosen, *x.shape[1:]), x.format), node)
+
+
+def _sum_chosen_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("copy", node.context, first(grads).format),)
+
+
+def divide_in_place(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
+    """`x /= divisor`; keeps the divisor and a copy of what `x` was."""
+    node = t.record(_divide_backward, (x, divisor), (divisor,))
+    if node is not None:
+        t.keep(node, t.new("copy", x.shape, x.format))
+    return Tensor(x.shape, x.format, x.storage, node)
+
+
+def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
+    """`x / divisor`; keeps both."""
+    node = t.record(_divide_backward, (x, divisor), (divisor, x))
+    return attach(t.new("div", x.shape, x.format), node, x)
+
+
+def _divide_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    made = [t.new(name, grad.shape, grad.format) for name in ("div", "div", "neg")]
+    to_divisor = t.new("mul", grad.shape, grad.format)
+    to_x = t.new("div", grad.shape, grad.format)
+    made.clear()
+    return to_x, to_divisor
+
+
 # --- matrix products ---------------------------------------------------------------------------
 
 
@@ -475,6 +568,17 @@ def _dequantized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     to_x = t.new("mm", shape, grad.format)
     del whole
     return (to_x,)
+
+
+def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -> Tensor:
+    """A linear layer of each expert for the rows of its tokens, which end at `ends`.
+
+    One product for all (`torch.nn.functional.grouped_mm`); autocast leaves it alone.
+    """
+    x = to(t, x, weight.format)
+    saved = (x if weight.node is not None else None, weight if x.node is not None else None)
+    node = t.record(_linear_backward, (x, weight), (*saved, ends), (x.shape, weight.shape))
+    return attach(t.new("grouped_mm", (x.shape[0], out), x.format), node)
 
 
 def embedding(t: Tape, table: Tensor, *shape: int, indices: Tensor | None = None) -> Tensor:

@@ -80,7 +80,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(Config(fields, c.model), tied=family in TIED)
     experts = c.value("n_routed_experts") is not None
     sigmoid = family not in ("deepseek", "deepseek_v2")
-    m = mixture.read(c, scores="sigmoid" if sigmoid else "softmax") if experts else None
+    m = None
+    if experts:
+        m = mixture.read(
+            c, scores="sigmoid" if sigmoid else "softmax", wide=True, normed=sigmoid, scaled=True
+        )
     indexer = read_indexer(c)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:

@@ -200,10 +200,11 @@ def feed(t: Trace, s: Shape, x: Tensor, kind: Kind) -> Tensor:
     return ops.add(t, dense, routed)
 
 
-def route(t: Trace, m: Mixture, tokens: Tensor) -> Tensor:
+def route(t: Trace, m: Mixture, tokens: Tensor) -> mixture.Routing:
     """The weights of the chosen experts, scaled for each expert."""
     normed = norm_without_weights(t, tokens)
     scaled = ops.mul(t, normed, t.weight("router.scale", tokens.shape[-1:], "router"))
-    weights = mixture.route(t, m, ops.scale(t, scaled), "router.proj")
+    weights = mixture.route(t, m, ops.scale(t, scaled), "router.proj", linear=True).weights
     factors = t.weight("router.per_expert_scale", (m.count,), "router")
-    return ops.mul(t, weights, mixture.take(t, factors, weights.shape, "index"))
+    weights = ops.mul(t, weights, mixture.take(t, factors, weights.shape, "index"))
+    return mixture.Routing(weights)

@@ -39,7 +39,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
     s = decoder.read(c, rotary=family.rotary)
-    m = mixture.read(c, scores="sigmoid")
+    m = mixture.read(c, scores="sigmoid", wide=True, scaled=True)
     bias = c.flag("attention_bias")
     normed = c.flag("use_qk_norm", default=family.normed_heads)
     period = c.count("sliding_window_pattern", default=family.local_of)

@@ -66,8 +66,21 @@ def attend_with_sinks(
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts with biases; the softmax is over the chosen ones alone."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
-    logits = t.linear(tokens, "mlp.router", m.count, bias=True, role="router")
-    chosen = mixture.take(t, logits, (logits.shape[0], m.chosen), "topk")
-    weights = ops.softmax(t, chosen)
-    out = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", bias=True, transposed=True)
+    logits = mixture.router_logits(t, m, tokens, "mlp.router", bias=True)
+    chosen, indices = ops.topk(t, logits, m.chosen)
+    routing = mixture.Routing(ops.softmax(t, chosen), indices, logits)
+    del chosen, indices, logits
+    out = mixture.run_experts(
+        t, s, m, tokens, routing, "mlp.experts", bias=True, transposed=True, gate=clamped_gate
+    )
     return out.view(*x.shape)
+
+
+def clamped_gate(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """Even channels gate odd ones: both within bounds, a scaled sigmoid, one added."""
+    half = x.shape[-1] // 2
+    gate, up = ops.slice_last(t, x, half), ops.slice_last(t, x, half)
+    gate = ops.clamp(t, gate)
+    up = ops.clamp(t, up)
+    inside = ops.mul(t, gate, ops.sigmoid(t, ops.scale(t, gate)))
+    return ops.mul(t, ops.shift(t, up), inside)

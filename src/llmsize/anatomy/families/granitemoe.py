@@ -16,7 +16,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c)
+    m = mixture.read(c, scores="chosen")
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:

@@ -51,6 +51,6 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts and one that every token passes, all of one width."""
     shared = decoder.gated(t, s, x, name="mlp.shared_mlp", role="shared_")
     tokens = x.view(t.batch * t.sequence, s.hidden)
-    weights = mixture.route(t, m, tokens, "mlp.gate.wg")
+    weights = mixture.route(t, m, tokens, "mlp.gate.wg", linear=True)
     routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts").view(*x.shape)
     return ops.add(t, routed, shared)

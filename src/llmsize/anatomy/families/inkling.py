@@ -125,7 +125,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     weights = ops.mul(t, ops.softmax(t, chosen), ops.to(t, factor, FP32))
     weights = ops.to(t, weights, x.format)
     routed_weights, shared_weights = ops.split(t, weights, m.chosen, shared)
-    routed = mixture.run_experts(t, s, m, tokens, routed_weights, "mlp.experts")
+    routed = mixture.run_experts(t, s, m, tokens, mixture.Routing(routed_weights), "mlp.experts")
     return ops.add(t, routed, shared_experts(t, s, m, tokens, shared_weights)).view(*x.shape)
 
 

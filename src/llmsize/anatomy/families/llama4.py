@@ -85,7 +85,9 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     logits = t.linear(tokens, "feed_forward.router", m.count, role="router")
     chosen = mixture.take(t, logits, (logits.shape[0], m.chosen), "topk")
     weights = ops.to(t, ops.sigmoid(t, ops.to(t, chosen, FP32)), tokens.format)
-    routed = mixture.run_experts(t, s, m, tokens, weights, "feed_forward.experts", transposed=True)
+    routed = mixture.run_experts(
+        t, s, m, tokens, mixture.Routing(weights), "feed_forward.experts", transposed=True
+    )
     shared = decoder.gated(
         t, s, tokens, name="feed_forward.shared_expert", width=m.width, role="shared_"
     )

@@ -31,16 +31,20 @@ class Type:
     output_biased: bool = True
     """Whether the output projection has one if q, k and v have."""
     scores: mixture.Scores = "softmax"
+    wide: bool = False
+    """Whether the experts' weights stay in fp32."""
+    normed: bool = False
+    """Whether they sum to one where the configuration does not say."""
     router: str = "mlp.gate"
 
 
 TYPES = {
-    "mixtral": Type(),
+    "mixtral": Type(wide=True, normed=True),
     "qwen2_moe": Type(biased=True, output_biased=False),
     "qwen3_moe": Type(head_norm=blocks.rms_norm),
     "olmoe": Type(wide_norm=blocks.rms_norm),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router"),
-    "minimax_m2": Type(wide_norm=blocks.rms_norm, scores="sigmoid"),
+    "minimax_m2": Type(wide_norm=blocks.rms_norm, scores="sigmoid", normed=True),
     "mellum": Type(head_norm=blocks.rms_norm),
 }
 
@@ -49,7 +53,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
     s = decoder.read(c)
-    m = mixture.read(c, scores=family.scores)
+    m = mixture.read(c, scores=family.scores, wide=family.wide, normed=family.normed)
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
@@ -84,7 +88,7 @@ def feed_beside_gated_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tenso
     """Routed experts, and one for every token whose output a sigmoid scales."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_expert", width=m.shared, role="shared_")
-    weights = mixture.route(t, m, tokens, "mlp.gate")
-    routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts")
+    routing = mixture.route(t, m, tokens, "mlp.gate")
+    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
     gate = ops.sigmoid(t, t.linear(tokens, "mlp.shared_expert_gate", 1, role="router"))
     return ops.add(t, routed, ops.mul(t, gate, shared)).view(*x.shape)

@@ -108,4 +108,6 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, router: int, first: bool) ->
     logits = t.linear(hidden, f"{name}.out_proj", m.count + 1, role="router")
     scores = ops.softmax(t, logits)
     weights = mixture.take(t, scores, (scores.shape[0], m.chosen), "gather")
-    return mixture.run_experts(t, s, m, tokens, weights, "mlp.experts").view(*x.shape)
+    return mixture.run_experts(t, s, m, tokens, mixture.Routing(weights), "mlp.experts").view(
+        *x.shape
+    )
