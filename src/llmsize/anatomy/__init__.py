@@ -12,9 +12,12 @@ from llmsize.architecture import Architecture
 __all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "run_forward", "traced"]
 
 
-def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Tensor]:
+def run_forward(
+    architecture: Architecture, setting: Setting, *, outline: bool = False
+) -> tuple[Trace, Tensor]:
     """Run the model's forward pass once; the tape of it, and the loss or the logits.
 
+    An `outline` runs one layer of each kind, which is enough for weights and caches.
     Raises `LLMSizeError` for a configuration that does not describe a model.
     """
     trace = Trace(
@@ -22,6 +25,7 @@ def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Te
         autocast=setting.autocast,
         checkpoint_saves=setting.checkpoint_saves,
         setting=setting,
+        outline=outline,
         batch=Dim(setting.batch, "batch"),
         sequence=Dim(setting.sequence, "sequence"),
     )
@@ -33,4 +37,4 @@ def run_forward(architecture: Architecture, setting: Setting) -> tuple[Trace, Te
 
 def traced(architecture: Architecture) -> Trace:
     """The model's weights and layers, from a pass of one token."""
-    return run_forward(architecture, Setting())[0]
+    return run_forward(architecture, Setting(), outline=True)[0]

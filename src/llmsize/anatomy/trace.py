@@ -123,6 +123,8 @@ class Trace(Tape):
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
     """The traced layers, by their number; -1 is outside of the layers."""
+    outline: bool = False
+    """Whether one layer of each kind is enough: for weights and caches, not for lifetimes."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
     """What the traced layers keep of their tokens, by the layers' numbers."""
     stored: list[Tensor] = field(default_factory=list)
@@ -269,7 +271,8 @@ class Trace(Tape):
             (kind, every > 0 and index % every == 0, index < frozen)
             for index, kind in enumerate(kinds)
         )
-        for (kind, checkpointed, _), indices, turn in stand_ins(marked):
+        traced = one_of_each(marked) if self.outline else stand_ins(marked)
+        for (kind, checkpointed, _), indices, turn in traced:
             number = len(self.places) - 1
             self.places[number] = Place(f"{prefix}.{{}}.", indices, number - turn)
             self.enter(number)
@@ -299,6 +302,14 @@ def _block_of_kind(
 
 MAX_PERIOD = 12
 """The longest pattern of layers that is looked for."""
+
+
+def one_of_each(kinds: tuple[Kind, ...]) -> list[tuple[Kind, Sequence[int], int]]:
+    """The layers to trace for an outline: kind, the indices it stands for, and no turn."""
+    indices: dict[Kind, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        indices.setdefault(kind, []).append(index)
+    return [(kind, found, 0) for kind, found in indices.items()]
 
 
 @lru_cache(maxsize=256)
