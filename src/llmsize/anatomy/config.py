@@ -11,6 +11,10 @@ LARGEST = 10**9
 """No dimension of a model is larger; what claims to be is a mistake."""
 
 
+MOST = 1000
+"""No model has more layers, or heads in a layer; more would only take long to refuse."""
+
+
 class Config:
     """The fields of one `config.json`, each asked for by its name or an older one."""
 
@@ -38,6 +42,15 @@ class Config:
                 f"it must be a whole number from 1 to {LARGEST:,}",
             )
         return value
+
+    def few(self, *names: str, default: int | None = None) -> int:
+        """A number of things that are gone through one by one, such as layers or heads."""
+        number = self.size(*names, default=default)
+        if number > MOST:
+            raise self.error(
+                f"has `{names[0]}` = {number:,}", f"it must be a whole number from 1 to {MOST:,}"
+            )
+        return number
 
     def count(self, *names: str, default: int = 0) -> int:
         """A whole number that may be zero, such as a number of experts."""

@@ -87,7 +87,7 @@ def read(
     otherwise.
     """
     hidden = c.size("hidden_size", "n_embd", "d_model")
-    heads = c.size("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+    heads = c.few("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
     head_dim = c.size("head_dim", default=max(hidden // heads, 1))
     kv_heads = c.size("num_key_value_heads", default=heads)
     if c.value("head_dim") is None and hidden % heads:
@@ -95,7 +95,7 @@ def read(
     if heads % kv_heads:
         raise c.error(f"has {heads} heads for {kv_heads} KV heads", "correct one of them")
     return Sizes(
-        layers=c.size("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        layers=c.few("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         hidden=Dim(hidden, "hidden"),
         heads=Dim(heads, "heads"),
         kv_heads=Dim(kv_heads, "kv_heads"),
@@ -113,9 +113,16 @@ def rotated(c: Config, head_dim: int, default: float) -> int:
     """How many channels of a head are rotated."""
     nested = c.value("rope_parameters", "rope_scaling")
     inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
-    if isinstance(inner, int | float) and c.value("partial_rotary_factor") is None:
-        return int(head_dim * inner)
-    return int(head_dim * c.number("partial_rotary_factor", "rotary_pct", default=default))
+    share = Config({"inner": inner, **c.fields}, c.model).number(
+        "partial_rotary_factor", "rotary_pct", "inner", default=default
+    )
+    channels = int(head_dim * share)
+    if default and not 0 < channels <= head_dim:
+        raise c.error(
+            f"rotates {channels:,} of the {head_dim} channels of a head",
+            "correct `head_dim` or `partial_rotary_factor`",
+        )
+    return channels
 
 
 def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]:

@@ -39,7 +39,7 @@ class Extra:
 def read(c: Config) -> Extra:
     """The extra dimensions from a `config.json`."""
     return Extra(
-        streams=Dim(c.size("hc_mult", default=4), "streams"),
+        streams=Dim(c.few("hc_mult", default=4), "streams"),
         q_rank=Dim(c.size("q_lora_rank"), "q_rank"),
         groups=Dim(c.size("o_groups"), "output_groups"),
         output_rank=Dim(c.size("o_lora_rank"), "output_rank"),

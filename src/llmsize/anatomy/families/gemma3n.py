@@ -52,7 +52,7 @@ def read(c: Config) -> Shape:
     return Shape(
         sizes=decoder.read(Config(fields, c.model), tied=True, activation="gelu_pytorch_tanh"),
         window=c.size("sliding_window", default=512),
-        streams=Dim(c.size("altup_num_inputs", default=4), "streams"),
+        streams=Dim(c.few("altup_num_inputs", default=4), "streams"),
         rank=Dim(c.size("laurel_rank", default=64), "laurel_rank"),
         extra=Dim(c.size("hidden_size_per_layer_input", default=256), "per_layer_input"),
         bias=c.flag("attention_bias"),

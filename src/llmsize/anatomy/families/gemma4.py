@@ -85,6 +85,11 @@ def layer_kinds(c: Config, layers: int) -> list[Kind]:
     """The kind of every layer; the last one of each reach before the reusing ones stores."""
     local = [window > 0 for window in decoder.windows(c, layers, lambda i: (i + 1) % 6 > 0)]
     first = layers - c.count("num_kv_shared_layers")
+    if first < 1 or not set(local[first:]) <= set(local[:first]):
+        raise c.error(
+            f"has no layer before layer {first} that the later ones could take their keys from",
+            "correct `num_kv_shared_layers`",
+        )
     kinds = []
     for index, is_local in enumerate(local):
         last_of_reach = index < first and is_local not in local[index + 1 : first]

@@ -37,7 +37,7 @@ def read(c: Config) -> Shape:
     if hidden % heads:
         raise c.error(f"has {heads} heads that do not divide {hidden}", "correct `n_head`")
     return Shape(
-        layers=c.size("n_layer", "num_hidden_layers"),
+        layers=c.few("n_layer", "num_hidden_layers"),
         hidden=Dim(hidden, "hidden"),
         heads=Dim(heads, "heads"),
         intermediate=Dim(

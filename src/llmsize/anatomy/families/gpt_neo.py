@@ -5,9 +5,12 @@ transformers v5.23, models/gpt_neo/modeling_gpt_neo.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.config import Config
+from llmsize.anatomy.config import MOST, Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -42,14 +45,25 @@ def forward(t: Trace, c: Config) -> Tensor:
 def windows(c: Config, layers: int) -> list[int]:
     """Each layer's window, from groups such as `[["global", "local"], 12]`."""
     window = c.size("window_size", default=256)
-    kinds = c.sequence("attention_layers") or [
-        kind
-        for group in c.sequence("attention_types") or [[["global", "local"], -(-layers // 2)]]
-        for kind in group[0] * min(group[1], layers)
-    ]
+    kinds = c.sequence("attention_layers")
+    if kinds is None:
+        kinds = [kind for group in groups(c, layers) for kind in repeated(c, group)]
     if len(kinds) < layers:
         raise c.error(f"has {len(kinds)} attention types for {layers} layers", "give one a layer")
     return [window if kind == "local" else 0 for kind in kinds[:layers]]
+
+
+def groups(c: Config, layers: int) -> Sequence[Any]:
+    """Kinds of layers and how often they come, as the configuration gives them."""
+    return c.sequence("attention_types") or [[["global", "local"], -(-layers // 2)]]
+
+
+def repeated(c: Config, group: Any) -> list[Any]:
+    """The layers of one group. Raises `LLMSizeError` for anything but kinds and a number."""
+    match group:
+        case [[*kinds], int(times)] if 0 <= times <= MOST:
+            return kinds * times
+    raise c.error("has malformed `attention_types`", 'write `[[["global", "local"], 12]]`')
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Tensor:

@@ -39,7 +39,7 @@ def read(c: Config) -> Shape:
     if hidden % heads:
         raise c.error(f"has {heads} heads that do not divide {hidden}", "correct the heads")
     return Shape(
-        layers=c.size("num_hidden_layers"),
+        layers=c.few("num_hidden_layers"),
         hidden=Dim(hidden, "hidden"),
         heads=Dim(heads, "heads"),
         intermediate=Dim(c.size("intermediate_size", default=4 * hidden), "intermediate"),

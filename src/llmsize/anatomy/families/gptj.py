@@ -18,11 +18,11 @@ NAMES = Names(embedding="transformer.wte", layers="transformer.h", norm="transfo
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    inner = c.size("n_inner", default=4 * c.size("n_embd", "hidden_size"))
-    channels = c.size("n_embd", "hidden_size") // c.size("n_head", "num_attention_heads")
+    hidden, heads = c.size("n_embd", "hidden_size"), c.few("n_head", "num_attention_heads")
+    channels = max(hidden // heads, 1)
+    fields = {**c.fields, "n_inner": c.size("n_inner", default=4 * hidden)}
     share = c.size("rotary_dim", default=channels) / channels
-    s = decoder.read(Config({**c.fields, "n_inner": inner}, c.model), activation="gelu_new",
-                     rotary=share)  # fmt: skip
+    s = decoder.read(Config(fields, c.model), activation="gelu_new", rotary=share)
     fused = c.text("model_type") == "codegen"
     dropout = c.number("resid_pdrop")
 

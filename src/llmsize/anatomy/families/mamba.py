@@ -18,7 +18,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     hidden = Dim(c.size("hidden_size", "d_model"), "hidden")
     vocabulary = Dim(c.size("vocab_size"), "vocabulary")
-    layers = c.size("num_hidden_layers", "n_layer")
+    layers = c.few("num_hidden_layers", "n_layer")
     mixer = second(c, hidden) if c.text("model_type") == "mamba2" else first(c, hidden)
 
     def block(x: Tensor, kind: str) -> Tensor:

@@ -41,10 +41,10 @@ def read(c: Config) -> Shape:
     kind = c.text("feed_forward_proj", default="relu")
     gated = kind.startswith("gated-")
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
-    layers = c.size("num_layers")
+    layers = c.few("num_layers")
     return Shape(
         encoder_layers=layers,
-        decoder_layers=c.size("num_decoder_layers", default=layers),
+        decoder_layers=c.few("num_decoder_layers", default=layers),
         hidden=Dim(c.size("d_model"), "hidden"),
         heads=Dim(c.size("num_heads"), "heads"),
         head_dim=Dim(c.size("d_kv"), "head_dim"),
