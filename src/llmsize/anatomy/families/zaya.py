@@ -45,7 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has no `layer_types` for every layer", "give one a layer")
     kinds = [(i == 0, listed[i] == "hybrid_sliding") for i in range(s.layers)]
     return decoder.run(
-        t, s, block, kinds, windows=(window,), begin=begin, head_bias=c.flag("lm_head_bias")
+        t, s, block, kinds, windows=(0, window), begin=begin, head_bias=c.flag("lm_head_bias")
     )
 
 
