@@ -2,6 +2,7 @@
 
 import csv
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from llmsize.anatomy import traced
 from llmsize.anatomy.families import MODULES
 from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes
-from llmsize.memory.llamacpp import Server, buffers, cache_bytes
+from llmsize.memory.llamacpp import Server, buffers, cache_bytes, layer_places
 from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
 from llmsize.memory.weights import Recipe, formats_of, weight_bytes
 from llmsize.units import GIB, MIB
@@ -151,6 +153,8 @@ def test_bytes_per_token_are_those_of_vllms_pool(name: str, rows: list[Row]) -> 
     [
         ("llama-2-7b", CachePolicy(), 16.0),
         ("qwen2.5-7b", CachePolicy(), 1.75),
+        ("mixtral-8x7b", CachePolicy(), 4.0),
+        ("deepseek-v3", CachePolicy(), 2.14453125),
         ("gemma-3-12b", CachePolicy(), 2.3125),
         ("gemma-3-12b", CachePolicy(windows="reserved"), 12.0),
     ],
@@ -162,3 +166,33 @@ def test_the_cache_of_32768_tokens(name: str, policy: CachePolicy, gib: float) -
         trace(name).layer_caches(), context=32_768, keys=half, values=half, policy=policy
     )
     assert cache.value == gib * GIB
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (Server(0), "below one"),
+        (Server(4096, sequences=1000), "too many"),
+        (Server(4096, flash_attention=False, values=format_of("q8_0")), "flash attention"),
+        (Server(4096, devices=2, tensor_split=(1.0,)), "1 shares for 2 devices"),
+    ],
+)
+def test_options_that_llama_cpp_refuses_are_errors(refused: Server, reason: str) -> None:
+    """llama.cpp exits with these; an estimate of them would be of nothing."""
+    file = model(architecture("llama-3.2-1b"), trace("llama-3.2-1b"), recipe("Q8_0"), format_of)
+    with pytest.raises(LLMSizeError, match=reason):
+        buffers(file, refused)
+
+
+def test_an_absurd_number_of_layers_is_an_error() -> None:
+    """A configuration of 200,000 layers is refused before its tensors are listed."""
+    found = architecture("llama-3.2-1b")
+    absurd = replace(found, config={**found.config, "num_hidden_layers": 200_000})
+    with pytest.raises(LLMSizeError):
+        gguf(absurd, traced(absurd))
+
+
+def test_a_split_gives_each_device_its_share_of_the_layers() -> None:
+    """`--tensor-split 3,1` of 16 layers and the output: the first three quarters on the first."""
+    places = layer_places(16, Server(4096, devices=2, tensor_split=(3.0, 1.0)))
+    assert places == [0] * 13 + [1] * 4

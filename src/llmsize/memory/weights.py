@@ -140,14 +140,23 @@ CONDITIONS: Mapping[str, Callable[[Candidate, Any], bool]] = {
 }
 """What a rule can ask of a tensor, its place and its model."""
 
+MOST_TENSORS = 1_000_000
+"""More than any checkpoint has; what claims more is a mistake."""
+
 VALUE_ROLES = ("v", "qkv", "kv_b")
 """Roles that llama.cpp counts as one kind: the values' projection is the most sensitive."""
 
 
 def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
-    """The tensors of a model as its library stores them, from a trace of it."""
+    """The tensors of a model as its library stores them, from a trace of it.
+
+    Raises `LLMSizeError` for a configuration with more tensors than any model has.
+    """
     config = Config(architecture.config, architecture.name)
     parameters = trace.weights.values()
+    tensors = sum(p.copies for p in parameters)
+    if tensors > MOST_TENSORS:
+        raise config.error(f"describes {tensors:,} tensors", "check its number of layers")
     caches = trace.layer_caches()
     return Checkpoint(
         family=architecture.family,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from llmsize.anatomy.cache import LayerCache
+from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.allocator import allocation
@@ -20,6 +21,10 @@ from llmsize.memory.llamacpp.tensors import Tensor
 from llmsize.memory.weights import Weight
 from llmsize.term import Term, fact, total
 
+MAX_SEQUENCES = 256
+"""`LLAMA_MAX_SEQ`, src/llama-cparams.h."""
+MAX_DEVICES = 16
+"""`GGML_CUDA_MAX_DEVICES`, ggml-cuda.h."""
 PIPELINE_COPIES = 4
 """Batches that are under way at once on several devices (`GGML_SCHED_MAX_COPIES`)."""
 
@@ -47,7 +52,11 @@ class Buffers:
 
 
 def buffers(model: Model, server: Server, device: Memory = CUDA) -> tuple[Buffers, ...]:
-    """The buffers of every device, the host last."""
+    """The buffers of every device, the host last.
+
+    Raises `LLMSizeError` for options that llama.cpp refuses.
+    """
+    check(server)
     memories = [device] * server.devices + [HOST]
     host = server.devices
     layers = len(model.decoder.layers)
@@ -88,6 +97,32 @@ def memory(model: Model, server: Server, device: Memory = CUDA) -> Term:
         unit="bytes",
         note="without the CUDA context, library workspaces and the logits on the host",
     )
+
+
+def check(server: Server) -> None:
+    """Raise `LLMSizeError` for options that llama.cpp refuses, or that make no sense."""
+    counts = (server.context, server.ubatch, server.sequences)
+    if min(counts) < 1 or min(server.devices, server.gpu_layers or 0, server.cpu_moe_layers) < 0:
+        raise LLMSizeError(
+            "a context, batch or number of slots is below one, or a count is negative",
+            hint="llama.cpp needs at least one token, one slot and one token per batch",
+        )
+    if server.sequences > MAX_SEQUENCES or server.devices > MAX_DEVICES:
+        raise LLMSizeError(
+            f"{server.sequences} slots on {server.devices} devices are too many",
+            hint=f"llama.cpp has at most {MAX_SEQUENCES} slots and {MAX_DEVICES} devices",
+        )
+    if server.values.block_elements > 1 and not server.flash_attention:
+        raise LLMSizeError(
+            f"a cache of values in `{server.values.name}` needs flash attention",
+            hint="turn flash attention on, or keep the values in 16 bit",
+        )
+    split = server.tensor_split
+    if split and (len(split) != server.devices or min(split) < 0 or not 0 < sum(split) < 1e9):
+        raise LLMSizeError(
+            f"the split names {len(split)} shares for {server.devices} devices",
+            hint="give one share that is not negative for every device",
+        )
 
 
 def layer_places(layers: int, server: Server) -> list[int]:

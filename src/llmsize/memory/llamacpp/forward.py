@@ -34,8 +34,6 @@ class Decoder:
     groups_used: int = 1
     rope_dim: int = 0
     """Channels of a latent's shared rotary key."""
-    value_dim: int = 0
-    """Channels of a value that a latent is expanded to."""
     layer_norm: bool = False
     """Whether norms subtract the mean, which ggml cannot do in place."""
     parallel: tuple[str, ...] = ()

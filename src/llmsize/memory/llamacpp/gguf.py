@@ -64,6 +64,9 @@ PARALLEL = {
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
+MOST = 512
+"""`LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`, src/llama-hparams.h."""
+
 LLAMA_3_1_CONTEXT = 131_072
 """Llama 3.1 and later stretch their rotations to this context by factors of their own."""
 
@@ -125,6 +128,11 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         raise LLMSizeError(
             f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
             hint="llmsize knows the graphs of decoders whose layers all have attention",
+        )
+    if max(file.layers, file.experts_used) > MOST:
+        raise LLMSizeError(
+            f"`{architecture.name}` has more layers or active experts than llama.cpp runs",
+            hint=f"it runs at most {MOST} of each",
         )
     if len(caches) != file.layers:
         raise LLMSizeError(
