@@ -88,7 +88,7 @@ def test_a_range_lies_between_known_models() -> None:
 
 def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616) -> Option:
     model = Architecture(name, "llama", {}, "made up", published_parameters=parameters)
-    return adapt(have, way, Choice(model, "bf16", 10**9, "fits", 10**9), 32, ())
+    return adapt(have, way, Choice(model, "bf16", 10**9, "fits", 10**9), 32)
 
 
 def test_alpaca_takes_three_hours_and_a_hundred_dollars() -> None:

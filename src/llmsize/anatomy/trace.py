@@ -28,7 +28,8 @@ class LoRA:
 
     rank: int = 8
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Last parts of module names; `all-linear` stands for every linear layer but the head."""
+    """Last parts of module names; `all-linear` stands for all linear layers but routers and head.
+    """
     dropout: float = 0.0
     format: Format = FP32
     """Format of the adapters; peft keeps them in fp32 over 16-bit weights."""
@@ -38,7 +39,7 @@ class LoRA:
     def adapts(self, module: str, role: str) -> bool:
         """Whether the linear layer `module` gets an adapter."""
         if "all-linear" in self.targets:
-            return role != "head"
+            return role not in ("head", "router")
         return module.rsplit(".", 1)[-1] in self.targets
 
 

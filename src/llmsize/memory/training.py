@@ -305,7 +305,11 @@ def device_memory(step: TrainingStep, stack: Stack) -> Term:
 
     This is what `nvidia-smi` shows and what has to fit on a card.
     """
-    allocated = peak_memory(step)
+    return on_device(peak_memory(step), stack)
+
+
+def on_device(allocated: Term, stack: Stack) -> Term:
+    """Allocated bytes with the allocator's slack and the device's context."""
     slack = term(
         "allocator slack",
         "ceil(allocated * share)",

@@ -17,7 +17,13 @@ from llmsize.planning.finetuning import Method, run_seconds, step_seconds
 from llmsize.planning.fits import Verdict, largest
 from llmsize.planning.needs import Way
 from llmsize.scaling.allocation import Allocation, allocate, at_most
-from llmsize.scaling.laws import ScalingLaw, loss, relations, solve
+from llmsize.scaling.laws import (
+    ScalingLaw,
+    loss,
+    non_embedding_parameters,
+    relations,
+    solve,
+)
 from llmsize.term import Term, term
 from llmsize.throughput import affordable_flop, cost, device_hours, training_flop, training_time
 
@@ -125,6 +131,14 @@ def most_parameters(
     return int(rungs[index] + part * (rungs[index + 1] - rungs[index]))
 
 
+def training_compute(have: Resources) -> Term:
+    """FLOP that the machines do in the time."""
+    return affordable_flop(
+        devices=have.machine.devices, seconds=have.seconds, peak=have.peak,
+        efficiency=have.utilization,
+    )  # fmt: skip
+
+
 def pretraining(
     have: Resources,
     law: ScalingLaw,
@@ -138,10 +152,7 @@ def pretraining(
     is the most parameters that can be trained and served. Raises `LLMSizeError` where a law cannot
     answer.
     """
-    compute = affordable_flop(
-        devices=have.machine.devices, seconds=have.seconds, peak=have.peak,
-        efficiency=have.utilization,
-    )  # fmt: skip
+    compute = training_compute(have)
     optimum = allocate(law, compute.value)
     plan = optimum if limit is None else at_most(law, compute.value, limit)
     flop = training_flop(plan.parameters, plan.tokens)
@@ -150,11 +161,17 @@ def pretraining(
     )
     epochs = plan.tokens / have.tokens if have.tokens else None
     return Pretraining(
-        compute, optimum, plan, limit if plan is not optimum else None, epochs,
-        {each.name: loss(each, plan.parameters, plan.tokens) for each in laws
-         if "L | N, D" in relations(each)},
+        compute, optimum, plan, limit if plan.parameters < optimum.parameters else None, epochs,
+        {each.name: _loss(each, plan) for each in laws if "L | N, D" in relations(each)},
         _repeated_loss(repeated, plan, have.tokens), time, _cost(have, time),
     )  # fmt: skip
+
+
+def _loss(law: ScalingLaw, plan: Allocation) -> float:
+    """The law's loss of the plan, whose parameters count the embeddings."""
+    counted = law.counts in ("non-embedding", "all but embedding")
+    n = non_embedding_parameters(plan.parameters) if counted else plan.parameters
+    return loss(law, n, plan.tokens)
 
 
 def _repeated_loss(law: ScalingLaw, plan: Allocation, tokens: float | None) -> float | None:
@@ -163,23 +180,18 @@ def _repeated_loss(law: ScalingLaw, plan: Allocation, tokens: float | None) -> f
     return solve(law, "L | N, D, U", N=plan.parameters, D=plan.tokens, U=min(tokens, plan.tokens))
 
 
-def adapt(have: Resources, way: Way, choice: Choice, layers: int, reached: Sequence[str]) -> Option:
-    """The option of using one model of the catalogue in one way.
-
-    `reached` are the ways in which no model this large fits, which say why it is this one.
-    """
+def adapt(have: Resources, way: Way, choice: Choice, layers: int) -> Option:
+    """The option of using one model of the catalogue in one way."""
     model = choice.model
     parameters = model.published_parameters or 0
     seconds = None
     if way != "serve" and have.tokens:
         seconds = _tuning_time(have, way, parameters, layers)
-    why = f"the largest that fits for {TITLES[way]}"
-    if reached:
-        why += f", larger than any for {' or '.join(reached)}"
     return Option(
         way, model.name, parameters, choice.format, choice.need, choice.verdict, seconds,
         _cost(have, seconds) if seconds else None,
-        seconds is None or seconds.value <= have.seconds, why,
+        seconds is None or seconds.value <= have.seconds,
+        f"among the largest recent models that fit for {TITLES[way]}",
     )  # fmt: skip
 
 
@@ -194,7 +206,7 @@ def _tuning_time(have: Resources, method: Method, parameters: float, layers: int
     return run_seconds(step, samples=samples, epochs=have.epochs, devices=have.machine.devices)
 
 
-def scratch(have: Resources, found: Pretraining, need: int | None, verdict: Verdict) -> Option:
+def scratch(have: Resources, found: Pretraining) -> Option:
     """The option of training a new model, as `pretraining` planned it."""
     why = "what the compute is best spent on"
     if found.limit is not None:
@@ -202,7 +214,7 @@ def scratch(have: Resources, found: Pretraining, need: int | None, verdict: Verd
     if found.epochs and found.epochs > REPEATABLE_EPOCHS:
         why += f"; the tokens at hand would repeat {found.epochs:,.0f} times"
     return Option(
-        "scratch", "a new model", found.plan.parameters, "16-bit", need, verdict, found.time,
+        "scratch", "a new model", found.plan.parameters, "16-bit", None, "fits", found.time,
         found.cost, True, why,
     )  # fmt: skip
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from llmsize.anatomy import LoRA, Setting, run_forward
+from llmsize.anatomy import Setting, run_forward
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import kv_cache
+from llmsize.memory.methods import training_run
 from llmsize.memory.overview import RUNTIME, Storage, Subject, stored
 from llmsize.memory.timeline import peak, stretches
-from llmsize.memory.training import TrainingRun, training_step
+from llmsize.memory.training import device_memory, on_device, training_step
 from llmsize.memory.weights import Recipe
-from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.catalogue import Need
+from llmsize.planning.training import Question
 from llmsize.term import Term, fact, term, total
 
 Way = Literal["serve", "lora", "qlora", "full"]
-Tuning = Literal["lora", "qlora", "full"]
 
 ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
-HOPELESS = 1.5
-"""Weights alone above so many budgets fit under no error band."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +36,6 @@ class Serving:
     context: int = 8192
     """Tokens of each sequence; the whole prompt is read at once."""
     users: int = 1
-    devices: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """How a model is trained, whichever it is: one sequence a step, recomputing every layer."""
-
-    precisions: Mapping[Tuning, Precision]
-    optimizer: Optimizer
-    base: Format
-    """Of a quantized base (QLoRA)."""
-    format: Format = BF16
-    sequence: int = 2048
-    lora: LoRA = field(default_factory=lambda: LoRA(16, ("all-linear",)))
     devices: int = 1
 
 
@@ -76,36 +60,29 @@ def serving(
     return total("memory", share(weights), share(cache), work, RUNTIME)
 
 
-def tuning(model: Architecture, how: Tuned, method: Tuning) -> Term:
-    """Bytes on each device at the peak of a training step, the runtime included.
+def tuning(question: Question, devices: int = 1) -> Term:
+    """Device memory of a training step on each of `devices`.
 
-    Several devices divide what lives through the step, the gradients and what the optimizer
-    allocates, as ZeRO-3 does; activations are on each.
+    They divide what lives through the step, the gradients and what the optimizer allocates, as
+    ZeRO-3 does; activations are on each.
     """
-    step = training_step(model, _run(how, method))
-    share = partial(_share, devices=how.devices)
-    gradients = share(_counted("gradients", step.gradients))
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    step = training_step(question.architecture, run)
+    if devices == 1:
+        return device_memory(step, question.stack)
+    share = partial(_share, devices=devices)
     passes = max(step.peaks["forward"], step.peaks["backward"])
     activations = max(passes - int(step.static.value) - step.gradients, 0)
     moments = (
         _counted("activations", activations), share(_counted("optimizer", step.step_scratch))
     )  # fmt: skip
     work = max(moments, key=lambda moment: moment.value)
-    return total("memory", share(step.static), gradients, work, RUNTIME)
+    gradients = share(_counted("gradients", step.gradients))
+    return on_device(total("allocated", share(step.static), gradients, work), question.stack)
 
 
 def _counted(name: str, size: int) -> Term:
     return fact(name, size, unit="bytes", source="the anatomy of the model")
-
-
-def _run(how: Tuned, method: Tuning) -> TrainingRun:
-    adapted = method != "full"
-    setting = Setting(
-        sequence=how.sequence, format=how.format, training=True, checkpoint_every=1,
-        trained=frozenset() if adapted else None, lora=how.lora if adapted else None,
-        quantized=how.base if method == "qlora" else None, input_gradients=adapted,
-    )  # fmt: skip
-    return TrainingRun(how.precisions[method], how.optimizer, setting)
 
 
 def _share(part: Term, devices: int) -> Term:
@@ -117,20 +94,20 @@ def _share(part: Term, devices: int) -> Term:
     )  # fmt: skip
 
 
-def asker(ask: Callable[[Architecture, str], Term], least: Mapping[str, Format],
-          *, devices: int, budget: int) -> Need:  # fmt: skip
+def asker(
+    ask: Callable[[Architecture, str], Term], least: Mapping[str, float], *, hopeless: float
+) -> Need:
     """The question of a catalogue search, from one that answers with a Term.
 
-    `least` has, by storage, the smallest format in which any weight is stored. A model that is
-    hopeless for `budget` is not traced: its answer is a bound below its need. A model that cannot
-    be asked (an unknown family, no such layer) has no answer.
+    `least` has, by storage, bytes of a device that no parameter does without. A model that takes
+    more than `hopeless` bytes that way is not traced: the bound is its answer. A model that cannot
+    be asked (an unknown family, no such layer) has none.
     """
 
     def asked(model: Architecture, storage: str) -> int | None:
-        format = least[storage]
-        bound = (model.published_parameters or 0) * format.block_bytes // format.block_elements
-        if bound > HOPELESS * budget * devices:
-            return bound // devices
+        bound = (model.published_parameters or 0) * least[storage]
+        if bound > hopeless:
+            return int(bound)
         try:
             return int(ask(model, storage).value)
         except LLMSizeError:

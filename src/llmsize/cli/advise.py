@@ -1,0 +1,516 @@
+"""`llmsize advise`: from machines, time and data to a plan, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmsize import presets, units
+from llmsize.architecture import Architecture
+from llmsize.cli import options
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.estimate import Absent, Cell, Estimate, Row, Table
+from llmsize.formats import Format
+from llmsize.hardware import Machine, bandwidth, peak, training_format
+from llmsize.ladder import Ladder
+from llmsize.memory.methods import Choices
+from llmsize.memory.weights import Recipe
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.planning import advise as planning
+from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
+from llmsize.planning.catalogue import Choice, Filter, search, wanted
+from llmsize.planning.fits import BANDS
+from llmsize.planning.needs import Serving, Way, asker, serving, tuning
+from llmsize.planning.training import Question
+from llmsize.sources.prices import price_of, read_prices
+from llmsize.stack import Stack
+from llmsize.term import Term, fact
+from llmsize.units import format_bytes, format_count, format_duration
+
+EXAMPLES = (
+    "llmsize advise --gpu rtx-4090 --gpus 2 --days 14",
+    "llmsize advise --instance colab-t4 --days 12h --task finetune --data 20MB",
+    "llmsize advise llama-7b --gpu a100 --gpus 8 --days 1 --task finetune --samples 52000 "
+    "--tokens 6.8M --epochs 3 --price 4",
+    "llmsize advise --gpu h100 --gpus 1024 --days 60 --task pretrain",
+)
+
+STORAGES: dict[Way, tuple[str, ...]] = {
+    "serve": ("16-bit", "llm-int8", "nf4"), "full": ("16-bit",), "lora": ("16-bit",),
+    "qlora": ("nf4",),
+}  # fmt: skip
+"""How the weights may be stored in each way, most precise first: a recipe, or as they are."""
+BAND: dict[Way, float] = {
+    "serve": BANDS["inference"], "full": BANDS["training"], "lora": BANDS["training"],
+    "qlora": BANDS["training"],
+}  # fmt: skip
+TRAINED_CONTEXT, SERVED_CONTEXT = 2048, 8192
+"""Tokens of a sequence unless `--context` says otherwise."""
+DAY, HOUR = 86_400.0, 3600.0
+LAW, REPEATING = "chinchilla", "muennighoff"
+SHOWN = 2
+"""Models that are offered for each way."""
+RECENT_MONTHS = 24
+"""Released at most so long before the newest model of the catalogue: older ones of the same size
+have seen fewer and worse tokens."""
+
+_GOAL = "Goal"
+
+
+def _seconds(text: str) -> float:
+    """A number of days, or a duration with its unit."""
+    try:
+        return units.parse_duration(f"{float(text)}d", "time")
+    except ValueError:
+        return units.parse_duration(text, "time")
+
+
+def _epochs(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 10_000:
+        raise LLMSizeError(
+            f"cannot train for `{printable(text)}` epochs", hint="write a number above zero"
+        )
+    return value
+
+
+def advise(
+    model: options.OptionalModel = None,
+    gpu: options.Gpu = None,
+    gpus: options.Gpus = None,
+    vram: options.Vram = None,
+    instance: options.InstanceName = None,
+    reserve: options.Reserve = 0,
+    days: Annotated[
+        float,
+        typer.Option(
+            "--days", help="How long the machines are there: days, or `3h`.", metavar="TIME",
+            parser=lambda given: given if isinstance(given, float) else _seconds(given),
+            show_default="7", rich_help_panel=_GOAL,
+        ),
+    ] = 7 * DAY,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task", help=f"{', '.join(planning.WAYS)}.", metavar="TASK",
+            autocompletion=lambda: list(planning.WAYS), rich_help_panel=_GOAL,
+        ),
+    ] = "chatbot",
+    tokens: options.Tokens = None,
+    data: Annotated[
+        int | None,
+        typer.Option(
+            "--data", help="Text at hand, in place of `--tokens`: `2GB`.", metavar="SIZE",
+            parser=lambda text: units.parse_bytes(text, "data"), show_default=False,
+            rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", help="Samples that the data come in, if they are not packed.",
+            metavar="N", parser=lambda text: units.parse_count(text, "number of samples"),
+            show_default=False, rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    epochs: Annotated[
+        float,
+        typer.Option(
+            "--epochs", help="Passes over the data.", metavar="N", rich_help_panel=_GOAL,
+            parser=lambda given: given if isinstance(given, float) else _epochs(given),
+        ),
+    ] = 1.0,
+    context: options.Context = None,
+    users: Annotated[
+        int, typer.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
+    ] = 1,
+    commercial: Annotated[
+        bool,
+        typer.Option("--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL),
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price", help="Of one GPU for an hour.", metavar="PRICE", min=0,
+            show_default=False, rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            "--prices", help="Your own dated price list, a JSON file.", metavar="FILE",
+            show_default=False, rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    mfu: options.Mfu = None,
+) -> Estimate:  # fmt: skip
+    """What to load, tune or train with these machines, time and data, and what it reaches."""
+    machine = options.machine(gpu, vram, gpus, instance, reserve)
+    case = Case(
+        _task(task), _words(gpu, gpus, vram, instance, reserve), context, users,
+        _have(machine, days, _tokens(tokens, data), samples, epochs, mfu,
+              price if prices is None else _listed(prices, machine)),
+        tuple(_models(model, Filter(commercial=commercial, context=context or 0))),
+    )  # fmt: skip
+    ranges = _ranges(case)
+    planned = _pretraining(case, ranges) if "scratch" in planning.WAYS[case.task] else None
+    found = planning.ranked(_options(case, ranges, planned), case.task)
+    question = {
+        "model": model, "machine": case.have.machine.title, "task": case.task,
+        "seconds": case.have.seconds, "tokens": case.have.tokens, "samples": samples,
+        "epochs": epochs, "context": context, "users": users, "commercial": commercial,
+        "price": case.have.price,
+    }  # fmt: skip
+    path = _path(case, ranges, planned)
+    return Estimate(
+        "advise", question, _headline(case, found), (path, _ranking(case, found)),
+        _assumptions(case), tuple(_changes(case, found, planned)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that one piece of advice is about."""
+
+    task: Task
+    words: str
+    """The machine as options of a command line."""
+    context: int | None
+    users: int
+    have: Resources
+    models: tuple[Architecture, ...]
+
+    @property
+    def format(self) -> Format:
+        """What one trains in on this machine."""
+        assert self.have.machine.accelerator is not None
+        return presets.get(Format, training_format(self.have.machine.accelerator))
+
+
+def _task(text: str) -> Task:
+    for known in planning.WAYS:
+        if text.strip().lower() == known:
+            return known
+    raise LLMSizeError(
+        f"unknown task `{printable(text)}`",
+        hint=did_you_mean(text, planning.WAYS, otherwise=f"tasks: {', '.join(planning.WAYS)}"),
+    )
+
+
+def _words(*given: str | int | None) -> str:
+    names = ("--gpu", "--gpus", "--vram", "--instance", "--reserve")
+    said = zip(names, given, strict=True)
+    sized = {"--vram", "--reserve"}
+    return " ".join(f"{n} {v}{'B' if n in sized else ''}" for n, v in said if v)
+
+
+def _tokens(tokens: float | None, data: int | None) -> float | None:
+    if tokens is not None and data is not None:
+        raise LLMSizeError("--tokens and --data both say how much text there is", hint="give one")
+    return tokens if data is None else float(planning.tokens_in(data).value)
+
+
+def _have(
+    machine: Machine | None, seconds: float, tokens: float | None, samples: int | None,
+    epochs: float, mfu: float | None, price: float | None,
+) -> Resources:  # fmt: skip
+    if machine is None:
+        raise LLMSizeError(
+            "no machine to advise on", hint="name it: `--gpu rtx-4090`, `--instance g5.xlarge`"
+        )
+    accelerator = machine.accelerator
+    if accelerator is None:
+        raise LLMSizeError(
+            "the speed of this machine is not known",
+            hint="name the accelerator with `--gpu`; `--vram` beside it corrects its memory",
+        )
+    format = training_format(accelerator)
+    return Resources(
+        machine, seconds, peak(accelerator, format), options.efficiency(accelerator, format, mfu),
+        bandwidth(accelerator).value, tokens, samples, epochs, price=price,
+    )  # fmt: skip
+
+
+def _listed(prices: Path, machine: Machine | None) -> float | None:
+    """The price of the machine's devices in the user's list, if it is there."""
+    found = price_of(read_prices(prices), machine) if machine else None
+    return None if found is None else float(found.value)
+
+
+def _models(name: str | None, filter: Filter) -> Iterator[Architecture]:
+    if name is not None:
+        yield options.architecture(name)
+        return
+    yield from (m for m in presets.every(Architecture).values() if wanted(m, filter))
+
+
+def _asks(case: Case, way: Way) -> Callable[[Architecture, str], Term]:
+    """The memory of one device for a model in this way, by how its weights are stored."""
+    devices, format_of = case.have.machine.devices, partial(presets.get, Format)
+    if way == "serve":
+        served = Serving(case.format, case.context or SERVED_CONTEXT, case.users, devices)
+        return lambda model, storage: serving(model, served, _recipe(storage), format_of)
+    return lambda model, storage: tuning(_step_of(case, way, model), devices)
+
+
+def _step_of(case: Case, way: Way, model: Architecture) -> Question:
+    """A training step as advised: one sequence, every layer recomputed."""
+    choices = Choices(
+        "full" if way == "serve" else way, sequence=case.context or TRAINED_CONTEXT,
+        format=case.format, recompute="full",
+        base=presets.get(Format, "nf4") if way == "qlora" else None,
+    )  # fmt: skip
+    precision = presets.get(Precision, "mixed" if way == "full" else "pure-16bit")
+    stack, optimizer = presets.get(Stack, "transformers"), presets.get(Optimizer, "adamw")
+    return Question(model, choices, stack, precision, optimizer)
+
+
+def _recipe(storage: str) -> Recipe | None:
+    return None if storage == "16-bit" else presets.get(Recipe, storage)
+
+
+def _ranges(case: Case) -> dict[tuple[Way, str], int | None]:
+    """The most parameters for each way and storage, between the models of the ladder."""
+    ladder = presets.get(Ladder, "dense")
+    rungs = sorted(ladder.rungs.items(), key=lambda rung: rung[1])
+    model = cache(lambda index: presets.get(Architecture, rungs[index][0]))
+    found = {}
+    for way, storages in STORAGES.items():
+        ask = _asks(case, way)
+        for storage in storages:
+            need = cache(
+                lambda index, ask=ask, storage=storage: float(ask(model(index), storage).value)
+            )
+            found[way, storage] = planning.most_parameters(
+                [count for _, count in rungs], need, case.have.machine.usable.value
+            )
+    return found
+
+
+def _pretraining(case: Case, ranges: dict[tuple[Way, str], int | None]) -> Pretraining:
+    """A new model that the compute is best spent on, if it can be trained and served here."""
+    limits = [ranges["full", "16-bit"], ranges["serve", "16-bit"]]
+    return planning.pretraining(
+        case.have, options.law(LAW), [law for law in options.laws() if not law.experimental],
+        options.law(REPEATING), min((limit or 1 for limit in limits), default=1),
+    )  # fmt: skip
+
+
+def _options(
+    case: Case, ranges: dict[tuple[Way, str], int | None], planned: Pretraining | None
+) -> Iterator[Option]:
+    """Every way of the task with the best models for it."""
+    budget = int(case.have.machine.usable.value)
+    for way in STORAGES:
+        if way in planning.WAYS[case.task]:
+            for choice in _search(case, way, budget):
+                layers = choice.model.config.get("num_hidden_layers") or 32
+                yield planning.adapt(case.have, way, choice, int(layers))
+    if planned is not None and ranges["full", "16-bit"]:
+        yield planning.scratch(case.have, planned)
+
+
+def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
+    """The largest models that fit: recent ones, or older, or those that are tight but within."""
+    devices = case.have.machine.devices
+    kept = sum(presets.get(Precision, "mixed").bytes_per_parameter) if way == "full" else 0
+    least = {storage: max(kept, _bytes(case, storage)) / devices for storage in STORAGES[way]}
+    question = asker(_asks(case, way), least, hopeless=budget * (1 + BAND[way]))
+    newest = max((_month(model) for model in case.models), default=0)
+    recent = [model for model in case.models if _month(model) > newest - RECENT_MONTHS]
+    for models, certain in ((recent, True), (case.models, True), (case.models, False)):
+        within = (
+            choice
+            for choice in search(models, STORAGES[way], question, budget, band=BAND[way])
+            if choice.headroom >= 0 and (choice.verdict == "fits" or not certain)
+        )
+        found = list(islice(within, SHOWN))
+        if found:
+            return iter(found)
+    return iter(())
+
+
+def _bytes(case: Case, storage: str) -> float:
+    """Bytes of a quantized parameter, or of one that is kept as it is."""
+    recipe = _recipe(storage)
+    format = presets.get(Format, recipe.base) if recipe else case.format
+    return format.bits_per_element / 8
+
+
+def _month(model: Architecture) -> int:
+    """The month of the release, counted from year 0; 0 if it is not known."""
+    year, _, month = model.released.partition("-")
+    return 12 * int(year) + int(month or 1) if year.isdigit() else 0
+
+
+def _path(
+    case: Case, ranges: dict[tuple[Way, str], int | None], planned: Pretraining | None
+) -> Table:
+    """The steps from memory to loss, each with its number and the command that gives it alone."""
+    rows = [_step("memory of each device", case.have.machine.usable, f"llmsize fits {case.words}")]
+    for (way, storage), most in ranges.items():
+        title = f"{TITLES[way]}, {storage}: at most"
+        rows.append(_step(title, _parameters(most), f"llmsize fits {case.words}"))
+    if planned is not None:
+        rows += _training_steps(case, planned)
+    return Table("the path", ("result", "on its own"), tuple(rows), heading="step")
+
+
+def _step(name: str, result: Cell, command: str) -> Row:
+    return Row(name, {"result": result, "on its own": command})
+
+
+def _parameters(most: float | None) -> Cell:
+    if most is None:
+        return Absent("not even the smallest model fits")
+    return fact(
+        "parameters", int(most), unit="parameters", grade="assumed",
+        source="between the known models of the ladder `dense`",
+    )  # fmt: skip
+
+
+def _training_steps(case: Case, planned: Pretraining) -> Iterator[Row]:
+    have, plan = case.have, planned.plan
+    best = f"llmsize optimal --compute {planned.compute.value:.3g}"
+    time = format_duration(have.seconds)
+    yield _step(f"compute in {time}", planned.compute, best)
+    yield _step("best size for it", _by_law("parameters", planned.optimum.parameters), best)
+    yield _step("tokens for that", _by_law("tokens", planned.optimum.tokens), best)
+    if planned.limit is not None:
+        bound = f"{best} --max-params {planned.limit}"
+        yield _step("size that also fits here", _by_law("parameters", plan.parameters), bound)
+        yield _step("tokens for that", _by_law("tokens", plan.tokens), bound)
+    run = f"--params {plan.parameters:.0f} --tokens {plan.tokens:.0f}"
+    if planned.epochs is not None and have.tokens:
+        repeated = f"llmsize loss {run} --unique-tokens {have.tokens:.0f} --law {REPEATING}"
+        epochs = fact("epochs", planned.epochs, unit="epochs", source="tokens needed over at hand")
+        yield _step("passes over the data at hand", epochs, repeated)
+        if planned.repeated_loss is not None:
+            yield _step("loss, data repeated", _by_law("loss", planned.repeated_loss), repeated)
+    yield from _losses(planned, f"llmsize loss {run} --law")
+    yield _step("time", planned.time, f"llmsize time {run} {case.words}")
+    if planned.cost is not None:
+        yield _step("cost", planned.cost, f"llmsize time {run} {case.words} --price {have.price:g}")
+
+
+def _losses(planned: Pretraining, command: str) -> Iterator[Row]:
+    """The loss by the law that allocated, and the lowest and the highest of all laws."""
+    losses = planned.losses
+    yield _step(f"loss, {LAW}", _by_law("loss", losses[LAW]), f"{command} {LAW}")
+    for kind, chosen in (("lowest", min), ("highest", max)):
+        name = chosen(losses, key=losses.__getitem__)
+        yield _step(f"{kind} of all laws, {name}", _by_law("loss", losses[name]), f"{command} all")
+
+
+_UNITS = {"loss": "nats/token"}
+
+
+def _by_law(name: str, value: float) -> Term:
+    return fact(name, value, unit=_UNITS.get(name, name), source=f"law `{LAW}`", grade="fitted")
+
+
+def _ranking(case: Case, found: list[Option]) -> Table:
+    rows = [
+        Row(f"{place}. {TITLES[option.way]}: {option.subject}", _cells(case, option))
+        for place, option in enumerate(found, 1)
+    ]
+    columns: tuple[str, ...] = (
+        "parameters",
+        "weights",
+        "memory",
+        "verdict",
+        "time",
+        "cost",
+        "why",
+        "on its own",
+    )
+    if case.have.price is None:
+        columns = tuple(column for column in columns if column != "cost")
+    return Table("what to do, best first", columns, tuple(rows), heading="plan")
+
+
+def _cells(case: Case, option: Option) -> dict[str, Cell]:
+    idle = "tuning time needs `--tokens` or `--data`"
+    if option.way == "serve":
+        idle = "serving has no end"
+    memory: Cell = Absent("the path says how many parameters fit")
+    if option.need is not None:
+        memory = fact("memory", option.need, unit="bytes", source="the anatomy of the model")
+    return {
+        "parameters": fact(
+            "parameters", int(option.parameters), unit="parameters", source="published count"
+        ),
+        "weights": option.format,
+        "memory": memory,
+        "verdict": option.verdict if option.in_time else f"{option.verdict}, takes too long",
+        "time": option.seconds or Absent(idle),
+        "cost": option.cost or Absent(idle),
+        "why": option.why,
+        "on its own": _command(case, option),
+    }
+
+
+def _command(case: Case, option: Option) -> str:
+    """The command that answers for this option alone."""
+    if option.way == "scratch":
+        flop = planning.training_compute(case.have).value
+        return f"llmsize optimal --compute {flop:.3g} --max-params {option.parameters:.0f}"
+    context = f" --context {case.context}" if case.context else ""
+    job = {"serve": "inference"}.get(option.way, option.way)
+    stored = f" --dtype {option.format}" if option.format != "16-bit" else ""
+    return f"llmsize fits {option.subject} --job {job}{stored}{context} {case.words}"
+
+
+def _headline(case: Case, found: list[Option]) -> str:
+    title, time = case.have.machine.title, format_duration(case.have.seconds)
+    if not found:
+        return f"{title}: no known model fits"
+    best = found[0]
+    size = format_count(best.parameters)
+    name = f"{best.subject} ({size})"
+    return f"{title} for {time}: {TITLES[best.way]} of {name}, {best.why}"
+
+
+def _assumptions(case: Case) -> tuple[str, ...]:
+    have = case.have
+    return (
+        f"training in {case.format.name} at {have.utilization.value:.0%} of the peak"
+        + (f" ({have.utilization.note})" if have.utilization.note else ""),
+        f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
+        "recomputed; LoRA of rank 16 on every linear layer",
+        f"serving {case.users} at {case.context or SERVED_CONTEXT:,} tokens each",
+    )
+
+
+def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> Iterator[str]:
+    """What would change the answer."""
+    if planned is not None:
+        longer = replace(case.have, seconds=2 * case.have.seconds)
+        twice = planning.pretraining(
+            longer, options.law(LAW), [], options.law(REPEATING), planned.limit
+        )
+        yield (
+            f"twice the time: a new model of {format_count(twice.plan.parameters)} on "
+            f"{format_count(twice.plan.tokens)} tokens, instead of "
+            f"{format_count(planned.plan.parameters)} on {format_count(planned.plan.tokens)}"
+        )
+        if planned.epochs and planned.epochs > planning.REPEATABLE_EPOCHS:
+            yield (
+                f"more text: beyond {planning.REPEATABLE_EPOCHS} passes repetition adds little; "
+                f"{format_count(planned.plan.tokens / planning.REPEATABLE_EPOCHS)} tokens would do"
+            )
+    tuned = next((option for option in found if option.way == "qlora"), None)
+    if tuned is not None:
+        model = next(model for model in case.models if model.name == tuned.subject)
+        more = int(_asks(case, "lora")(model, "16-bit").value)
+        if more > case.have.machine.usable.value:
+            yield f"{format_bytes(more)} on each device: LoRA of {model.name} without quantizing it"

@@ -1,0 +1,114 @@
+"""`llmsize advise` on the situations that people start from: the plan has to make sense."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmsize.cli import run
+
+
+def advice(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The path by step, and the plans in their order."""
+    assert run(["advise", *words.split(), "--format", "json"]) == 0
+    path, plans = json.loads(capsys.readouterr().out)["answer"]
+    return (
+        {row["name"]: row["cells"]["result"] for row in path["rows"]},
+        {row["name"]: row["cells"] for row in plans["rows"]},
+    )
+
+
+def first(plans: dict[str, Any], way: str) -> dict[str, Any]:
+    """The best plan of one way."""
+    cells: dict[str, Any] = next(c for name, c in plans.items() if f". {way}: " in name)
+    return cells
+
+
+def test_a_free_t4_tunes_a_7b_by_qlora(capsys: pytest.CaptureFixture[str]) -> None:
+    """One 16 GB T4 (Colab): QLoRA of 7B to 9B is the best, as its notebooks do; fp16, no bf16."""
+    path, plans = advice("--instance colab-t4 --days 12h --data 20MB", capsys)
+    best = next(iter(plans))
+    assert best.startswith("1. QLoRA")
+    assert 6e9 < plans[best]["parameters"]["value"] < 1e10
+    assert plans[best]["verdict"] == "fits"
+    assert first(plans, "full fine-tuning")["parameters"]["value"] < 1e9
+    assert path["best size for it"]["value"] < 3e8
+
+
+def test_an_rtx_4090_tunes_a_14b_or_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """24 GB: 14B to 34B by QLoRA, about 30B to chat with, 3B to 8B by LoRA."""
+    _, plans = advice("--gpu rtx-4090", capsys)
+    assert 13e9 < first(plans, "QLoRA")["parameters"]["value"] < 34e9
+    assert 13e9 < first(plans, "inference only")["parameters"]["value"] < 35e9
+    assert 3e9 < first(plans, "LoRA")["parameters"]["value"] < 9e9
+
+
+def test_a_g5_xlarge_serves_what_fits_its_a10g(capsys: pytest.CaptureFixture[str]) -> None:
+    """One A10G shows 22.5 GiB, so a 30B serves in four bits and a 70B does not."""
+    _, plans = advice("--instance g5.xlarge --task serve --commercial", capsys)
+    assert next(iter(plans)).startswith("1. inference only")
+    sizes = [cells["parameters"]["value"] for cells in plans.values()]
+    assert 13e9 < max(sizes) < 40e9
+
+
+def test_alpaca_takes_three_hours_and_a_hundred_dollars(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stanford Alpaca: 7B, 52,000 short samples, 3 epochs, 8 A100: 3 hours, below 100 dollars."""
+    _, plans = advice(
+        "llama-7b --gpu a100 --gpus 8 --days 1 --task finetune --samples 52000 --tokens 6.8M "
+        "--epochs 3 --price 4",
+        capsys,
+    )
+    best = first(plans, "full fine-tuning")
+    assert next(iter(plans)) == "1. full fine-tuning: llama-7b"
+    assert 2 < best["time"]["value"] / 3600 < 4
+    assert 60 < best["cost"]["value"] < 130
+    assert best["verdict"] == "fits"
+
+
+def test_falcon_40b_by_qlora_wants_a_card_of_the_30_gb_class(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four bits bring 41B parameters to about 30 GB; 24 GB are not enough."""
+    _, plans = advice("falcon-40b --gpu a100-40gb --task finetune --data 50MB", capsys)
+    assert 27e9 < first(plans, "QLoRA")["memory"]["value"] < 35e9
+    _, small = advice("falcon-40b --gpu rtx-4090 --task finetune", capsys)
+    assert not small
+
+
+@pytest.mark.parametrize(
+    ("words", "compute", "parameters"),
+    [("--gpu h100 --days 30", (0.8e21, 1.2e21), (2e9, 4e9)),
+     ("--gpu h100 --gpus 1024 --days 60", (1.8e24, 2.4e24), (1e11, 2e11))],
+)  # fmt: skip
+def test_pretraining_spends_what_there_is(
+    words: str,
+    compute: tuple[float, float],
+    parameters: tuple[float, float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One H100 for a month, 1,024 for two: FLOP at the measured 40 %, split Chinchilla's way."""
+    path, plans = advice(f"{words} --task pretrain", capsys)
+    assert next(iter(plans)) == "1. from scratch: a new model"
+    flop = next(cell for name, cell in path.items() if name.startswith("compute in"))
+    assert compute[0] < flop["value"] < compute[1]
+    assert parameters[0] < path["best size for it"]["value"] < parameters[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [("", "--gpu"), ("--vram 24GB", "--gpu"), ("--gpu t4 --task chat", "chatbot"),
+     ("--gpu t4 --tokens 1M --data 1MB", "give one"), ("--gpu t4 --days 0", "zero"),
+     ("--gpu t4 --days never", "3h"), ("--gpu t4 --epochs 0", "zero"),
+     ("--gpu rtx4091", "rtx-4090"),
+     ("--gpu t4 --gpus 0", "zero"), ("--gpu apple-m5", "accelerator"),
+     ("nonesuch-7b --gpu t4", "show")],
+)  # fmt: skip
+def test_mistakes_are_told(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One error, one hint, no answer: exit 2, or 3 where nothing is published."""
+    assert run(["advise", *words.split()]) in (2, 3)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert hint in captured.err
