@@ -12,6 +12,7 @@ from llmsize import presets
 from llmsize.anatomy import LoRA, Setting
 from llmsize.architecture import Architecture
 from llmsize.formats import BF16, FP32
+from llmsize.memory.generation import generation
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import Optimizer, Precision
 
@@ -90,3 +91,29 @@ def _run(row: dict[str, str]) -> TrainingRun:
         fused_optimizer=row["optimizer"] != "adamw_foreach",
         accumulation=int(row["grad_accum"]),
     )
+
+
+def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[Answer]:
+    """The cache after a prefill, and the peaks of prefill and of one decoded token."""
+    for row in rows:
+        config = _config(directory / row["config_file"])
+        model = Architecture(row["model"], config["model_type"], config, source=row["config_file"])
+        setting = Setting(
+            batch=int(row["batch"]),
+            sequence=int(row["seq"]),
+            format=BF16 if row["weight_dtype"] == "bf16" else FP32,
+            attention="eager" if row["attn"] == "eager" else "sdpa",
+            last_logits=row["logits_to_keep"] == "1",
+        )
+        try:
+            found = generation(model, setting)
+        except Exception:
+            found = None
+        got = {
+            "param_bytes": found and found.weights,
+            "kv_cache_bytes": found and found.cache,
+            "peak_prefill_bytes": found and found.prefill_peak,
+            "peak_decode_bytes": found and found.decode_peak,
+        }
+        for quantity, value in got.items():
+            yield Answer(row["case_id"], quantity, int(row[quantity]), value)

@@ -26,6 +26,10 @@ def attend(
     q, k, v = (ops.cast(t, x) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
+    if groups > 1 and not grouped and q.shape[2] == 1:
+        # one token: its heads take the place of tokens beside the keys that they share
+        packed = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
+        return efficient(t, packed, k, v, mask).view(*q.shape[:-1], v.shape[-1])
     if groups > 1 and not grouped:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
         groups = 1

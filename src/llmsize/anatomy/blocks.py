@@ -6,7 +6,7 @@ live as long as there, since a tensor lives as long as its last name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmsize.anatomy import attention
@@ -147,12 +147,15 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
     if not t.setting.cache:
         return k, v
     past = min(t.setting.past, window - 1) if window else t.setting.past
-    stored = []
+    whole = []
     for x in (k, v):
-        whole = t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
-        t.replace_cache(whole, t.setting.past)
-        stored.append(whole)
-    return stored[0], stored[1]
+        shape = (*x.shape[:2], past + x.shape[2], x.shape[3])
+        whole.append(t.new("cat", shape, x.format, "cache"))
+        if not window:
+            t.replace_cache(whole[-1], t.setting.past)
+    for copy in whole if window else ():  # a window's are both copied before the old ones go
+        t.replace_cache(copy, t.setting.past)
+    return whole[0], whole[1]
 
 
 def attend(
@@ -211,12 +214,12 @@ def causal_lm(
     head: str = "lm_head",
     tied: str = "",
     bias: bool = False,
-    end: Callable[[Tensor], Tensor] | None = None,
+    end: Sequence[Activation] = (),
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
-    `tied` names the embedding whose weight the head shares, if it has none of its own. `end` makes
-    the logits of what the head gives.
+    `tied` names the embedding whose weight the head shares, if it has none of its own. `end` is
+    what happens to the logits before anybody sees them.
     """
     if t.setting.training and t.setting.loss == "fused_linear":
         weight = t.weights[-1, f"{tied}.weight"] if tied else None
@@ -228,18 +231,15 @@ def causal_lm(
         logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"])
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
-    if end is not None:
-        logits = end(logits)
+    for step in end:
+        logits = step(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = logits
     return causal_lm_loss(t, logits) if t.setting.training else logits
 
 
-def softcapped(t: Trace, logits: Tensor) -> Tensor:
-    """Logits kept within bounds by a scaled tanh (Gemma 2)."""
-    logits = ops.scale(t, logits)
-    logits = ops.tanh(t, logits)
-    return ops.scale(t, logits)
+SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
+"""Logits kept within bounds by a scaled tanh (Gemma 2)."""
 
 
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:

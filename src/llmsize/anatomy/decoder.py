@@ -170,7 +170,7 @@ def run(
     head_bias: bool = False,
     turned_in: Format | None = None,
     turned_apart: bool = False,
-    end: Part | None = None,
+    end: Sequence[blocks.Activation] = (),
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
@@ -178,7 +178,7 @@ def run(
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
     layers. `eager` attention needs a mask whatever kernel is asked for. `turned_in` is the format
     of cosines and sines if not that of the embeddings; layers that are `turned_apart` have some of
-    their own if they have a window. `end` makes the logits of what the head gives.
+    their own if they have a window. `end` is what happens to the logits.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     x = model(

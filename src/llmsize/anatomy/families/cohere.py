@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, norm=norm, windows=reach, end=lambda x: ops.scale(t, x))
+    return decoder.run(t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,))
 
 
 def windows(c: Config, layers: int) -> list[int]:

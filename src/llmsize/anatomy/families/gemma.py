@@ -43,7 +43,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x),
         turned_apart=family in NORMED_HEADS, eager=softcap,
-        end=(lambda x: blocks.softcapped(t, x)) if capped else None,
+        end=blocks.SOFTCAP if capped else (),
     )  # fmt: skip
 
 

@@ -66,9 +66,7 @@ def model(t: Trace, s: Shape) -> Tensor:
     position_ids = blocks.positions(t)
     table = t.weight("transformer.wpe.weight", (s.positions, s.hidden), "position")
     places = ops.embedding(t, table, 1, t.sequence, indices=position_ids)
-    x = ops.add(t, tokens, places)
     mask = blocks.mask(t)
-    x = ops.dropout(t, x, s.embedding_dropout)
 
     def block(x: Tensor, kind: str) -> Tensor:
         residual = x
@@ -80,7 +78,13 @@ def model(t: Trace, s: Shape) -> Tensor:
         change = mlp(t, s, x)
         return ops.add(t, residual, change)
 
-    x = t.layers("transformer.h", block, x, ["full"] * s.layers, position_ids)
+    x = t.layers(
+        "transformer.h",
+        block,
+        ops.dropout(t, ops.add(t, tokens, places), s.embedding_dropout),
+        ["full"] * s.layers,
+        position_ids,
+    )
     return blocks.layer_norm(t, x, "transformer.ln_f")
 
 

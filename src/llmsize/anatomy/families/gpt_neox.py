@@ -75,11 +75,15 @@ def model(t: Trace, s: Shape) -> Tensor:
         del normed
         attended = ops.dropout(t, attended, s.dropout)
         if s.parallel:
-            change = mlp(t, s, blocks.layer_norm(t, x, "post_attention_layernorm"))
+            normed = blocks.layer_norm(t, x, "post_attention_layernorm")
+            change = mlp(t, s, normed)
+            del normed
             change = ops.dropout(t, change, s.dropout)
             return ops.add(t, ops.add(t, change, attended), x)
         attended = ops.add(t, attended, x)
-        change = mlp(t, s, blocks.layer_norm(t, attended, "post_attention_layernorm"))
+        normed = blocks.layer_norm(t, attended, "post_attention_layernorm")
+        change = mlp(t, s, normed)
+        del normed
         change = ops.dropout(t, change, s.dropout)
         return ops.add(t, change, attended)
 

@@ -1,0 +1,69 @@
+"""The memory of generating text with transformers: the prompt's pass and one token's, folded.
+
+The anatomy runs without a backward pass: a tensor goes when its last name does. The dynamic cache
+holds what every layer stores; peaks are of allocated bytes, weights and cache included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llmsize.anatomy import Setting, Trace, run_forward
+from llmsize.architecture import Architecture
+from llmsize.formats import INT64
+from llmsize.memory.timeline import Moment, Stretch, peak, stretches
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Bytes of a prefill and of the first decoded token."""
+
+    weights: int
+    buffers: int
+    cache: int
+    """Keys and values of the prompt that later tokens can see."""
+    prefill: Moment
+    """The highest moment of the prompt's pass, without weights and buffers."""
+    decode: Moment
+    prefill_peak: int
+    """Everything allocated at that moment."""
+    decode_peak: int
+
+
+def generation(architecture: Architecture, setting: Setting) -> Generation:
+    """Run the prompt of `setting` and then one more token. Raises `LLMSizeError`."""
+    setting = replace(setting, training=False, cache=True)
+    prompt, prompt_parts = _run(architecture, setting)
+    token = replace(setting, sequence=1, past=setting.sequence, last_logits=True)
+    _, token_parts = _run(architecture, token)
+    weights = sum(w.bytes * w.copies for w in prompt.weights.values())
+    static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence
+    stored = sum(change * p.times for p in prompt_parts for change, w in p.events
+                 if w.role == "cache")  # fmt: skip
+    prefill, decode = peak(prompt_parts), peak(token_parts)
+    return Generation(
+        weights=weights,
+        buffers=prompt.buffers,
+        cache=_nominal(prompt, setting),
+        prefill=prefill,
+        decode=decode,
+        prefill_peak=static + prefill.bytes,
+        decode_peak=static + INT64.block_bytes * setting.batch + stored + decode.bytes,
+    )
+
+
+def _run(architecture: Architecture, setting: Setting) -> tuple[Trace, list[Stretch]]:
+    trace, _ = run_forward(architecture, setting)
+    return trace, list(stretches(trace))
+
+
+def _nominal(trace: Trace, setting: Setting) -> int:
+    """The cache that later tokens can see: a window's is one token short of the window."""
+    total = 0
+    for cache in trace.layer_caches():
+        tokens = setting.past + setting.sequence
+        if cache.window:
+            tokens = min(tokens, cache.window - 1)
+        width = cache.kv_heads * (cache.key_dim + cache.value_dim)
+        total += setting.batch * tokens * (cache.expanded or width) * setting.format.block_bytes
+    return total
