@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from llmsize.errors import LLMSizeError
-from llmsize.estimate import Estimate
 
 POINTS = 97
 """Points along a curve; enough for a straight-looking line in any picture."""
@@ -68,14 +67,6 @@ def spaced(low: float, high: float, count: int = POINTS) -> list[float]:
         )
     step = math.log(high / low) / (count - 1)
     return [low * math.exp(step * index) for index in range(count - 1)] + [high]
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Charts, and the estimate with the numbers in them."""
-
-    estimate: Estimate
-    charts: tuple[Chart, ...]
 
 
 def extent(chart: Chart) -> tuple[float, float, float, float]:

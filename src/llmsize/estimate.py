@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from llmsize import __version__
+from llmsize.chart import Chart
 from llmsize.term import Term
 
 SCHEMA_VERSION = 1
@@ -80,6 +81,14 @@ class Estimate:
             for cell in ([part] if isinstance(part, Term) else _cells(part))
             if isinstance(cell, Term)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Charts, and the estimate with the numbers in them for formats that are not pictures."""
+
+    estimate: Estimate
+    charts: tuple[Chart, ...]
 
 
 def _cells(table: Table) -> list[Cell]:

@@ -13,9 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from llmsize import __version__
-from llmsize.chart import Drawn
 from llmsize.cli import options
-from llmsize.estimate import Estimate
+from llmsize.estimate import Drawn, Estimate
 from llmsize.render import OutputFormat, Style, render
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

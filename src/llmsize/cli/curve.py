@@ -13,10 +13,10 @@ from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
-from llmsize.chart import Axis, Chart, Drawn, Mark, Series, extent, spaced
+from llmsize.chart import Axis, Chart, Mark, Series, extent, spaced
 from llmsize.cli import options
 from llmsize.errors import LLMSizeError, did_you_mean
-from llmsize.estimate import Cell, Estimate, Row, Table
+from llmsize.estimate import Cell, Drawn, Estimate, Row, Table
 from llmsize.formats import Format, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.scaling.counting import counted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated
 
@@ -101,9 +101,20 @@ def _one(law: ScalingLaw, budget: Budget, assumptions: tuple[str, ...]) -> Estim
         f"{units.format_count(found.parameters)} parameters on "
         f"{units.format_count(found.tokens)} tokens{reached} by {law.title}",
         tuple(table for table in tables if table.rows),
-        assumptions=(*assumptions, f"parameters are {law.counts}; compute is 6ND"),
+        assumptions=(
+            *assumptions,
+            f"parameters are {law.counts}; compute is 6ND",
+            *_covered(budget),
+        ),
         notes=(*(f"Extrapolated: {each}." for each in outside), *_remarks(law)),
     )
+
+
+def _covered(law: ScalingLaw, budget: Budget) -> Iterator[str]:
+    """What is counted: which parameters, and which work."""
+    yield f"parameters are {law.counts}; compute is 6ND"
+    if budget.inference_tokens is not None and budget.compute is not None:
+        yield "the budget covers training and serving, at 2N FLOP for each token served"
 
 
 def _remarks(law: ScalingLaw) -> tuple[str, ...]:

@@ -184,6 +184,12 @@ FORMULAS: dict[Form, dict[str, str]] = {
         "lr | N, D": "lr_coefficient * N ** lr_N_exponent * D ** lr_D_exponent",
         "B | D": "B_coefficient * D ** B_D_exponent",
     },
+    "precision": {
+        # the share of parameters that count, for what is quantized; ratios only, so no loss here
+        "share | bits_weights": "1 - exp(n_weights - bits_weights / gamma_weights)",
+        "share | bits_activations": "1 - exp(n_activations - bits_activations / gamma_activations)",
+        "share | bits_kv": "1 - exp(n_kv - bits_kv / gamma_kv)",
+    },
     "effective-params": {
         "N_weights_4bit | N": "weights_4bit * N",
         "N_all_4bit | N": "all_4bit * N",
@@ -209,7 +215,6 @@ REDUCTIONS: dict[Form, dict[str, str]] = {
         "B": f"b * {_EXPERTS} ** omega",
         "beta": f"-(beta + zeta * log({_EXPERTS}))",
     },
-    "precision": {"E": "E", "A": "A", "alpha": "alpha", "B": "B", "beta": "beta"},
 }  # fmt: skip
 """Forms that are additive laws once their settings are chosen: the additive law's constants."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from llmsize.errors import LLMSizeError
-from llmsize.scaling.laws import ScalingLaw
+from llmsize.scaling.laws import FORMULAS, ScalingLaw
 from llmsize.scaling.solve import root
 from llmsize.term import Term, term
 
@@ -39,7 +39,7 @@ def effective_fraction(
         if bits is None:
             continue
         _in_domain(law, part, bits)
-        factors.append(f"(1 - exp(n_{part} - bits_{part} / gamma_{part}))")
+        factors.append(f"({FORMULAS['precision'][f'share | bits_{part}']})")
         inputs |= {f"bits_{part}": bits, f"n_{part}": law.constants[f"n_{part}"],
                    f"gamma_{part}": law.constants[f"gamma_{part}"]}  # fmt: skip
     return term(

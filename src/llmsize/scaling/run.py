@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 from llmsize.errors import LLMSizeError
-from llmsize.scaling.allocation import Allocation, allocate, allocate_for_params
 from llmsize.scaling.laws import (
     ScalingLaw,
     answer,
@@ -186,15 +185,6 @@ def reach(law: ScalingLaw, target: float, run: Run) -> list[Term]:
     if run.tokens:
         return [answer(law, "N | L, D", "parameters", L=target, D=run.tokens)]
     return alone(law, target)
-
-
-def optimum(law: ScalingLaw, run: Run) -> Allocation | None:
-    """The best use of the run's compute or, without one, the budget for its parameters."""
-    if run.compute and "N | C" in relations(law):
-        return allocate(law, run.compute)
-    if run.parameters and "C | N" in relations(law):
-        return allocate_for_params(law, run.parameters)
-    return None
 
 
 def warnings(law: ScalingLaw, run: Run) -> list[str]:
