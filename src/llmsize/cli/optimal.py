@@ -101,11 +101,7 @@ def _one(law: ScalingLaw, budget: Budget, assumptions: tuple[str, ...]) -> Estim
         f"{units.format_count(found.parameters)} parameters on "
         f"{units.format_count(found.tokens)} tokens{reached} by {law.title}",
         tuple(table for table in tables if table.rows),
-        assumptions=(
-            *assumptions,
-            f"parameters are {law.counts}; compute is 6ND",
-            *_covered(budget),
-        ),
+        assumptions=(*assumptions, *_covered(law, budget)),
         notes=(*(f"Extrapolated: {each}." for each in outside), *_remarks(law)),
     )
 
