@@ -54,25 +54,28 @@ def test_every_fallback_is_a_format(name: str) -> None:
 def test_bitsandbytes_keeps_embeddings_head_and_norms() -> None:
     """`get_memory_footprint` of a model in NF4 counts these in the checkpoint's 16 bit."""
     weights = (
-        Weight("embed", (1000, 64), "embedding"),
-        Weight("norm", (64,), "norm", 0),
-        Weight("q", (64, 64), "q", 0),
-        Weight("head", (1000, 64), "head"),
+        Weight("embed.weight", (1000, 64), "embedding"),
+        Weight("norm.weight", (64,), "norm", 0),
+        Weight("q.weight", (64, 64), "q", 0),
+        Weight("head.weight", (1000, 64), "head"),
     )
     assert chosen("nf4", *weights) == ["bf16", "bf16", "nf4", "bf16"]
 
 
 def test_rows_that_k_quants_cannot_hold_fall_back() -> None:
     """Rows of 896 (Qwen2.5-0.5B) are not whole blocks of 256: Q4_K becomes Q5_0."""
-    assert chosen("q4_k_m", Weight("k", (128, 896), "k", 0)) == ["q5_0"]
-    assert chosen("q4_k_m", Weight("k", (128, 100), "k", 0)) == ["fp16"]
+    assert chosen("q4_k_m", Weight("k.weight", (128, 896), "k", 0)) == ["q5_0"]
+    assert chosen("q4_k_m", Weight("k.weight", (128, 100), "k", 0)) == ["fp16"]
 
 
 def test_the_embedding_is_stored_as_the_output_where_it_is_both() -> None:
     """A tied embedding takes the output matrix's Q6_K, an untied one the mix's base."""
-    embedding = Weight("embed", (1000, 256), "embedding")
+    embedding = Weight("embed.weight", (1000, 256), "embedding")
     assert chosen("q4_k_m", embedding) == ["q6_k"]
-    assert chosen("q4_k_m", embedding, Weight("head", (1000, 256), "head")) == ["q4_k", "q6_k"]
+    assert chosen("q4_k_m", embedding, Weight("head.weight", (1000, 256), "head")) == [
+        "q4_k",
+        "q6_k",
+    ]
 
 
 def test_experts_are_quantized_one_by_one() -> None:
@@ -87,5 +90,5 @@ def test_a_rule_with_an_unknown_condition_is_an_error() -> None:
     recipe = Recipe("x", "q4_k", ("q",), "none", rules=({"roles": ("q",), "format": "q6_k",
                                                          "layer": "first_two"},))  # fmt: skip
     with pytest.raises(LLMSizeError, match="layer") as error:
-        formats_of(checkpoint(Weight("q", (8, 256), "q", 0)), recipe, format_of, own=FP32)
+        formats_of(checkpoint(Weight("q.weight", (8, 256), "q", 0)), recipe, format_of, own=FP32)
     assert "layers" in error.value.hint

@@ -16,7 +16,14 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes
-from llmsize.memory.llamacpp import Server, buffers, cache_bytes, layer_places
+from llmsize.memory.llamacpp import (
+    Server,
+    buffers,
+    cache_bytes,
+    layer_places,
+    memory,
+    most_gpu_layers,
+)
 from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
 from llmsize.memory.weights import Recipe, formats_of, weight_bytes
 from llmsize.units import GIB, MIB
@@ -196,3 +203,26 @@ def test_a_split_gives_each_device_its_share_of_the_layers() -> None:
     """`--tensor-split 3,1` of 16 layers and the output: the first three quarters on the first."""
     places = layer_places(16, Server(4096, devices=2, tensor_split=(3.0, 1.0)))
     assert places == [0] * 13 + [1] * 4
+
+
+def test_the_most_gpu_layers_fit_and_one_more_does_not() -> None:
+    """`-ngl` for a card of 4 GiB: the search ends at the last setting that fits."""
+    file = model(architecture("llama-3.1-8b"), trace("llama-3.1-8b"), recipe("Q4_K_M"), format_of)
+    server = Server(8192)
+    found = most_gpu_layers(file, server, 4 * GIB)
+    held = [buffers(file, replace(server, gpu_layers=n))[0].total for n in (found, found + 1)]
+    assert held[0] <= 4 * GIB < held[1]
+
+
+def test_the_buffers_add_up_by_place() -> None:
+    """Every place of the sum holds model, cache and compute, the host included."""
+    file = model(architecture("llama-3.2-1b"), trace("llama-3.2-1b"), recipe("Q8_0"), format_of)
+    shown = memory(file, Server(4096, gpu_layers=8))
+    assert [part.name for part in shown.parts] == ["GPU 0", "host"]
+    assert shown.value == sum(place.total for place in buffers(file, Server(4096, gpu_layers=8)))
+
+
+def test_a_recurrent_model_has_no_known_graph() -> None:
+    """llama.cpp runs Mamba, but its compute buffer is not simulated: that is said, not guessed."""
+    with pytest.raises(LLMSizeError, match="not known"):
+        model(architecture("mamba-130m"), trace("mamba-130m"), recipe("Q8_0"), format_of)

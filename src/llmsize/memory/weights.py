@@ -229,7 +229,7 @@ def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterat
     values = sum(weight.role in VALUE_ROLES for weight in order)
     seen: dict[str, int] = {}
     for weight in order:
-        if len(weight.shape) < 2 or weight.role not in recipe.quantizes:
+        if weight.role not in recipe.quantizes or not _is_matrix(weight):
             continue
         kind = "v" if weight.role in VALUE_ROLES else _plain(weight.role)
         count = seen.get(kind, 0)
@@ -242,6 +242,12 @@ def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterat
             (count, values if kind == "v" else checkpoint.layers),
             imatrix,
         )
+
+
+def _is_matrix(weight: Weight) -> bool:
+    """Whether it is a linear layer's or experts', not a parameter of another kind."""
+    stacked = weight.role.startswith(("expert_", "shared_"))
+    return len(weight.shape) > 1 and (stacked or weight.name.endswith(".weight"))
 
 
 def _plain(role: str) -> str:

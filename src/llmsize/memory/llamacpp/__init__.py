@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from llmsize.memory.llamacpp.buffers import Buffers, Model, buffers, layer_places, memory
+from llmsize.memory.llamacpp.buffers import (
+    Buffers,
+    Model,
+    buffers,
+    layer_places,
+    memory,
+    most_gpu_layers,
+)
 from llmsize.memory.llamacpp.cache import (
     CUDA,
     HOST,
@@ -17,4 +24,5 @@ from llmsize.memory.llamacpp.forward import Decoder
 __all__ = [
     "CUDA", "HOST", "Buffers", "Decoder", "Memory", "Model", "Server", "buffers", "cache_bytes",
     "layer_cache_bytes", "layer_cells", "layer_places", "memory",
+    "most_gpu_layers",
 ]  # fmt: skip

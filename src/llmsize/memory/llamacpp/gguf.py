@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -84,7 +85,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     }
     weights = [
         written
-        for weight in source.weights
+        for weight in map(partial(_stacked, experts=source.experts), source.weights)
         for written in _written(weight, modules, hidden, config)
     ]
     weights += _rope_factors(family, config, trace.layer_caches())
@@ -199,8 +200,18 @@ def _written(
             yield Weight(f"{place}{_name(role)}.weight", half, role, weight.layer)
     else:
         role = weight.role.replace("gate_up", "up")
-        name = f"{place}{_name(role, weight.name)}.weight"
+        name = place + _name(role, weight.name)
+        if weight.role in NAMES or weight.name.endswith(".weight") or len(weight.shape) > 2:
+            name += ".weight"
         yield Weight(name, _oriented(weight, hidden), role, weight.layer)
+
+
+def _stacked(weight: Weight, experts: int) -> Weight:
+    """Experts that a library keeps side by side in one matrix, as a stack."""
+    if not weight.role.startswith("expert_") or len(weight.shape) != 2 or "bias" in weight.role:
+        return weight
+    rows, columns = weight.shape
+    return replace(weight, shape=(experts, rows // experts, columns))
 
 
 def _name(role: str, otherwise: str = "") -> str:
