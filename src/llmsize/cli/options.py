@@ -406,6 +406,24 @@ def architecture(text: str) -> Architecture:
     return source.architecture
 
 
+def assuming(known: Architecture, family: str) -> Architecture:
+    """The model as one of `family`, if that is asked for; what follows is then assumed.
+
+    Raises `LLMSizeError` for a family that is not known, and where the model's own one is.
+    """
+    from llmsize.anatomy.families import MODULES, forward_of
+
+    if not family:
+        return known
+    if known.family in MODULES:
+        raise LLMSizeError(
+            f"the family of `{printable(known.name)}` is known: `{known.family}`",
+            hint="leave out `--assume-family`",
+        )
+    forward_of(family)
+    return replace(known, family=family, grade="assumed")
+
+
 def own_dtype(architecture: Architecture) -> str:
     """The format that a model's weights were published in; empty if its configuration is silent."""
     config = architecture.config

@@ -1,0 +1,91 @@
+"""What `llmsize inspect` says of models from every kind of source."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsize.anatomy.left_out import left_out
+from llmsize.cli import run
+
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+}
+
+
+def asked(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The document that a command line answers with."""
+    assert run([*words, "--format", "json"]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def table(document: dict[str, Any], heading: str) -> dict[str, dict[str, Any]]:
+    """One table of a document: cells by row."""
+    found = next(part for part in document["answer"] if part.get("heading") == heading)
+    return {row["name"]: row["cells"] for row in found["rows"]}
+
+
+def test_components_add_up_to_the_published_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """The components of DeepSeek-V3 are the 671B that its checkpoint holds."""
+    components = table(asked(["inspect", "deepseek-v3"], capsys), "component")
+    total = components.pop("total")["parameters"]["value"]
+    assert total == 671_026_404_352
+    assert sum(cells["parameters"]["value"] for cells in components.values()) == total
+
+
+def test_the_cache_of_one_token_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 3.1 8B keeps 8 heads of 128 channels, twice, in 32 layers of 16 bit: 128 KiB."""
+    cache = table(asked(["inspect", "llama-3.1-8b"], capsys), "for")
+    assert cache["each token"]["bytes"]["value"] == 128 * 1024
+
+
+def test_every_tensor_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tensors of GPT-2 in its own format take 4 bytes for each of 124,439,808 parameters."""
+    tensors = table(asked(["inspect", "gpt2", "--tensors"], capsys), "tensor")
+    assert sum(cells["bytes"]["value"] for cells in tensors.values()) == 4 * 124_439_808
+    assert tensors["transformer.h.{}.attn.c_attn.weight"]["layers"] == "0–11"
+
+
+def test_an_unknown_family_is_refused_and_can_be_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guess is made only where it is asked for, and everything that follows is marked."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**SMALL, "model_type": "lamma"}))
+    assert run(["inspect", str(config)]) == 2
+    assert "--assume-family llama" in capsys.readouterr().err
+    document = asked(["inspect", str(config), "--assume-family", "llama"], capsys)
+    total = table(document, "component")["total"]["parameters"]
+    assert total["value"] == 2 * 100 * 64 + 2 * (4 * 64**2 + 3 * 64 * 128 + 2 * 64) + 64
+    assert total["grade"] == "assumed"
+
+
+def test_a_known_family_is_not_assumed_to_be_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--assume-family` never overrides what is known."""
+    assert run(["inspect", "gpt2", "--assume-family", "llama"]) == 2
+    assert "leave out `--assume-family`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({"num_nextn_predict_layers": 1}, ("1 multi-token-prediction layer",)),
+        (
+            {"vision_config": {"depth": 2}, "num_mtp_modules": 3},
+            ("the vision tower", "3 multi-token-prediction layers"),
+        ),
+        ({"num_nextn_predict_layers": 0, "audio_config": None}, ()),
+    ],
+)
+def test_what_is_not_counted_is_declared(config: dict[str, Any], parts: tuple[str, ...]) -> None:
+    """Towers and prediction heads are outside of every count, and it is said so."""
+    assert left_out(config) == parts
