@@ -331,7 +331,7 @@ def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
         within = (
             choice
             for choice in search(models, STORAGES[way], question, budget, band=BAND[way])
-            if choice.headroom >= 0 and (choice.verdict == "fits" or not certain)
+            if choice.verdict == "fits" or not certain
         )
         found = list(islice(within, SHOWN))
         if found:

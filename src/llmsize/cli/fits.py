@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated
 
 import typer
 
-from llmsize import presets
+from llmsize import presets, units
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.estimate import default_precision, format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
-from llmsize.hardware import Machine
+from llmsize.hardware import Accelerator, Instance, Machine, rented
+from llmsize.hardware import machine as machine_of
 from llmsize.ladder import typical
 from llmsize.memory import overview
+from llmsize.memory.methods import Choices, Method
 from llmsize.memory.overview import BANDS, JOBS, Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.catalogue import Choice, search
-from llmsize.planning.fits import largest, verdict
-from llmsize.term import Term, fact
+from llmsize.planning import changes
+from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
+from llmsize.planning.fits import largest, smallest, verdict
+from llmsize.planning.needs import tuning
+from llmsize.planning.training import Question
+from llmsize.stack import Stack
+from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count
 
 EXAMPLES = (
@@ -29,6 +37,7 @@ EXAMPLES = (
     "llmsize fits --gpu rtx-4090 --context 8192",
     "llmsize fits llama-2-7b --vram 16GB",
     "llmsize fits llama-2-7b --gpu t4 --job qlora && echo yes",
+    "llmsize fits llama-3.1-70b --dtype nf4 --which gpu",
 )
 
 CONTEXT = 4096
@@ -51,6 +60,9 @@ NOT_SO: dict[tuple[str, Job], str] = {
 JOB_NAMES: dict[str, Job] = {
     "inference": "inference", "lora": "LoRA", "qlora": "QLoRA", "full": "full training"
 }  # fmt: skip
+MOST_DEVICES = 4096
+HOPELESS = 2
+"""What needs so many budgets by the formulas is not counted exactly."""
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
 
 
@@ -72,22 +84,46 @@ def fits(
     ] = "inference",
     batch: options.Batch = 1,
     context: options.Context = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help=f"List every preset, not the {SHOWN} largest.")
+    which: Annotated[
+        str,
+        typer.Option(
+            "--which", metavar="KIND", show_default=False,
+            help="List what is enough for MODEL, smallest first: `gpu` or `instance`.",
+            autocompletion=lambda: list(OFFERS),
+        ),
+    ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 for what is `tight`, too.")
     ] = False,
-) -> Estimate:
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Only models for commercial use.")
+    ] = False,
+    family: Annotated[
+        str, typer.Option("--family", metavar="NAME", help="Only this `model_type`.")
+    ] = "",
+    min_params: Annotated[
+        int, typer.Option("--min-params", metavar="N", help="Only models at least this large.",
+                          parser=lambda given: units.parse_count(str(given), "parameter count"))
+    ] = 1,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List everything, not the first {SHOWN}.")
+    ] = False,
+) -> Estimate:  # fmt: skip
     """The largest models that fit a memory, or whether one does (exit 0 or 1)."""
+    context = context or CONTEXT
+    if which:
+        return _which(which, model, dtype, _job(job), batch, context, everything)
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     if machine is None:
         raise LLMSizeError("no memory to fit into", hint="give `--vram 16GB` or `--gpu rtx-4090`")
-    context = context or CONTEXT
     question = {
         "model": model, "memory": int(machine.usable.value), "devices": machine.devices,
         "dtype": dtype or None, "job": job, "batch": batch, "context": context,
     }  # fmt: skip
     if model:
-        return _one(question, options.architecture(model), machine, dtype, _job(job))
-    return _largest(question, machine, everything)
+        return _one(question, options.architecture(model), machine, dtype, _job(job), strict)
+    filter = Filter(commercial, (family,) if family else (), min_parameters=min_params)
+    return _largest(question, machine, _job(job), filter, everything)
 
 
 def _job(text: str) -> Job:
@@ -117,32 +153,175 @@ def _needed(model: Subject, work: Workload, job: Job, devices: int) -> Term:
     return needed
 
 
-def _one(
-    question: dict[str, str | int | None], architecture: Architecture, machine: Machine,
-    dtype: str, job: Job,
-) -> Estimate:  # fmt: skip
-    """Whether one model fits, part by part."""
+def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
+    """The same for a known model, whose training step is walked operation by operation."""
+    formula = _needed(model, work, job, devices)
+    return formula if job == "inference" else tuning(_step(model, work, job), devices)
+
+
+def _step(model: Subject, work: Workload, job: Job) -> Question:
+    """The training step that `llmsize train --recompute full` is asked about."""
+    recipe, full = work.storage.recipe, job == "full training"
+    method: Method = "full" if full else "qlora" if recipe else "lora"
+    choices = Choices(
+        method, work.batch, work.context, work.storage.format, recompute="full",
+        base=format_named(recipe.base) if recipe else None,
+    )  # fmt: skip
+    precision = work.precision if full else presets.get(Precision, "pure-16bit")
+    stack = presets.get(Stack, "transformers")
+    return Question(model.architecture, choices, stack, precision, work.optimizer)
+
+
+def _asked(
+    question: dict[str, str | int | None], architecture: Architecture, dtype: str, job: Job
+) -> tuple[Subject, Workload]:
     own = options.own_dtype(architecture) or "fp16"
     storage = options.storage(dtype or ("nf4" if job == "QLoRA" else own))
-    model, work = overview.subject(architecture), _workload(question, storage)
-    needed = _needed(model, work, job, machine.devices)
-    budget = int(machine.usable.value)
-    said = verdict(needed.value, budget, band=BANDS[job])
-    parts = overview.need(model, work, job)
-    rows = [Row(name, {"bytes": part}) for name, part in parts.items() if isinstance(part, Term)]
+    return overview.subject(architecture), _workload(question, storage)
+
+
+def _one(
+    question: dict[str, str | int | None], architecture: Architecture, machine: Machine,
+    dtype: str, job: Job, strict: bool,
+) -> Estimate:  # fmt: skip
+    """Whether one model fits, part by part, and what to do if it does not."""
+    model, work = _asked(question, architecture, dtype, job)
+    needed, budget = _exact(model, work, job, machine.devices), int(machine.usable.value)
+    said, name = verdict(needed.value, budget, band=BANDS[job]), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
+    rows = [Row(part.name, {"bytes": part}) for part in needed.parts]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
+    rest = term(
+        "headroom", "memory - needed", unit="bytes", memory=budget, needed=needed.value,
+        grade=needed.grade,
+    )  # fmt: skip
+    room = (Row("memory", {"bytes": machine.usable}), Row("headroom", {"bytes": rest}))
     headline = (
-        f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {storage.name} needs "
+        f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {name} needs "
         f"{format_bytes(needed.value)}{each}, which has {format_bytes(budget)}"
     )
+    within = needed.value <= budget
+    advice = _limits(model, work, job, machine) if within else _changes(model, work, job, machine)
     return Estimate(
-        "fits", question | {"dtype": storage.name}, headline,
-        (Table("", ("bytes",), tuple(rows), heading=f"{job} in {storage.name}", total=True),
-         Table("", ("bytes",), (Row("memory", {"bytes": machine.usable}),))),
-        _assumptions(work, job), (_longest(model, work, job, machine), _band(job)),
-        verdict=needed.value <= budget,
+        "fits", question | {"dtype": name, "answer": said}, headline,
+        (Table("", ("bytes",), tuple(rows), heading=f"{job} in {name}", total=True),
+         Table("", ("bytes",), room)),
+        _assumptions(work, job), (*advice, _band(job)),
+        verdict=said == "fits" if strict else within,
     )  # fmt: skip
+
+
+def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
+    """The longest context and the largest batch that the memory leaves room for."""
+    budget, devices = machine.usable.value, machine.devices
+
+    def most(setting: Callable[[int], Workload]) -> int:
+        found = largest(
+            lambda value: _exact(model, setting(value), job, devices).value <= budget,
+            highest=2**30,
+        )
+        return found or 0
+
+    context = most(lambda value: replace(work, context=value))
+    batch = most(lambda value: replace(work, batch=value))
+    return (
+        f"the longest context that fits has {context:,} tokens",
+        f"the largest batch that fits has {batch:,} sequences",
+    )
+
+
+def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
+    """The cheapest change that makes it fit, and how many devices would do without one."""
+    budget = machine.usable.value
+    fewest = smallest(
+        lambda devices: _exact(model, work, job, devices).value <= budget,
+        lowest=machine.devices, highest=MOST_DEVICES,
+    )  # fmt: skip
+    told = [f"{fewest:,} such devices would be enough"] if fewest else []
+    if job != "inference" and machine.devices == 1:
+        from llmsize.cli.train import advice
+
+        return (advice(_step(model, work, job), int(budget)), *told)
+
+    def enough(changed: Workload) -> bool:
+        return _needed(model, changed, job, machine.devices).value <= budget
+
+    found = changes.combination(work, _SMALLER, enough) if job == "inference" else None
+    if found:
+        done = " and ".join(change.name for change in found)
+        told.insert(0, f"to make it fit: {done}; costs {', '.join(c.costs for c in found)}")
+    return tuple(told)
+
+
+def _stored_as(name: str) -> Callable[[Workload], Workload]:
+    return lambda work: (
+        work if work.storage.recipe else replace(work, storage=options.storage(name))
+    )
+
+
+_SMALLER: tuple[changes.Change[Workload], ...] = (
+    changes.Change("store the weights in int8", 2.0, "hardly any quality", _stored_as("llm-int8")),
+    changes.Change("store the weights in nf4", 3.0, "a little quality", _stored_as("nf4")),
+    changes.Change("halve the context", 4.0, "half of the context",
+                   lambda work: replace(work, context=max(1, work.context // 2))),
+)  # fmt: skip
+
+
+def _which(
+    kind: str, name: str | None, dtype: str, job: Job, batch: int, context: int, everything: bool
+) -> Estimate:  # fmt: skip
+    """The hardware that is enough for a model, smallest first."""
+    if kind not in OFFERS:
+        raise LLMSizeError(
+            f"unknown kind of hardware `{printable(kind)}`", hint="`--which gpu` or `instance`"
+        )
+    if name is None:
+        raise LLMSizeError("`--which` needs a model", hint="`llmsize fits llama-2-7b --which gpu`")
+    question: dict[str, str | int | None] = {
+        "model": name, "which": kind, "dtype": dtype or None, "job": job, "batch": batch,
+        "context": context,
+    }  # fmt: skip
+    model, work = _asked(question, options.architecture(name), dtype, job)
+    need = lru_cache(maxsize=64)(lambda devices: int(_exact(model, work, job, devices).value))
+    machines = list(OFFERS[kind]())
+    found = enough(
+        [(machine, machine.devices, int(machine.usable.value)) for machine in machines],
+        need, band=BANDS[job],
+    )  # fmt: skip
+    rows = tuple(
+        Row(
+            machine.instance.name if machine.instance else machine.title,
+            {
+                "devices": str(machine.devices),
+                "memory of each": machine.usable,
+                "needed on each": _known("needed", need(machine.devices), "bytes"),
+                "verdict": said,
+            },
+        )
+        for machine, said in (found if everything else found[:SHOWN])
+    )
+    columns = ("devices", "memory of each", "needed on each", "verdict")
+    least = rows[0].name if rows else "nothing that is known"
+    return Estimate(
+        "fits", question,
+        f"{model.architecture.name}, {job} in {work.storage.name}: {least} is enough; "
+        f"{len(found)} of {len(machines)} are",
+        (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
+        _assumptions(work, job), (_band(job),), verdict=bool(found),
+    )  # fmt: skip
+
+
+def _accelerators() -> Iterator[Machine]:
+    yield from (machine_of(record) for record in presets.every(Accelerator).values())
+
+
+def _instances() -> Iterator[Machine]:
+    known = presets.every(Accelerator)
+    for record in presets.every(Instance).values():
+        yield rented(record, known.get(record.accelerator))
+
+
+OFFERS = {"gpu": _accelerators, "instance": _instances}
 
 
 def _assumptions(work: Workload, job: Job) -> tuple[str, ...]:
@@ -156,22 +335,11 @@ def _band(job: Job) -> str:
     return f"such estimates are expected within {BANDS[job]:.0%}; inside that band it is `tight`"
 
 
-def _longest(model: Subject, work: Workload, job: Job, machine: Machine) -> str:
-    """The longest context that the memory leaves room for, in words."""
-    found = largest(
-        lambda context: (
-            _needed(model, replace(work, context=context), job, machine.devices).value
-            <= machine.usable.value
-        ),
-        highest=10**9,
-    )
-    return f"the longest context that fits has {found:,} tokens" if found else "no context fits"
-
-
 def _largest(
-    question: dict[str, str | int | None], machine: Machine, everything: bool
+    question: dict[str, str | int | None], machine: Machine, job: Job, filter: Filter,
+    everything: bool,
 ) -> Estimate:  # fmt: skip
-    """The largest count for every format and job, and the presets that fit for inference."""
+    """The largest count for every format and job, and the presets that fit for one job."""
     works = {title: _workload(question, options.storage(name)) for title, name in STORAGES.items()}
     rows = tuple(
         Row(title, {job: _count(title, job, works[title], machine) for job in JOBS})
@@ -179,18 +347,22 @@ def _largest(
     )
     serving = rows[1].cells["inference"]
     count = format_count(serving.value) if isinstance(serving, Term) else "no"
-    chosen = _catalogue(works, machine)
-    shown = chosen if everything else chosen[:SHOWN]
-    more = len(chosen) - len(shown)
+    chosen = _catalogue(works, machine, job, filter)
+    shown = list(chosen if everything else islice(chosen, SHOWN))
+    more = next(chosen, None) is not None
+    tables = (
+        Table("largest number of parameters", JOBS, rows, heading="weights in"),
+        _models(shown, job),
+    )
     return Estimate(
         "fits", question, f"{machine.title} serves up to {count} parameters in 16 bit",
-        (Table("largest number of parameters", JOBS, rows, heading="weights in"), _models(shown)),
+        tables,
         (
             f"{question['batch']} × {question['context']:,} tokens (`--batch`, `--context`)",
             "largest counts: the usual proportions of a decoder, and for training, every layer "
             "recomputed in the backward pass (gradient checkpointing)",
         ),
-        (*([f"{more} smaller models fit, too (`--all`)"] if more else []), _band("inference")),
+        (*(["smaller models fit, too (`--all`)"] if more else []), _band(job)),
     )  # fmt: skip
 
 
@@ -223,8 +395,12 @@ def _typical(parameters: int) -> Subject:
     return replace(_shapes[shape.name], parameters=parameters)
 
 
-def _catalogue(works: dict[str, Workload], machine: Machine) -> list[Choice]:
-    """Every preset that fits for inference, in the most precise format that does."""
+def _catalogue(
+    works: dict[str, Workload], machine: Machine, job: Job, filter: Filter
+) -> Iterator[Choice]:
+    """The presets that fit for a job, largest first, in the most precise format that does."""
+    models = {n: m for n, m in presets.every(Architecture).items() if wanted(m, filter)}
+    budget, devices = int(machine.usable.value), machine.devices
 
     @lru_cache(maxsize=1)
     def traced(model: str) -> Subject:
@@ -232,18 +408,18 @@ def _catalogue(works: dict[str, Workload], machine: Machine) -> list[Choice]:
 
     def size(model: Architecture, title: str) -> int | None:
         try:
-            need = _needed(traced(model.name), works[title], "inference", machine.devices)
+            need = _needed(traced(model.name), works[title], job, devices)
+            if need.value <= HOPELESS * budget:
+                need = _exact(traced(model.name), works[title], job, devices)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
         return int(need.value)
 
-    models = presets.every(Architecture)
-    formats = [title for title in STORAGES if title != "fp32"]
-    budget = int(machine.usable.value)
-    return list(search(models.values(), formats, size, budget, band=BANDS["inference"]))
+    formats = [title for title in STORAGES if title != "fp32" and (title, job) not in NOT_SO]
+    return search(models.values(), formats, size, budget, band=BANDS[job])
 
 
-def _models(chosen: list[Choice]) -> Table:
+def _models(chosen: list[Choice], job: Job) -> Table:
     rows = tuple(
         Row(
             choice.model.name,
@@ -251,13 +427,14 @@ def _models(chosen: list[Choice]) -> Table:
                 "parameters": _known("parameters", choice.model.published_parameters, "parameters"),
                 "weights in": choice.format,
                 "needs": _known("needed", choice.need, "bytes"),
+                "headroom": _known("headroom", choice.headroom, "bytes"),
                 "verdict": choice.verdict,
             },
         )
         for choice in chosen
     )
-    columns = ("parameters", "weights in", "needs", "verdict")
-    return Table("models that fit for inference", columns, rows, heading="model")
+    columns = ("parameters", "weights in", "needs", "headroom", "verdict")
+    return Table(f"models that fit for {job}", columns, rows, heading="model")
 
 
 def _known(name: str, value: int | None, unit: str) -> Cell:

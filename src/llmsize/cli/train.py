@@ -284,11 +284,11 @@ def _notes(
         f"{format_count(step.trained)} parameters are trained",
     ]
     if budget is not None and memory.value > budget:
-        told.append(_advice(question, budget))
+        told.append(advice(question, budget))
     return tuple(told)
 
 
-def _advice(question: Question, budget: int) -> str:
+def advice(question: Question, budget: int) -> str:
     """The cheapest change that makes it fit, or the cheapest combination."""
     known = changes(
         eight_bit=presets.get(Optimizer, "adamw-8bit"),

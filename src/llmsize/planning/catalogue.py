@@ -42,7 +42,7 @@ class Choice:
     """Bytes on the fullest device."""
     verdict: Verdict
     headroom: int
-    """Bytes of the budget that are left; below zero for a *tight* need slightly above it."""
+    """Bytes of the budget that are left."""
 
 
 def wanted(model: Architecture, filter: Filter) -> bool:
@@ -68,7 +68,7 @@ def search(
     """The models that fit, largest first and newest first among equals, found lazily.
 
     `formats` goes from the most precise to the smallest: each model takes the first that *fits*,
-    or the first that is *tight* if none does.
+    or the first that is *tight* but within the budget if none does.
     """
     for model in sorted(models, key=_rank):
         choice = _choice(model, formats, need, budget, band)
@@ -88,7 +88,7 @@ def _choice(
         choice = Choice(model, format, needed, said, budget - needed)
         if said == "fits":
             return choice
-        if said == "tight" and tight is None:
+        if said == "tight" and needed <= budget and tight is None:
             tight = choice
     return tight
 
@@ -110,9 +110,8 @@ def enough(
     found = []
     for what, devices, usable in offers:
         needed = need(devices)
-        if needed is not None:
+        if needed is not None and needed <= usable:
             said = verdict(needed, usable, band=band)
-            if said != "does not fit":
-                found.append((devices * usable, devices, what, said))
+            found.append((devices * usable, devices, what, said))
     found.sort(key=lambda offer: offer[:2])
     return [(what, said) for _, _, what, said in found]
