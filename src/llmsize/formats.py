@@ -34,6 +34,9 @@ class Format:
     fallback: str = ""
     """The format that its library takes for a row that is not a whole number of blocks."""
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @property
     def bits_per_element(self) -> float:
         """Bits for one element of a block, its share of the block's scales included."""

@@ -121,12 +121,14 @@ def run(tape: Tape, node: Node) -> None:
         node.saved = checkpoint.recomputed(tape, node.place)
     grads, node.grads = node.grads, []
     sent = list(node.rule(tape, node, grads))
-    if (
-        checkpoint is not None
-    ):  # nobody else holds what was recomputed; a node's own is released at the end
-        node.saved = []
-    for index, (edge, grad) in enumerate(zip(node.edges, sent, strict=True)):
-        sent[index] = None if edge is None or grad is None else _fitted(tape, edge, grad)
+    if checkpoint is not None:
+        node.saved = []  # nobody else holds what was recomputed
+    for index, edge in enumerate(node.edges):
+        grad = sent[index]
+        if grad is not None:
+            fits = edge is not None and grad.shape == edge[2] and grad.format is edge[3]
+            if not fits:
+                sent[index] = None if edge is None else _fitted(tape, edge, grad)
         del grad
     node.saved, checkpoint = [], None
     grads.clear()

@@ -72,8 +72,14 @@ def _runs(shape: Shape, strides: tuple[int, ...]) -> list[tuple[int, int]]:
 def elementwise(shape: Shape, *operands: tuple[Shape, Strides]) -> Strides:
     """The strides of a new result of `shape`: its dimensions lie as those of the first operand do,
     and where that is broadcast, of the next."""
-    if all(strides is None for _, strides in operands):
-        return None
+    for _, strides in operands:
+        if strides is not None:
+            return _elementwise(shape, operands)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _elementwise(shape: Shape, operands: tuple[tuple[Shape, Strides], ...]) -> Strides:
     steps = [_broadcast(shape, *operand) for operand in operands]
     order: list[int] = []
     for dim in reversed(range(len(shape))):

@@ -30,8 +30,11 @@ def first(grads: GradList) -> Tensor:
 def attach(tensor: Tensor, node: Node | None, *like: Tensor) -> Tensor:
     """Make `tensor` the output of `node`; an elementwise result is laid out `like` its operands."""
     tensor.node = node
-    if like:
-        tensor.strides = elementwise(tensor.shape, *[(x.shape, x.strides) for x in like])
+    for operand in like:
+        if operand.strides is not None:
+            operands = [(x.shape, x.strides) for x in like]
+            tensor.strides = elementwise(tensor.shape, *operands)
+            break
     return tensor
 
 
@@ -53,6 +56,8 @@ def promoted(a: Format, b: Format) -> Format:
 
 def broadcast(a: Shape, b: Shape) -> Shape:
     """The shape of an elementwise operation on both."""
+    if a == b:
+        return a
     if len(a) < len(b):
         a, b = b, a
     offset = len(a) - len(b)

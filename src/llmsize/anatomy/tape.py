@@ -179,9 +179,10 @@ class Tape:
     def keep(self, node: Node, *tensors: Tensor | None) -> None:
         """Keep `tensors` for the backward pass of `node`; a second run ends with the last."""
         checkpoint = self.checkpoint
+        kept = False
         for tensor in tensors:
             self._keep(node, tensor)
-        kept = any(tensor is not None for tensor in tensors)
+            kept = kept or tensor is not None
         if kept and self.replaying and checkpoint is not None and not checkpoint.wanted:
             raise EndOfRecomputation
 

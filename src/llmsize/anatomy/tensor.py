@@ -74,9 +74,10 @@ class Storage:
 
     def becomes(self, role: Role) -> None:
         """From now on it lives for another reason."""
-        if self.what.role != role:
-            self.events.append((-self.bytes, self.what))
-            self.what = self.what._replace(role=role)
+        was = self.what
+        if was.role != role:
+            self.what = What(role, was.operation, was.layer, was.shape, was.format)
+            self.events.append((-self.bytes, was))
             self.events.append((self.bytes, self.what))
 
 

@@ -71,20 +71,32 @@ def level(parts: Sequence[Stretch]) -> int:
     return sum(part.net * part.times for part in parts)
 
 
-def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
-    """The moment at which most is alive, in one phase or in all."""
-    live = highest = 0
-    at, turn = 0, 0
+class Crest(NamedTuple):
+    """Where the most is alive."""
+
+    bytes: int
+    at: int
+    """Index of the stretch."""
+    turn: int
+    """How often the stretch has happened before."""
+
+
+def crest(parts: Sequence[Stretch], phase: str = "") -> Crest:
+    """Where most is alive, in one phase or in all."""
+    live = 0
+    highest = Crest(0, 0, 0)
     for index, part in enumerate(parts):
         before = max(0, part.net * (part.times - 1))
-        if live + before + part.crest > highest and phase in ("", part.phase):
-            highest = live + before + part.crest
-            at, turn = index, part.times - 1 if before else 0
+        if live + before + part.crest > highest.bytes and phase in ("", part.phase):
+            turn = part.times - 1 if before else 0
+            highest = Crest(live + before + part.crest, index, turn)
         live += part.net * part.times
-    return _moment(parts, at, turn, highest)
+    return highest
 
 
-def _moment(parts: Sequence[Stretch], at: int, turn: int, size: int) -> Moment:
+def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
+    """The moment at which most is alive, in one phase or in all, with all that is alive."""
+    size, at, turn = crest(parts, phase)
     part = parts[at]
     live: dict[What, int] = {}
     for earlier in parts[:at]:

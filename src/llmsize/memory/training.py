@@ -22,7 +22,7 @@ from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
-from llmsize.memory.timeline import Moment, Stretch, level, peak, stretches
+from llmsize.memory.timeline import Moment, Stretch, crest, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision, state_bytes
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term, total
@@ -114,6 +114,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     forward = [part for part in parts if part.phase == "forward"]
     static = static_memory(trace, run)
     base, scratch = int(static.value), step_scratch(weights, run)
+    moment = peak(parts)
     kept, casts, in_layers = level(forward), _labelled(forward, casts=True), _labelled(forward)
     return TrainingStep(
         static=static,
@@ -124,12 +125,12 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         kept_in_layers=in_layers,
         kept_outside=kept - casts - in_layers,
         peaks={
-            "forward": base + peak(parts, "forward").bytes,
-            "backward": base + peak(parts, "backward").bytes,
+            "forward": base + crest(parts, "forward").bytes,
+            "backward": base + crest(parts, "backward").bytes,
             "step": base + level(parts) + scratch,
         },
-        moment=peak(parts),
-        place=_place(trace, peak(parts).layer),
+        moment=moment,
+        place=_place(trace, moment.layer),
         timeline=tuple(_timeline(trace, parts, base, scratch)),
         step_scratch=scratch,
         trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
@@ -148,13 +149,13 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
     """One point a stretch; outside of the layers it is called by the side it is on."""
     live, passed = base, {"forward": False, "backward": False}
     for part in parts:
-        crest = live + max(0, part.net * (part.times - 1)) + part.crest
+        highest = live + max(0, part.net * (part.times - 1)) + part.crest
         live += part.net * part.times
         place = _place(trace, part.layer)
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
-        yield Point(part.phase, f"layer {place}" if place else outside, live, crest)
+        yield Point(part.phase, f"layer {place}" if place else outside, live, highest)
     yield Point("step", "optimizer", live, live + scratch)
 
 
