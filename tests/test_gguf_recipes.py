@@ -92,3 +92,10 @@ def test_a_rule_with_an_unknown_condition_is_an_error() -> None:
     with pytest.raises(LLMSizeError, match="layer") as error:
         formats_of(checkpoint(Weight("q.weight", (8, 256), "q", 0)), recipe, format_of, own=FP32)
     assert "layers" in error.value.hint
+
+
+def test_a_file_type_of_llama_cpp_is_about_a_gguf_file() -> None:
+    """Its roles are those of the file, where fused projections and experts are split."""
+    for name in presets.names(Recipe):
+        recipe = presets.get(Recipe, name)
+        assert (recipe.container == "gguf") is ("llama-quant.cpp" in recipe.source), name

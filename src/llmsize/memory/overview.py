@@ -17,6 +17,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
+from llmsize.memory.llamacpp.gguf import gguf
 from llmsize.memory.weights import Recipe, checkpoint, stored_weights
 from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
 from llmsize.term import Grade, Term, fact, term, total
@@ -215,9 +216,11 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     recipe, own = storage.recipe, storage.format
     if recipe is None:
         return uniform(model, own)
-    if recipe.rules:
-        tensors = checkpoint(model.architecture, model.trace)
-        kept = stored_weights(tensors, recipe, format_of, own=own)
+    if recipe.rules or recipe.container:
+        tensors = (gguf if recipe.container == "gguf" else checkpoint)(
+            model.architecture, model.trace
+        )
+        kept = stored_weights(tensors, recipe, format_of, own=own, imatrix=recipe.needs_imatrix)
         return kept if not model.assumed else _scaled("weights", model, int(kept.value), recipe)
     return _scaled("weights", model, _quantized(model, recipe, own, format_of), recipe)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.trace import Trace
@@ -82,6 +82,8 @@ class Recipe:
     rules: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     """Each has `roles`, `format` and the conditions of `CONDITIONS`, all of which must hold. The
     roles of a dense layer stand for those of experts, too."""
+    container: Literal["", "gguf"] = ""
+    """Whose tensors it is about: the checkpoint's own, or those of a GGUF file made of it."""
     needs_imatrix: bool = False
     """Whether it cannot be made without an importance matrix."""
     title: str = ""
