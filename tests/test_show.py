@@ -44,3 +44,32 @@ def test_unknown_names_get_a_close_one(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert hint in captured.err
+
+
+def test_models_are_chosen_by_family_size_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    """OPT up to 1.3B is there for research; of Llama's family some may be used commercially."""
+    assert (
+        run(["show", "models", "--family", "opt", "--max-params", "1.4B", "--format", "json"]) == 0
+    )
+    rows = json.loads(capsys.readouterr().out)["answer"][0]["rows"]
+    assert [row["name"] for row in rows] == ["opt-1.3b", "opt-125m", "opt-350m"]
+    assert run(["show", "models", "--commercial", "--format", "json"]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)["answer"][0]["rows"]}
+    assert "gpt2" in names
+    assert not names & {"opt-1.3b", "llama-7b", "command-r-35b"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "laws", "--commercial"],
+        ["show", "models", "gpt2", "--family", "gpt2"],
+        ["show", "models", "--family", "no-such-family"],
+    ],
+)
+def test_filters_that_mean_nothing_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A filter that cannot apply is an error, not an empty or unfiltered list."""
+    assert run(words) == 2
+    assert capsys.readouterr().out == ""

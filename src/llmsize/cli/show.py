@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmsize import presets
+from llmsize import presets, units
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
+from llmsize.estimate import Absent, Cell, Estimate, Row, Scalar, Table
 from llmsize.record import Record
 from llmsize.term import Number, fact
+
+if TYPE_CHECKING:
+    from llmsize.architecture import Architecture
 
 EXAMPLES = (
     "llmsize show",
     "llmsize show optimizers",
     "llmsize show models llama-2-7b",
+    "llmsize show models --max-params 8B --commercial",
     "llmsize show formats --format csv",
 )
 
@@ -104,6 +108,36 @@ def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete.lower())]
 
 
+_MODELS = "Which models"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which models are listed."""
+
+    family: str = ""
+    max_params: int | None = None
+    commercial: bool = False
+
+    def allows(self, record: Any) -> bool:
+        """Whether a record is listed; what is not a model always is."""
+        if self == Filter():
+            return True
+        return (
+            self.family in ("", record.family)
+            and (self.commercial is False or record.commercial is True)
+            and (self.max_params is None or _parameters(record) <= self.max_params)
+        )
+
+
+def _parameters(model: Architecture) -> int:
+    """As published, or as counted."""
+    from llmsize.anatomy import traced
+    from llmsize.anatomy.parameters import count
+
+    return model.published_parameters or count(traced(model).weights.values()).total
+
+
 def show(
     kind: Annotated[
         str,
@@ -113,6 +147,28 @@ def show(
         str,
         typer.Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME"),
     ] = "",
+    family: Annotated[
+        str, typer.Option("--family", help="Models of this family.", rich_help_panel=_MODELS)
+    ] = "",
+    max_params: Annotated[
+        int | None,
+        typer.Option(
+            "--max-params",
+            help="Models of at most so many parameters, such as `8B`.",
+            metavar="N",
+            parser=lambda text: units.parse_count(text, "parameter count"),
+            show_default=False,
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    commercial: Annotated[
+        bool,
+        typer.Option(
+            "--commercial",
+            help="Models whose licence allows commercial use.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = False,
 ) -> Estimate:
     """Facts with their sources: models, formats, optimizers, laws, hardware, …"""
     if not kind:
@@ -122,7 +178,13 @@ def show(
             f"unknown kind of fact `{printable(kind)}`",
             hint=did_you_mean(kind, KINDS, otherwise=f"kinds: {', '.join(KINDS)}"),
         )
-    return _one(kind, name) if name else _list(kind)
+    wanted = Filter(family, max_params, commercial)
+    if wanted != Filter() and (kind != "models" or name):
+        raise LLMSizeError(
+            "`--family`, `--max-params` and `--commercial` choose among models",
+            hint="`llmsize show models --family llama`",
+        )
+    return _one(kind, name) if name else _list(kind, wanted)
 
 
 def _record(kind: str) -> type[Record]:
@@ -140,18 +202,30 @@ def _kinds() -> Estimate:
     return Estimate("show", {"kind": "", "name": ""}, "what llmsize knows", (table,))
 
 
-def _list(kind: str) -> Estimate:
+def _list(kind: str, wanted: Filter) -> Estimate:
     columns = KINDS[kind].columns
     rows = []
     for name, record in presets.every(_record(kind)).items():
-        cells = {
-            title: _cell(attribute, getattr(record, attribute), record.source)
-            for title, attribute in columns.items()
-        }
-        rows.append(Row(name, cells))
+        if wanted.allows(record):
+            cells = {
+                title: _cell(attribute, getattr(record, attribute), record.source)
+                for title, attribute in columns.items()
+            }
+            rows.append(Row(name, cells))
+    if not rows:
+        raise LLMSizeError(
+            "no model is like that", hint="ask for less; `llmsize show models` lists all"
+        )
     table = Table("", tuple(columns), tuple(rows), heading="name")
     headline = f"{len(rows)} {kind}; `llmsize show {kind} NAME` shows one with its source"
-    return Estimate("show", {"kind": kind, "name": ""}, headline, (table,))
+    question: dict[str, Scalar] = {"kind": kind, "name": ""}
+    if kind == "models":
+        question |= {
+            "family": wanted.family,
+            "max_params": wanted.max_params,
+            "commercial": wanted.commercial,
+        }
+    return Estimate("show", question, headline, (table,))
 
 
 def _one(kind: str, name: str) -> Estimate:
