@@ -35,6 +35,22 @@ def test_a_free_t4_tunes_a_7b_by_qlora(capsys: pytest.CaptureFixture[str]) -> No
     assert path["best size for it"]["value"] < 3e8
 
 
+def test_every_plan_can_be_asked_on_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command beside a plan needs the same bytes, and every command of the path runs."""
+    words = "--gpu t4 --gpus 2 --days 1 --tokens 1M"
+    assert run(["advise", *words.split(), "--format", "json"]) == 0
+    path, plans = json.loads(capsys.readouterr().out)["answer"]
+    for row in plans["rows"]:
+        command = row["cells"]["on its own"].split()[1:]
+        assert run([*command, "--format", "json"]) == 0
+        answer = json.loads(capsys.readouterr().out)["answer"]
+        if command[0] == "fits":
+            needed = answer[0]["rows"][-1]["cells"]["bytes"]["value"]
+            assert needed == row["cells"]["memory"]["value"]
+    for command in {row["cells"]["on its own"] for row in path["rows"]}:
+        assert run(command.split()[1:]) == 0
+
+
 def test_an_rtx_4090_tunes_a_14b_or_more(capsys: pytest.CaptureFixture[str]) -> None:
     """24 GB: 14B to 34B by QLoRA, about 30B to chat with, 3B to 8B by LoRA."""
     _, plans = advice("--gpu rtx-4090", capsys)

@@ -6,21 +6,23 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.formats import Format
 from llmsize.memory.methods import Choices, Method
-from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.needs import Serving, asker, serving, tuning
+from llmsize.planning.needs import asker, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 
-NF4 = presets.get(Recipe, "nf4")
 PRECISION: dict[Method, str] = {"full": "mixed", "lora": "pure-16bit", "qlora": "pure-16bit"}
 
 
 def step(name: str, method: Method) -> Question:
+    return step_of(model(name), method)
+
+
+def step_of(architecture: Architecture, method: Method) -> Question:
     """One sequence of 2,048 tokens, every layer recomputed."""
     base = presets.get(Format, "nf4") if method == "qlora" else None
     return Question(
-        model(name), Choices(method, base=base, recompute="full"),
+        architecture, Choices(method, base=base, recompute="full"),
         presets.get(Stack, "transformers"), presets.get(Precision, PRECISION[method]),
         presets.get(Optimizer, "adamw"),
     )  # fmt: skip
@@ -28,10 +30,6 @@ def step(name: str, method: Method) -> Question:
 
 def model(name: str) -> Architecture:
     return presets.get(Architecture, name)
-
-
-def format_of(name: str) -> Format:
-    return presets.get(Format, name)
 
 
 def test_falcon_40b_by_qlora_is_of_the_30_gb_class() -> None:
@@ -54,16 +52,6 @@ def test_quantizing_the_base_saves_memory_and_so_does_freezing_it() -> None:
     assert needs == sorted(needs)
 
 
-def test_users_add_their_caches() -> None:
-    """Each further user adds one cache of the context and nothing else."""
-    one, two, three = (
-        int(serving(model("llama-2-7b"), Serving(users=users), None, format_of).value)
-        for users in (1, 2, 3)
-    )
-    cache = 2 * 32 * 4096 * 2 * 8192  # keys and values, layers, channels, bytes, tokens
-    assert (two - one, three - two) == (cache, cache)
-
-
 def test_a_hopeless_model_is_not_traced() -> None:
     """A model whose weights alone are far above the budget is answered with a bound."""
     asked = []
@@ -80,7 +68,5 @@ def test_a_hopeless_model_is_not_traced() -> None:
 def test_a_model_that_cannot_be_asked_has_no_answer() -> None:
     """An unknown family is left out of a search instead of stopping it."""
     unknown = Architecture("new", "no-such-family", {}, "made up", published_parameters=10)
-    question = asker(
-        lambda model, storage: serving(model, Serving(), NF4, format_of), {"nf4": 0.5}, hopeless=1e9
-    )
-    assert question(unknown, "nf4") is None
+    question = asker(lambda model, storage: tuning(step_of(model, "lora")), {"": 0.5}, hopeless=1e9)
+    assert question(unknown, "") is None

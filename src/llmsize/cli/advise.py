@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +14,22 @@ import typer
 from llmsize import presets, units
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.estimate import format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
 from llmsize.ladder import Ladder
+from llmsize.memory import overview
 from llmsize.memory.methods import Choices
+from llmsize.memory.overview import Storage, Workload
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import advise as planning
 from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, search, wanted
 from llmsize.planning.fits import BANDS
-from llmsize.planning.needs import Serving, Way, asker, serving, tuning
+from llmsize.planning.needs import Way, asker, serving, tuning
 from llmsize.planning.training import Question
 from llmsize.sources.prices import price_of, read_prices
 from llmsize.stack import Stack
@@ -41,8 +44,9 @@ EXAMPLES = (
     "llmsize advise --gpu h100 --gpus 1024 --days 60 --task pretrain",
 )
 
+PLAIN = "16-bit"
 STORAGES: dict[Way, tuple[str, ...]] = {
-    "serve": ("16-bit", "llm-int8", "nf4"), "full": ("16-bit",), "lora": ("16-bit",),
+    "serve": (PLAIN, "llm-int8", "nf4"), "full": (PLAIN,), "lora": (PLAIN,),
     "qlora": ("nf4",),
 }  # fmt: skip
 """How the weights may be stored in each way, most precise first: a recipe, or as they are."""
@@ -255,11 +259,22 @@ def _models(name: str | None, filter: Filter) -> Iterator[Architecture]:
 
 def _asks(case: Case, way: Way) -> Callable[[Architecture, str], Term]:
     """The memory of one device for a model in this way, by how its weights are stored."""
-    devices, format_of = case.have.machine.devices, partial(presets.get, Format)
-    if way == "serve":
-        served = Serving(case.format, case.context or SERVED_CONTEXT, case.users, devices)
-        return lambda model, storage: serving(model, served, _recipe(storage), format_of)
-    return lambda model, storage: tuning(_step_of(case, way, model), devices)
+    devices = case.have.machine.devices
+    if way != "serve":
+        return lambda model, storage: tuning(_step_of(case, way, model), devices)
+    works = {
+        storage: Workload(
+            _storage(case, storage), presets.get(Precision, "mixed"),
+            presets.get(Optimizer, "adamw"), format_named, case.users,
+            case.context or SERVED_CONTEXT,
+        )
+        for storage in STORAGES["serve"]
+    }  # fmt: skip
+    return lambda model, storage: serving(overview.subject(model), works[storage], devices)
+
+
+def _storage(case: Case, name: str) -> Storage:
+    return Storage(name, case.format, None if name == PLAIN else presets.get(Recipe, name))
 
 
 def _step_of(case: Case, way: Way, model: Architecture) -> Question:
@@ -272,10 +287,6 @@ def _step_of(case: Case, way: Way, model: Architecture) -> Question:
     precision = presets.get(Precision, "mixed" if way == "full" else "pure-16bit")
     stack, optimizer = presets.get(Stack, "transformers"), presets.get(Optimizer, "adamw")
     return Question(model, choices, stack, precision, optimizer)
-
-
-def _recipe(storage: str) -> Recipe | None:
-    return None if storage == "16-bit" else presets.get(Recipe, storage)
 
 
 def _ranges(case: Case) -> dict[tuple[Way, str], int | None]:
@@ -298,7 +309,7 @@ def _ranges(case: Case) -> dict[tuple[Way, str], int | None]:
 
 def _pretraining(case: Case, ranges: dict[tuple[Way, str], int | None]) -> Pretraining:
     """A new model that the compute is best spent on, if it can be trained and served here."""
-    limits = [ranges["full", "16-bit"], ranges["serve", "16-bit"]]
+    limits = [ranges["full", PLAIN], ranges["serve", PLAIN]]
     return planning.pretraining(
         case.have, options.law(LAW), [law for law in options.laws() if not law.experimental],
         options.law(REPEATING), min((limit or 1 for limit in limits), default=1),
@@ -315,7 +326,7 @@ def _options(
             for choice in _search(case, way, budget):
                 layers = choice.model.config.get("num_hidden_layers") or 32
                 yield planning.adapt(case.have, way, choice, int(layers))
-    if planned is not None and ranges["full", "16-bit"]:
+    if planned is not None and ranges["full", PLAIN]:
         yield planning.scratch(case.have, planned)
 
 
@@ -339,10 +350,10 @@ def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
     return iter(())
 
 
-def _bytes(case: Case, storage: str) -> float:
+def _bytes(case: Case, name: str) -> float:
     """Bytes of a quantized parameter, or of one that is kept as it is."""
-    recipe = _recipe(storage)
-    format = presets.get(Format, recipe.base) if recipe else case.format
+    storage = _storage(case, name)
+    format = format_named(storage.recipe.base) if storage.recipe else storage.format
     return format.bits_per_element / 8
 
 
@@ -397,9 +408,18 @@ def _training_steps(case: Case, planned: Pretraining) -> Iterator[Row]:
         if planned.repeated_loss is not None:
             yield _step("loss, data repeated", _by_law("loss", planned.repeated_loss), repeated)
     yield from _losses(planned, f"llmsize loss {run} --law")
-    yield _step("time", planned.time, f"llmsize time {run} {case.words}")
+    timed = f"llmsize time {run} {_speed(case)}"
+    yield _step("time", planned.time, timed)
     if planned.cost is not None:
-        yield _step("cost", planned.cost, f"llmsize time {run} {case.words} --price {have.price:g}")
+        yield _step("cost", planned.cost, f"{timed} --price {have.price:g}")
+
+
+def _speed(case: Case) -> str:
+    """What decides the speed, as options of a command line."""
+    machine = case.have.machine
+    assert machine.accelerator is not None
+    cards = machine.devices // machine.accelerator.devices
+    return f"--gpu {machine.accelerator.name} --gpus {cards} --dtype {case.format.name}"
 
 
 def _losses(planned: Pretraining, command: str) -> Iterator[Row]:
@@ -464,10 +484,10 @@ def _command(case: Case, option: Option) -> str:
     if option.way == "scratch":
         flop = planning.training_compute(case.have).value
         return f"llmsize optimal --compute {flop:.3g} --max-params {option.parameters:.0f}"
-    context = f" --context {case.context}" if case.context else ""
+    context = case.context or (SERVED_CONTEXT if option.way == "serve" else TRAINED_CONTEXT)
     job = {"serve": "inference"}.get(option.way, option.way)
-    stored = f" --dtype {option.format}" if option.format != "16-bit" else ""
-    return f"llmsize fits {option.subject} --job {job}{stored}{context} {case.words}"
+    stored = f" --dtype {case.format.name if option.format == PLAIN else option.format}"
+    return f"llmsize fits {option.subject} --job {job}{stored} --context {context} {case.words}"
 
 
 def _headline(case: Case, found: list[Option]) -> str:
@@ -511,6 +531,6 @@ def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> It
     tuned = next((option for option in found if option.way == "qlora"), None)
     if tuned is not None:
         model = next(model for model in case.models if model.name == tuned.subject)
-        more = int(_asks(case, "lora")(model, "16-bit").value)
+        more = int(_asks(case, "lora")(model, PLAIN).value)
         if more > case.have.machine.usable.value:
             yield f"{format_bytes(more)} on each device: LoRA of {model.name} without quantizing it"

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from llmsize.anatomy import Setting, run_forward
-from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BF16, Format
-from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.methods import training_run
-from llmsize.memory.overview import RUNTIME, Storage, Subject, stored
-from llmsize.memory.timeline import peak, stretches
+from llmsize.memory.overview import Subject, Workload, need, on_each
 from llmsize.memory.training import device_memory, on_device, training_step
-from llmsize.memory.weights import Recipe
 from llmsize.planning.catalogue import Need
 from llmsize.planning.training import Question
 from llmsize.term import Term, fact, term, total
@@ -27,37 +20,12 @@ Way = Literal["serve", "lora", "qlora", "full"]
 ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What a served model has to hold."""
-
-    format: Format = BF16
-    """Of activations and cache, and of weights that no recipe stores otherwise."""
-    context: int = 8192
-    """Tokens of each sequence; the whole prompt is read at once."""
-    users: int = 1
-    devices: int = 1
-
-
-def serving(
-    model: Architecture, how: Serving, recipe: Recipe | None, format_of: Callable[[str], Format]
-) -> Term:
-    """Bytes on each device to answer `users` at once: weights, caches, one prompt's work, runtime.
-
-    Weights and caches are split evenly over the devices; the rest is on each.
-    """
-    prompt = Setting(sequence=how.context, format=how.format, last_logits=True)
-    trace, _ = run_forward(model, prompt)
-    parameters = count(trace.weights.values()).total
-    subject = Subject(model, trace, parameters, parameters)
-    weights = stored(subject, Storage("", how.format, recipe), format_of)
-    cache = kv_cache(
-        trace.layer_caches(), context=how.context, keys=how.format, values=how.format,
-        sequences=how.users,
-    )  # fmt: skip
-    work = _counted("prompt", peak(list(stretches(trace))).bytes)
-    share = partial(_share, devices=how.devices)
-    return total("memory", share(weights), share(cache), work, RUNTIME)
+def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
+    """Memory of each of `devices` that serve a model together."""
+    needed = on_each(need(model, work, "inference"), devices)
+    if isinstance(needed, str):
+        raise LLMSizeError(needed, hint="name another format of the weights")
+    return needed
 
 
 def tuning(question: Question, devices: int = 1) -> Term:
