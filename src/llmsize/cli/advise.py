@@ -419,7 +419,9 @@ def _speed(case: Case) -> str:
     machine = case.have.machine
     assert machine.accelerator is not None
     cards = machine.devices // machine.accelerator.devices
-    return f"--gpu {machine.accelerator.name} --gpus {cards} --dtype {case.format.name}"
+    share = case.have.utilization
+    given = f" --mfu {share.value:g}" if share.source == "given" else ""
+    return f"--gpu {machine.accelerator.name} --gpus {cards} --dtype {case.format.name}{given}"
 
 
 def _losses(planned: Pretraining, command: str) -> Iterator[Row]:
