@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from benchmarks.answers import Answer
 from llmsize import presets
 from llmsize.anatomy import LoRA, Setting
 from llmsize.architecture import Architecture
-from llmsize.formats import BF16, FP32
+from llmsize.errors import LLMSizeError
+from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.generation import generation
-from llmsize.memory.training import TrainingRun, TrainingStep, training_step
+from llmsize.memory.methods import Choices, Method, training_run
+from llmsize.memory.training import Meter, TrainingRun, TrainingStep, metered, training_step
 from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
 
 QUERY_AND_VALUE = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
 """What `qv` stands for in the table: these two, or the fused projection."""
@@ -117,3 +121,80 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
         }
         for quantity, value in got.items():
             yield Answer(row["case_id"], quantity, int(row[quantity]), value)
+
+
+STACKS = {"torchtune": "torchtune", "litgpt": "litgpt", "unsloth": "unsloth"}
+"""The framework of each source; transformers for all others."""
+
+METHODS: dict[str, Method] = {"full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora",
+                              "ln_tuning": "norms"}  # fmt: skip
+
+OPTIMIZERS = {
+    "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
+    "AdamW8bit, fused in backward": "adamw-8bit", "AdamW, fused in backward": "adamw",
+    "PagedAdamW (bnb, 32-bit)": "adamw-fp32", "Adam8bit (bnb)": "adamw-8bit",
+}  # fmt: skip
+
+
+def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
+    """Published peaks of real runs on one device, in the meter that each was read with."""
+    for row in rows:
+        measured = row["kind"] in ("measured", "measured_derived") and row["grade"] == "A"
+        if not (measured and row["gpus"] == "1" and row["method"] in METHODS):
+            continue
+        try:
+            stack = _stack(row)
+            model = presets.get(Architecture, row["model"])
+            run = training_run(
+                _published(row), stack, _precision(row), presets.get(Optimizer, _optimizer(row))
+            )
+            got = metered(training_step(model, run), stack, _meter(row["metric"]))
+        except LLMSizeError:
+            got = None
+        yield Answer(row["id"], f"peak, {_meter(row['metric'])}", int(row["bytes"]), got)
+
+
+def _stack(row: dict[str, str]) -> Stack:
+    """The framework; torchtune's cumulative table turns chunked losses on in a row of its own."""
+    stack = presets.get(Stack, STACKS.get(row["source"], "transformers"))
+    before = row["notes"].startswith(("+ packed", "+ compile"))
+    return replace(stack, loss="eager") if before else stack
+
+
+def _optimizer(row: dict[str, str]) -> str:
+    return OPTIMIZERS.get(row["optimizer"], row["optimizer"])
+
+
+def _precision(row: dict[str, str]) -> Precision:
+    fp32 = row["weight_dtype"] == "fp32"
+    amp = fp32 and "AMP" in row["compute_dtype"]
+    return presets.get(Precision, "amp" if amp else "fp32" if fp32 else "pure-16bit")
+
+
+def _meter(metric: str) -> Meter:
+    if "reserved" in metric:
+        return "reserved"
+    return "device" if "NVML" in metric else "allocated"
+
+
+def _published(row: dict[str, str]) -> Choices:
+    """A row's settings; of a range of lengths the longest, which sets the peak."""
+    modules = row["lora_targets"].split(" ")[0] or "all-linear"
+    short = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
+    targets = tuple(short.get(name, name) for name in modules.split(","))
+    fp32 = row["weight_dtype"] == "fp32"
+    return Choices(
+        method=METHODS[row["method"]],
+        batch=int(row["batch_per_device"]),
+        sequence=int("".join(c for c in row["seq_len"].split(" ")[0] if c.isdigit()) or 512),
+        padded=row["seq_len"].startswith("<="),
+        format=(FP16 if "fp16" in row["compute_dtype"] else FP32) if fp32 else BF16,
+        rank=int(row["lora_rank"] or 16),
+        targets=targets,
+        base=presets.get(Format, "nf4-dq" if "double" in row["weight_dtype"] else "nf4"),
+        recompute="full" if row["recompute"].startswith("full") else "none",
+        offload_checkpoints="offload" in row["recompute"],
+        attention="eager" if row["attention"] == "eager" else "sdpa",
+        fused_backward="fused in backward" in row["optimizer"],
+        compiled=row["compile"] == "yes",
+    )

@@ -22,7 +22,9 @@ class Stack:
     fused_gate: bool = False
     """Activation and product of a gated MLP in one kernel."""
     loss: str = "eager"
-    """`eager`, `chunked`, `compiled` or `fused_linear`."""
+    """`eager`, `chunked` or `fused_linear`."""
+    compiled_loss: bool = False
+    """Whether the loss keeps the logits as they are and no fp32 copy of them."""
     adapters: str = "fp32"
     """Format of LoRA adapters over 16-bit weights; `weight` for that of the weights."""
     fused_optimizer: bool = True

@@ -244,10 +244,10 @@ SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
 
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss of the labels shifted by one token; transformers computes it in fp32."""
-    if t.setting.loss == "compiled":
-        return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
     if t.setting.loss == "chunked":
         return chunked_loss(t, logits, shifted_labels(t))
+    if t.setting.compiled_loss:
+        return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
     scores = ops.to(t, logits, FP32)
     labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
     targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
@@ -269,7 +269,10 @@ def chunked_loss(t: Trace, logits: Tensor, targets: Tensor) -> Tensor:
     for start in range(0, t.sequence, size):
         tokens = min(size, t.sequence - start)
         part = ops.chunk(t, logits, tokens, len(range(0, t.sequence, size)))
-        loss = ops.cross_entropy(t, ops.to(t, part, FP32), targets)
+        if t.setting.compiled_loss:
+            loss = ops.compiled_cross_entropy(t, part, targets)
+        else:
+            loss = ops.cross_entropy(t, ops.to(t, part, FP32), targets)
         total = loss if total is None else ops.add(t, total, loss)
     assert total is not None
     return total

@@ -371,11 +371,17 @@ def gated(
     """The gated MLP; `role` is a prefix to its weights' roles, such as `shared_`."""
     width = width or s.intermediate
     gate, up, down = (f"{name}.{last}" for last in names)
-    product = ops.mul(
-        t,
-        s.activation(t, t.linear(x, gate, width, bias=bias, role=f"{role}gate")),
-        t.linear(x, up, width, bias=bias, role=f"{role}up"),
-    )
+    project = partial(t.linear, x, out=width, bias=bias)
+    if t.setting.fused_gate:
+        gated = project(name=gate, role=f"{role}gate")
+        product = ops.gated_product(t, gated, project(name=up, role=f"{role}up"))
+        del gated
+    else:
+        product = ops.mul(
+            t,
+            s.activation(t, project(name=gate, role=f"{role}gate")),
+            project(name=up, role=f"{role}up"),
+        )
     return t.linear(product, down, s.hidden, bias=bias, role=f"{role}down")
 
 
@@ -383,9 +389,11 @@ def gated_fused(t: Trace, s: Sizes, x: Tensor, *, name: str = "mlp") -> Tensor:
     """The gated MLP with gate and up in one projection."""
     both = t.linear(x, f"{name}.gate_up_proj", 2 * s.intermediate, role="gate_up")
     gate, up = ops.split(t, both, s.intermediate, s.intermediate)
-    return t.linear(
-        ops.mul(t, up, s.activation(t, gate)), f"{name}.down_proj", s.hidden, role="down"
-    )
+    if t.setting.fused_gate:
+        product = ops.gated_product(t, gate, up)
+    else:
+        product = ops.mul(t, up, s.activation(t, gate))
+    return t.linear(product, f"{name}.down_proj", s.hidden, role="down")
 
 
 def plain(

@@ -692,10 +692,14 @@ def _precomputed_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def compiled_cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss as one compiled kernel: keeps the 16-bit logits and one number a token."""
-    node = t.record(_unary_backward, (logits,), (logits, targets), "cross_entropy")
+    node = t.record(_logits_backward, (logits,), (logits, targets), (logits.shape, logits.format))
     loss = attach(t.new("cross_entropy", (), FP32), node)
     keep_output(t, node, t.new("cross_entropy", (*logits.shape[:-1], 1), FP32))
     return loss
+
+
+def _logits_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("cross_entropy_backward", *node.context),)
 
 
 def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ from llmsize.formats import BF16, FP32, Format
 Kind = TypeVar("Kind", bound=Hashable)
 
 Attention = Literal["sdpa", "eager"]
-Loss = Literal["eager", "chunked", "compiled", "fused_linear"]
-"""Logits in fp32 and all of their log-probabilities; the same in chunks that are kept apart; one
-compiled kernel that keeps the 16-bit logits; or head and loss together, a chunk at a time."""
+Loss = Literal["eager", "chunked", "fused_linear"]
+"""All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,8 @@ class Setting:
     fused_gate: bool = False
     """Activation and product of a gated MLP in one kernel that keeps gate and up only."""
     loss: Loss = "eager"
+    compiled_loss: bool = False
+    """Whether the loss is one kernel that keeps the logits as they are, not an fp32 copy."""
     loss_chunks: int = 8
     """Chunks of a chunked loss."""
     padded: bool = False

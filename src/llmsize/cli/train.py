@@ -107,6 +107,9 @@ def train(
     fused_backward: Annotated[
         bool, typer.Option("--fused-backward", help="Step each weight as its gradient comes.")
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile fuses norms, gates and the loss.")
+    ] = False,
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Draw what is alive from start to end of the step.")
     ] = False,
@@ -131,7 +134,7 @@ def train(
         frozen_layers=freeze, recompute=_recompute(recompute), recompute_every=every,
         offload_checkpoints=offload_checkpoints,
         attention="eager" if _attention(attention) == "eager" else "sdpa",
-        padded=padded, accumulation=accumulate, fused_backward=fused_backward,
+        padded=padded, accumulation=accumulate, fused_backward=fused_backward, compiled=compiled,
     )  # fmt: skip
     question = Question(
         architecture, choices, presets.get(Stack, stack),
@@ -271,6 +274,8 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             f"{question.choices.sequence:,} tokens are more than the {positions:,} positions that "
             "the model was made for"
         )
+    if question.choices.method == "dora":
+        told.append("what DoRA keeps for its column norms is not counted")
     return tuple(told)
 
 

@@ -52,6 +52,8 @@ class Choices:
     padded: bool = False
     accumulation: int = 1
     fused_backward: bool = False
+    compiled: bool = False
+    """Whether `torch.compile` fuses norms, rotary embedding, gates and the loss."""
 
 
 def method_named(name: str) -> Method:
@@ -85,10 +87,11 @@ def training_run(
         format=weights,
         autocast=choices.format if precision.autocast else None,
         attention=choices.attention,
-        fused_norm=stack.fused_norm,
-        fused_rotary=stack.fused_rotary,
-        fused_gate=stack.fused_gate,
+        fused_norm=stack.fused_norm or choices.compiled,
+        fused_rotary=stack.fused_rotary or choices.compiled,
+        fused_gate=stack.fused_gate or choices.compiled,
         loss=stack.loss,  # type: ignore[arg-type]
+        compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
         training=True,
         trained=frozenset() if adapted else TRAINED.get(choices.method),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
-from typing import NamedTuple
+from math import ceil, prod
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
@@ -354,3 +354,15 @@ def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Ter
     if prod(inputs.values()) != size:  # a dimension that occurs twice
         return _bytes(operation, size)
     return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
+
+
+Meter = Literal["allocated", "reserved", "device"]
+"""Bytes of tensors; of what the caching allocator holds; of what the driver says is in use."""
+
+
+def metered(step: TrainingStep, stack: Stack, meter: Meter) -> int:
+    """The peak of the step as that meter reads it."""
+    if meter == "allocated":
+        return step.total
+    reserved = ceil(step.total * (1 + stack.allocator_slack))
+    return reserved if meter == "reserved" else reserved + stack.context
