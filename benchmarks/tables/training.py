@@ -126,8 +126,9 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
 STACKS = {"torchtune": "torchtune", "litgpt": "litgpt", "unsloth": "unsloth"}
 """The framework of each source; transformers for all others."""
 
-METHODS: dict[str, Method] = {"full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora",
-                              "ln_tuning": "norms"}  # fmt: skip
+METHODS: dict[str, Method] = {
+    "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms"
+}  # fmt: skip
 
 OPTIMIZERS = {
     "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
