@@ -29,6 +29,7 @@ class Type:
 
 TYPES = {
     "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1),
+    "hy_v3": Type(first_sparse=1),
     "solar_open": Type(normed_heads=False),
     "dots1": Type(),
     "exaone_moe": Type(first_sparse=1, local_of=4, global_rotates=False),

@@ -1,6 +1,6 @@
-"""Hunyuan-MoE: heads are normalised after they are rotated, an expert for every token.
+"""Hunyuan: heads are normalised after they are rotated; with experts, one for every token.
 
-transformers v5.23, models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py.
+transformers v5.23, models/hunyuan_v1_dense and models/hunyuan_v1_moe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, width="intermediate_size")
+    sparse = c.text("model_type") == "hunyuan_v1_moe"
+    m = mixture.read(c, width="intermediate_size") if sparse else None
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
@@ -25,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: attention(t, s, x, around, bias),
-            lambda x: feed(t, s, m, x),
+            lambda x: feed(t, s, m, x) if m else decoder.gated(t, s, x),
         )
 
     return decoder.run(t, s, block, ["full"] * s.layers)

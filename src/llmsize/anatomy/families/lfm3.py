@@ -5,6 +5,8 @@ transformers v5.23, models/lfm2/modeling_lfm2.py, models/lfm3/modeling_lfm3.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from llmsize.anatomy import blocks, decoder, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -16,14 +18,33 @@ from llmsize.formats import FP32
 NAMES = Names(norm="model.embedding_norm")
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What LFM3 does differently from LFM2."""
+
+    kernel: int
+    gated: bool
+    sandwich: bool
+    """Whether what each half adds is normalised."""
+    norms: tuple[str, str]
+    output: str
+
+
+VERSIONS = {
+    "lfm2": Version(3, False, False, ("q_layernorm", "k_layernorm"), "out_proj"),
+    "lfm3": Version(7, True, True, ("q_norm", "k_norm"), "o_proj"),
+}
+
+
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(c, tied=True)
-    kernel = c.size("conv_L_cache", default=7)
+    s = decoder.read(adjusted(c), tied=True)
+    version = VERSIONS[c.text("model_type")]
+    kernel = c.size("conv_L_cache", default=version.kernel)
     conv_bias, bias = c.flag("conv_bias"), c.flag("attention_bias")
-    later = c.text("model_type") != "lfm2"
-    gated = c.flag("use_attention_gate", default=later)
-    sandwich = c.flag("use_sandwich_norm", default=later)
+    gated = c.flag("use_attention_gate", default=version.gated)
+    sandwich = c.flag("use_sandwich_norm", default=version.sandwich)
+    version = replace(version, gated=gated)
     listed = c.sequence("layer_types")
     if listed is None or len(listed) < s.layers:
         raise c.error("has no `layer_types` for every layer", "give one a layer")
@@ -36,7 +57,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         if kind == "conv":
             x = convolution(t, s, x, kernel, conv_bias)
         else:
-            x = attention(t, s, x, around, reach, bias, gated)
+            x = attention(t, s, x, around, reach, bias, version)
         x = blocks.rms_norm(t, x, "post_operator_norm") if sandwich else x
         x = ops.add(t, residual, x)
         residual = x
@@ -47,6 +68,18 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = [str(kind) for kind in listed[: s.layers]]
     return decoder.run(t, s, block, kinds, names=NAMES, windows=(0, window))
+
+
+def adjusted(c: Config) -> Config:
+    """LFM2 shrinks the width of its MLP to that of a gated one of as many parameters."""
+    if c.text("model_type") != "lfm2":
+        return c
+    width = c.size("block_ff_dim", "intermediate_size", default=12288)
+    if c.flag("block_auto_adjust_ff_dim", default=True):
+        multiple = c.size("block_multiple_of", default=256)
+        scaled = int(int(2 * width / 3) * c.number("block_ffn_dim_multiplier", default=1.0))
+        width = -(-scaled // multiple) * multiple
+    return Config({**c.fields, "intermediate_size": width}, c.model)
 
 
 def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tensor:
@@ -60,21 +93,21 @@ def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tenso
 
 
 def attention(
-    t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, gated: bool
+    t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, version: Version
 ) -> Tensor:
     """Grouped-query attention with normalised heads, each behind a gate."""
     q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
     k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
     v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
-    q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
-    k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
+    q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), f"self_attn.{version.norms[0]}")
+    k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), f"self_attn.{version.norms[1]}")
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window])
-    if gated:
+    if version.gated:
         gate = ops.to(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"), FP32)
         gate = ops.to(t, ops.sigmoid(t, gate), out.format)
         heads = out.view(t.batch, t.sequence, s.heads, s.head_dim)
         out = ops.mul(t, heads, gate.view(t.batch, t.sequence, s.heads, 1)).view(*out.shape)
-    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+    return t.linear(out, f"self_attn.{version.output}", s.hidden, bias=bias, role="o")

@@ -13,6 +13,10 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
 BIASED = {
+    "qwen2_vl": ("", True, False),
+    "qwen2_vl_text": ("", True, False),
+    "qwen2_5_vl": ("", True, False),
+    "qwen2_5_vl_text": ("", True, False),
     "qwen2": ("", True, False),
     "seed_oss": ("attention_out_bias", True, False),
     "mimo": ("", True, False),
@@ -55,13 +59,17 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(t, s, block, windows(c, s.layers))
 
 
+EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe")
+"""Types that have their window, if they have one, in every layer."""
+
+
 def windows(c: Config, layers: int) -> list[int]:
     """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use."""
     family = c.text("model_type")
     if family == "mistral" and "sliding_window" not in c.fields:
         return [4096] * layers
-    if family in ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mimo"):
+    if family.startswith("qwen") or family == "mimo":
         first = c.count("max_window_layers", default=28)
         in_use = c.flag("use_sliding_window")
         return decoder.windows(c, layers, lambda layer: in_use and layer >= first)
-    return decoder.windows(c, layers, lambda layer: family in ("mistral", "mixtral", "phimoe"))
+    return decoder.windows(c, layers, lambda layer: family in EVERYWHERE)

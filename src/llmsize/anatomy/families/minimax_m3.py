@@ -22,7 +22,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     dense = Dim(c.size("dense_intermediate_size", "intermediate_size"), "intermediate")
     s = decoder.read(Config({**c.fields, "hidden_act": "silu"}, c.model), rotary=0.5)
-    m = mixture.read(c, scores="sigmoid")
+    shared = {"shared_expert_intermediate_size": c.value("shared_intermediate_size")}
+    m = mixture.read(Config({**c.fields, **shared}, c.model), scores="sigmoid")
     indexer, indexed = read_indexer(c, s.layers)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:

@@ -42,6 +42,7 @@ TYPES = {
     "mixtral": Type(wide=True, normed=True),
     "qwen2_moe": Type(biased=True, output_biased=False),
     "qwen3_moe": Type(head_norm=blocks.rms_norm),
+    "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm),
     "olmoe": Type(wide_norm=blocks.rms_norm),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router"),
     "minimax_m2": Type(wide_norm=blocks.rms_norm, scores="sigmoid", normed=True),
