@@ -1,9 +1,9 @@
 """How far llmsize is from reality: `python benchmarks/accuracy.py DIR [--json] [--check]`.
 
-Every CSV in DIR is answered by the function of its name in a module of `benchmarks/tables/`, which
-gets the rows (and the directory, if it takes two arguments) and yields an `Answer` per number. A
-table without a function is reported as not answered. `--check` compares with
-`benchmarks/thresholds.toml` and exits with 1 where one is missed.
+Every CSV in DIR, and `model_configs.json`, is answered by the function of its name in a module of
+`benchmarks/tables/`, which gets the rows (and the directory, if it takes two arguments) and yields
+an `Answer` per number. A table without a function is reported as not answered. `--check` compares
+with `benchmarks/thresholds.toml` and exits with 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ def measure(directory: Path) -> dict[str, Any]:
     """The ledger of every table in `directory`, as the JSON document has it."""
     known = tables()
     found = {}
-    for path in sorted(directory.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    for path in sorted([*directory.glob("*.csv"), *directory.glob("model_configs.json")]):
+        rows = _rows(path)
         function = known.get(path.stem)
         answers = list(_answers(function, rows, directory)) if function else []
         found[path.name] = {"rows": len(rows), "quantities": ledger(answers)}
     return {"tables": found}
+
+
+def _rows(path: Path) -> Rows:
+    """The lines of a table, or the entries of a JSON list."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
 
 
 def tables() -> dict[str, Table]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.answers import Answer
+from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.sources.config import architecture
 
@@ -35,3 +38,26 @@ def param_counts(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
             if row[column]:
                 got = getattr(counted, field) if counted else None
                 yield Answer(row["model"], column, int(row[column]), got)
+
+
+def model_configs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Answer]:
+    """Totals and active parameters of published configurations.
+
+    A row without one points to the defaults of transformers, which the presets spell out.
+    """
+    known = {model.hub_id: model for model in presets.every(Architecture).values()}
+    for row in rows:
+        config = row["config"]
+        try:
+            if isinstance(config, dict):
+                given = {"model_type": row["model_type"], **config}
+                model = architecture(given, "model_configs.json", row["hf_id"])
+            else:
+                model = known[row["hf_id"]]
+            counted = count(traced(model).weights.values())
+        except (LLMSizeError, KeyError):
+            counted = None
+        yield Answer(row["hf_id"], "params_total", row["params_total"], counted and counted.total)
+        if row["params_active"]:
+            active = counted and counted.active
+            yield Answer(row["hf_id"], "params_active", row["params_active"], active)
