@@ -11,7 +11,6 @@ from llmsize.planning.advise import (
     Resources,
     Way,
     adapt,
-    most_parameters,
     pretraining,
     ranked,
     tokens_in,
@@ -75,15 +74,6 @@ def test_short_data_repeat_and_are_worth_less() -> None:
     plenty = scratch(resources("h100", days=30, tokens=scratch(have).plan.tokens))
     assert short.repeated_loss and plenty.repeated_loss
     assert short.repeated_loss > plenty.repeated_loss
-
-
-def test_a_range_lies_between_known_models() -> None:
-    """Half of the way from what one model needs to what the next does is half of the way."""
-    rungs, needs = [100, 200, 400], [1000.0, 2000.0, 4000.0]
-    assert most_parameters(rungs, needs.__getitem__, 3000) == 300
-    assert most_parameters(rungs, needs.__getitem__, 2000) == 200
-    assert most_parameters(rungs, needs.__getitem__, 8000) == 800
-    assert most_parameters(rungs, needs.__getitem__, 999) is None
 
 
 def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616) -> Option:

@@ -47,6 +47,12 @@ def test_every_plan_can_be_asked_on_its_own(capsys: pytest.CaptureFixture[str]) 
         if command[0] == "fits":
             needed = answer[0]["rows"][-1]["cells"]["bytes"]["value"]
             assert needed == row["cells"]["memory"]["value"]
+    steps = {row["name"]: row["cells"] for row in path["rows"]}
+    most = steps["QLoRA, nf4: at most"]
+    assert run([*most["on its own"].split()[1:], "--format", "json"]) == 0
+    table = json.loads(capsys.readouterr().out)["answer"][0]
+    counts = {row["name"]: row["cells"] for row in table["rows"]}
+    assert counts["4-bit"]["QLoRA"]["value"] == most["result"]["value"]
     for command in {row["cells"]["on its own"] for row in path["rows"]}:
         assert run(command.split()[1:]) == 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -13,22 +12,20 @@ import typer
 
 from llmsize import presets, units
 from llmsize.architecture import Architecture
-from llmsize.cli import options
+from llmsize.cli import fits, options
 from llmsize.cli.estimate import format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
-from llmsize.ladder import Ladder
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
-from llmsize.memory.overview import Storage, Workload
+from llmsize.memory.overview import BANDS, Job, Storage, Workload
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import advise as planning
 from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, search, wanted
-from llmsize.planning.fits import BANDS
 from llmsize.planning.needs import Way, asker, serving, tuning
 from llmsize.planning.training import Question
 from llmsize.sources.prices import price_of, read_prices
@@ -50,10 +47,11 @@ STORAGES: dict[Way, tuple[str, ...]] = {
     "qlora": ("nf4",),
 }  # fmt: skip
 """How the weights may be stored in each way, most precise first: a recipe, or as they are."""
-BAND: dict[Way, float] = {
-    "serve": BANDS["inference"], "full": BANDS["training"], "lora": BANDS["training"],
-    "qlora": BANDS["training"],
+JOBS: dict[Way, Job] = {
+    "serve": "inference", "full": "full training", "lora": "LoRA", "qlora": "QLoRA"
 }  # fmt: skip
+ROWS = {PLAIN: "fp16/bf16", "llm-int8": "int8", "nf4": "4-bit"}
+"""What `llmsize fits` calls a way to store weights."""
 TRAINED_CONTEXT, SERVED_CONTEXT = 2048, 8192
 """Tokens of a sequence unless `--context` says otherwise."""
 DAY, HOUR = 86_400.0, 3600.0
@@ -265,8 +263,7 @@ def _asks(case: Case, way: Way) -> Callable[[Architecture, str], Term]:
     works = {
         storage: Workload(
             _storage(case, storage), presets.get(Precision, "mixed"),
-            presets.get(Optimizer, "adamw"), format_named, case.users,
-            case.context or SERVED_CONTEXT,
+            presets.get(Optimizer, "adamw"), format_named, case.users, _context(case, way),
         )
         for storage in STORAGES["serve"]
     }  # fmt: skip
@@ -280,7 +277,7 @@ def _storage(case: Case, name: str) -> Storage:
 def _step_of(case: Case, way: Way, model: Architecture) -> Question:
     """A training step as advised: one sequence, every layer recomputed."""
     choices = Choices(
-        "full" if way == "serve" else way, sequence=case.context or TRAINED_CONTEXT,
+        "full" if way == "serve" else way, sequence=_context(case, way),
         format=case.format, recompute="full",
         base=presets.get(Format, "nf4") if way == "qlora" else None,
     )  # fmt: skip
@@ -289,35 +286,40 @@ def _step_of(case: Case, way: Way, model: Architecture) -> Question:
     return Question(model, choices, stack, precision, optimizer)
 
 
-def _ranges(case: Case) -> dict[tuple[Way, str], int | None]:
-    """The most parameters for each way and storage, between the models of the ladder."""
-    ladder = presets.get(Ladder, "dense")
-    rungs = sorted(ladder.rungs.items(), key=lambda rung: rung[1])
-    model = cache(lambda index: presets.get(Architecture, rungs[index][0]))
-    found = {}
-    for way, storages in STORAGES.items():
-        ask = _asks(case, way)
-        for storage in storages:
-            need = cache(
-                lambda index, ask=ask, storage=storage: float(ask(model(index), storage).value)
-            )
-            found[way, storage] = planning.most_parameters(
-                [count for _, count in rungs], need, case.have.machine.usable.value
-            )
-    return found
+def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:
+    """The most parameters for each way and storage, as `llmsize fits` counts them."""
+    return {
+        (way, storage): fits.most_parameters(
+            ROWS[storage], JOBS[way],
+            fits.workload(options.storage(fits.STORAGES[ROWS[storage]]), _users(case, way),
+                          _context(case, way)),
+            case.have.machine,
+        )
+        for way, storages in STORAGES.items()
+        for storage in storages
+    }  # fmt: skip
 
 
-def _pretraining(case: Case, ranges: dict[tuple[Way, str], int | None]) -> Pretraining:
+def _context(case: Case, way: Way) -> int:
+    return case.context or (SERVED_CONTEXT if way == "serve" else TRAINED_CONTEXT)
+
+
+def _users(case: Case, way: Way) -> int:
+    return case.users if way == "serve" else 1
+
+
+def _pretraining(case: Case, ranges: dict[tuple[Way, str], Cell]) -> Pretraining:
     """A new model that the compute is best spent on, if it can be trained and served here."""
     limits = [ranges["full", PLAIN], ranges["serve", PLAIN]]
+    counts = [int(limit.value) if isinstance(limit, Term) else 1 for limit in limits]
     return planning.pretraining(
         case.have, options.law(LAW), [law for law in options.laws() if not law.experimental],
-        options.law(REPEATING), min((limit or 1 for limit in limits), default=1),
+        options.law(REPEATING), min(counts),
     )  # fmt: skip
 
 
 def _options(
-    case: Case, ranges: dict[tuple[Way, str], int | None], planned: Pretraining | None
+    case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining | None
 ) -> Iterator[Option]:
     """Every way of the task with the best models for it."""
     budget = int(case.have.machine.usable.value)
@@ -326,7 +328,7 @@ def _options(
             for choice in _search(case, way, budget):
                 layers = choice.model.config.get("num_hidden_layers") or 32
                 yield planning.adapt(case.have, way, choice, int(layers))
-    if planned is not None and ranges["full", PLAIN]:
+    if planned is not None and isinstance(ranges["full", PLAIN], Term):
         yield planning.scratch(case.have, planned)
 
 
@@ -335,13 +337,13 @@ def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
     devices = case.have.machine.devices
     kept = sum(presets.get(Precision, "mixed").bytes_per_parameter) if way == "full" else 0
     least = {storage: max(kept, _bytes(case, storage)) / devices for storage in STORAGES[way]}
-    question = asker(_asks(case, way), least, hopeless=budget * (1 + BAND[way]))
+    question = asker(_asks(case, way), least, hopeless=budget * (1 + BANDS[JOBS[way]]))
     newest = max((_month(model) for model in case.models), default=0)
     recent = [model for model in case.models if _month(model) > newest - RECENT_MONTHS]
     for models, certain in ((recent, True), (case.models, True), (case.models, False)):
         within = (
             choice
-            for choice in search(models, STORAGES[way], question, budget, band=BAND[way])
+            for choice in search(models, STORAGES[way], question, budget, band=BANDS[JOBS[way]])
             if choice.verdict == "fits" or not certain
         )
         found = list(islice(within, SHOWN))
@@ -363,14 +365,14 @@ def _month(model: Architecture) -> int:
     return 12 * int(year) + int(month or 1) if year.isdigit() else 0
 
 
-def _path(
-    case: Case, ranges: dict[tuple[Way, str], int | None], planned: Pretraining | None
-) -> Table:
+def _path(case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining | None) -> Table:
     """The steps from memory to loss, each with its number and the command that gives it alone."""
     rows = [_step("memory of each device", case.have.machine.usable, f"llmsize fits {case.words}")]
     for (way, storage), most in ranges.items():
         title = f"{TITLES[way]}, {storage}: at most"
-        rows.append(_step(title, _parameters(most), f"llmsize fits {case.words}"))
+        context = f"--context {_context(case, way)}"
+        batch = f" --batch {case.users}" if way == "serve" and case.users > 1 else ""
+        rows.append(_step(title, most, f"llmsize fits {context}{batch} {case.words}"))
     if planned is not None:
         rows += _training_steps(case, planned)
     return Table("the path", ("result", "on its own"), tuple(rows), heading="step")
@@ -378,15 +380,6 @@ def _path(
 
 def _step(name: str, result: Cell, command: str) -> Row:
     return Row(name, {"result": result, "on its own": command})
-
-
-def _parameters(most: float | None) -> Cell:
-    if most is None:
-        return Absent("not even the smallest model fits")
-    return fact(
-        "parameters", int(most), unit="parameters", grade="assumed",
-        source="between the known models of the ladder `dense`",
-    )  # fmt: skip
 
 
 def _training_steps(case: Case, planned: Pretraining) -> Iterator[Row]:
@@ -486,7 +479,7 @@ def _command(case: Case, option: Option) -> str:
     if option.way == "scratch":
         flop = planning.training_compute(case.have).value
         return f"llmsize optimal --compute {flop:.3g} --max-params {option.parameters:.0f}"
-    context = case.context or (SERVED_CONTEXT if option.way == "serve" else TRAINED_CONTEXT)
+    context = _context(case, option.way)
     job = {"serve": "inference"}.get(option.way, option.way)
     stored = f" --dtype {case.format.name if option.format == PLAIN else option.format}"
     return f"llmsize fits {option.subject} --job {job}{stored} --context {context} {case.words}"

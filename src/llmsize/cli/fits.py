@@ -137,11 +137,14 @@ def _job(text: str) -> Job:
 
 
 def _workload(question: dict[str, str | int | None], storage: Storage) -> Workload:
+    return workload(storage, int(question["batch"] or 1), int(question["context"] or CONTEXT))
+
+
+def workload(storage: Storage, batch: int, context: int) -> Workload:
     """Training recomputes every layer: what fits is asked by those who have little memory."""
     return Workload(
         storage, presets.get(Precision, default_precision(storage)),
-        presets.get(Optimizer, "adamw"), format_named,
-        int(question["batch"] or 1), int(question["context"] or CONTEXT), recompute=True,
+        presets.get(Optimizer, "adamw"), format_named, batch, context, recompute=True,
     )  # fmt: skip
 
 
@@ -342,7 +345,7 @@ def _largest(
     """The largest count for every format and job, and the presets that fit for one job."""
     works = {title: _workload(question, options.storage(name)) for title, name in STORAGES.items()}
     rows = tuple(
-        Row(title, {job: _count(title, job, works[title], machine) for job in JOBS})
+        Row(title, {job: most_parameters(title, job, works[title], machine) for job in JOBS})
         for title in STORAGES
     )
     serving = rows[1].cells["inference"]
@@ -366,8 +369,8 @@ def _largest(
     )  # fmt: skip
 
 
-def _count(title: str, job: Job, work: Workload, machine: Machine) -> Cell:
-    """The most parameters whose estimated need is within the memory."""
+def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> Cell:
+    """The most parameters whose estimated need is within the memory, weights stored as `title`."""
     if (title, job) in NOT_SO:
         return Absent(NOT_SO[title, job])
 

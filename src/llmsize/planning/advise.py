@@ -7,14 +7,14 @@ gives a loss, a time and a price. What models need is asked of callables, and la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from llmsize.hardware import Machine
 from llmsize.planning.catalogue import Choice
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
-from llmsize.planning.fits import Verdict, largest
+from llmsize.planning.fits import Verdict
 from llmsize.planning.needs import Way
 from llmsize.scaling.allocation import Allocation, allocate, at_most
 from llmsize.scaling.laws import (
@@ -110,25 +110,6 @@ class Option:
     cost: Term | None
     in_time: bool
     why: str
-
-
-def most_parameters(
-    rungs: Sequence[int], need: Callable[[int], float], budget: float
-) -> int | None:
-    """The most parameters within `budget`, between known models of growing size.
-
-    `rungs` are their counts and `need(index)` what each needs. Between two of them the need is
-    taken to grow evenly, above the last in proportion; nothing where not even the first fits.
-    """
-    last = len(rungs) - 1
-    index = largest(lambda rung: need(rung) <= budget, lowest=0, highest=last)
-    if index is None:
-        return None
-    if index == last:
-        return int(rungs[last] * budget / need(last))
-    below, above = need(index), need(index + 1)
-    part = (budget - below) / (above - below)
-    return int(rungs[index] + part * (rungs[index + 1] - rungs[index]))
 
 
 def training_compute(have: Resources) -> Term:

@@ -29,7 +29,6 @@ class Filter:
     context: int = 0
     """At least this many tokens of published context."""
     min_parameters: int = 0
-    max_parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,6 @@ def wanted(model: Architecture, filter: Filter) -> bool:
         and (not filter.families or model.family in filter.families)
         and (model.context_length or 0) >= filter.context
         and count >= filter.min_parameters
-        and (filter.max_parameters is None or count <= filter.max_parameters)
     )
 
 

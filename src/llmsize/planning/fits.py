@@ -14,9 +14,6 @@ from llmsize.errors import LLMSizeError
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
-BANDS = {"inference": 0.10, "training": 0.20}
-"""Relative error within which 95 % of estimates lie, by what is estimated (docs/accuracy.md)."""
-
 HIGHEST = 2**40
 """Where a search stops: beyond it a setting is unbounded for every practical purpose."""
 
