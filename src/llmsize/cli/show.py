@@ -75,6 +75,10 @@ KINDS: dict[str, Kind] = {
         "llmsize.hardware:Instance",
         {"count": "count", "accelerator": "accelerator", "cloud": "cloud", "title": "title"},
     ),
+    "engines": Kind(
+        "llmsize.engine:Engine",
+        {"versions": "versions", "allocation": "allocation", "title": "title"},
+    ),
     "stacks": Kind("llmsize.stack:Stack", {"loss": "loss", "title": "title"}),
     "laws": Kind(
         "llmsize.scaling.laws:ScalingLaw", {"form": "form", "N": "counts", "title": "title"}

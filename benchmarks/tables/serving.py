@@ -1,0 +1,175 @@
+"""Answers to measurements of inference engines, published as logs and benchmarks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+from benchmarks.answers import Answer
+from llmsize import presets
+from llmsize.anatomy import Trace, traced
+from llmsize.architecture import Architecture
+from llmsize.engine import Engine
+from llmsize.errors import LLMSizeError
+from llmsize.formats import Format
+from llmsize.memory.serving import Serving, need, pool, serving
+from llmsize.memory.weights import Recipe, weight_bytes
+from llmsize.term import Term
+from llmsize.units import GIB
+
+Row = Mapping[str, str]
+
+ENGINES = {
+    "vLLM 0.19.0": "vllm", "vLLM 0.11.0": "vllm-0.11", "vLLM 0.6.5": "vllm-0.6",
+    "transformers 4.38.2": "transformers-4.44", "llama.cpp CUDA (2025-05)": "llama.cpp",
+    "llama.cpp (2025-09)": "llama.cpp",
+}  # fmt: skip
+"""Everything else is transformers of today."""
+
+RECIPES = {
+    "GPTQ-Int8": "gptq-int8-g128", "GPTQ-Int4": "gptq-int4-g128", "AWQ": "awq-int4-g128",
+    "AWQ-INT4": "awq-int4-g128", "AWQ 4-bit": "awq-int4-g128", "FP8": "fp8-block",
+    "GPTQ 4-bit (GPTQModel)": "gptq-int4-g128", "GPTQ 4-bit (AutoGPTQ)": "gptq-int4-g128",
+    "bitsandbytes nf4": "nf4", "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",
+    "int8wo": "torchao-int8", "fp6": "torchao-fp6", "int8dq": "torchao-int8",
+    "int4wo-64": "torchao-int4-g64",
+    "autoquant-int4hqq": "hqq-int4-g64", "float8wo": "torchao-float8",
+    "float8dq-tensor": "fp8-tensor", "float8dq-row": "fp8",
+    "w8a8 int8 (compressed-tensors)": "w8a8", "w4a16 (compressed-tensors)": "w4a16",
+    "fp8 dynamic (compressed-tensors)": "fp8", "fp8 (quantized while loading)": "fp8-tensor",
+    "mxfp4": "mxfp4", "IQ3_M": "iq3_m",
+}  # fmt: skip
+"""What a row calls its quantization → the recipe."""
+
+FILES = {
+    "AWQ 4-bit": "awq-int4-g128", "MXFP4": "mxfp4", "float8 rowwise": "fp8", "mxfp8": "mxfp8",
+    "nvfp4": "nvfp4",
+}  # fmt: skip
+"""Beginning of the note of a row about files → the recipe."""
+
+QUANTIZED = re.compile(r"-(awq|fp8-dynamic|quantized\.\w+|awq-g128)$")
+LOG = ("weights", "activation", "non_torch", "cuda_graph", "context", "kv_pool")
+
+
+def measured_inference(rows: list[Row]) -> Iterator[Answer]:
+    """Parts of a server's log, peaks of allocators and drivers."""
+    for number, row in enumerate(rows, 2):
+        name = f"line {number} {row['engine']} {row['model']} {row['quant']}".strip()
+        for quantity, expected, got in _row(row):
+            yield Answer(name, quantity, expected, got)
+
+
+def _row(row: Row) -> Iterator[tuple[str, float, float | None]]:
+    try:
+        asked: Serving | None = _serving(row)
+    except LLMSizeError:
+        asked = None
+    if row["metric"] == "log breakdown per GPU":
+        found = _log(row, asked) if asked else {}
+        for part in LOG:
+            if cell := row[f"{part}_gib"]:
+                yield f"vLLM {part}_gib", float(cell), found.get(part)
+        if row["kv_tokens"]:
+            yield "vLLM kv_tokens", float(row["kv_tokens"]), found.get("tokens")
+        return
+    if row["metric"].startswith("memory not in"):
+        yield "llama.cpp context_gib", float(row["context_gib"]), _engine(row).context / GIB
+        return
+    places = [p for p in need(asked) if p.name != "host"] if asked else []
+    if row["weights_gib"]:
+        weights = sum(place.part("weights").value for place in places) - _left_out(row, asked)
+        yield "weights_gib", float(row["weights_gib"]), weights / GIB if places else None
+    if row["total_gib"]:
+        got = sum(_total(row, place) for place in places) / GIB
+        yield f"{row['metric']}, total_gib", float(row["total_gib"]), got if places else None
+
+
+def _log(row: Row, asked: Serving) -> dict[str, float]:
+    """What the engine would print."""
+    places = need(asked)
+    # of a pipeline the log shows a stage in the middle
+    place = places[len(places) // 2 - (len(places) == 2)]
+    left = pool(asked, int(float(row["gpu_total_gib"]) * GIB), float(row["utilization"]))
+    parts = {
+        "weights": "weights", "activation": "activations", "non_torch": "libraries",
+        "cuda_graph": "CUDA graphs", "context": "context",
+    }  # fmt: skip
+    return {
+        **{name: place.part(part).value / GIB for name, part in parts.items()},
+        "kv_pool": left.bytes / GIB,
+        "tokens": float(left.tokens),
+    }
+
+
+def _total(row: Row, place: Term) -> float:
+    """The parts that the row's meter sees."""
+    parts = {part.name: part.value for part in place.parts}
+    if row["metric"].startswith("torch memory reported"):
+        return parts["weights"] + parts["KV cache"]
+    if row["metric"].startswith("peak torch"):
+        return place.value - parts["context and libraries"]
+    if row["metric"].startswith("device memory"):
+        return place.value + _engine(row).display  # everything on the card, its screen included
+    return place.value
+
+
+def _left_out(row: Row, asked: Serving | None) -> float:
+    """The input embedding, where a row says that it leaves it out."""
+    if asked is None or "exclude the input embedding" not in row["note"]:
+        return 0
+    return sum(weight_bytes(w, format) for w, format in asked.weights if w.role == "embedding")
+
+
+def _engine(row: Row) -> Engine:
+    if row["engine"] == "transformers" and row["source"].startswith("QwenLM/Qwen "):
+        return presets.get(Engine, "transformers-4.35")  # the first Qwen, with code of its own
+    return presets.get(Engine, ENGINES.get(row["engine"], "transformers"))
+
+
+@lru_cache(maxsize=256)
+def _model(name: str) -> tuple[Architecture, Trace]:
+    plain = QUANTIZED.sub("", name.lower().replace(" ", "-"))
+    base = plain.rpartition("/")[2]
+    for candidate in (name, plain, base, base.removeprefix("meta-")):
+        if found := presets.find(Architecture, candidate):
+            return found, traced(found)
+    raise LLMSizeError(f"unknown model `{name}`", hint="add a preset")
+
+
+def _serving(row: Row) -> Serving:
+    """The settings of a row in llmsize's words."""
+    architecture, trace = _model(row["model"])
+    engine = _engine(row)
+    recipe = _recipe(row)
+    format = presets.get(Format, row["dtype"] or "bf16")
+    wanted = {"": format.name, "auto": format.name, "f16": "fp16", "fp8": "fp8"}
+    cached = presets.get(Format, wanted.get(row["kv_dtype"], row["kv_dtype"]))
+    made = serving(
+        architecture, trace, engine, recipe, _format, format=format, keys=cached, values=cached
+    )
+    prompt, new = int(row["context"] or 0), int(row["new_tokens"] or 0)
+    return replace(
+        made, context=prompt + new or 256, prompt=0 if row["utilization"] else prompt or 1,
+        batch=int(row["batch"] or 1), devices=int(row["tp"] or row["n_gpu"] or 1),
+        stages=int(row["pp"] or 1),
+        gpu_layers=int(row["gpu_layers"]) if row["gpu_layers"] else None,
+    )  # fmt: skip
+
+
+def _recipe(row: Row) -> Recipe | None:
+    noted = [recipe for begin, recipe in FILES.items() if row["note"].startswith(begin)]
+    if not row["quant"]:
+        return presets.get(Recipe, noted[0]) if noted else None
+    if row["quant"] not in RECIPES:
+        raise LLMSizeError(f"unknown quantization {row['quant']}", hint="add a recipe")
+    recipe = presets.get(Recipe, RECIPES[row["quant"]])
+    if row["engine"].startswith("torchao"):  # its own model: every linear layer is quantized
+        return replace(recipe, quantizes=(*recipe.quantizes, "head"))
+    return recipe
+
+
+@lru_cache(maxsize=256)
+def _format(name: str) -> Format:
+    return presets.get(Format, name)

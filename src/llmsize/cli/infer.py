@@ -1,0 +1,410 @@
+"""`llmsize infer`: what serving a model takes, where, and what a card leaves for the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated
+
+import typer
+
+from llmsize import presets, units
+from llmsize.anatomy import Trace, traced
+from llmsize.architecture import Architecture
+from llmsize.cli import options
+from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
+from llmsize.engine import Engine
+from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.estimate import Estimate, Row, Table
+from llmsize.formats import Format
+from llmsize.hardware import Accelerator, Machine
+from llmsize.memory.serving import Serving, fullest, need, pool, serving
+from llmsize.memory.weights import Recipe
+from llmsize.planning import changes as planning
+from llmsize.planning import serving as asking
+from llmsize.planning.serving import Budget
+from llmsize.sources.quantization import recipe_name
+from llmsize.term import Term, total
+from llmsize.units import format_bytes
+
+EXAMPLES = (
+    "llmsize infer llama-3.1-8b --context 32768",
+    "llmsize infer llama-3.1-8b --engine vllm --gpu h100-sxm-80gb --context 8192",
+    "llmsize infer llama-3.3-70b --engine llama.cpp --quant q4_k_m --gpu rtx-4090 --gpus 2",
+    "llmsize infer qwen2.5-7b --engine ollama --fit context --vram 12GB",
+    "llmsize infer gemma-3-12b --context 4096:131072:x2",
+)
+
+FITTED = ("context", "batch", "users", "quant", "gpu-layers")
+MOST_ROWS = 64
+"""Of a sweep."""
+SHOWN_DEVICES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model for one engine, before it is known how its weights are stored."""
+
+    architecture: Architecture
+    trace: Trace
+    engine: Engine
+    format: Format
+    cache: Format
+
+    def stored(self, name: str) -> Serving:
+        """The model with weights by the recipe or in the format of that name."""
+        storage = options.storage(name) if name else None
+        recipe = storage.recipe if storage else None
+        if self.engine.allocation == "buffers" and recipe is None:
+            recipe = presets.get(Recipe, f"gguf-{name}" if storage else self.engine.recipe)
+        plain = storage.format if storage and recipe is None else self.format
+        return serving(
+            self.architecture, self.trace, self.engine, recipe, _format_named, format=plain,
+            keys=self.cache, values=self.cache,
+        )  # fmt: skip
+
+
+def infer(
+    model: Model,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="See `llmsize show engines`.",
+                          autocompletion=options.completing(Engine))
+    ] = "transformers",
+    context: Annotated[
+        str, typer.Option("--context", metavar="TOKENS",
+                          help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")
+    ] = "4096",
+    prompt: Annotated[
+        int | None,
+        typer.Option("--prompt", metavar="TOKENS", show_default="the whole context",
+                     help="Tokens of each prompt.",
+                     parser=lambda given: units.parse_count(str(given), "prompt")),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N", help="Sequences at once, or several to compare.")
+    ] = "1",
+    quant: Annotated[
+        str, typer.Option("--quant", metavar="RECIPE", show_default="the checkpoint's own",
+                          help="How weights are stored, or several: `llmsize show recipes`.",
+                          autocompletion=options.completing(Recipe))
+    ] = "",
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="FORMAT", show_default="the checkpoint's own",
+                          help="What is computed in: `bf16`, `fp16`, `fp32`.")
+    ] = "",
+    kv_dtype: Annotated[
+        str, typer.Option("--kv-dtype", metavar="FORMAT", show_default="the engine's own",
+                          help="Format of the cache, such as `fp8` or `q8_0`.")
+    ] = "",
+    utilization: Annotated[
+        float | None,
+        typer.Option("--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
+                     help="Share of a device that an engine with a pool allocates."),
+    ] = None,
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option("--gpu-layers", metavar="N", min=0, show_default="all",
+                     help="Layers on the devices; the others are in host memory."),
+    ] = None,
+    offload: Annotated[
+        str, typer.Option("--offload", metavar="cpu", show_default=False,
+                          help="`cpu`: as many layers on the devices as fit, the rest on the host.")
+    ] = "",
+    fit: Annotated[
+        str, typer.Option("--fit", metavar="WHAT", show_default=False,
+                          help=f"Solve for the best {', '.join(FITTED)} that fits.")
+    ] = "",
+    gpu: Gpu = None,
+    vram: Vram = None,
+    gpus: Gpus = None,
+    instance: InstanceName = None,
+    reserve: Reserve = 0,
+) -> Estimate:  # fmt: skip
+    """Memory to serve MODEL with an engine: weights, cache, workspace, and what is left."""
+    machine = options.machine(gpu, vram, gpus, instance, reserve)
+    budget = Budget(int(machine.usable.value), utilization) if machine else None
+    subject = _subject(options.architecture(model), presets.get(Engine, engine), dtype, kv_dtype)
+    contexts, batches = _values(context, "context"), _values(batch, "batch")
+    quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
+    devices = machine.devices if machine else gpus or 1
+
+    def asked(name: str, tokens: int, sequences: int) -> Serving:
+        return replace(
+            subject.stored(name), context=tokens, prompt=min(prompt or 0, tokens), batch=sequences,
+            devices=devices, gpu_layers=gpu_layers,
+        )  # fmt: skip
+
+    if len(contexts) * len(batches) * len(quants) > 1:
+        if fit or offload:
+            raise LLMSizeError(
+                "a table of several values is not solved", hint="give one value beside `--fit`"
+            )
+        every = [(q, c, b) for q in quants for c in contexts for b in batches]
+        return _sweep(subject, [(each, asked(*each)) for each in every], budget)
+    question = asked(quants[0], contexts[0], batches[0])
+    name = quants[0]
+    if offload or fit:
+        question, name = _solved(question, name, _what(offload, fit), budget, subject)
+    return _estimate(question, name, machine, budget)
+
+
+def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: str) -> Subject:
+    format = presets.get(Format, dtype or options.own_dtype(architecture) or "bf16")
+    allowed = [format.name if name == "weights" else name for name in engine.kv_formats]
+    cache = presets.get(Format, kv_dtype or allowed[0])
+    if cache.name not in allowed and not cache.name.startswith(tuple(allowed)):
+        raise LLMSizeError(
+            f"{engine.title} keeps no cache in `{cache.name}`",
+            hint=f"formats of its cache: {', '.join(allowed)}",
+        )
+    return Subject(architecture, traced(architecture), engine, format, cache)
+
+
+def _own_recipe(subject: Subject) -> str:
+    """How the checkpoint itself is quantized, unless the engine has files of its own."""
+    return subject.engine.recipe or recipe_name(subject.architecture.stored)
+
+
+@lru_cache(maxsize=512)
+def _format_named(name: str) -> Format:
+    return presets.get(Format, name)
+
+
+def _values(text: str, what: str) -> list[int]:
+    """`4096`, `4k,32k` or `4k:128k:x2`. Raises `LLMSizeError` for anything else."""
+    if ":" not in text:
+        return [units.parse_count(part, what) for part in text.split(",")]
+    first, *rest = text.split(":")
+    if len(rest) != 2 or not rest[1].lower().startswith("x"):
+        raise LLMSizeError(
+            f"cannot read the {what} `{printable(text)}`", hint="write `FIRST:LAST:xFACTOR`"
+        )
+    value, last = units.parse_count(first, what), units.parse_count(rest[0], what)
+    factor = units.parse_count(rest[1][1:], "factor")
+    found: list[int] = []
+    while value <= last and factor > 1 and len(found) <= MOST_ROWS:
+        found.append(value)
+        value *= factor
+    if not 0 < len(found) <= MOST_ROWS:
+        raise LLMSizeError(
+            f"`{printable(text)}` has no values or too many",
+            hint=f"the factor is above 1 and a table has at most {MOST_ROWS} rows",
+        )
+    return found
+
+
+def _what(offload: str, fit: str) -> str:
+    if offload and (fit or offload != "cpu"):
+        raise LLMSizeError(
+            f"cannot offload to `{printable(offload)}`",
+            hint="`--offload cpu` alone solves for the layers on the devices",
+        )
+    if not offload and fit not in FITTED:
+        raise LLMSizeError(
+            f"cannot solve for `{printable(fit)}`",
+            hint=did_you_mean(fit, FITTED, otherwise=f"choose from {', '.join(FITTED)}"),
+        )
+    return "gpu-layers" if offload else fit.replace("users", "batch")
+
+
+def _solved(
+    question: Serving, name: str, what: str, budget: Budget | None, subject: Subject
+) -> tuple[Serving, str]:
+    """The question with the best value that fits; as it was where none does."""
+    if budget is None:
+        raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
+    if what != "quant":
+        return asking.largest_that_fits(question, what, budget) or question, name
+    made = {other: _restored(question, subject, other) for other in _recipes(subject)}
+    best = asking.best_that_fits(made.values(), budget)
+    return next(((q, other) for other, q in made.items() if q is best), (question, name))
+
+
+def _restored(question: Serving, subject: Subject, name: str) -> Serving:
+    made = subject.stored(name)
+    return replace(question, weights=made.weights, file=made.file)
+
+
+CANDIDATES = ("fp8", "awq-int4-g128", "nf4")
+"""What weights are stored in for engines without files of their own, from the best."""
+GGUF = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
+
+
+def _recipes(subject: Subject) -> tuple[str, ...]:
+    """Ways to store the weights that are commonly published for the engine, from the best."""
+    if subject.engine.allocation == "buffers":
+        return ("gguf-f16", *GGUF)
+    if subject.engine.name == "mlx":
+        return ("", "mlx-int8-g64", "mlx-int6-g64", "mlx-int4-g64", "mlx-int3-g64")
+    return ("", *CANDIDATES[: None if subject.engine.name.startswith("transformers") else 2])
+
+
+# ── the answer ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _estimate(
+    question: Serving, name: str, machine: Machine | None, budget: Budget | None
+) -> Estimate:
+    places = need(question)
+    fits = None if budget is None else asking.fits(question, budget)
+    answer = [_table(places)]
+    accelerator = machine.accelerator if machine else None
+    if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
+        answer.append(_bounds(question, accelerator))
+    return Estimate(
+        command="infer",
+        question={
+            "model": question.architecture.name, "engine": question.engine.name,
+            "quant": name or None, "dtype": question.format.name, "kv_dtype": question.keys.name,
+            "context": question.context, "prompt": question.prompt or question.context,
+            "batch": question.batch, "devices": question.devices,
+            "gpu_layers": question.gpu_layers,
+            "memory_bytes": budget.memory if budget else None,
+            "gpu_memory_utilization": _share(question, budget),
+        },
+        headline=_headline(question, name, places, budget, fits),
+        answer=tuple(answer),
+        assumptions=tuple(_assumptions(question)),
+        notes=tuple(_notes(question, name, budget, fits)),
+        verdict=fits,
+    )  # fmt: skip
+
+
+def _share(question: Serving, budget: Budget | None) -> float | None:
+    if question.engine.allocation != "pool":
+        return None
+    given = budget.utilization if budget else None
+    return question.engine.utilization if given is None else given
+
+
+def _headline(
+    question: Serving, name: str, places: tuple[Term, ...], budget: Budget | None,
+    fits: bool | None,
+) -> str:  # fmt: skip
+    place = fullest(places)
+    title = question.architecture.title or question.architecture.name
+    what = f"{title} in {name or question.format.name}, {question.engine.title}, "
+    what += f"{question.batch} × {question.context:,} tokens: {format_bytes(place.value)}"
+    if len(places) > 1:
+        what += f" on {place.name}, the fullest" if question.devices > 1 else " on the device"
+    host = next((p for p in places if p.name == "host"), None)
+    if host is not None:
+        what += f" and {format_bytes(host.value)} on the host"
+    if budget is None:
+        return what
+    return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
+
+
+ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit from the host",
+        "CUDA graphs", "context and libraries")  # fmt: skip
+
+
+def _table(places: tuple[Term, ...]) -> Table:
+    """Parts by place; of many devices the fullest alone."""
+    devices = [place for place in places if place.name != "host"]
+    if len(devices) > SHOWN_DEVICES:
+        places = (fullest(places), *(place for place in places if place.name == "host"))
+    parts = {place.name: {part.name: part for part in place.parts} for place in places}
+    rows = [
+        Row(row, {place: held[row] for place, held in parts.items() if row in held})
+        for row in ROWS if any(row in held for held in parts.values())
+    ]  # fmt: skip
+    rows.append(Row("total", {place.name: place for place in places}))
+    names = tuple(place.name for place in places)
+    return Table("memory", names, tuple(rows), heading="what", total=True)
+
+
+def _bounds(question: Serving, accelerator: Accelerator) -> Table:
+    first = asking.first_token(question, accelerator)
+    later = asking.tokens_per_second(question, accelerator)
+    rows = (Row("time to first token", {"at best": first}), Row("tokens/s", {"at best": later}))
+    return Table("bounds of speed", ("at best",), rows, heading="what")
+
+
+def _assumptions(question: Serving) -> Iterator[str]:
+    engine = question.engine
+    if engine.measured:
+        yield f"{engine.title} {engine.versions}: measured are {', '.join(engine.measured)}"
+    else:
+        yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
+    positions = question.architecture.context_length
+    if positions is not None and question.context > positions:
+        yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "
+               "model was made for")  # fmt: skip
+
+
+def _notes(question: Serving, name: str, budget: Budget | None, fits: bool | None) -> Iterator[str]:
+    if budget is not None and question.engine.allocation == "pool":
+        yield from _log_lines(question, budget)
+    if crossing := asking.bus_bytes(question).value:
+        yield f"{format_bytes(crossing)} cross the bus for every token"
+    if budget is not None and fits is False:
+        yield _advice(question, name, budget)
+
+
+def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
+    """What the engine would print when it starts."""
+    left = pool(question, budget.memory, budget.utilization)
+    if left.bytes <= 0:
+        yield "weights and activations leave nothing to the cache"
+        return
+    yield (f"Available KV cache memory: {left.bytes / units.GIB:.2f} GiB; "
+           f"GPU KV cache size: {left.tokens:,} tokens")  # fmt: skip
+    yield f"Maximum concurrency for {question.context:,} tokens per request: {left.sequences:.2f}x"
+
+
+def _advice(question: Serving, name: str, budget: Budget) -> str:
+    """The cheapest single change that makes it fit."""
+    subject = Subject(question.architecture, question.trace, question.engine, question.format,
+                      question.keys)  # fmt: skip
+    kept = next((n for n in ("fp8", "q8_0") if n in question.engine.kv_formats), None)
+    size = asking.stored_bytes_of(question)
+    smaller: list[tuple[str, Serving]] = []
+    for other in _recipes(subject):
+        if other and other != name:
+            made = _restored(question, subject, other)
+            if asking.stored_bytes_of(made) < size:
+                smaller.append((other, made))
+    known = asking.changes(
+        question, budget, smaller_cache=presets.get(Format, kept) if kept else None,
+        requantized=smaller,
+    )  # fmt: skip
+    change = planning.single(question, known, lambda changed: asking.fits(changed, budget))
+    if change is None:
+        return "no single change that llmsize knows makes it fit"
+    needed = fullest(need(change.apply(question))).value
+    return f"to make it fit: {change.name} ({format_bytes(needed)}; costs {change.costs})"
+
+
+def _sweep(
+    subject: Subject, asked: list[tuple[tuple[str, int, int], Serving]], budget: Budget | None
+) -> Estimate:
+    """One row for each combination: parts of the fullest device."""
+    rows, verdicts = [], []
+    for (name, tokens, sequences), question in asked:
+        place = fullest(need(question))
+        cells: dict[str, Term | str] = {
+            part.name: part for part in place.parts if part.name in ("weights", "KV cache")
+        }
+        rest = [part for part in place.parts if part.name not in cells]
+        cells["other"] = total("other", *rest, unit="bytes")
+        cells["total"] = place
+        if budget is not None:
+            verdicts.append(asking.fits(question, budget))
+            cells["fits"] = "yes" if verdicts[-1] else "no"
+        label = f"{name or question.format.name}, {sequences} × {tokens:,} tokens"
+        rows.append(Row(label, cells))
+    columns = ("weights", "KV cache", "other", "total") + (("fits",) if budget else ())
+    title = subject.architecture.title or subject.architecture.name
+    said = f"{title}, {subject.engine.title}: {len(rows)} settings"
+    if budget is not None:
+        said += f", {sum(verdicts)} fit in {format_bytes(budget.memory)}"
+    return Estimate(
+        command="infer",
+        question={"model": subject.architecture.name, "engine": subject.engine.name,
+                  "memory_bytes": budget.memory if budget else None},
+        headline=said,
+        answer=(Table("memory", columns, tuple(rows), heading="setting"),),
+        verdict=any(verdicts) if budget else None,
+    )  # fmt: skip

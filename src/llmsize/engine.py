@@ -1,0 +1,74 @@
+"""How an inference engine behaves: what it keeps, what it allocates ahead, what it needs beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Allocation = Literal["grown", "pool", "buffers"]
+"""The cache grows with the tokens; a pool takes what a share of the card leaves; or every buffer is
+allocated before the first token (llama.cpp)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine in one range of versions, in its default configuration.
+
+    Sizes are in bytes on each device. Numbers that stand for a behaviour are fitted to `fitted_to`
+    published measurements; 0 says that the engine is known by its rules alone.
+    """
+
+    name: str
+    source: str
+    title: str = ""
+    versions: str = ""
+    """The range that it speaks of."""
+    allocation: Allocation = "grown"
+    windows: Literal["capped", "reserved"] = "capped"
+    latent: Literal["latent", "expanded"] = "latent"
+    token_block: int = 1
+    """Tokens of cache that are allocated together."""
+    kv_formats: tuple[str, ...] = ()
+    """Formats that the cache can have; the first stands for the format of the weights."""
+    recipe: str = ""
+    """How weights are stored unless told otherwise; empty for the checkpoint's own way."""
+    split: Literal["layers", "tensor", "none"] = "none"
+    """How several devices share a model."""
+    utilization: float = 0.0
+    """Share of a device that weights, activations and the pool may take together."""
+    prefill: int = 0
+    """Tokens that are computed at once; 0 for a whole prompt."""
+    all_logits: bool = False
+    """Whether a prompt's pass makes the logits of every token, and a copy of them in fp32."""
+    cache_copies: int = 1
+    """How many caches there are at the end of a pass: the old one and its continuation."""
+    unties: tuple[str, ...] = ()
+    """Recipes (`any` for all weights) with which an output matrix that is tied to the embedding was
+    measured to be there twice."""
+    warm_sequences: int = 0
+    """Sequences that the sampler is warmed up with."""
+    sampler_bytes: float = 0.0
+    """Peak of that warm-up for each sequence and entry of the vocabulary."""
+    workspace: int = 0
+    """Of activations, whatever the model."""
+    graphs: int = 0
+    """Of CUDA graphs: a constant, and for each layer, for each channel of the MLP on one device,
+    and for a mixture of experts (divided by the devices)."""
+    graphs_layer: int = 0
+    graphs_channel: int = 0
+    graphs_experts: int = 0
+    context: int = 0
+    """Used before anything is loaded: the device context and libraries."""
+    context_parallel: int = 0
+    """The same with several devices; 0 for no difference."""
+    libraries: int = 0
+    """Allocated beside the framework's allocator while running."""
+    libraries_parallel: int = 0
+    display: int = 0
+    """What a screen was seen to take of a card beside the engine; only a whole device's meter sees
+    it, and `--reserve` sets it aside."""
+    fitted_to: int = 0
+    measured: tuple[str, ...] = ()
+    """Which numbers were compared with measurements; the others follow from rules."""
+    aliases: tuple[str, ...] = ()
+    note: str = ""

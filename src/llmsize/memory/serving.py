@@ -1,0 +1,509 @@
+"""What serving a model takes on every device, by the rules of the engine that runs it.
+
+Engines come in three kinds. transformers and MLX let the cache grow and hold what a pass needs
+while it runs: both are simulated tensor by tensor. vLLM, SGLang and TensorRT-LLM give a pool what
+weights and a warm-up leave: the warm-up follows constants fitted to logs. llama.cpp allocates
+buffers whose sizes its own allocator decides: those are simulated in `memory/llamacpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from llmsize.anatomy import Setting, Trace
+from llmsize.anatomy.cache import LayerCache
+from llmsize.architecture import Architecture
+from llmsize.engine import Engine
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format
+from llmsize.memory import llamacpp
+from llmsize.memory.generation import generation
+from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes, pool_tokens
+from llmsize.memory.llamacpp.gguf import layer_caches, model
+from llmsize.memory.weights import (
+    FormatOf,
+    Recipe,
+    Weight,
+    checkpoint,
+    formats_of,
+    weight_bytes,
+)
+from llmsize.term import Term, fact, term, total
+
+Stored = tuple[tuple[Weight, Format], ...]
+
+SHARDED = frozenset(
+    (*("embedding", "head", "q", "k", "v", "qkv", "o", "q_b", "kv_b", "gate", "up", "gate_up"),
+     *("down", "expert_gate", "expert_up", "expert_gate_up", "expert_down"),
+     *("shared_gate", "shared_up", "shared_gate_up", "shared_down"))
+)  # fmt: skip
+"""Roles of matrices that tensor parallelism cuts; all others are on every device."""
+
+WARM_UP = "fitted to published logs of the engine"
+TRITON = (
+    "vLLM v0.19.0, model_executor/layers/fused_moe/fused_moe.py, TritonExperts.workspace_shapes"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """One engine serving one model: all that decides its memory."""
+
+    architecture: Architecture
+    trace: Trace
+    engine: Engine
+    weights: Stored
+    """Every tensor with the format it is stored in."""
+    format: Format
+    """What is computed in."""
+    keys: Format
+    values: Format
+    file: llamacpp.Model | None = None
+    """The GGUF file, for llama.cpp."""
+    context: int = 4096
+    """Tokens of each sequence, prompt and answer together."""
+    prompt: int = 0
+    """Tokens of each prompt; 0 for the whole context."""
+    batch: int = 1
+    """Sequences at once."""
+    devices: int = 1
+    stages: int = 1
+    """Of a pipeline; each has `devices` devices."""
+    gpu_layers: int | None = None
+    """Layers on the devices, the others in host memory; all unless given."""
+
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """What every layer caches."""
+        if self.engine.allocation == "buffers":
+            return layer_caches(self.architecture, self.trace)
+        return tuple(self.trace.layer_caches())
+
+    @property
+    def policy(self) -> CachePolicy:
+        """How the engine keeps the cache."""
+        return CachePolicy(self.engine.token_block, self.engine.windows, self.engine.latent)
+
+
+def serving(
+    architecture: Architecture, trace: Trace, engine: Engine, recipe: Recipe | None,
+    format_of: FormatOf, *, format: Format, keys: Format, values: Format,
+) -> Serving:  # fmt: skip
+    """A model stored by `recipe`, or in `format`, ready to be asked about.
+
+    Raises `LLMSizeError` for a recipe that the engine cannot load.
+    """
+    gguf = recipe is not None and recipe.kept == "fp32"
+    if gguf != (engine.allocation == "buffers"):
+        raise LLMSizeError(
+            f"{engine.title} does not run weights in `{recipe.name if recipe else format.name}`",
+            hint="llama.cpp and Ollama run GGUF types such as `q4_k_m`; the other engines run "
+            "`nf4`, `awq`, `gptq`, `fp8`, …",
+        )
+    file = None
+    if recipe is None:
+        tensors = checkpoint(architecture, trace).weights
+        stored: Stored = tuple((weight, format) for weight in tensors)
+    elif gguf:
+        file = model(architecture, trace, recipe, format_of)
+        stored = file.tensors
+    else:
+        tensors_of = checkpoint(architecture, trace)
+        stored = tuple(formats_of(tensors_of, recipe, format_of, own=format))
+    if not gguf and ("any" in engine.unties or (recipe and recipe.name in engine.unties)):
+        stored = _untied(stored)
+    return Serving(architecture, trace, engine, stored, format, keys, values, file)
+
+
+def _untied(stored: Stored) -> Stored:
+    """The tensors, with an output matrix of its own in place of a tied one."""
+    if any(weight.role == "head" for weight, _ in stored):
+        return stored
+    return stored + tuple(
+        (replace(weight, name="lm_head.weight", role="head"), format)
+        for weight, format in stored if weight.role == "embedding"
+    )  # fmt: skip
+
+
+def need(question: Serving) -> tuple[Term, ...]:
+    """Bytes in every place: a sum of parts for each device, and for the host if it holds some.
+
+    Raises `LLMSizeError` for a question that makes no sense for the engine.
+    """
+    _check(question)
+    match question.engine.allocation:
+        case "buffers":
+            return _buffers(question)
+        case "pool":
+            return _pooled(question)
+    return _grown(question)
+
+
+def fullest(places: Iterable[Term]) -> Term:
+    """The device that needs the most; the host is no device."""
+    return max((place for place in places if place.name != "host"), key=lambda place: place.value)
+
+
+def _check(question: Serving) -> None:
+    layers, engine = len(question.layers), question.engine
+    if question.devices > 1 and engine.split == "none":
+        raise LLMSizeError(f"{engine.title} runs on one device", hint="leave out `--gpus`")
+    if question.gpu_layers is not None and engine.allocation == "pool":
+        raise LLMSizeError(
+            f"{engine.title} keeps every layer on the devices",
+            hint="`--gpu-layers` and `--offload` are for llama.cpp, Ollama and transformers",
+        )
+    parts = question.devices if engine.split == "layers" else question.stages
+    if parts > max(layers, 1):
+        raise LLMSizeError(
+            f"{parts} devices for {layers} layers", hint="a layer is the least that one can hold"
+        )
+    heads = max((layer.kv_heads for layer in question.layers), default=0)
+    if engine.split == "tensor" and heads > 1 and max(heads, question.devices) % min(
+        heads, question.devices
+    ):  # fmt: skip
+        raise LLMSizeError(
+            f"{heads} KV heads are not divided by {question.devices} devices",
+            hint="take a number of devices that divides them, or a multiple of them",
+        )
+
+
+def weights_of(stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads: int = 0) -> Term:
+    """Bytes of the tensors on one of `ways` devices that share their matrices.
+
+    Keys and values are cut by whole heads, so at most `kv_heads` ways.
+    """
+    sizes: dict[str, int] = {}
+    for weight, format in stored:
+        cut = ways if weight.role in SHARDED else 1
+        if weight.role in ("k", "v"):
+            cut = min(ways, kv_heads or 1)
+        sizes[format.name] = sizes.get(format.name, 0) - (-weight_bytes(weight, format) // cut)
+    source = "tensors of the checkpoint, each in the format of the recipe"
+    parts = (
+        fact(f"tensors in {name}", size, unit="bytes", source=source)
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1])
+    )
+    return total("weights", *parts, unit="bytes")
+
+
+def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) -> tuple[Term, ...]:
+    """The KV cache of all sequences on one device, and the recurrent state if there is one."""
+    layers = question.layers if layers is None else layers
+    ways = question.devices if question.engine.split == "tensor" else 1
+    made = kv_cache(
+        layers, context=question.context, keys=question.keys, values=question.values,
+        sequences=question.batch, policy=question.policy, tensor_parallel=ways,
+    )  # fmt: skip
+    state = [part for part in made.parts if part.name == "recurrent state"]
+    cached = [part for part in made.parts if part.name != "recurrent state"]
+    if question.engine.allocation == "pool" and question.policy.windows == "reserved":
+        cached = [_pool_share(question, layers, ways)]
+    found = [total("KV cache", *cached, unit="bytes")]
+    return (*found, total("recurrent state", *state)) if state else tuple(found)
+
+
+def _pool_share(question: Serving, layers: tuple[LayerCache, ...], ways: int) -> Term:
+    block = question.policy.token_block
+    return term(
+        "blocks of the pool", "sequences * ceil(tokens / block) * block * bytes_per_token",
+        unit="bytes", sequences=question.batch, tokens=question.context, block=block,
+        bytes_per_token=pool_token_bytes(
+            layers, question.keys, question.values, question.policy, ways
+        ),
+        source="vLLM v0.19.0, v1/core/kv_cache_utils.py",
+    )  # fmt: skip
+
+
+# ── engines whose cache grows ────────────────────────────────────────────────────────────────────
+
+
+def _grown(question: Serving) -> tuple[Term, ...]:
+    """Layers in order on the devices, and what is left in host memory."""
+    layers = len(question.layers)
+    count = layers if question.gpu_layers is None else min(question.gpu_layers, layers)
+    edges = [round(count * device / question.devices) for device in range(question.devices + 1)]
+    places = []
+    for device, (first, end) in enumerate(pairwise(edges)):
+        held = cache_of(question, question.layers[first:end])
+        workspace = activations(question, first=device == 0, last=end == layers)
+        parts = [weights_of(_within(question, first, end)), *held, workspace]
+        if count < layers:
+            parts.append(_visiting(question, count))
+        places.append(total(f"GPU {device}", *parts, _beside(question)))
+    if count < layers:
+        host = cache_of(question, question.layers[count:])
+        places.append(total("host", weights_of(_within(question, count, layers)), *host))
+    return tuple(places)
+
+
+def _within(question: Serving, first: int, end: int) -> Stored:
+    """Tensors of the layers from `first` up to `end`.
+
+    Embeddings come with the first layer, the last norm and the output matrix after the last.
+    """
+    layers = len(question.layers)
+    last = end + 1 if end == layers else end
+
+    def place(weight: Weight) -> int:
+        if weight.layer >= 0:
+            return weight.layer
+        return 0 if weight.role in ("embedding", "position") else layers
+
+    return tuple(pair for pair in question.weights if first <= place(pair[0]) < last)
+
+
+def _visiting(question: Serving, first: int) -> Term:
+    """The largest layer of those in host memory: it is copied to the device to run."""
+    sizes: dict[int, int] = {}
+    for weight, format in question.weights:
+        if weight.layer >= first or weight.role == "head":
+            sizes[weight.layer] = sizes.get(weight.layer, 0) + weight_bytes(weight, format)
+    largest = max(sizes.values(), default=0)
+    return fact("layer on visit from the host", largest, unit="bytes", source="accelerate hooks")
+
+
+def activations(question: Serving, *, first: bool = True, last: bool = True) -> Term:
+    """The workspace of the highest moment of prefill and decode, beyond weights and cache.
+
+    The logits are made on the `last` device; if it is not the first, they are returned there.
+    """
+    every = question.engine.all_logits
+    chunk = question.engine.prefill
+    prompt = min(question.prompt or question.context, chunk or question.context)
+    setting = Setting(
+        batch=question.batch, sequence=prompt, format=_computed(question.format), last_logits=True
+    )
+    begun = generation(question.architecture, setting)
+    peak = begun.prefill_peak - begun.weights - begun.buffers - begun.cache
+    logits = question.batch * prompt * vocabulary(question.trace)
+    if every and last:
+        peak = max(peak, logits * (question.format.block_bytes + FP32.block_bytes))
+    elif every and first:
+        peak += logits * FP32.block_bytes
+    ended = generation(question.architecture, replace(setting, sequence=question.context))
+    grown = 0 if chunk else ended.cache - begun.cache
+    after = max(
+        ended.decode_peak - ended.weights - ended.buffers - ended.cache,
+        (question.engine.cache_copies - 1) * _cached(question),
+    )
+    return fact("activations", max(peak - grown, after) + begun.buffers, unit="bytes",
+                source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
+
+
+def _cached(question: Serving) -> int:
+    return sum(int(part.value) for part in cache_of(question))
+
+
+def _computed(format: Format) -> Format:
+    if format.block_elements > 1 or format.block_bytes not in (2, 4):
+        raise LLMSizeError(
+            f"nothing is computed in `{format.name}`", hint="give bf16, fp16 or fp32 as `--dtype`"
+        )
+    return format
+
+
+# ── engines with a pool ──────────────────────────────────────────────────────────────────────────
+
+
+def _pooled(question: Serving) -> tuple[Term, ...]:
+    """One device of every stage of the pipeline; the devices of a stage hold the same."""
+    layers = len(question.layers)
+    edges = [round(layers * stage / question.stages) for stage in range(question.stages + 1)]
+    places = []
+    for stage, (first, end) in enumerate(pairwise(edges)):
+        own = replace(question, weights=_within(question, first, end))
+        kept = weights_of(own.weights, question.devices, _kv_heads(question))
+        held = cache_of(question, question.layers[first:end])
+        parts = [kept, *held, warm_up(own, last=end == layers)]
+        if question.engine.graphs:
+            parts.append(graphs(own, end - first))
+        parts.append(_beside(question))
+        name = f"each of {question.devices} GPUs" if question.devices > 1 else f"GPU {stage}"
+        if question.stages > 1 and question.devices > 1:
+            name += f" of stage {stage}"
+        places.append(total(name, *parts))
+    return tuple(places)
+
+
+def _kv_heads(question: Serving) -> int:
+    return max((layer.kv_heads for layer in question.layers), default=0)
+
+
+def _beside(question: Serving) -> Term:
+    """What is used before anything is loaded, and beside the framework's allocator."""
+    engine = question.engine
+    several = question.devices * question.stages > 1
+    context = (engine.context_parallel if several else 0) or engine.context
+    libraries = (engine.libraries_parallel if question.devices > 1 else 0) or engine.libraries
+    return total(
+        "context and libraries",
+        *(_fitted(engine, name, size)
+          for name, size in (("context", context), ("libraries", libraries))),
+        unit="bytes",
+    )  # fmt: skip
+
+
+def _fitted(engine: Engine, name: str, size: int) -> Term:
+    told = f"n = {engine.fitted_to}" if engine.fitted_to else "as another engine's"
+    return Term(
+        name, size, "bytes", source=engine.source, note=told,
+        grade="fitted" if engine.fitted_to else "assumed",
+    )  # fmt: skip
+
+
+def warm_up(question: Serving, *, last: bool = True) -> Term:
+    """Activations that the engine sees when it profiles itself: a full batch, then the sampler.
+
+    The larger of the two, and the workspace that experts in 16 bit keep. Only the `last` stage of
+    a pipeline has a sampler.
+    """
+    engine, ways = question.engine, question.devices
+    channels = mlp_channels(question.trace, experts=False)
+    hidden = hidden_size(question.trace)
+    parts = [
+        term(
+            "warm-up",
+            "max(workspace + sampler * sequences * vocabulary, "
+            "element * tokens * (3 * channels / devices + 4 * hidden))",
+            unit="bytes", grade="fitted" if engine.fitted_to else "formula",
+            source=WARM_UP if engine.fitted_to else engine.source,
+            note=f"n = {engine.fitted_to}" if engine.fitted_to else "by its rules",
+            workspace=engine.workspace, sampler=engine.sampler_bytes if last else 0,
+            sequences=engine.warm_sequences, vocabulary=vocabulary(question.trace),
+            element=question.format.block_bytes, tokens=engine.prefill, channels=channels,
+            devices=ways, hidden=hidden,
+        )
+    ]  # fmt: skip
+    if question.stages > 1:
+        parts.append(term(
+            "received from the stage before", "2 * element * tokens * hidden", unit="bytes",
+            element=question.format.block_bytes, tokens=engine.prefill, hidden=hidden,
+            source="vLLM v0.19.0, IntermediateTensors: hidden states and residual",
+        ))  # fmt: skip
+    if experts := _expert_workspace(question, hidden):
+        parts.append(experts)
+    return total("activations", *(replace(part, value=round(part.value)) for part in parts))
+
+
+def _expert_workspace(question: Serving, hidden: int) -> Term | None:
+    """Two buffers for the tokens of a batch, each as often as it has experts."""
+    if not question.engine.fitted_to:
+        return None
+    for weight, format in question.weights:
+        if weight.role == "expert_down" and format.block_elements == 1:
+            chosen = max(p.chosen for p in question.trace.weights.values())
+            width = weight.shape[-1] * weight.shape[-2] // hidden
+            return term(
+                "experts' workspace",
+                "element * tokens * chosen * "
+                "(max(width / devices, hidden) + max(2 * width / devices, hidden))",
+                unit="bytes", source=TRITON, grade="formula", element=question.format.block_bytes,
+                tokens=question.engine.prefill, chosen=chosen, width=width, hidden=hidden,
+                devices=question.devices,
+            )  # fmt: skip
+    return None
+
+
+def graphs(question: Serving, layers: int) -> Term:
+    """Memory of captured CUDA graphs."""
+    engine = question.engine
+    experts = engine.graphs_experts if _experts(question.trace) else 0
+    made = term(
+        "CUDA graphs",
+        "constant + per_layer * layers + (per_channel * channels + experts) / devices",
+        unit="bytes", grade="fitted", source=WARM_UP, note=f"n = {engine.fitted_to}",
+        constant=engine.graphs, per_layer=engine.graphs_layer, layers=layers,
+        per_channel=engine.graphs_channel, channels=mlp_channels(question.trace),
+        experts=experts, devices=question.devices,
+    )  # fmt: skip
+    return replace(made, value=round(made.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a card leaves to the cache."""
+
+    bytes: int
+    """On each device; negative where weights and activations do not fit."""
+    tokens: int
+    sequences: float
+    """How many sequences of the asked length there is room for."""
+
+
+def pool(question: Serving, memory: int, utilization: float | None = None) -> Pool:
+    """The KV pool on a device of `memory` bytes: the engine's share less what is needed first.
+
+    Context and CUDA graphs are outside of that share. Raises `LLMSizeError` for an engine without
+    a pool and for an impossible share.
+    """
+    share = question.engine.utilization if utilization is None else utilization
+    if question.engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{question.engine.title} has no pool", hint="`--engine vllm` allocates ahead"
+        )
+    if not 0 < share <= 1:
+        raise LLMSizeError(f"a share of {share:g} is impossible", hint="give one from 0 to 1")
+    place = fullest(need(question))
+    before = ("weights", "activations", "libraries", "recurrent state")
+    parts = [part for part in place.walk() if part.name in before]
+    left = int(memory * share) - sum(int(part.value) for part in parts)
+    layers = question.layers[: -(-len(question.layers) // question.stages)]
+    tokens = 0
+    if left > 0:
+        tokens = pool_tokens(
+            layers, left, keys=question.keys, values=question.values, policy=question.policy,
+            tensor_parallel=question.devices,
+        )  # fmt: skip
+    return Pool(left, tokens, tokens / question.context)
+
+
+# ── llama.cpp ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _buffers(question: Serving) -> tuple[Term, ...]:
+    """llama.cpp's own buffers, and the context on each device that it opens."""
+    if question.file is None:
+        raise LLMSizeError("llama.cpp needs a GGUF type", hint="`--quant q4_k_m`")
+    server = llamacpp.Server(
+        context=question.context * question.batch, sequences=question.batch, keys=question.keys,
+        values=question.values, gpu_layers=question.gpu_layers, devices=question.devices,
+    )  # fmt: skip
+    names = {"model": "weights", "KV cache": "KV cache", "compute buffer": "activations"}
+    places = []
+    for place in llamacpp.memory(question.file, server).parts:
+        parts = [replace(part, name=names[part.name]) for part in place.parts]
+        if place.name != "host":
+            parts.append(_beside(question))
+        places.append(total(place.name, *parts))
+    return tuple(places)
+
+
+# ── the model's sizes ────────────────────────────────────────────────────────────────────────────
+
+
+def vocabulary(trace: Trace) -> int:
+    """Entries of the token embedding."""
+    return next(int(w.shape[0]) for w in trace.weights.values() if w.role == "embedding")
+
+
+def hidden_size(trace: Trace) -> int:
+    """Channels of the residual stream."""
+    return next(int(w.shape[-1]) for w in trace.weights.values() if w.role == "embedding")
+
+
+def _experts(trace: Trace) -> bool:
+    return any(weight.experts for weight in trace.weights.values())
+
+
+def mlp_channels(trace: Trace, *, experts: bool = True) -> int:
+    """Channels between the matrices of the widest MLP that one token meets."""
+    hidden = hidden_size(trace)
+    widths = [
+        (weight.chosen or 1) * int(weight.shape[-1]) * int(weight.shape[-2]) // hidden
+        for weight in trace.weights.values()
+        if weight.role.endswith("down") and (experts or not weight.experts)
+    ]
+    return max(widths, default=0)

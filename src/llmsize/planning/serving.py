@@ -1,0 +1,221 @@
+"""Questions about serving: does it fit, what is the most that fits, and how fast could it be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from llmsize.anatomy.flops import forward_flop_per_token
+from llmsize.errors import LLMSizeError
+from llmsize.formats import Format
+from llmsize.hardware import Accelerator, bandwidth, peak, supports
+from llmsize.memory.serving import Serving, cache_of, fullest, hidden_size, need, pool, vocabulary
+from llmsize.memory.weights import weight_bytes
+from llmsize.planning.changes import Change
+from llmsize.planning.fits import largest
+from llmsize.term import Term, fact, term
+
+LONGEST = 2**24
+"""Where the search for a context stops."""
+
+PCIE = fact(
+    "bus",
+    63 * 10**9,
+    unit="B/s",
+    source="PCI Express 5.0, 16 lanes, one direction",
+    grade="formula",
+)  # fmt: skip
+"""The fastest bus that a card has today: a bound needs no slower one."""
+
+RATES = {"fp8": "fp8", "ct-fp8": "fp8", "torchao-float8": "fp8", "ct-w8a8": "int8",
+         "llm-int8": "int8", "ct-nvfp4": "fp4", "nvfp4": "fp4"}  # fmt: skip
+"""Beginning of a format's name → the rate its products run at where the card has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one device gives."""
+
+    memory: int
+    """Bytes."""
+    utilization: float | None = None
+    """The share that a pool is made of; the engine's own unless given."""
+
+
+def fits(question: Serving, budget: Budget) -> bool:
+    """Whether every device has room for what it needs; a pool for every sequence."""
+    place = fullest(need(question))
+    if place.value > budget.memory:
+        return False
+    if question.engine.allocation != "pool":
+        return True
+    return pool(question, budget.memory, budget.utilization).bytes >= place.part("KV cache").value
+
+
+def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving | None:
+    """The question with the largest `what` that fits: `context`, `batch` or `gpu-layers`.
+
+    `None` if not even the smallest does.
+    """
+
+    def changed(value: int) -> Serving:
+        if what == "context":
+            return replace(question, context=value, prompt=min(question.prompt, value))
+        if what == "gpu-layers":
+            return replace(question, gpu_layers=value - 1)
+        return replace(question, batch=value)
+
+    highest = {"context": LONGEST, "gpu-layers": len(question.layers) + 2}.get(what, 2**16)
+    if question.engine.allocation == "buffers":
+        highest = min(highest, 2**20 if what == "context" else 256 if what == "batch" else highest)
+    found = largest(lambda value: fits(changed(value), budget), highest=highest)
+    return None if found is None else changed(found)
+
+
+def best_that_fits(questions: Iterable[Serving], budget: Budget) -> Serving | None:
+    """The one with the most bytes of weights among those that fit: the least is lost."""
+    fitting = [question for question in questions if fits(question, budget)]
+    return max(fitting, key=stored_bytes_of, default=None)
+
+
+def stored_bytes_of(question: Serving) -> int:
+    """Bytes of all weights, wherever they are."""
+    return sum(weight_bytes(weight, format) for weight, format in question.weights)
+
+
+def changes(
+    question: Serving, budget: Budget, *, smaller_cache: Format | None,
+    requantized: Iterable[tuple[str, Serving]],
+) -> list[Change[Serving]]:  # fmt: skip
+    """What could make it fit, from what costs least."""
+    known: list[Change[Serving]] = []
+    if smaller_cache is not None:
+        known.append(Change(
+            f"keep the cache in {smaller_cache.name}", 1, "a little precision of attention",
+            lambda q: replace(q, keys=smaller_cache, values=smaller_cache),
+        ))  # fmt: skip
+    known += [
+        Change(f"store the weights in {name}", 2 + rank / 100, "some quality", _storing(made))
+        for rank, (name, made) in enumerate(requantized)
+    ]
+    if question.batch > 1:
+        known.append(Change(
+            "serve one sequence at a time", 3, "throughput", lambda q: replace(q, batch=1)
+        ))  # fmt: skip
+    known.append(Change(
+        f"halve the context to {question.context // 2:,} tokens", 3.5, "half the context",
+        lambda q: replace(q, context=max(1, q.context // 2)),
+    ))  # fmt: skip
+    if question.engine.allocation != "pool":
+        split = largest_that_fits(question, "gpu-layers", budget)
+        if split is not None and split.gpu_layers:
+            known.append(Change(
+                f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
+                "speed: the others run from host memory", lambda q: split,
+            ))  # fmt: skip
+    if question.engine.split != "none":
+        several = question.devices * 2
+        known.append(Change(
+            f"use {several} devices", 5, "the devices",
+            lambda q: replace(q, devices=several),
+        ))  # fmt: skip
+    return [change for change in known if _possible(change, question)]
+
+
+def _storing(other: Serving) -> Callable[[Serving], Serving]:
+    return lambda question: replace(question, weights=other.weights, file=other.file)
+
+
+def _possible(change: Change[Serving], question: Serving) -> bool:
+    try:
+        need(change.apply(question))
+    except LLMSizeError:
+        return False
+    return True
+
+
+# ── bounds of speed ──────────────────────────────────────────────────────────────────────────────
+
+
+def bus_bytes(question: Serving) -> Term:
+    """What crosses the bus for one decoded token when layers are in host memory.
+
+    transformers brings the weights to the device; llama.cpp runs the layers on the host and only
+    the hidden state crosses.
+    """
+    host = next((place for place in need(question) if place.name == "host"), None)
+    if host is None or question.gpu_layers is None:
+        return fact("bus bytes per token", 0, unit="bytes", source="nothing is in host memory")
+    if question.engine.allocation == "buffers":
+        return term(
+            "bus bytes per token", "sequences * hidden * 4", unit="bytes",
+            source="llama.cpp: the hidden state in fp32", sequences=question.batch,
+            hidden=hidden_size(question.trace),
+        )  # fmt: skip
+    return fact(
+        "bus bytes per token", int(host.part("weights").value), unit="bytes",
+        source="accelerate: every layer is brought to the device for every pass",
+    )  # fmt: skip
+
+
+def first_token(question: Serving, accelerator: Accelerator) -> Term:
+    """Seconds to the first token: no less than the FLOP of the prompts and the bytes of weights."""
+    prompt = question.prompt or question.context
+    per_token = forward_flop_per_token(question.trace, max(1, prompt // 2)).value
+    spared = 2 * vocabulary(question.trace) * hidden_size(question.trace)
+    ways = question.devices if question.engine.split == "tensor" else 1
+    return term(
+        "time to first token",
+        "max(sequences * (prompt * flop_per_token - (prompt - 1) * head) / (devices * peak), "
+        "weight_bytes / (devices * bandwidth)) + bus_bytes / bus",
+        unit="seconds", grade="formula", source="roofline, Williams et al. 2009",
+        note="a bound: at the full rate of the card, nothing waiting",
+        sequences=question.batch, prompt=prompt, flop_per_token=per_token, head=spared,
+        peak=peak(accelerator, rate(question, accelerator)).value, devices=ways,
+        weight_bytes=_read(question, prompt * question.batch),
+        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
+    )  # fmt: skip
+
+
+def tokens_per_second(question: Serving, accelerator: Accelerator) -> Term:
+    """Tokens of all sequences together per second at full context: no more than memory gives."""
+    ways = question.devices if question.engine.split == "tensor" else 1
+    flop = forward_flop_per_token(question.trace, question.context).value
+    cached = sum(int(part.value) for part in cache_of(question))
+    return term(
+        "tokens per second",
+        "sequences / (max(sequences * flop_per_token / (devices * peak), "
+        "(weight_bytes / devices + cache_bytes) / bandwidth) + bus_bytes / bus)",
+        unit="tokens/s", grade="formula", source="roofline, Williams et al. 2009",
+        note="a bound: every weight and the whole cache read once per token at full bandwidth",
+        sequences=question.batch, flop_per_token=flop, devices=ways,
+        peak=peak(accelerator, rate(question, accelerator)).value,
+        weight_bytes=_read(question, question.batch), cache_bytes=cached,
+        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
+    )  # fmt: skip
+
+
+def rate(question: Serving, accelerator: Accelerator) -> str:
+    """The format whose rate bounds the products: that of the weights where it is multiplied."""
+    for _, format in question.weights:
+        for begin, name in RATES.items():
+            if format.name.startswith(begin) and supports(accelerator, name):
+                return name
+    return next((name for name in ("bf16", "fp16") if supports(accelerator, name)), "fp32")
+
+
+def _read(question: Serving, tokens: int) -> int:
+    """Bytes of weights that a pass over so many tokens reads: of experts those that are chosen."""
+    shares = {
+        w.name.rpartition("{}")[2]: 1 - (1 - w.chosen / w.experts) ** tokens
+        for w in question.trace.weights.values() if w.experts
+    }  # fmt: skip
+    chosen = max(shares.values(), default=1.0)
+    size = 0
+    tied = all(weight.role != "head" for weight, _ in question.weights)
+    for weight, format in question.weights:
+        if weight.role == "position" or (weight.role == "embedding" and not tied):
+            continue
+        full = weight_bytes(weight, format)
+        size += round(full * chosen) if weight.role.startswith("expert_") else full
+    return size

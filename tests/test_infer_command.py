@@ -1,0 +1,119 @@
+"""`llmsize infer`: what it answers, what it refuses."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmsize.cli import run
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    code = run(["infer", *words, "--format", "json"])
+    assert code in (0, 1)
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"] is not False or code == 1
+    return document
+
+
+def device_bytes(document: Any) -> int:
+    cells = document["answer"][0]["rows"][-1]["cells"]
+    return max(cell["value"] for place, cell in cells.items() if place != "host")
+
+
+def test_two_24_gb_cards_run_a_70b_in_four_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama-3.3-70B in Q4_K_M fits two RTX 4090; Q6_K (57.9 GB of file) does not."""
+    words = ("llama-3.3-70b", "--engine", "llama.cpp", "--gpu", "rtx-4090", "--gpus", "2")
+    assert answer(capsys, *words, "--quant", "q4_k_m")["verdict"] is True
+    assert answer(capsys, *words, "--quant", "q6_k")["verdict"] is False
+
+
+def test_the_best_quantization_that_fits_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """An 8B model on 12 GB: eight bits (8.5 GB) fit, sixteen do not."""
+    words = ("llama-3.1-8b", "--engine", "llama.cpp", "--vram", "12GB", "--fit", "quant")
+    assert answer(capsys, *words)["question"]["quant"] == "q8_0"
+
+
+@pytest.mark.parametrize(
+    ("engine", "what", "step"),
+    [("transformers", "context", 1), ("vllm", "users", 1), ("ollama", "context", 256)],
+)
+def test_the_largest_that_fits_fits_and_the_next_does_not(
+    engine: str, what: str, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A solved knob is a maximum: one step more is too much."""
+    words = ["llama-3.2-1b", "--engine", engine, "--vram", "8GB"]
+    solved = answer(capsys, *words, "--fit", what)
+    assert solved["verdict"] is True
+    knob = what.replace("users", "batch")
+    more = str(solved["question"][knob] + step)
+    assert answer(capsys, *words, f"--{knob}", more)["verdict"] is False
+
+
+def test_layers_that_do_not_fit_go_to_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--offload cpu` fills the card; the bytes that cross the bus are told."""
+    found = answer(capsys, "llama-3.1-70b", "--gpu", "rtx-4090", "--offload", "cpu")
+    assert found["verdict"] is True
+    assert 0 < found["question"]["gpu_layers"] < 80
+    assert any("cross the bus" in note for note in found["notes"])
+
+
+def test_the_cheapest_change_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """An 8B model in 16 bits does not fit 12 GB; the exit code is 1 and a change is named."""
+    assert run(["infer", "llama-3.1-8b", "--vram", "12GB"]) == 1
+    assert "to make it fit: store the weights in fp8" in capsys.readouterr().out
+
+
+def test_vllm_tells_what_its_log_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """The pool in tokens and the concurrency are there to be compared with a log."""
+    words = ("llama-3.1-8b", "--engine", "vllm", "--gpu", "h100-sxm-80gb", "--context", "8192")
+    notes = answer(capsys, *words)["notes"]
+    assert any("GPU KV cache size" in note for note in notes)
+    assert any("Maximum concurrency for 8,192 tokens" in note for note in notes)
+
+
+def test_a_bound_of_speed_is_the_bandwidth_over_the_bytes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """16.06 GB of weights on 3,350 GB/s: no more than about 209 tokens per second."""
+    found = answer(capsys, "llama-3.1-8b", "--gpu", "h100-sxm-80gb", "--context", "128")
+    rate = found["answer"][1]["rows"][1]["cells"]["at best"]
+    assert 3350 / 16.06 < rate["value"] < 3350 / 14.9
+    assert "bound" in rate["note"]
+
+
+@pytest.mark.parametrize("values", ["4096,32768", "4096:32768:x8"])
+def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list and a range give one row for each value."""
+    rows = answer(capsys, "gemma-3-12b", "--context", values)["answer"][0]["rows"]
+    assert len(rows) == 2
+    assert rows[1]["cells"]["KV cache"]["value"] == 2.3125 * 2**30
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["llama-3.1-8b", "--engine", "vlm"],
+        ["llama-3.1-8b", "--quant", "q4_k_m"],
+        ["llama-3.1-8b", "--engine", "llama.cpp", "--quant", "nf4"],
+        ["llama-3.1-8b", "--engine", "llama.cpp", "--kv-dtype", "fp8"],
+        ["llama-3.1-8b", "--fit", "context"],
+        ["llama-3.1-8b", "--fit", "colour", "--vram", "24GB"],
+        ["llama-3.1-8b", "--context", "4096:8192:x1"],
+        ["llama-3.1-8b", "--context", "1:8192"],
+        ["llama-3.1-8b", "--context", "0"],
+        ["llama-3.1-8b", "--dtype", "int8"],
+        ["llama-3.1-8b", "--offload", "moon", "--vram", "24GB"],
+        ["llama-3.1-8b", "--engine", "vllm", "--vram", "24GB", "--gpu-memory-utilization", "1.5"],
+        ["llama-3.1-8b", "--engine", "vllm", "--gpus", "3"],
+    ],
+)
+def test_bad_choices_are_refused_with_a_hint(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every mistake is one error, one hint and exit code 2."""
+    assert run(["infer", *words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert "\nhint: " in told.err
