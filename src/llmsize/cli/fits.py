@@ -80,7 +80,9 @@ def fits(
     dtype: options.Dtype = "",
     job: Annotated[
         str,
-        typer.Option("--job", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job),
+        typer.Option(
+            "--job", "--task", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job
+        ),
     ] = "inference",
     batch: options.Batch = 1,
     context: options.Context = None,
