@@ -229,7 +229,7 @@ def test_the_worst_files_cost_little(tmp_path: Path, make: Callable[[Path], Path
     """At most two seconds of one core and 200 MB more than before the file was opened."""
     source = str(Path(__file__).parents[1] / "src")
     environment = {**os.environ, "PYTHONPATH": source}
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(make(tmp_path))], env=environment, text=True,
         capture_output=True, timeout=60, check=True,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def ask(model: str, home: Path, endpoint: str = "http://127.0.0.1:9", **extra: s
         "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **extra,
     }  # fmt: skip
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", ASK, model], env=environment, capture_output=True, timeout=60,
         check=True, text=True, cwd=home,
     )  # fmt: skip

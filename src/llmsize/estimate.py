@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmsize import __version__
-from llmsize.chart import Chart
 from llmsize.term import Term
+
+if TYPE_CHECKING:
+    from llmsize.chart import Chart
 
 SCHEMA_VERSION = 1
 """Raised when a field of the JSON document is renamed, removed or changes its meaning."""

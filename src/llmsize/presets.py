@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,12 +63,20 @@ def find(kind: type[R], name: str) -> R | None:
 
 def names(kind: type[Record]) -> list[str]:
     """The names of every preset of `kind`, sorted, without reading one."""
+    return names_in(folder(kind))
+
+
+def names_in(subfolder: str) -> list[str]:
+    """The names of every preset in a folder (`models`, `formats`, …), sorted.
+
+    A file whose name could not be asked for is passed over.
+    """
     found = {
         entry.name.removesuffix(".yaml")
         for place in _places()
-        for entry in _entries(place, folder(kind))
+        for entry in _entries(place, subfolder)
     }
-    return sorted(found | _built_in(kind).keys())
+    return sorted({name for name in found if _NAME.fullmatch(name)} | _built_in(subfolder).keys())
 
 
 def every(kind: type[R]) -> dict[str, R]:
@@ -88,10 +95,10 @@ def folder(kind: type[Record]) -> str:
     return kind.__name__.lower().replace("architecture", "model").replace("scalinglaw", "law") + "s"
 
 
-def _built_in(kind: type[Record]) -> dict[str, Any]:
-    from llmsize.formats import NATIVE, Format
+def _built_in(subfolder: str) -> dict[str, Any]:
+    from llmsize.formats import NATIVE
 
-    return dict(NATIVE) if kind is Format else {}
+    return dict(NATIVE) if subfolder == "formats" else {}
 
 
 def _places() -> Iterator[Traversable]:
@@ -115,13 +122,16 @@ def user_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def shipped() -> Traversable:
-    """The presets that came with llmsize: in the package, or in the checkout above it."""
-    packaged = files("llmsize") / "presets"
-    if packaged.is_dir():
-        return packaged
-    checkout = Path(__file__).resolve().parents[2] / "presets"
-    if checkout.is_dir():
-        return checkout
+    """The presets that came with llmsize: in the package, in the checkout above it, or in a zip."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "presets", package.parents[1] / "presets"):
+        if folder.is_dir():
+            return folder
+    from importlib.resources import files  # imports half of the standard library
+
+    zipped = files("llmsize") / "presets"
+    if zipped.is_dir():
+        return zipped
     raise LLMSizeError("the presets of llmsize are missing", hint="install llmsize again")
 
 
@@ -140,7 +150,7 @@ def _entries(place: Traversable, subfolder: str) -> Iterator[Traversable]:
 
 
 def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
-    for record in _built_in(kind).values():
+    for record in _built_in(folder(kind)).values():
         if wanted == record.name or wanted in record.aliases:
             yield record
     for place in _places():

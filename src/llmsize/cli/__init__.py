@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
 
-_NOT_COMMANDS = {"__init__", "options", "application"}
+_NOT_COMMANDS = {"__init__", "answering", "application", "declare", "direct", "options"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,14 +75,26 @@ def app() -> typer.Typer:
 
 
 def _invoke(words: Sequence[str]) -> int:
-    from llmsize.cli.application import application
-
+    completing = "_LLMSIZE_COMPLETE" in os.environ
     asked = next((word for word in words if not word.startswith("-")), "")
     known = commands()
-    only = asked in known and "_LLMSIZE_COMPLETE" not in os.environ
+    only = asked in known and not completing
+    if only and words[0] == asked and (code := _directly(asked, words[1:])) is not None:
+        return code
+    from llmsize.cli.application import application
+
     made = application([asked] if only else known)
-    code = made(args=list(words), prog_name="llmsize", standalone_mode=False)
-    return code if isinstance(code, int) else 0
+    exit_code = made(args=list(words), prog_name="llmsize", standalone_mode=False)
+    return exit_code if isinstance(exit_code, int) else 0
+
+
+def _directly(name: str, words: Sequence[str]) -> int | None:
+    """The exit code of a command line that can be read without Typer, else `None`."""
+    from llmsize.cli import answering, direct
+
+    _, command = answering.load(name)
+    values = direct.read(words, answering.parameters(command))
+    return None if values is None else answering.answer(command, values)
 
 
 def _misused(failure: Exception) -> int:

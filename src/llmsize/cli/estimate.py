@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.cli.options import Batch, Context, Dtype, OptionalModel, Parameters, completing
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
@@ -48,21 +47,21 @@ def estimate(
     batch: Batch = 1,
     context: Context = None,
     optimizer: Annotated[
-        str, typer.Option("--optimizer", metavar="NAME", autocompletion=completing(Optimizer))
+        str, Option("--optimizer", metavar="NAME", autocompletion=completing("optimizers"))
     ] = "adamw",
     recipe: Annotated[
         str,
-        typer.Option(
+        Option(
             "--recipe",
             help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
             metavar="NAME",
-            autocompletion=completing(Precision),
+            autocompletion=completing("precisions"),
             show_default=False,
         ),
     ] = "",
     convention: Annotated[
         str,
-        typer.Option(
+        Option(
             "--convention",
             help="`article` counts 24 bytes per parameter for fp32 training.",
             autocompletion=_complete_convention,

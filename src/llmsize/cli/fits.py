@@ -8,11 +8,10 @@ from functools import lru_cache
 from itertools import islice
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.cli.estimate import default_precision, format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
@@ -80,7 +79,7 @@ def fits(
     dtype: options.Dtype = "",
     job: Annotated[
         str,
-        typer.Option(
+        Option(
             "--job", "--task", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job
         ),
     ] = "inference",
@@ -88,27 +87,27 @@ def fits(
     context: options.Context = None,
     which: Annotated[
         str,
-        typer.Option(
+        Option(
             "--which", metavar="KIND", show_default=False,
             help="List what is enough for MODEL, smallest first: `gpu` or `instance`.",
             autocompletion=lambda: list(OFFERS),
         ),
     ] = "",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 for what is `tight`, too.")
+        bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")
     ] = False,
     commercial: Annotated[
-        bool, typer.Option("--commercial", help="Only models for commercial use.")
+        bool, Option("--commercial", help="Only models for commercial use.")
     ] = False,
     family: Annotated[
-        str, typer.Option("--family", metavar="NAME", help="Only this `model_type`.")
+        str, Option("--family", metavar="NAME", help="Only this `model_type`.")
     ] = "",
     min_params: Annotated[
-        int, typer.Option("--min-params", metavar="N", help="Only models at least this large.",
+        int, Option("--min-params", metavar="N", help="Only models at least this large.",
                           parser=lambda given: units.parse_count(str(given), "parameter count"))
     ] = 1,
     everything: Annotated[
-        bool, typer.Option("--all", help=f"List everything, not the first {SHOWN}.")
+        bool, Option("--all", help=f"List everything, not the first {SHOWN}.")
     ] = False,
 ) -> Estimate:  # fmt: skip
     """The largest models that fit a memory, or whether one does (exit 0 or 1)."""

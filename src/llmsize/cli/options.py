@@ -8,21 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from llmsize import presets, units
-from llmsize.architecture import Architecture
+from llmsize.cli.declare import Argument, Option
 from llmsize.errors import LLMSizeError, UndeterminedError, did_you_mean, printable
 from llmsize.formats import Format
-from llmsize.hardware import Accelerator, Instance, Machine, plain_machine, rented, reserving, slug
-from llmsize.hardware import machine as machine_of
-from llmsize.record import Record
 from llmsize.render import OUTPUT_FORMATS, OutputFormat
-from llmsize.term import Term
 
 if TYPE_CHECKING:
+    from llmsize.architecture import Architecture
+    from llmsize.hardware import Accelerator, Machine
     from llmsize.memory.overview import Storage
     from llmsize.scaling.laws import ScalingLaw
+    from llmsize.term import Term
 
 
 def output_format(text: str) -> OutputFormat:
@@ -50,9 +47,11 @@ def default_format() -> OutputFormat:
     return "table" if sys.stdout.isatty() else "plain"
 
 
-def completing(kind: type[Record]) -> Callable[[str], list[str]]:
-    """Shell completion of the names of presets of `kind`."""
-    return lambda incomplete: [n for n in presets.names(kind) if n.startswith(incomplete.lower())]
+def completing(folder: str) -> Callable[[str], list[str]]:
+    """Shell completion of the names of presets in a folder."""
+    return lambda incomplete: [
+        name for name in presets.names_in(folder) if name.startswith(incomplete.lower())
+    ]
 
 
 def _search(directory: Path | None) -> Path | None:
@@ -69,7 +68,7 @@ _GENERAL = "Output"
 
 Explain = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--explain",
         help="Show formula, values, source and grade of every number.",
         rich_help_panel=_GENERAL,
@@ -77,7 +76,7 @@ Explain = Annotated[
 ]
 Output = Annotated[
     str,
-    typer.Option(
+    Option(
         "--format",
         help=f"{', '.join(OUTPUT_FORMATS)}; a table in a terminal, plain in a pipe.",
         autocompletion=lambda: list(OUTPUT_FORMATS),
@@ -88,7 +87,7 @@ Output = Annotated[
 ]
 Units = Annotated[
     str,
-    typer.Option(
+    Option(
         "--units",
         help="GB (10⁹ bytes) or GiB (2³⁰ bytes).",
         autocompletion=lambda: ["GB", "GiB"],
@@ -97,7 +96,7 @@ Units = Annotated[
 ]
 PresetsDir = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--presets",
         help="Search your own presets in DIR first.",
         metavar="DIR",
@@ -109,16 +108,16 @@ PresetsDir = Annotated[
 
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         help="A preset, a `config.json`, or a folder that holds one.",
-        autocompletion=completing(Architecture),
+        autocompletion=completing("models"),
         show_default=False,
     ),
 ]
 Parameters = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--params",
         help="Parameter count: `7B`, `1.3b`, `124M`.",
         metavar="N",
@@ -128,19 +127,17 @@ Parameters = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option(
+    Option(
         "--dtype",
         help="Format of the weights: `fp32`, `fp16`, `bf16`, `int8`, …",
         metavar="FORMAT",
-        autocompletion=completing(Format),
+        autocompletion=completing("formats"),
     ),
 ]
-Batch = Annotated[
-    int, typer.Option("--batch", help="Sequences at once.", metavar="N", parser=_positive)
-]
+Batch = Annotated[int, Option("--batch", help="Sequences at once.", metavar="N", parser=_positive)]
 Context = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--context",
         help="Tokens per sequence.",
         metavar="TOKENS",
@@ -152,24 +149,18 @@ Context = Annotated[
 _SCALING = "Training run"
 
 
-def _laws_beginning(incomplete: str) -> list[str]:
-    from llmsize.scaling.laws import ScalingLaw
-
-    return completing(ScalingLaw)(incomplete)
-
-
 OptionalModel = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         metavar="[MODEL]",
         help="A preset, a `config.json`, or a folder that holds one.",
-        autocompletion=completing(Architecture),
+        autocompletion=completing("models"),
         show_default=False,
     ),
 ]
 Tokens = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--tokens",
         help="Training tokens: `300B`, `15T`.",
         metavar="D",
@@ -180,7 +171,7 @@ Tokens = Annotated[
 ]
 UniqueTokens = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--unique-tokens",
         help="Tokens that differ; the rest repeat them.",
         metavar="U",
@@ -191,7 +182,7 @@ UniqueTokens = Annotated[
 ]
 Compute = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--compute",
         help="Training compute: `1e21` FLOP or `3640PF-days`.",
         metavar="C",
@@ -202,7 +193,7 @@ Compute = Annotated[
 ]
 TargetLoss = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--target-loss",
         help="The loss to reach, in the unit of the law.",
         metavar="L",
@@ -213,18 +204,18 @@ TargetLoss = Annotated[
 ]
 Law = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--law",
         help="A scaling law, or `all` to compare them.",
         metavar="NAME",
-        autocompletion=_laws_beginning,
+        autocompletion=completing("laws"),
         show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
 Experts = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--experts",
         help="Experts per layer, for laws of mixtures of experts.",
         metavar="N",
@@ -235,7 +226,7 @@ Experts = Annotated[
 ]
 Granularity = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--granularity",
         help="How many times finer than a dense MLP each expert is.",
         metavar="G",
@@ -246,7 +237,7 @@ Granularity = Annotated[
 ]
 Mfu = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--mfu",
         help="Share of the peak that training reaches; the measured median unless given.",
         metavar="SHARE",
@@ -283,18 +274,18 @@ _MACHINE = "Hardware"
 
 Gpu = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--gpu",
         help="An accelerator, such as `rtx-4090`, or `auto` for the one in this computer.",
         metavar="NAME",
-        autocompletion=completing(Accelerator),
+        autocompletion=completing("accelerators"),
         show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
 Vram = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--vram",
         help="Memory of one device: `16GB` is 16·10⁹ bytes, `16GiB` is 16·2³⁰.",
         metavar="SIZE",
@@ -305,7 +296,7 @@ Vram = Annotated[
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--gpus",
         help="How many of them.",
         metavar="N",
@@ -316,18 +307,18 @@ Gpus = Annotated[
 ]
 InstanceName = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--instance",
         help="A machine to rent, such as `g5.12xlarge` or `colab-t4`.",
         metavar="NAME",
-        autocompletion=completing(Instance),
+        autocompletion=completing("instances"),
         show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
 Reserve = Annotated[
     int,
-    typer.Option(
+    Option(
         "--reserve",
         help="Memory of each device left to a desktop or to other processes.",
         metavar="SIZE",
@@ -350,6 +341,9 @@ def machine(
     `--vram` beside `--gpu` corrects the memory of a card that comes in several sizes.
     Raises `LLMSizeError` for unknown names and for options that contradict each other.
     """
+    from llmsize.hardware import Accelerator, Instance, plain_machine, rented, reserving, slug
+    from llmsize.hardware import machine as machine_of
+
     if instance is not None and (gpu or vram or gpus):
         raise LLMSizeError(
             "`--instance` already says which GPUs and how many",
@@ -372,6 +366,7 @@ def machine(
 
 def _found(gpus: int | None) -> Machine:
     """The devices of this computer; `gpus` takes the first so many of them."""
+    from llmsize.hardware import Accelerator
     from llmsize.sources import detect
 
     devices = detect.devices()
@@ -393,6 +388,8 @@ def architecture(text: str) -> Architecture:
 
     Raises `LLMSizeError` for a name that is none of them, and for weights without a shape.
     """
+    from llmsize.architecture import Architecture
+
     if "/" not in text and (known := presets.find(Architecture, text)):
         return known  # the common case, without the readers of every kind of file
     from llmsize.sources.resolve import resolve
@@ -468,6 +465,8 @@ def affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
 
     if gpu is None:
         raise LLMSizeError("--gpu-hours need an accelerator", hint="add --gpu h100-sxm-80gb")
+    from llmsize.hardware import Accelerator, slug
+
     accelerator = presets.get(Accelerator, slug(gpu))
     share = efficiency(accelerator, "bf16", mfu)
     flop = affordable_flop(

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmsize import presets, units
+from llmsize.cli.declare import Argument, Option
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Scalar, Table
 from llmsize.record import Record
@@ -106,7 +105,7 @@ def _complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
-def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
+def _complete_name(ctx: Any, incomplete: str) -> list[str]:
     kind = ctx.params.get("kind") or ""
     known = presets.names(_record(kind)) if kind in KINDS else []
     return [name for name in known if name.startswith(incomplete.lower())]
@@ -145,18 +144,18 @@ def _parameters(model: Architecture) -> int:
 def show(
     kind: Annotated[
         str,
-        typer.Argument(help=f"{', '.join(KINDS)}.", autocompletion=_complete_kind, metavar="KIND"),
+        Argument(help=f"{', '.join(KINDS)}.", autocompletion=_complete_kind, metavar="KIND"),
     ] = "",
     name: Annotated[
         str,
-        typer.Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME"),
+        Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME"),
     ] = "",
     family: Annotated[
-        str, typer.Option("--family", help="Models of this family.", rich_help_panel=_MODELS)
+        str, Option("--family", help="Models of this family.", rich_help_panel=_MODELS)
     ] = "",
     max_params: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--max-params",
             help="Models of at most so many parameters, such as `8B`.",
             metavar="N",
@@ -167,7 +166,7 @@ def show(
     ] = None,
     commercial: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--commercial",
             help="Models whose licence allows commercial use.",
             rich_help_panel=_MODELS,

@@ -57,16 +57,16 @@ def train(
         typer.Option(
             "--recipe", metavar="NAME",
             help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
-            autocompletion=options.completing(Precision),
+            autocompletion=options.completing("precisions"),
         ),
     ] = "pure-16bit",
     optimizer: Annotated[
         str, typer.Option("--optimizer", metavar="NAME", help="See `llmsize show optimizers`.",
-                          autocompletion=options.completing(Optimizer))
+                          autocompletion=options.completing("optimizers"))
     ] = "adamw",
     stack: Annotated[
         str, typer.Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
-                          autocompletion=options.completing(Stack))
+                          autocompletion=options.completing("stacks"))
     ] = "transformers",
     rank: Annotated[
         int, typer.Option("--rank", metavar="R", help="Rank of the adapters.",

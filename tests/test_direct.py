@@ -1,0 +1,74 @@
+"""Reading a command line without Typer gives what Typer gives, or leaves it to Typer."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from llmsize.cli import answering, application, direct, run
+
+LINES = [
+    "estimate llama-2-7b --format json",
+    "estimate --params 7B --dtype fp16",
+    "estimate --params=7B --dtype=fp16 --explain",
+    "estimate gpt2 --batch 4 --context 512 --optimizer lion --recipe amp --units GiB",
+    "fits --vram 16GB --all",
+    "fits llama-2-7b --gpu t4 --gpus 2 --job qlora --reserve 1GB",
+    "show models gpt2",
+]
+
+LEFT_TO_TYPER = [
+    "estimate --help", "estimate -h", "estimate --unknown", "estimate gpt2 extra",
+    "estimate --batch", "estimate --explain=yes", "estimate --params -1",
+    "estimate --batch 1 --batch 2",
+    "estimate -- x",
+]  # fmt: skip
+
+
+def captured(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The values that Typer hands to the command."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(application, "answer", lambda command, values: seen.update(values) or 0)
+    application.application([words[0]])(args=words, prog_name="llmsize", standalone_mode=False)
+    return seen
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value is the same, defaults and parsed counts included."""
+    name, *words = line.split()
+    _, command = answering.load(name)
+    values = direct.read(words, answering.parameters(command))
+    assert values == captured([name, *words], monkeypatch)
+
+
+@pytest.mark.parametrize("line", LEFT_TO_TYPER)
+def test_what_is_not_certain_is_left_to_typer(line: str) -> None:
+    """Help, mistakes and repetitions are Typer's business."""
+    name, *words = line.split()
+    _, command = answering.load(name)
+    assert direct.read(words, answering.parameters(command)) is None
+
+
+def test_an_estimate_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither Typer, rich nor pydantic is loaded to print JSON; the table needs rich alone."""
+    import subprocess
+
+    heavy = ("typer", "click", "rich", "pydantic", "numpy", "importlib.resources", "jsonschema")
+    code = (
+        "import sys; from llmsize.cli import run; "
+        "run(['estimate', 'llama-2-7b', '--format', 'json']); "
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_mistake_reads_the_same_by_both(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error of a parser does not depend on who calls it."""
+    assert run(["estimate", "--params", "7X"]) == 2
+    direct_error = capsys.readouterr().err
+    assert run(["estimate", "--params", "7X", "--batch", "1", "--batch", "1"]) == 2
+    assert capsys.readouterr().err == direct_error
