@@ -1,23 +1,25 @@
 """One model, four jobs: what each part of memory takes for inference and for training.
 
 Everything is on one device. Weights, gradients, optimizer states and the cache are counted;
-activations and the runtime's own memory follow published rules.
+activations of training are followed tensor by tensor; those of inference and the runtime's own
+memory follow published rules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
-from llmsize.anatomy import LoRA, Parameter, Trace, traced
+from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.llamacpp.gguf import gguf
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.weights import Recipe, checkpoint, stored_weights
 from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
 from llmsize.term import Grade, Term, fact, term, total
@@ -52,6 +54,9 @@ class Subject:
     parameters: int
     shape_parameters: int
     """Parameters of the shape; equal to `parameters` for a real model."""
+
+    steps: dict[tuple[Setting, str, str], TrainingStep] = field(default_factory=dict, compare=False)
+    """Training steps of this shape that have been asked for already."""
 
     @property
     def assumed(self) -> bool:
@@ -137,7 +142,7 @@ def full_training(model: Subject, work: Workload) -> Parts:
             model, _in(precision.gradients, dtype), name="gradients", source=source
         ),
         "optimizer states": states(model, work.optimizer, precision, dtype),
-        "activations": activations(model, work),
+        "activations": activations(model, work, _full_run(work)),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -153,7 +158,7 @@ def lora_training(model: Subject, work: Workload) -> Parts:
         "weights": total("weights", stored(model, work.storage, work.format_of), added),
         "gradients": _per_parameter("gradients of the adapters", count, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, shapes),
-        "activations": activations(model, work),
+        "activations": activations(model, work, _adapter_run(work)),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -317,27 +322,46 @@ def cache(model: Subject, work: Workload) -> Term:
     return _graded(made, model.grade)
 
 
-def activations(model: Subject, work: Workload) -> Term:
-    """What the forward pass keeps for the backward pass, with flash attention."""
-    size: dict[str, Any] = {"batch": work.batch, "sequence": work.context, "hidden": _hidden(model)}
-    layers = len(model.trace.layer_caches())
-    if work.recompute:
-        inside = term(
-            "layers", "2 * batch * sequence * hidden * layers + 34 * batch * sequence * hidden",
-            unit="bytes", grade="formula", source=KORTHIKANTI, layers=layers, **size,
-            note="16-bit; the input of every layer, and all of the layer that runs again",
-        )  # fmt: skip
-    else:
-        inside = term(
-            "layers", "34 * batch * sequence * hidden * layers", unit="bytes", grade="formula",
-            source=KORTHIKANTI, note="16-bit; flash attention keeps no attention matrix",
-            layers=layers, **size,
-        )  # fmt: skip
-    logits = term(
-        "logits and loss", "4 * batch * sequence * (hidden + vocabulary)", unit="bytes",
-        grade="formula", source=KORTHIKANTI, vocabulary=_embedding(model)[0], **size,
+def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
+    """What a training step needs at its peak beyond weights, gradients and optimizer states.
+
+    Gradients appear as activations go, so this is less than all that the forward pass keeps.
+    """
+    key = (run.setting, run.precision.name, run.optimizer.name)
+    if key not in model.steps:
+        model.steps[key] = training_step(model.architecture, run)
+    step = model.steps[key]
+    states = sum(part.value for part in step.static.parts if part.name != "gradients")
+    beyond = max(step.total - int(states) - step.gradients, 0)
+    where = f"the peak is in the {step.phase} pass"
+    return Term(
+        "activations", beyond, "bytes", source="a training step followed tensor by tensor",
+        grade=_weaker("formula", model.grade), note=f"beyond the model states; {where}",
     )  # fmt: skip
-    return _graded(total("activations", inside, logits), _weaker("formula", model.grade))
+
+
+def _full_run(work: Workload) -> TrainingRun:
+    """A step that trains every weight."""
+    precision, dtype = work.precision, work.storage.format
+    setting = Setting(
+        batch=work.batch, sequence=work.context, training=True,
+        format=_in(precision.weights, dtype), autocast=dtype if precision.autocast else None,
+        checkpoint_every=int(work.recompute),
+    )  # fmt: skip
+    return TrainingRun(precision, work.optimizer, setting)
+
+
+def _adapter_run(work: Workload) -> TrainingRun:
+    """A step that trains adapters beside frozen, perhaps quantized weights."""
+    recipe = work.storage.recipe
+    setting = Setting(
+        batch=work.batch, sequence=work.context, training=True, format=work.storage.format,
+        trained=frozenset(), lora=work.lora, checkpoint_every=int(work.recompute),
+        input_gradients=work.recompute,
+        quantized=work.format_of(recipe.base) if recipe else None,
+    )  # fmt: skip
+    return TrainingRun(replace(work.precision, weights="dtype", gradients="dtype", master=""),
+                       work.optimizer, setting)  # fmt: skip
 
 
 def layer_activations(model: Subject, work: Workload) -> Term:

@@ -1,0 +1,34 @@
+# The checks that continuous integration runs, one at a time.
+
+default: check
+
+# Everything, in a fresh environment.
+ci:
+    .ci/run
+
+check: lint types imports test
+
+lint:
+    ruff check src tests benchmarks docs
+    ruff format --check src tests benchmarks docs
+
+types:
+    mypy
+
+imports:
+    lint-imports
+
+test:
+    python -m pytest
+
+# How far llmsize is from reality.
+accuracy:
+    python benchmarks/accuracy.py tests/reference
+
+# How long a command takes to start.
+startup:
+    python benchmarks/startup.py
+
+# Write the generated pages anew.
+docs:
+    python docs/generate.py
