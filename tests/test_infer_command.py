@@ -82,6 +82,30 @@ def test_a_bound_of_speed_is_the_bandwidth_over_the_bytes(
     assert "bound" in rate["note"]
 
 
+def test_adapters_of_an_8b_model_have_42_million_weights(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rank 16 on every linear layer of Llama-3.1-8B: 41,943,040 weights (as PEFT prints)."""
+    found = answer(capsys, "llama-3.1-8b", "--engine", "vllm", "--adapters", "2")
+    rows = {row["name"]: row["cells"]["GPU 0"]["value"] for row in found["answer"][0]["rows"]}
+    assert rows["LoRA adapters"] == 2 * 2 * 41_943_040
+
+
+def test_experts_on_the_host_leave_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the experts of all 48 layers on the host, a 30B mixture needs under 6 GB of a card."""
+    words = ("qwen3-30b-a3b", "--engine", "llama.cpp", "--quant", "q4_k_m")
+    assert device_bytes(answer(capsys, *words)) > 18e9
+    assert device_bytes(answer(capsys, *words, "--cpu-moe", "48")) < 6e9
+
+
+def test_a_draft_model_is_beside_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """A draft adds its weights and its own cache."""
+    words = ("llama-3.1-8b", "--engine", "vllm")
+    alone = device_bytes(answer(capsys, *words))
+    both = device_bytes(answer(capsys, *words, "--draft", "llama-3.2-1b"))
+    assert both - alone == 2 * 1_235_814_400 + 2 * 16 * 8 * 64 * 2 * 4096
+
+
 @pytest.mark.parametrize("values", ["4096,32768", "4096:32768:x8"])
 def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A list and a range give one row for each value."""
@@ -106,6 +130,8 @@ def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture
         ["llama-3.1-8b", "--offload", "moon", "--vram", "24GB"],
         ["llama-3.1-8b", "--engine", "vllm", "--vram", "24GB", "--gpu-memory-utilization", "1.5"],
         ["llama-3.1-8b", "--engine", "vllm", "--gpus", "3"],
+        ["llama-3.1-8b", "--ubatch", "256"],
+        ["llama-3.1-8b", "--engine", "llama.cpp", "--tensor-split", "a,b"],
     ],
 )
 def test_bad_choices_are_refused_with_a_hint(

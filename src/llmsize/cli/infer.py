@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llmsize import presets, units
-from llmsize.anatomy import Trace, traced
+from llmsize.anatomy import LoRA, Trace, traced
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
@@ -19,7 +19,9 @@ from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, Machine
-from llmsize.memory.serving import Serving, fullest, need, pool, serving
+from llmsize.memory.serving import PLAIN_SERVER, Serving, fullest, need, pool, serving
+from llmsize.memory.serving import adapters as adapters_of
+from llmsize.memory.serving import draft as draft_of
 from llmsize.memory.weights import Recipe
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
@@ -107,6 +109,30 @@ def infer(
         typer.Option("--gpu-layers", metavar="N", min=0, show_default="all",
                      help="Layers on the devices; the others are in host memory."),
     ] = None,
+    adapters: Annotated[
+        int, typer.Option("--adapters", metavar="N", min=0, help="LoRA adapters served at once.")
+    ] = 0,
+    rank: Annotated[
+        int, typer.Option("--rank", metavar="R", min=1, help="Rank of those adapters.")
+    ] = 16,
+    draft: Annotated[
+        str, typer.Option("--draft", metavar="MODEL", show_default=False,
+                          help="A draft model for speculative decoding.")
+    ] = "",
+    ubatch: Annotated[
+        int, typer.Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")
+    ] = 512,
+    cpu_moe: Annotated[
+        int, typer.Option("--cpu-moe", metavar="N", min=0,
+                          help="llama.cpp: layers whose experts stay in host memory.")
+    ] = 0,
+    tensor_split: Annotated[
+        str, typer.Option("--tensor-split", metavar="SHARES", show_default="equal",
+                          help="llama.cpp: share of the layers of every device, such as `3,1`.")
+    ] = "",
+    flash_attention: Annotated[
+        bool, typer.Option("--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")
+    ] = True,
     offload: Annotated[
         str, typer.Option("--offload", metavar="cpu", show_default=False,
                           help="`cpu`: as many layers on the devices as fit, the rest on the host.")
@@ -128,12 +154,24 @@ def infer(
     contexts, batches = _values(context, "context"), _values(batch, "batch")
     quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
     devices = machine.devices if machine else gpus or 1
+    server = replace(
+        PLAIN_SERVER, ubatch=ubatch, cpu_moe_layers=cpu_moe, tensor_split=_shares(tensor_split),
+        flash_attention=flash_attention,
+    )  # fmt: skip
+    if server != PLAIN_SERVER and subject.engine.allocation != "buffers":
+        raise LLMSizeError(
+            f"{subject.engine.title} has no options of llama.cpp", hint="add `--engine llama.cpp`"
+        )
 
     def asked(name: str, tokens: int, sequences: int) -> Serving:
-        return replace(
+        made = replace(
             subject.stored(name), context=tokens, prompt=min(prompt or 0, tokens), batch=sequences,
-            devices=devices, gpu_layers=gpu_layers,
+            devices=devices, gpu_layers=gpu_layers, server=server,
         )  # fmt: skip
+        held = [_adapters(made, adapters, rank)] if adapters else []
+        if draft:
+            held.append(_drafting(subject, draft, made))
+        return replace(made, beside=tuple(held))
 
     if len(contexts) * len(batches) * len(quants) > 1:
         if fit or offload:
@@ -164,6 +202,28 @@ def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: s
 def _own_recipe(subject: Subject) -> str:
     """How the checkpoint itself is quantized, unless the engine has files of its own."""
     return subject.engine.recipe or recipe_name(subject.architecture.stored)
+
+
+def _adapters(question: Serving, count: int, rank: int) -> Term:
+    return adapters_of(question, count, LoRA(rank=rank, targets=("all-linear",)))
+
+
+def _drafting(subject: Subject, name: str, question: Serving) -> Term:
+    """The draft model in its own format, with the same sequences."""
+    architecture = options.architecture(name)
+    drafting = replace(subject, architecture=architecture, trace=traced(architecture))
+    made = drafting.stored(_own_recipe(drafting))
+    return draft_of(replace(made, context=question.context, batch=question.batch))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """`3,1` as numbers. Raises `LLMSizeError` for what is none."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise LLMSizeError(
+            f"cannot read the split `{printable(text)}`", hint="write `3,1`"
+        ) from None
 
 
 @lru_cache(maxsize=512)
@@ -297,7 +357,7 @@ def _headline(
 
 
 ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit from the host",
-        "CUDA graphs", "context and libraries")  # fmt: skip
+        "CUDA graphs", "LoRA adapters", "draft model", "context and libraries")  # fmt: skip
 
 
 def _table(places: tuple[Term, ...]) -> Table:
@@ -339,6 +399,8 @@ def _notes(question: Serving, name: str, budget: Budget | None, fits: bool | Non
         yield from _log_lines(question, budget)
     if crossing := asking.bus_bytes(question).value:
         yield f"{format_bytes(crossing)} cross the bus for every token"
+    if question.gpu_layers is not None or question.server.cpu_moe_layers:
+        yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
         yield _advice(question, name, budget)
 
@@ -349,8 +411,9 @@ def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
     if left.bytes <= 0:
         yield "weights and activations leave nothing to the cache"
         return
-    yield (f"Available KV cache memory: {left.bytes / units.GIB:.2f} GiB; "
-           f"GPU KV cache size: {left.tokens:,} tokens")  # fmt: skip
+    if left.tokens:
+        yield (f"Available KV cache memory: {left.bytes / units.GIB:.2f} GiB; "
+               f"GPU KV cache size: {left.tokens:,} tokens")  # fmt: skip
     yield f"Maximum concurrency for {question.context:,} tokens per request: {left.sequences:.2f}x"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from llmsize.anatomy import Setting, Trace
+from llmsize.anatomy import LoRA, Setting, Trace
 from llmsize.anatomy.cache import LayerCache
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
@@ -47,6 +47,10 @@ TRITON = (
 )
 
 
+PLAIN_SERVER = llamacpp.Server(context=1)
+"""llama.cpp's own defaults."""
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """One engine serving one model: all that decides its memory."""
@@ -73,6 +77,11 @@ class Serving:
     """Of a pipeline; each has `devices` devices."""
     gpu_layers: int | None = None
     """Layers on the devices, the others in host memory; all unless given."""
+    beside: tuple[Term, ...] = ()
+    """What the first device, or with tensor parallelism every one, has besides: adapters, a draft
+    model."""
+    server: llamacpp.Server = PLAIN_SERVER
+    """Options of llama.cpp that have no name here: its batch, its flash attention, and so on."""
 
     @property
     def layers(self) -> tuple[LayerCache, ...]:
@@ -133,12 +142,35 @@ def need(question: Serving) -> tuple[Term, ...]:
     Raises `LLMSizeError` for a question that makes no sense for the engine.
     """
     _check(question)
-    match question.engine.allocation:
-        case "buffers":
-            return _buffers(question)
-        case "pool":
-            return _pooled(question)
-    return _grown(question)
+    kinds = {"buffers": _buffers, "pool": _pooled, "grown": _grown}
+    first, *others = kinds[question.engine.allocation](question)
+    return (total(first.name, *first.parts, *question.beside), *others)
+
+
+def adapters(question: Serving, count: int, lora: LoRA) -> Term:
+    """`count` LoRA adapters that are held at once, in the format that is computed in."""
+    size = 0
+    for weight, _ in question.weights:
+        name = weight.name.removesuffix(".weight")
+        linear = len(weight.shape) == 2 and weight.role not in ("embedding", "position")
+        if linear and lora.adapts(name, weight.role):
+            size += sum(weight.shape)
+    return term(
+        "LoRA adapters", "adapters * rank * channels * element", unit="bytes",
+        source="Hu et al. 2021, arXiv:2106.09685", adapters=count, rank=lora.rank, channels=size,
+        element=question.format.block_bytes, 
+        note="inputs and outputs of every adapted layer; whole on every device",
+    )  # fmt: skip
+
+
+def draft(question: Serving) -> Term:
+    """A draft model for speculative decoding, beside the model that it drafts for."""
+    place = need(question)[0]
+    apart = ["context and libraries", "CUDA graphs"]
+    if question.engine.allocation != "buffers":
+        apart.append("activations")
+    parts = [part for part in place.parts if part.name not in apart]
+    return total("draft model", *(replace(part, name=f"draft {part.name}") for part in parts))
 
 
 def fullest(places: Iterable[Term]) -> Term:
@@ -430,7 +462,7 @@ class Pool:
     """On each device; negative where weights and activations do not fit."""
     tokens: int
     sequences: float
-    """How many sequences of the asked length there is room for."""
+    """How many sequences of the asked length there is room for, by what grows with them."""
 
 
 def pool(question: Serving, memory: int, utilization: float | None = None) -> Pool:
@@ -447,10 +479,13 @@ def pool(question: Serving, memory: int, utilization: float | None = None) -> Po
     if not 0 < share <= 1:
         raise LLMSizeError(f"a share of {share:g} is impossible", hint="give one from 0 to 1")
     place = fullest(need(question))
-    before = ("weights", "activations", "libraries", "recurrent state")
-    parts = [part for part in place.walk() if part.name in before]
-    left = int(memory * share) - sum(int(part.value) for part in parts)
+    outside = ("KV cache", "CUDA graphs", "context")
+    spared = sum(int(part.value) for part in place.walk() if part.name in outside)
+    left = int(memory * share) - (int(place.value) - spared)
     layers = question.layers[: -(-len(question.layers) // question.stages)]
+    if all(layer.kind in ("recurrent", "none") for layer in layers):
+        state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
+        return Pool(left, 0, max(0, left + state) * question.batch / state if state else 0.0)
     tokens = 0
     if left > 0:
         tokens = pool_tokens(
@@ -467,7 +502,8 @@ def _buffers(question: Serving) -> tuple[Term, ...]:
     """llama.cpp's own buffers, and the context on each device that it opens."""
     if question.file is None:
         raise LLMSizeError("llama.cpp needs a GGUF type", hint="`--quant q4_k_m`")
-    server = llamacpp.Server(
+    server = replace(
+        question.server,
         context=question.context * question.batch, sequences=question.batch, keys=question.keys,
         values=question.values, gpu_layers=question.gpu_layers, devices=question.devices,
     )  # fmt: skip
