@@ -13,24 +13,34 @@ from llmsize.anatomy.layout import moved
 from llmsize.anatomy.operations import GradList, attach, keep_output, laid_out
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import BF16, FP16, FP32, INT64, Format
+from llmsize.formats import BF16, BOOL, FP16, FP32, INT64, Format
 
 FLASH_HEAD_DIM = 256
 """Largest head that the flash kernel takes."""
 
 
 def attend(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    repeated: bool = True,
 ) -> Tensor:
-    """`sdpa_attention_forward` of transformers: the fused kernel that fits."""
+    """`sdpa_attention_forward` of transformers: the fused kernel that fits.
+
+    Shared keys are `repeated` for their queries where a kernel does not take them as they are.
+    """
     q, k, v = (ops.cast(t, x) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
-    if groups > 1 and not grouped and q.shape[2] == 1:
+    if groups > 1 and not grouped and repeated and q.shape[2] == 1:
         # one token: its heads take the place of tokens beside the keys that they share
         packed = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
         return efficient(t, packed, k, v, mask).view(*q.shape[:-1], v.shape[-1])
-    if groups > 1 and not grouped:
+    if groups > 1 and not grouped and repeated:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
         groups = 1
     if q.format in (BF16, FP16) and mask is None and q.shape[-1] <= FLASH_HEAD_DIM:
@@ -73,8 +83,7 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
-    if mask is not None:
-        mask = t.new("expand_mask", (q.shape[0], *mask.shape[1:]), q.format)
+    mask = additive(t, mask, q)
     node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
     out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
     out.node = node
@@ -103,16 +112,55 @@ def _by_token(x: Tensor) -> Tensor:
     return x
 
 
+def additive(t: Tape, mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """A mask of yes and no made into one to add, for the whole batch, in the format of `q`."""
+    if mask is None or mask.format is not BOOL:
+        return mask
+    return t.new("where", (q.shape[0], *mask.shape[1:]), q.format)
+
+
+def causal(t: Tape, q: Tensor, k: Tensor) -> Tensor:
+    """The mask that the composite makes for itself where attention is causal."""
+    shape = (q.shape[2], k.shape[2])
+    ones = t.new("ones", shape, BOOL)
+    allowed = t.new("tril", shape, BOOL)
+    del ones
+    mask = t.new("where", shape, q.format)
+    del allowed
+    return mask
+
+
 def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The composite: scaled q and k, scores, their softmax, all kept where a product needs them."""
-    q, k = ops.scale(t, q), ops.scale(t, k)
+    """The composite, in fp32: scaled q and k, scores, their softmax, kept where products need them.
+
+    aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
+    """
+    format = q.format
+    mask = additive(t, mask, q)
+    q, k, v = (ops.to(t, x, FP32) for x in (q, k, v))
+    original, q = q, ops.scale(t, q)
+    if mask is None:
+        mask = causal(t, q, k)
     groups = q.shape[1] // k.shape[1]
-    k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
-    scores = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
-    if mask is not None:
-        scores = ops.add(t, scores, mask)
-    weights = ops.dropout(t, ops.softmax(t, scores), dropout)
-    return ops.matmul(t, weights, v)
+    if groups > 1 and k.shape[1] > 1:
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    scores = ops.matmul(t, q, ops.scale(t, ops.transpose(t, k, -1, -2)))
+    scores = ops.add(t, scores, mask)
+    weights = safe_softmax(t, scores)
+    del scores
+    weights = ops.dropout(t, weights, dropout)
+    returned = ops.to(t, weights, format)
+    out = ops.to(t, ops.matmul(t, weights, v), format)
+    del original, returned
+    return out
+
+
+def safe_softmax(t: Tape, x: Tensor) -> Tensor:
+    """Softmax that gives zeros where all is masked: the plain one and a mark beside its result."""
+    plain, masked = t.new("softmax", x.shape, x.format), t.new("eq", x.shape, BOOL)
+    out = ops.unary(t, "softmax", x, keeps="output")
+    del plain, masked
+    return out
 
 
 def eager(

@@ -278,19 +278,23 @@ def chunked_loss(t: Trace, logits: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
-def mask(t: Trace, window: int = 0, *, eager: bool = False) -> Tensor | None:
+def mask(
+    t: Trace, window: int = 0, *, eager: bool = False, always: bool = False, heads: int = 0
+) -> Tensor | None:
     """The attention mask made once for all layers, where the kernel needs one.
 
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
     sequence outgrows a `window` (transformers v5.23, masking_utils.py). `eager` attention always
-    needs one.
+    needs one; with `heads`, each has its own, to which ALiBi is added.
     """
     total = t.sequence + t.setting.past
     eager = eager or t.setting.attention == "eager"
-    if not (eager or t.setting.padded or (window and total >= window)):
+    if not (eager or always or t.setting.padded or (window and total >= window)):
         return None
     batch = t.batch if t.setting.padded else Dim(1, "one")
     allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)
+    if heads:
+        return t.new("masked_fill", (t.batch, heads, t.sequence, total), t.setting.format)
     if not eager:
         return allowed
     return t.new("mask", (t.batch, 1, t.sequence, total), t.setting.format)

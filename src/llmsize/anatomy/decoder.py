@@ -167,6 +167,8 @@ def run(
     begin: Part = _as_it_is,
     embedding: int = 0,
     eager: bool = False,
+    masked: bool = False,
+    alibi: bool = False,
     head_bias: bool = False,
     turned_in: Format | None = None,
     turned_apart: bool = False,
@@ -176,14 +178,15 @@ def run(
 
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
-    layers. `eager` attention needs a mask whatever kernel is asked for. `turned_in` is the format
+    layers. `eager` attention needs a mask whatever kernel is asked for,
+    `masked` attention one of some kind, with `alibi` one for every head. `turned_in` is the format
     of cosines and sines if not that of the embeddings; layers that are `turned_apart` have some of
     their own if they have a window. `end` is what happens to the logits.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     x = model(
         t, s, block, kinds, norm=norm, names=names, windows=used, begin=begin,
-        embedding=embedding or s.hidden, eager=eager, turned_in=turned_in,
+        embedding=embedding or s.hidden, eager=eager, masked=masked, alibi=alibi, turned_in=turned_in,
         turned_apart=turned_apart,
     )  # fmt: skip
     tied = names.embedding if s.tied else ""
@@ -202,13 +205,18 @@ def model(
     begin: Part,
     embedding: int,
     eager: bool,
+    masked: bool,
+    alibi: bool,
     turned_in: Format | None,
     turned_apart: bool,
 ) -> Tensor:
     """All but the head."""
     embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding))
     position_ids = blocks.positions(t)
-    masks = {window: blocks.mask(t, window, eager=eager) for window in windows}
+    masks = {
+        window: blocks.mask(t, window, eager=eager, always=masked, heads=s.heads if alibi else 0)
+        for window in windows
+    }
     tables: dict[int, blocks.Rotation | None] = {}
     for window in sorted({0, *windows}):
         if turned_apart or not tables:

@@ -155,6 +155,12 @@ def scale(t: Tape, x: Tensor) -> Tensor:
     return unary(t, "mul", x)
 
 
+def scale_in_place(t: Tape, x: Tensor) -> Tensor:
+    """`x *= number`; makes nothing but its gradient."""
+    node = t.record(_unary_backward, (x,), (), "mul")
+    return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
+
+
 def shift(t: Tape, x: Tensor) -> Tensor:
     """`x` plus a plain number; keeps nothing and passes its gradient on."""
     node = t.record(_same_backward, (x,))
@@ -313,6 +319,38 @@ def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
 def _split_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     format = next(g.format for g in grads if g is not None)
     return (t.new("split_backward", node.context, format),)
+
+
+def narrow(t: Tape, x: Tensor, dim: int, size: int) -> Tensor:
+    """Some neighbouring entries of one dimension, a view; its backward pass fills a tensor."""
+    node = t.record(_slice_backward, (x,), (), x.shape)
+    shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
+    return Tensor(shape, x.format, x.storage, node, 0, tidy(shape, x.strides or row_major(x.shape)))
+
+
+def select(t: Tape, x: Tensor, dim: int) -> Tensor:
+    """One entry of a dimension, which goes, as a view; its backward pass fills a tensor."""
+    node = t.record(_slice_backward, (x,), (), x.shape)
+    strides = x.strides or row_major(x.shape)
+    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    left = tidy(shape, (*strides[:dim], *strides[dim + 1 :]))
+    return Tensor(shape, x.format, x.storage, node, 0, left)
+
+
+def pick(t: Tape, x: Tensor, dim: int) -> Tensor:
+    """One entry of a dimension, which stays as 1, as a copy (indexing with a list)."""
+    node = t.record(_scatter_backward, (x,), (t.new("to", (1,), INT64),), x.shape)
+    return attach(t.new("index", (*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.format), node)
+
+
+def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
+    """The same numbers again along dimensions of one entry, a view; gradients are summed."""
+    if shape == x.shape:
+        return x
+    node = t.record(_repeat_backward, (x,), (), x.shape)
+    own = zip(x.shape, shape, x.strides or row_major(x.shape), strict=True)
+    strides = tuple([0 if a != b else step for a, b, step in own])
+    return Tensor(shape, x.format, x.storage, node, 0, strides)
 
 
 def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
@@ -504,7 +542,10 @@ def cast(t: Tape, x: Tensor) -> Tensor:
 
 def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
-    a, b = batched(t, cast(t, a)), batched(t, cast(t, b))
+    a, b = cast(t, a), cast(t, b)
+    outer = broadcast(a.shape[:-2], b.shape[:-2])
+    a = batched(t, expand(t, a, *outer, *a.shape[-2:]))
+    b = batched(t, expand(t, b, *outer, *b.shape[-2:]))
     node = t.record(
         _matmul_backward,
         (a, b),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 NAMES = Names("transformer.word_embeddings", "transformer.h", "transformer.ln_f")
 
@@ -48,7 +50,16 @@ def forward(t: Trace, c: Config) -> Tensor:
             return side_by_side(t, s, b, x, around)
         return one_after_the_other(t, s, b, x, around)
 
-    return decoder.run(t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES)
+    return decoder.run(
+        t,
+        s,
+        block,
+        ["full"] * s.layers,
+        norm=blocks.layer_norm,
+        names=NAMES,
+        masked=True,
+        alibi=c.flag("alibi"),
+    )
 
 
 def sizes(c: Config, new: bool) -> Sizes:
@@ -74,35 +85,83 @@ def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Ten
         for_attention = for_mlp = blocks.layer_norm(t, x, "input_layernorm")
     attended = attention(t, s, b, for_attention, around)
     fed = mlp(t, s, b, for_mlp)
-    fed = ops.add(t, fed, attended)
+    fed = ops.add_in_place(t, fed, attended)
     return ops.add(t, residual, ops.dropout(t, fed, b.dropout))
 
 
 def one_after_the_other(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
     """First attention, then the MLP, each with its norm (Falcon RW)."""
-    attended = attention(t, s, b, blocks.layer_norm(t, x, "input_layernorm"), around)
-    residual = ops.add(t, x, attended)
+    normed = blocks.layer_norm(t, x, "input_layernorm")
+    attended = attention(t, s, b, normed, around)
+    residual = ops.add(t, x, ops.dropout(t, attended, s.attention_dropout))
     fed = mlp(t, s, b, blocks.layer_norm(t, residual, "post_attention_layernorm"))
     return ops.add(t, residual, ops.dropout(t, fed, b.dropout))
 
 
+def linear(t: Trace, b: Block, x: Tensor, name: str, out: int, role: str) -> Tensor:
+    """A linear layer that adds its bias apart."""
+    x = t.linear(x, name, out, role=role)
+    return ops.add(t, x, t.weight(f"{name}.bias", (out,), "bias")) if b.bias else x
+
+
 def mlp(t: Trace, s: Sizes, b: Block, x: Tensor) -> Tensor:
     """Two linear layers around the activation."""
-    return decoder.plain(t, s, x, up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", bias=b.bias)
+    x = s.activation(t, linear(t, b, x, "mlp.dense_h_to_4h", s.intermediate, "up"))
+    return linear(t, b, x, "mlp.dense_4h_to_h", s.hidden, "down")
 
 
 def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
-    """Attention over one fused projection, laid out anew by heads."""
-    queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    fused = t.linear(x, "self_attention.query_key_value", queries + 2 * keys, bias=b.bias,
-                     role="qkv")  # fmt: skip
-    q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads)
-    k, v = (ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads) for _ in range(2))
-    k, v = blocks.remember(t, k, v)
+    """Attention over one fused projection."""
+    width = (s.heads + 2 * s.kv_heads) * s.head_dim
+    fused = linear(t, b, x, "self_attention.query_key_value", width, "qkv")
+    parts = grouped_heads(t, s, fused) if b.new else heads_one_by_one(t, s, fused)
+    q, k, v = (ops.transpose(t, part, 1, 2) for part in parts)
+    del parts
     if b.new:
-        k, v = (ops.repeat(t, part, s.heads // s.kv_heads) for part in (k, v))
-    q, k, v = (ops.copy(t, part) for part in (q, k, v))
+        cache = (k.shape[0], s.kv_heads, *k.shape[2:])
+        blocks.remember(t, Tensor(cache, k.format, None), Tensor(cache, v.format, None))
+    else:
+        blocks.remember(t, k, v)
     if around.rotation is not None:
         q, k = decoder.turn(t, q, k, around)
-    out = blocks.attend(t, q, k, v, around.mask)
-    return t.linear(out, "self_attention.dense", s.hidden, bias=b.bias, role="o")
+    out = attend(t, s, q, k, v, around)
+    return linear(t, b, out, "self_attention.dense", s.hidden, "o")
+
+
+def heads_one_by_one(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
+    """q, k and v of every head side by side, or all heads' q before the only k and v."""
+    batch, sequence, _ = fused.shape
+    if s.kv_heads > 1:
+        fused = ops.reshape(t, fused, batch, sequence, s.heads, 3, s.head_dim)
+        return tuple(ops.select(t, fused, 3) for _ in range(3))
+    fused = ops.reshape(t, fused, batch, sequence, s.heads + 2, s.head_dim)
+    return ops.narrow(t, fused, 2, s.heads), *(ops.pick(t, fused, 2) for _ in range(2))
+
+
+def grouped_heads(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
+    """The heads of a group before their k and v, which are copied for every head."""
+    batch, sequence, _ = fused.shape
+    group = s.heads // s.kv_heads
+    fused = ops.reshape(t, fused, batch, sequence, s.kv_heads, group + 2, s.head_dim)
+    q = ops.narrow(t, fused, 3, group)
+    k, v = (ops.pick(t, fused, 3) for _ in range(2))
+    k, v = ops.expand(t, k, *q.shape), ops.expand(t, v, *q.shape)
+    by_head = (batch, sequence, s.heads, s.head_dim)
+    return tuple([ops.reshape(t, part, *by_head) for part in (q, k, v)])
+
+
+def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, around: Around) -> Tensor:
+    """A fused kernel, or scores written out: in place, in the weights' format, without ALiBi."""
+    if t.setting.attention != "eager":
+        return ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))
+    assert around.mask is not None
+    if around.rotation is not None:
+        scores = ops.scale_in_place(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+        weights = ops.softmax(t, ops.add(t, scores, around.mask), t.setting.format)
+        return ops.merge_heads(t, ops.matmul(t, weights, v))
+    product = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
+    scores = ops.to(t, product, FP32)
+    scores = ops.scale_in_place(t, ops.shift(t, scores))
+    weights = ops.softmax(t, ops.add(t, scores, around.mask), t.setting.format)
+    weights = ops.dropout(t, weights, s.attention_dropout)
+    return ops.merge_heads(t, ops.matmul(t, weights, v))
