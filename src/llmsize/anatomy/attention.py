@@ -34,6 +34,7 @@ def attend(
     Shared keys are `repeated` for their queries where a kernel does not take them as they are.
     """
     q, k, v = (ops.cast(t, x) for x in (q, k, v))
+    mask = None if mask is None else ops.cast(t, mask)
     groups = q.shape[1] // k.shape[1]
     grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
     if groups > 1 and not grouped and repeated and q.shape[2] == 1:
@@ -131,10 +132,21 @@ def causal(t: Tape, q: Tensor, k: Tensor) -> Tensor:
 
 
 def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The composite, in fp32: scaled q and k, scores, their softmax, kept where products need them.
+    """The composite, in fp32 even under autocast: what products need of q, k and scores is kept.
 
     aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
     """
+    autocast, t.autocast = t.autocast, None
+    try:
+        return composite(t, q, k, v, mask, dropout)
+    finally:
+        t.autocast = autocast
+
+
+def composite(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Scaled q and k, scores, their softmax, weighted values."""
     format = q.format
     mask = additive(t, mask, q)
     q, k, v = (ops.to(t, x, FP32) for x in (q, k, v))

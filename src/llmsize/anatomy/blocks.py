@@ -7,7 +7,7 @@ live as long as there, since a tensor lives as long as its last name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import attention
 from llmsize.anatomy import operations as ops
@@ -27,9 +27,9 @@ def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -
     return t.with_gradient(x) if t.setting.input_gradients else x
 
 
-def positions(t: Trace) -> Tensor:
-    """The position of each token of one sequence."""
-    counted = t.new("arange", (t.sequence,), INT64)
+def positions(t: Trace, sequences: int = 1) -> Tensor:
+    """The position of each token of one sequence, or of each."""
+    counted = t.new("arange", (sequences, t.sequence), INT64)
     shifted = t.new("add", counted.shape, INT64)
     del counted
     return shifted
@@ -278,23 +278,27 @@ def chunked_loss(t: Trace, logits: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
+Masking = Literal["as needed", "always", "eager", "alibi"]
+"""Whether there is a mask: where the kernel asked for needs one, of yes and no whatever the kernel,
+one to add since attention is written out, or one for every head, which ALiBi is part of."""
+
+
 def mask(
-    t: Trace, window: int = 0, *, eager: bool = False, always: bool = False, heads: int = 0
+    t: Trace, window: int = 0, masking: Masking = "as needed", heads: int = 1
 ) -> Tensor | None:
-    """The attention mask made once for all layers, where the kernel needs one.
+    """The attention mask made once for all layers.
 
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
-    sequence outgrows a `window` (transformers v5.23, masking_utils.py). `eager` attention always
-    needs one; with `heads`, each has its own, to which ALiBi is added.
+    sequence outgrows a `window` (transformers v5.23, masking_utils.py).
     """
     total = t.sequence + t.setting.past
-    eager = eager or t.setting.attention == "eager"
-    if not (eager or always or t.setting.padded or (window and total >= window)):
+    added = masking in ("eager", "alibi") or t.setting.attention == "eager"
+    outgrown = window and total >= window
+    if not (added or masking == "always" or t.setting.padded or outgrown):
         return None
     batch = t.batch if t.setting.padded else Dim(1, "one")
     allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)
-    if heads:
-        return t.new("masked_fill", (t.batch, heads, t.sequence, total), t.setting.format)
-    if not eager:
+    if not added:
         return allowed
-    return t.new("mask", (t.batch, 1, t.sequence, total), t.setting.format)
+    shape = (t.batch, heads if masking == "alibi" else 1, t.sequence, total)
+    return t.new("mask", shape, t.setting.format)

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Masking
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -166,74 +167,59 @@ def run(
     windows: Iterable[int] = (),
     begin: Part = _as_it_is,
     embedding: int = 0,
-    eager: bool = False,
-    masked: bool = False,
-    alibi: bool = False,
-    head_bias: bool = False,
+    masking: Masking = "as needed",
+    padded_positions: bool = False,
     turned_in: Format | None = None,
     turned_apart: bool = False,
+    head_bias: bool = False,
     end: Sequence[blocks.Activation] = (),
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
-    layers. `eager` attention needs a mask whatever kernel is asked for,
-    `masked` attention one of some kind, with `alibi` one for every head. `turned_in` is the format
-    of cosines and sines if not that of the embeddings; layers that are `turned_apart` have some of
-    their own if they have a window. `end` is what happens to the logits.
+    layers; `end` is what happens to the logits. With `padded_positions` each sequence
+    has its own. `turned_in` is the format of cosines and sines if not that of the embeddings;
+    layers with a window have some of their own if they are `turned_apart`.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    x = model(
-        t, s, block, kinds, norm=norm, names=names, windows=used, begin=begin,
-        embedding=embedding or s.hidden, eager=eager, masked=masked, alibi=alibi, turned_in=turned_in,
-        turned_apart=turned_apart,
-    )  # fmt: skip
+    embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden))
+    held = [blocks.positions(t, t.batch if padded_positions else 1)]
+    if masking == "alibi":
+        held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
+    masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
+    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart), masks)
+    x = t.layers(names.layers, partial(_within, block, around), embeddings, kinds, *held)
+    x = norm(t, x, names.norm)
+    del embeddings, held, masks, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
     return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end)
 
 
-def model(
-    t: Trace,
-    s: Sizes,
-    block: Callable[[Tensor, Kind, Around], Tensor],
-    kinds: Sequence[Kind],
-    *,
-    norm: Norm,
-    names: Names,
-    windows: Iterable[int],
-    begin: Part,
-    embedding: int,
-    eager: bool,
-    masked: bool,
-    alibi: bool,
-    turned_in: Format | None,
-    turned_apart: bool,
+def _within(
+    block: Callable[[Tensor, Kind, Around], Tensor], around: Around, x: Tensor, kind: Kind
 ) -> Tensor:
-    """All but the head."""
-    embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding))
-    position_ids = blocks.positions(t)
-    masks = {
-        window: blocks.mask(t, window, eager=eager, always=masked, heads=s.heads if alibi else 0)
-        for window in windows
-    }
-    tables: dict[int, blocks.Rotation | None] = {}
-    for window in sorted({0, *windows}):
-        if turned_apart or not tables:
-            table = blocks.rotary(t, embeddings, s.rotary, turned_in) if s.rotary else None
-        tables[window] = table
-    around = Around(tables, masks)
-    x = t.layers(
-        names.layers, lambda x, kind: block(x, kind, around), embeddings, kinds, position_ids
-    )
-    return norm(t, x, names.norm)
+    return block(x, kind, around)
 
 
-def add_positions(t: Trace, x: Tensor, name: str, rows: int) -> Tensor:
-    """Learned position embeddings added to the tokens'."""
-    position_ids = t.new("arange", (1, t.sequence), INT64)
+def tables(
+    t: Trace, s: Sizes, x: Tensor, windows: Iterable[int], format: Format | None, apart: bool
+) -> Mapping[int, blocks.Rotation | None]:
+    """Cosines and sines for each window, the same for all or `apart`; `None` without rotation."""
+    if not s.rotary:
+        return dict.fromkeys((0, *windows))
+    rotation = blocks.rotary(t, x, s.rotary, format)
+    made = dict.fromkeys((0, *windows), rotation)
+    if apart:
+        made |= {w: blocks.rotary(t, x, s.rotary, format) for w in sorted(windows) if w}
+    return made
+
+
+def add_positions(t: Trace, x: Tensor, name: str, rows: int, sequences: int = 1) -> Tensor:
+    """Learned position embeddings added to the tokens', alike for all sequences or not."""
+    position_ids = t.new("arange", (sequences, t.sequence), INT64)
     table = t.weight(f"{name}.weight", (Dim(rows, "positions"), x.shape[-1]), "position")
-    return ops.add(t, x, ops.embedding(t, table, 1, t.sequence, indices=position_ids))
+    return ops.add(t, x, ops.embedding(t, table, sequences, t.sequence, indices=position_ids))
 
 
 # --- blocks: how attention and feed-forward are joined --------------------------------------------

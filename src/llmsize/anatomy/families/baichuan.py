@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated(t, s, x),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, eager=alibi)
+    return decoder.run(t, s, block, ["full"] * s.layers, masking="eager" if alibi else "as needed")
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:

@@ -33,7 +33,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, attended, ops.dropout(t, fed, dropout))
 
     return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, eager=True,
+        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, masking="eager",
         begin=lambda x: blocks.layer_norm(t, x, "transformer.word_embeddings_layernorm"),
     )  # fmt: skip
 

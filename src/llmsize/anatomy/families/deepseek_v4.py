@@ -77,7 +77,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [("ratio", ratio) for ratio in ratios(c, s.layers)]
     return decoder.run(
         t, s, lambda x, kind, around: block(x, kind[1], around), kinds, norm=end,
-        windows=(e.window,), begin=begin, eager=True,
+        windows=(e.window,), begin=begin, masking="eager",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
 from llmsize.anatomy.tensor import Tensor
@@ -31,6 +32,8 @@ class Block:
     """Norms before them: one each or one for both."""
     bias: bool
     dropout: float
+    alibi: bool
+    """Whether positions are told by ALiBi; the angles for rotation are made all the same."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -42,6 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         norms=c.size("num_ln_in_parallel_attn", default=2 if new else 1),
         bias=c.flag("bias"),
         dropout=c.number("hidden_dropout"),
+        alibi=c.flag("alibi"),
     )
     s = sizes(c, new)
 
@@ -57,8 +61,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         ["full"] * s.layers,
         norm=blocks.layer_norm,
         names=NAMES,
-        masked=True,
-        alibi=c.flag("alibi"),
+        masking="alibi" if b.alibi else "always",
     )
 
 
@@ -71,8 +74,7 @@ def sizes(c: Config, new: bool) -> Sizes:
         kv_heads = 1 if c.flag("multi_query", default=True) else heads
     inner = c.size("ffn_hidden_size", default=4 * c.size("hidden_size"))
     fields = {**c.fields, "num_key_value_heads": kv_heads, "intermediate_size": inner}
-    rotary = 0.0 if c.flag("alibi") else 1.0
-    return decoder.read(Config(fields, c.model), tied=True, activation="gelu", rotary=rotary)
+    return decoder.read(Config(fields, c.model), tied=True, activation="gelu")
 
 
 def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
@@ -117,14 +119,11 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor
     parts = grouped_heads(t, s, fused) if b.new else heads_one_by_one(t, s, fused)
     q, k, v = (ops.transpose(t, part, 1, 2) for part in parts)
     del parts
-    if b.new:
-        cache = (k.shape[0], s.kv_heads, *k.shape[2:])
-        blocks.remember(t, Tensor(cache, k.format, None), Tensor(cache, v.format, None))
-    else:
-        blocks.remember(t, k, v)
-    if around.rotation is not None:
+    if not b.alibi:
         q, k = decoder.turn(t, q, k, around)
-    out = attend(t, s, q, k, v, around)
+    t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim))
+    k, v = blocks.store(t, k, v)
+    out = attend(t, s, b, q, k, v, around)
     return linear(t, b, out, "self_attention.dense", s.hidden, "o")
 
 
@@ -150,12 +149,12 @@ def grouped_heads(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
     return tuple([ops.reshape(t, part, *by_head) for part in (q, k, v)])
 
 
-def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, around: Around) -> Tensor:
+def attend(t: Trace, s: Sizes, b: Block, q: Tensor, k: Tensor, v: Tensor, around: Around) -> Tensor:
     """A fused kernel, or scores written out: in place, in the weights' format, without ALiBi."""
     if t.setting.attention != "eager":
         return ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))
     assert around.mask is not None
-    if around.rotation is not None:
+    if not b.alibi:
         scores = ops.scale_in_place(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
         weights = ops.softmax(t, ops.add(t, scores, around.mask), t.setting.format)
         return ops.merge_heads(t, ops.matmul(t, weights, v))

@@ -42,7 +42,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     return decoder.run(
         t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x),
-        turned_apart=family in NORMED_HEADS, eager=softcap,
+        turned_apart=family in NORMED_HEADS, masking="eager" if softcap else "as needed",
         end=blocks.SOFTCAP if capped else (),
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     return decoder.run(
-        t, s, block, windows(c, s.layers), norm=blocks.layer_norm, names=NAMES, eager=True,
+        t, s, block, windows(c, s.layers), norm=blocks.layer_norm, names=NAMES, masking="eager",
         begin=lambda x: decoder.add_positions(t, x, "transformer.wpe", positions),
     )  # fmt: skip
 

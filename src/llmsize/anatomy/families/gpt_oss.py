@@ -29,7 +29,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
-    return decoder.run(t, s, block, kinds, eager=True)
+    return decoder.run(t, s, block, kinds, masking="eager")
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:

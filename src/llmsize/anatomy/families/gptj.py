@@ -35,7 +35,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, ops.add(t, attended, fed), residual)
 
     return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, eager=True,
+        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, masking="eager",
         head_bias=True, begin=lambda x: ops.dropout(t, x, c.number("embd_pdrop")),
     )  # fmt: skip
 

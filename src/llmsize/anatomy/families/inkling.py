@@ -55,7 +55,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
     return decoder.run(
-        t, s, block, kinds, windows=(0, reaches[True].window), begin=begin, eager=True
+        t, s, block, kinds, windows=(0, reaches[True].window), begin=begin, masking="eager"
     )
 
 

@@ -37,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has no `hybrid_layer_pattern` for every layer", "give one number a layer")
     reach = decoder.windows(c, s.layers, lambda layer: local[layer] == 1)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers, 1), strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, eager=True)
+    return decoder.run(t, s, block, kinds, windows=reach, masking="eager")
 
 
 def attention(

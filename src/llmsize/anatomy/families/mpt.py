@@ -32,7 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=layer_norm_without_bias, names=NAMES, eager=True
+        t, s, block, ["full"] * s.layers, norm=layer_norm_without_bias, names=NAMES, masking="eager"
     )
 
 

@@ -54,7 +54,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         if not opt:
             return ops.dropout(t, ops.add(t, ops.scale(t, x), sinusoids(t, s)), dropout)
         rows = c.size("max_position_embeddings", default=2048) + EXTRA_POSITIONS
-        return decoder.add_positions(t, x, "model.decoder.embed_positions", rows)
+        return decoder.add_positions(t, x, "model.decoder.embed_positions", rows, t.batch)
 
     def end(t: Trace, x: Tensor, name: str) -> Tensor:
         if before:
@@ -65,7 +65,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     return decoder.run(
         t, s, block, ["full"] * s.layers, norm=end, names=NAMES if opt else XGLM_NAMES,
-        begin=begin, embedding=embedding,
+        begin=begin, embedding=embedding, padded_positions=opt,
     )  # fmt: skip
 
 
