@@ -348,8 +348,9 @@ def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
     if shape == x.shape:
         return x
     node = t.record(_repeat_backward, (x,), (), x.shape)
-    own = zip(x.shape, shape, x.strides or row_major(x.shape), strict=True)
-    strides = tuple([0 if a != b else step for a, b, step in own])
+    more = (0,) * (len(shape) - len(x.shape))
+    own = zip(x.shape, shape[len(more) :], x.strides or row_major(x.shape), strict=True)
+    strides = (*more, *[0 if a != b else step for a, b, step in own])
     return Tensor(shape, x.format, x.storage, node, 0, strides)
 
 
