@@ -1,0 +1,216 @@
+"""Whatever is wrong with the input: one error, one hint, exit 2, and nothing else happens."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsize.cli import run
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "intermediate_size": 128, "vocab_size": 1000,
+}  # fmt: skip
+
+LINES = [
+    "estimate",
+    "estimate no-such-model",
+    "estimate llama-2-7b --params 7B",
+    "estimate llama-2-7b --dtype fp17",
+    "estimate llama-2-7b --optimizer adamm",
+    "estimate llama-2-7b --recipe mixxed",
+    "estimate llama-2-7b --convention paper",
+    "estimate llama-2-7b --format yaml",
+    "estimate llama-2-7b --units MB",
+    "estimate llama-2-7b --presets /no/such/directory",
+    "estimate llama-2-7b --batch 0",
+    "estimate llama-2-7b --batch two",
+    "estimate llama-2-7b --context -5",
+    "estimate llama-2-7b --context 1.5",
+    "estimate --params 0",
+    "estimate --params -1",
+    "estimate --params abc",
+    "estimate --params 7X",
+    "estimate --params 1e400",
+    "estimate --params nan",
+    "estimate --params",
+    "estimate /dev/null",
+    "estimate .",
+    "estimate \x1b[31mred",
+    "estimate [bold]name[/bold]",
+    "fits",
+    "fits --vram 16",
+    "fits --vram -16GB",
+    "fits --vram 16Gb/s",
+    "fits --gpu rtx-9999",
+    "fits llama-2-7b --vram 16GB --job dance",
+    "loss --params 2B --law no-such-law",
+    "loss --params 0",
+    "loss",
+    "show models no-such-model",
+    "show nothing",
+    "no-such-command",
+    "estimate --no-such-option",
+]
+
+
+def mistake(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The error of a run that fails as it should."""
+    begin = time.monotonic()
+    assert run(words) == code
+    assert time.monotonic() - begin < 10
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].startswith("hint: ")
+    assert len(lines) == 3
+    assert "Traceback" not in captured.err
+    assert "unexpectedly" not in captured.err
+    assert captured.err.replace("\n", "").isprintable()
+    return captured.err
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_mistakes_on_the_command_line(
+    line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory stays as it was."""
+    monkeypatch.chdir(tmp_path)
+    mistake(line.split(" "), capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+CONFIGS: dict[str, bytes] = {
+    "empty": b"",
+    "truncated": json.dumps(LLAMA).encode()[:40],
+    "not JSON": b"hidden_size = 64",
+    "not text": bytes(range(256)),
+    "a list": b"[1, 2, 3]",
+    "a number": b"7",
+    "deeply nested": b'{"a": ' * 100_000 + b"1" + b"}" * 100_000,
+    "deep lists": b'{"model_type": "llama", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "no family": b"{}",
+    "a key twice": b'{"model_type": "llama", "model_type": "gpt2"}',
+    "not finite": json.dumps(LLAMA | {"hidden_size": float("nan")}).encode(),
+    "a huge number": json.dumps(LLAMA).replace("64", "1" + "0" * 5000).encode(),
+}
+
+FIELDS: list[dict[str, Any]] = [
+    {"hidden_size": -64},
+    {"hidden_size": 0},
+    {"hidden_size": 10**30},
+    {"hidden_size": "large"},
+    {"hidden_size": None},
+    {"hidden_size": [64]},
+    {"hidden_size": 64.5},
+    {"num_hidden_layers": -1},
+    {"num_hidden_layers": 10**12},
+    {"num_hidden_layers": True},
+    {"vocab_size": "many"},
+    {"vocab_size": 10**15},
+    {"num_attention_heads": 5},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 3},
+    {"intermediate_size": {}},
+    {"model_type": "no-such-family"},
+    {"model_type": 7},
+    {"model_type": "\x1b[31mllama"},
+    {"model_type": "../../etc/passwd"},
+]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_broken_files(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A configuration that is no configuration."""
+    path = tmp_path / "config.json"
+    path.write_bytes(CONFIGS[kind])
+    mistake(["estimate", str(path)], capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=json.dumps)
+def test_impossible_fields(
+    fields: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A configuration that describes no model."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA | fields))
+    mistake(["estimate", str(path)], capsys)
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_missing_fields_are_named(
+    field: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The error says which field is not there."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({key: value for key, value in LLAMA.items() if key != field}))
+    assert field in mistake(["estimate", str(path)], capsys)
+
+
+def test_a_huge_file_is_refused_by_its_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """100 MB are not read; the file is sparse and costs nothing."""
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(100 * 10**6)
+    mistake(["estimate", str(path)], capsys)
+
+
+def test_a_folder_without_a_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The error names the folder."""
+    mistake(["estimate", str(tmp_path)], capsys)
+    mistake(["estimate", str(tmp_path / "missing" / "config.json")], capsys)
+
+
+PRESETS = {
+    "a key twice": "family: llama\nfamily: gpt2\n",
+    "a tag": "!!python/object/apply:os.system ['true']\n",
+    "an unknown tag": "family: !secret llama\n",
+    "an anchor bomb": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n",
+    "an alias": "source: &s text\nfamily: *s\n",
+    "a merge": "base: &b {family: llama}\n<<: *b\n",
+    "deep in one line": "a: " + "[" * 500 + "]" * 500 + "\n",
+    "deep in many lines": "".join(" " * i + f"k{i}:\n" for i in range(400)),
+    "deep lists in many lines": "".join(" " * (2 * i) + "-\n" for i in range(2000)),
+    "two documents": "family: llama\n---\nfamily: gpt2\n",
+    "a list": "- family: llama\n",
+    "text": "llama\n",
+    "nothing": "",
+    "an unknown field": "famly: llama\nconfig: {}\nsource: here\n",
+    "a missing field": "family: llama\nsource: here\n",
+    "a wrong type": "family: 7\nconfig: {}\nsource: here\n",
+    "a control character": "family: ll\x07ama\nconfig: {}\nsource: here\n",
+    "not UTF-8": "family: \udcff\n",
+    "a huge file": "# " + "x" * 10**6,
+    "a complex key": "? [a, b]\n: c\n",
+}
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_broken_presets(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A preset of the user's own that is no preset."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = folder / "mine.yaml"
+    path.write_bytes(PRESETS[kind].encode("utf-8", "surrogateescape"))
+    mistake(["estimate", "mine", "--presets", str(tmp_path)], capsys)
+
+
+def test_the_own_preset_wins_and_says_where_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A file of the user's comes before a shipped one of the same name."""
+    (tmp_path / "models").mkdir()
+    own = tmp_path / "models" / "llama-2-7b.yaml"
+    own.write_text(f"family: llama\nconfig: {json.dumps(LLAMA)}\nsource: mine\n")
+    assert run(["show", "models", "llama-2-7b", "--presets", str(tmp_path)]) == 0
+    assert str(own) in capsys.readouterr().out.replace("\n", "")
+    assert run(["show", "models", "llama-2-7b"]) == 0
+    assert str(own) not in capsys.readouterr().out.replace("\n", "")
