@@ -1,0 +1,117 @@
+"""What holds for any training step, whatever the model and the setting."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.training import TrainingStep, peak_memory, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+from llmsize.term import evaluate
+
+MODELS = ("gpt2", "pythia-160m", "smollm-135m", "qwen3-0.6b", "gemma-2-2b", "opt-125m")
+
+choices = st.builds(
+    Choices,
+    method=st.sampled_from(["full", "lora", "norms"]),
+    batch=st.integers(1, 8),
+    sequence=st.sampled_from([64, 128, 512]),
+    rank=st.sampled_from([1, 8, 64]),
+    recompute=st.sampled_from(["none", "full", "selective"]),
+    padded=st.booleans(),
+)
+models = st.sampled_from(MODELS)
+precisions = st.sampled_from(["pure-16bit", "fp32", "amp", "mixed", "megatron"])
+stacks = st.sampled_from(["transformers", "liger", "torchtune", "torchtitan"])
+
+
+def step(
+    model: str, chosen: Choices, precision: str = "pure-16bit", stack: str = "transformers"
+) -> TrainingStep:
+    run = training_run(
+        chosen, presets.get(Stack, stack), presets.get(Precision, precision),
+        presets.get(Optimizer, "adamw"),
+    )  # fmt: skip
+    return training_step(presets.get(Architecture, model), run)
+
+
+@settings(max_examples=40, deadline=None)
+@given(models, choices, precisions, stacks)
+def test_the_parts_of_the_peak_sum_to_it(
+    model: str, chosen: Choices, precision: str, stack: str
+) -> None:
+    """Everything alive at the peak is listed, and every product listed is its own value."""
+    found = step(model, chosen, precision, stack)
+    memory = peak_memory(found)
+    assert memory.value == found.total
+    for part in memory.walk():
+        if part.formula:
+            assert part.value == evaluate(part.formula, part.inputs)
+        elif part.parts:
+            assert part.value == sum(below.value for below in part.parts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(models, choices, precisions)
+def test_more_of_anything_never_takes_less(model: str, chosen: Choices, precision: str) -> None:
+    """Bytes grow with batch and sequence."""
+    small = step(model, chosen, precision)
+    for more in (
+        replace(chosen, batch=chosen.batch + 1),
+        replace(chosen, sequence=2 * chosen.sequence),
+    ):
+        large = step(model, more, precision)
+        assert large.kept > small.kept
+        assert large.total >= small.total
+
+
+@settings(max_examples=30, deadline=None)
+@given(models, choices)
+def test_recomputation_never_keeps_more(model: str, chosen: Choices) -> None:
+    """What is kept at the end of the forward pass falls, or stays, when blocks run again."""
+    kept = [
+        step(model, replace(chosen, recompute=how)).kept for how in ("full", "selective", "none")
+    ]
+    assert kept[0] <= kept[1] <= kept[2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(models, st.sampled_from([1, 4, 16, 64]))
+def test_lora_has_smaller_states_than_full_training(model: str, rank: int) -> None:
+    """Adapters' gradients and optimizer states stay below those of all weights; rank adds."""
+    full = step(model, Choices(sequence=64))
+    lora = step(model, Choices(method="lora", sequence=64, rank=rank))
+    more = step(model, Choices(method="lora", sequence=64, rank=rank + 1))
+    assert lora.trained < full.trained
+    assert lora.gradients < full.gradients
+    assert lora.static.part("optimizer states").value < full.static.part("optimizer states").value
+    assert more.trained > lora.trained
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_frozen_model_keeps_no_weight_gradients(model: str) -> None:
+    """With adapters alone trained, their gradients are all there are after the step."""
+    found = step(model, Choices(method="lora", sequence=64, rank=4))
+    gradients = sum(n for what, n in found.moment.live.items() if what.role == "gradient")
+    assert gradients <= found.gradients
+
+
+def test_a_step_of_more_layers_is_folded_like_one_that_is_unrolled() -> None:
+    """Four layers are traced one by one, five are folded: the fifth adds what the fourth did."""
+    base = presets.get(Architecture, "smollm-135m")
+    kept = []
+    for layers in (3, 4, 5, 6):
+        model = replace(base, config={**base.config, "num_hidden_layers": layers})
+        run = training_run(
+            Choices(sequence=64), presets.get(Stack, "transformers"),
+            presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "adamw"),
+        )  # fmt: skip
+        found = training_step(model, run)
+        kept.append((found.kept, found.total))
+    differences = {(b[0] - a[0], b[1] - a[1]) for a, b in zip(kept, kept[1:], strict=False)}
+    assert len(differences) == 1
