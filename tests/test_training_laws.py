@@ -1,6 +1,7 @@
 """What holds for any training step, whatever the model and the setting."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -113,5 +114,5 @@ def test_a_step_of_more_layers_is_folded_like_one_that_is_unrolled() -> None:
         )  # fmt: skip
         found = training_step(model, run)
         kept.append((found.kept, found.total))
-    differences = {(b[0] - a[0], b[1] - a[1]) for a, b in zip(kept, kept[1:], strict=False)}
+    differences = {(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(kept)}
     assert len(differences) == 1
