@@ -112,7 +112,7 @@ def _in_two(message: str) -> tuple[str, str]:
     for beginning in ("Did you mean", "(Possible options"):
         error, found, rest = message.partition(beginning)
         if found:
-            hint = (found + rest).strip("()")
+            hint = (found + rest.split(beginning)[0]).strip("() ")  # old versions say it twice
             return _backticks(error.rstrip(" .")), _backticks(hint[:1].lower() + hint[1:])
     return _backticks(message.rstrip(".")), ""
 
