@@ -108,6 +108,19 @@ def test_few_kv_heads_are_on_every_device() -> None:
     assert by_devices[1] == 2 * by_devices[2] == 4 * by_devices[4] == 4 * by_devices[8]
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_shared_prefix_is_kept_once(engine: str) -> None:
+    """Eight sequences of 4,096 tokens that share 3,072 keep 8 × 1,024 + 3,072."""
+    shared = cache_gib(served("llama-3.1-8b", engine, batch=8, context=4096, shared=3072))
+    assert shared == cache_gib(served("llama-3.1-8b", engine, context=8 * 1024 + 3072))
+
+
+def test_a_decoder_keeps_what_the_encoder_read() -> None:
+    """T5-base: 12 layers × 2 × 12 heads × 64 channels × 2 bytes for each token of either side."""
+    cached = fullest(need(served("flan-t5-base", prompt=512, context=64))).part("KV cache")
+    assert cached.value == (512 + 64) * 12 * 2 * 12 * 64 * 2
+
+
 def test_layers_are_divided_and_none_is_lost() -> None:
     """Weights and cache of all places together are those of one device, wherever layers are."""
     one = need(served("llama-3.1-8b"))[0]
@@ -147,6 +160,8 @@ def test_more_never_takes_less(engine: str, knob: str) -> None:
         ("mlx", {"devices": 2}),
         ("transformers", {"devices": 1000}),
         ("llama.cpp", {"batch": 1000}),
+        ("transformers", {"shared": 10}),
+        ("vllm", {"shared": 10_000}),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(engine: str, knobs: dict[str, int]) -> None:

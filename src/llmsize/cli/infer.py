@@ -109,6 +109,10 @@ def infer(
         typer.Option("--gpu-layers", metavar="N", min=0, show_default="all",
                      help="Layers on the devices; the others are in host memory."),
     ] = None,
+    shared: Annotated[
+        int, typer.Option("--shared-prefix", metavar="TOKENS", min=0,
+                          help="Tokens that all sequences begin with; a pool keeps them once.")
+    ] = 0,
     adapters: Annotated[
         int, typer.Option("--adapters", metavar="N", min=0, help="LoRA adapters served at once.")
     ] = 0,
@@ -166,7 +170,7 @@ def infer(
     def asked(name: str, tokens: int, sequences: int) -> Serving:
         made = replace(
             subject.stored(name), context=tokens, prompt=min(prompt or 0, tokens), batch=sequences,
-            devices=devices, gpu_layers=gpu_layers, server=server,
+            devices=devices, gpu_layers=gpu_layers, server=server, shared=shared,
         )  # fmt: skip
         held = [_adapters(made, adapters, rank)] if adapters else []
         if draft:

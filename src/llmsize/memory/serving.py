@@ -72,6 +72,8 @@ class Serving:
     """Tokens of each prompt; 0 for the whole context."""
     batch: int = 1
     """Sequences at once."""
+    shared: int = 0
+    """Tokens at the beginning that all sequences have in common and keep once."""
     devices: int = 1
     stages: int = 1
     """Of a pipeline; each has `devices` devices."""
@@ -192,12 +194,20 @@ def _check(question: Serving) -> None:
         raise LLMSizeError(
             f"{parts} devices for {layers} layers", hint="a layer is the least that one can hold"
         )
-    heads = max((layer.kv_heads for layer in question.layers), default=0)
-    if engine.split == "tensor" and heads > 1 and max(heads, question.devices) % min(
-        heads, question.devices
-    ):  # fmt: skip
+    if question.shared and (engine.allocation != "pool" or question.shared > question.context):
         raise LLMSizeError(
-            f"{heads} KV heads are not divided by {question.devices} devices",
+            f"{engine.title} shares no prefix of {question.shared:,} tokens",
+            hint="vLLM, SGLang and TensorRT-LLM share one that is no longer than the context",
+        )
+    if engine.split == "tensor":
+        _check_heads(_kv_heads(question), question.devices)
+
+
+def _check_heads(heads: int, devices: int) -> None:
+    fewer, more = sorted((max(heads, 1), devices))
+    if heads > 1 and more % fewer:
+        raise LLMSizeError(
+            f"{heads} KV heads are not divided by {devices} devices",
             hint="take a number of devices that divides them, or a multiple of them",
         )
 
@@ -225,23 +235,36 @@ def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) ->
     """The KV cache of all sequences on one device, and the recurrent state if there is one."""
     layers = question.layers if layers is None else layers
     ways = question.devices if question.engine.split == "tensor" else 1
-    made = kv_cache(
-        layers, context=question.context, keys=question.keys, values=question.values,
-        sequences=question.batch, policy=question.policy, tensor_parallel=ways,
-    )  # fmt: skip
-    state = [part for part in made.parts if part.name == "recurrent state"]
-    cached = [part for part in made.parts if part.name != "recurrent state"]
     if question.engine.allocation == "pool" and question.policy.windows == "reserved":
         cached = [_pool_share(question, layers, ways)]
-    found = [total("KV cache", *cached, unit="bytes")]
-    return (*found, total("recurrent state", *state)) if state else tuple(found)
+    else:
+        own = _cached(question, layers, ways, question.context - question.shared, question.batch)
+        common = _cached(question, layers, ways, question.shared, 1) if question.shared else []
+        cached = [part for part in (*own, *common) if part.name != "recurrent state"]
+    state = [part for part in _cached(question, layers, ways, 1, question.batch)
+             if part.name == "recurrent state"]  # fmt: skip
+    found = (total("KV cache", *cached, unit="bytes"),)
+    return (*found, total("recurrent state", *state)) if state else found
+
+
+def _cached(
+    question: Serving, layers: tuple[LayerCache, ...], ways: int, tokens: int, sequences: int
+) -> tuple[Term, ...]:
+    """What `sequences` of so many tokens keep; an encoder has read the whole prompt."""
+    return kv_cache(
+        layers, context=tokens, keys=question.keys, values=question.values, sequences=sequences,
+        policy=question.policy, tensor_parallel=ways,
+        encoder_context=question.prompt or question.context,
+    ).parts  # fmt: skip
 
 
 def _pool_share(question: Serving, layers: tuple[LayerCache, ...], ways: int) -> Term:
-    block = question.policy.token_block
     return term(
-        "blocks of the pool", "sequences * ceil(tokens / block) * block * bytes_per_token",
-        unit="bytes", sequences=question.batch, tokens=question.context, block=block,
+        "blocks of the pool",
+        "(sequences * ceil((tokens - shared) / block) + ceil(shared / block)) * block "
+        "* bytes_per_token",
+        unit="bytes", sequences=question.batch, tokens=question.context, shared=question.shared,
+        block=question.policy.token_block,
         bytes_per_token=pool_token_bytes(
             layers, question.keys, question.values, question.policy, ways
         ),
@@ -319,14 +342,10 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
     grown = 0 if chunk else ended.cache - begun.cache
     after = max(
         ended.decode_peak - ended.weights - ended.buffers - ended.cache,
-        (question.engine.cache_copies - 1) * _cached(question),
+        (question.engine.cache_copies - 1) * sum(int(part.value) for part in cache_of(question)),
     )
     return fact("activations", max(peak - grown, after) + begun.buffers, unit="bytes",
                 source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
-
-
-def _cached(question: Serving) -> int:
-    return sum(int(part.value) for part in cache_of(question))
 
 
 def _computed(format: Format) -> Format:
