@@ -29,6 +29,8 @@ accuracy:
 startup:
     python benchmarks/startup.py
 
-# Write the generated pages anew.
+# Write the generated pages and the transcripts of all pages anew.
 docs:
     python docs/generate.py
+    python benchmarks/accuracy.py tests/reference --page
+    python tests/transcripts.py --write README.md README.ko.md docs

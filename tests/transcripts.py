@@ -49,15 +49,16 @@ def _block(text: str) -> str:
 
 
 def _output(line: str) -> str:
-    """What the command prints to an 80-column terminal without colour, errors included."""
+    """What the command prints into a pipe, errors included; `| head -N` shows the first lines."""
     written = io.StringIO()
+    line, _, head = line.partition(" | head -")
     words = shlex.split(line, comments=True)
     environment = mock.patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"})
-    terminal = mock.patch("llmsize.cli.options.default_format", return_value="table")
     streams = contextlib.redirect_stdout(written), contextlib.redirect_stderr(written)
-    with environment, terminal, streams[0], streams[1]:
+    with environment, streams[0], streams[1]:
         run(words)
-    return written.getvalue()
+    lines = written.getvalue().splitlines()[: int(head) if head else None]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
             page.write_text(now, encoding="utf-8")
         else:
             wrong = 1
-            sys.stderr.write(f"{page}: a transcript differs; `just transcripts` rewrites it\n")
+            sys.stderr.write(f"{page}: a transcript differs; `just docs` rewrites it\n")
     return wrong
 
 
