@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from llmsize.anatomy.layout import elementwise
@@ -89,8 +90,17 @@ def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Grads:
     return ()
 
 
+ALONE = 2
+"""References to the storage of a tensor that alone has it: its own, and that of the question."""
+
+
 def accumulated(tape: Tape, present: Tensor, grad: Tensor) -> Tensor:
-    """The sum of two gradients of one tensor, made beside both."""
+    """The sum of two gradients of one tensor, made beside both unless nobody else has the first.
+
+    A view is never written over: the gradients that matrix products give are views.
+    """
+    if present.own and present.shape == grad.shape and getrefcount(present.storage) == ALONE:
+        return present
     total = tape.new("add_gradients", present.shape, present.format)
     like = [(x.shape, x.strides) for x in (present, grad)]
     total.strides = elementwise(total.shape, *like)

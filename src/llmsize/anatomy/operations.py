@@ -565,8 +565,13 @@ def batched(t: Tape, x: Tensor) -> Tensor:
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = batched(t, first(grads))
     a_shape, b_shape = node.context
-    to_b = t.new("bmm_backward", b_shape, grad.format) if node.needs(1) else None
-    return t.new("bmm_backward", a_shape, grad.format) if node.needs(0) else None, to_b
+    to_b = _product(t, "bmm_backward", b_shape, grad) if node.needs(1) else None
+    return _product(t, "bmm_backward", a_shape, grad) if node.needs(0) else None, to_b
+
+
+def _product(t: Tape, operation: str, shape: Shape, grad: Tensor) -> Tensor:
+    """A gradient that a matrix product gives, seen in the shape of what it is for."""
+    return t.new(operation, shape, grad.format).view(*shape)
 
 
 def linear(
@@ -589,10 +594,10 @@ def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     x_shape, weight_shape = node.context
     if len(node.edges) == 3:  # addmm: the bias's gradient is summed from what came
-        to_x = t.new("mm", x_shape, grad.format) if node.needs(0) else None
-        return to_x, t.new("mm", weight_shape, grad.format) if node.needs(1) else None, grad
-    to_weight = t.new("mm", weight_shape, grad.format) if node.needs(1) else None
-    return t.new("mm", x_shape, grad.format) if node.needs(0) else None, to_weight
+        to_x = _product(t, "mm", x_shape, grad) if node.needs(0) else None
+        return to_x, _product(t, "mm", weight_shape, grad) if node.needs(1) else None, grad
+    to_weight = _product(t, "mm", weight_shape, grad) if node.needs(1) else None
+    return _product(t, "mm", x_shape, grad) if node.needs(0) else None, to_weight
 
 
 def dequantized_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:

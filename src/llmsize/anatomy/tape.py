@@ -124,7 +124,11 @@ class Tape:
         what = What(role, operation, self.layer, shape, format)
         if self.checkpoint is not None and self.checkpoint_saves:
             return Tensor(shape, format, self._saved_result(what, self.checkpoint))
-        return Tensor(shape, format, Storage(self.events, what, stored_bytes(format, prod(shape))))
+        made = Tensor(
+            shape, format, Storage(self.events, what, stored_bytes(format, prod(shape)))
+        )
+        made.own = True
+        return made
 
     def _saved_result(self, what: What, checkpoint: Checkpoint) -> Storage:
         """A new storage, kept if its operation's results are, or the kept one on a second run."""

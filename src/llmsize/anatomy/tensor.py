@@ -84,7 +84,7 @@ class Storage:
 class Tensor:
     """A view of a storage, with the edge by which its gradient flows back."""
 
-    __slots__ = ("format", "node", "shape", "slot", "storage", "strides")
+    __slots__ = ("format", "node", "own", "shape", "slot", "storage", "strides")
 
     def __init__(
         self,
@@ -105,6 +105,8 @@ class Tensor:
         self.node = node
         self.slot = slot
         self.strides = strides
+        self.own = False
+        """Whether the storage was made for it; what views one made for another does not own it."""
 
     @property
     def elements(self) -> int:
