@@ -159,6 +159,8 @@ def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
         weights, indices = ops.topk(t, scores, m.chosen)
     else:
         scores = ops.sigmoid(t, logits if m.wide else ops.to(t, logits, FP32))
+        if not t.replaying:  # a buffer in every such layer
+            t.buffers += len(t.places[t.layer].indices) * m.count * t.setting.format.block_bytes
         indices = _corrected_choice(t, m, scores)
         weights = ops.gather(t, scores, indices)
     if m.normed:

@@ -124,9 +124,7 @@ class Tape:
         what = What(role, operation, self.layer, shape, format)
         if self.checkpoint is not None and self.checkpoint_saves:
             return Tensor(shape, format, self._saved_result(what, self.checkpoint))
-        made = Tensor(
-            shape, format, Storage(self.events, what, stored_bytes(format, prod(shape)))
-        )
+        made = Tensor(shape, format, Storage(self.events, what, stored_bytes(format, prod(shape))))
         made.own = True
         return made
 

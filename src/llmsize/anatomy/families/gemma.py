@@ -41,10 +41,16 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     return decoder.run(
-        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: ops.scale(t, x),
+        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: scaled(t, x),
         turned_apart=family in NORMED_HEADS, masking="eager" if softcap else "as needed",
         end=blocks.SOFTCAP if capped else (),
     )  # fmt: skip
+
+
+def scaled(t: Trace, x: Tensor) -> Tensor:
+    """Embeddings times a number, which is a buffer of its own."""
+    t.buffers += t.setting.format.block_bytes
+    return ops.scale(t, x)
 
 
 def windows(c: Config, layers: int) -> list[int]:
