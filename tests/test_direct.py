@@ -54,7 +54,7 @@ def test_an_estimate_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -
     """Neither Typer, rich nor pydantic is loaded to print JSON; the table needs rich alone."""
     import subprocess
 
-    heavy = ("typer", "click", "rich", "pydantic", "numpy", "importlib.resources", "jsonschema")
+    heavy = ("typer", "click", "rich", "pydantic", "numpy", "jsonschema")
     code = (
         "import sys; from llmsize.cli import run; "
         "run(['estimate', 'llama-2-7b', '--format', 'json']); "
