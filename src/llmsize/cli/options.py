@@ -239,6 +239,7 @@ Mfu = Annotated[
     float | None,
     Option(
         "--mfu",
+        "--efficiency",
         help="Share of the peak that training reaches; the measured median unless given.",
         metavar="SHARE",
         show_default=False,
