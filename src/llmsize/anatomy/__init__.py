@@ -24,6 +24,7 @@ def run_forward(
         grad=setting.training,
         autocast=setting.autocast,
         checkpoint_saves=setting.checkpoint_saves,
+        family=architecture.family,
         setting=setting,
         outline=outline,
         batch=Dim(setting.batch, "batch"),

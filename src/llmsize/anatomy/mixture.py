@@ -143,6 +143,7 @@ def route(
 def router_logits(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool) -> Tensor:
     """How well each expert suits each token."""
     weight: Tensor = t.weight(f"{name}.weight", (m.count, tokens.shape[-1]), "router")
+    weight = t.adapted_matrix(weight, f"{name}.weight", "router")
     offset = t.weight(f"{name}.bias", (m.count,), "bias") if bias else None
     if m.wide and m.scores == "sigmoid":
         tokens, weight = ops.to(t, tokens, FP32), ops.to(t, weight, FP32)
@@ -251,7 +252,8 @@ def _grouped(
     """A linear layer of each expert for the rows of its tokens; `bias_of` is each row's expert."""
     width = x.shape[-1]
     shape = (m.count, width, out) if transposed else (m.count, out, width)
-    weight = t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
+    weight: Tensor = t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
+    weight = t.adapted_matrix(weight, name, role, fused=2 if role.endswith("gate_up") else 1)
     if bias_of is None:
         return ops.grouped_linear(t, x, weight, ends, out)
     offsets = t.weight(

@@ -633,6 +633,25 @@ def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -
     return attach(t.new("grouped_mm", (x.shape[0], out), x.format), node)
 
 
+def merged_adapter(t: Tape, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """`weight + up @ down` as a tensor of its own.
+
+    A stack of matrices takes its factors in its own format and keeps them; one matrix takes their
+    product in the factors' format.
+    """
+    if len(weight.shape) == 2:
+        change = to(t, scale(t, linear(t, up, down, out=weight.shape[1])), weight.format)
+        return add(t, weight, change)
+    up, down = to(t, up, weight.format), to(t, down, weight.format)
+    node = t.record(_merged_backward, (up, down), (up, down), (up.shape, down.shape))
+    return attach(t.new("baddbmm", weight.shape, weight.format), node)
+
+
+def _merged_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    format = first(grads).format
+    return [t.new("bmm_backward", shape, format) for shape in node.context]
+
+
 def embedding(t: Tape, table: Tensor, *shape: int, indices: Tensor | None = None) -> Tensor:
     """Rows of `table` for `indices` of `shape`, which it keeps; its backward pass fills a table.
 

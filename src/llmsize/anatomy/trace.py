@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from math import prod
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
@@ -40,6 +41,18 @@ class LoRA:
         if "all-linear" in self.targets:
             return role not in ("head", "router")
         return module.rsplit(".", 1)[-1] in self.targets
+
+
+FUSED_EXPERTS = frozenset(
+    (*("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1"),
+     *("ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+     *("hunyuan_v1_moe", "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe"),
+     *("qwen3_moe", "qwen3_next", "solar_open"))
+)  # fmt: skip
+"""Types whose routed experts `all-linear` adapts, since they were linear layers once; their other
+`FUSED_NAMES` it then leaves out (peft v0.21, utils/transformers_weight_conversion.py)."""
+
+FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,8 @@ QUANTIZED = frozenset(
 class Trace(Tape):
     """A tape that knows the model's weights and the setting."""
 
+    family: str = ""
+    """The `model_type`."""
     setting: Setting = field(default_factory=Setting)
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
@@ -229,7 +244,7 @@ class Trace(Tape):
         quantized = self.setting.quantized is not None and role in QUANTIZED
         base = partial(_quantized if quantized else ops.linear, self, x, weight, offset, out)
         lora = self.setting.lora
-        if lora is None or not lora.adapts(name, role):
+        if lora is None or not lora.adapts(name, role) or self._in_fused_experts(name, lora):
             return base()
         return self._adapted(x, name, base, lora, out)
 
@@ -251,6 +266,26 @@ class Trace(Tape):
         x = ops.to(self, x, lora.format)
         result = ops.add(self, result, ops.scale(self, self._low_rank(x, down, up, lora)))
         return ops.to(self, result, format)
+
+    def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
+        """A parameter that is no linear layer, with its adapter added into a copy of it.
+
+        Experts are adapted one by one, with `fused` times the rank where several layers are in one
+        (peft v0.21, tuners/lora/layer.py, `ParamWrapper`).
+        """
+        lora = self.setting.lora
+        adapts = self.family in FUSED_EXPERTS and lora is not None and "all-linear" in lora.targets
+        if lora is None or not adapts:
+            return weight
+        *stack, out, width = weight.shape
+        rank, count = fused * lora.rank, prod(stack)
+        down = self.adapter(f"{name}.lora_A.default.weight", (count * rank, width))
+        up = self.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
+        return ops.merged_adapter(self, weight, up, down)
+
+    def _in_fused_experts(self, name: str, lora: LoRA) -> bool:
+        fused = self.family in FUSED_EXPERTS and "all-linear" in lora.targets
+        return fused and name.rsplit(".", 1)[-1] in FUSED_NAMES
 
     def _low_rank(self, x: Tensor, down: Parameter, up: Parameter, lora: LoRA) -> Tensor:
         return ops.linear(self, ops.linear(self, ops.dropout(self, x, lora.dropout), down), up)

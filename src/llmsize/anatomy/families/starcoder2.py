@@ -17,7 +17,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     bias = c.flag("use_bias", default=True)
-    dropout = c.number("residual_dropout")
+    dropout, first_dropout = c.number("residual_dropout"), c.number("embedding_dropout")
 
     def feed(x: Tensor) -> Tensor:
         x = decoder.plain(t, s, x, up="mlp.c_fc", down="mlp.c_proj", bias=bias)
@@ -35,4 +35,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: True)
-    return decoder.run(t, s, block, kinds, norm=blocks.layer_norm)
+    return decoder.run(
+        t, s, block, kinds, norm=blocks.layer_norm,
+        begin=lambda x: ops.dropout(t, x, first_dropout),
+    )  # fmt: skip
