@@ -1,6 +1,7 @@
 """`llmsize estimate`: the table for a parameter count and for real models."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,19 @@ def test_the_nearest_rung_is_nearest_by_ratio() -> None:
     assert nearest(ladder, 3 * GB) == "four"
     assert of_size(ladder, 4 * GB) == ["four"]
     assert of_size(ladder, 100 * GB) == []
+
+
+@pytest.mark.parametrize("command", ["estimate", "train", "infer", "inspect"])
+def test_an_unknown_architecture_can_be_taken_for_a_known_one(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is an error that offers `--assume-family`, and an answer with it."""
+    config = {
+        "model_type": "llamb", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100,
+        "num_attention_heads": 4, "intermediate_size": 128,
+    }  # fmt: skip
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    assert run([command, str(file)]) == 2
+    assert "--assume-family llama" in capsys.readouterr().err
+    assert run([command, str(file), "--assume-family", "llama"]) == 0

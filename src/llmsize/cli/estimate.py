@@ -9,7 +9,15 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
-from llmsize.cli.options import Batch, Context, Dtype, OptionalModel, Parameters, completing
+from llmsize.cli.options import (
+    AssumeFamily,
+    Batch,
+    Context,
+    Dtype,
+    OptionalModel,
+    Parameters,
+    completing,
+)
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
@@ -67,9 +75,10 @@ def estimate(
             autocompletion=_complete_convention,
         ),
     ] = "default",
+    assume_family: AssumeFamily = "",
 ) -> Estimate:
     """Memory of a model, or of a parameter count: weights, training, KV cache, overhead."""
-    subject, assumptions = _subject(model, params)
+    subject, assumptions = _subject(model, params, assume_family)
     work, assumed = _workload(subject, dtype, batch, context, optimizer, recipe)
     question = {
         "model": model, "parameters": subject.parameters, "dtype": work.storage.name,
@@ -99,7 +108,7 @@ def _convention(name: str) -> str:
     return name
 
 
-def _subject(model: str | None, params: int | None) -> tuple[Subject, tuple[str, ...]]:
+def _subject(model: str | None, params: int | None, family: str) -> tuple[Subject, tuple[str, ...]]:
     """The model that was named, or a shape for the count that was given, and what that assumes."""
     if bool(model) == (params is not None):
         raise LLMSizeError(
@@ -107,7 +116,7 @@ def _subject(model: str | None, params: int | None) -> tuple[Subject, tuple[str,
             hint="`llmsize estimate llama-2-7b` or `llmsize estimate --params 7B`",
         )
     if model:
-        return overview.subject(options.architecture(model)), ()
+        return overview.subject(options.assuming(options.architecture(model), family)), ()
     assert params is not None
     ladder = presets.get(Ladder, "dense")
     rung = nearest(ladder, params)

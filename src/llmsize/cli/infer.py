@@ -150,11 +150,13 @@ def infer(
     gpus: Gpus = None,
     instance: InstanceName = None,
     reserve: Reserve = 0,
+    assume_family: options.AssumeFamily = "",
 ) -> Estimate:  # fmt: skip
     """Memory to serve MODEL with an engine: weights, cache, workspace, and what is left."""
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     budget = Budget(int(machine.usable.value), utilization) if machine else None
-    subject = _subject(options.architecture(model), presets.get(Engine, engine), dtype, kv_dtype)
+    architecture = options.assuming(options.architecture(model), assume_family)
+    subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype)
     contexts, batches = _values(context, "context"), _values(batch, "batch")
     quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
     devices = machine.devices if machine else gpus or 1

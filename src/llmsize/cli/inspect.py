@@ -40,19 +40,10 @@ FORWARD = "the model's forward pass"
 Tensors = Annotated[
     bool, typer.Option("--tensors", help="List every tensor with shape, format and bytes.")
 ]
-AssumeFamily = Annotated[
-    str,
-    typer.Option(
-        "--assume-family",
-        help="Take an unknown architecture for one of this family.",
-        metavar="FAMILY",
-        show_default=False,
-    ),
-]
 
 
 def inspect(
-    model: options.Model, tensors: Tensors = False, assume_family: AssumeFamily = ""
+    model: options.Model, tensors: Tensors = False, assume_family: options.AssumeFamily = ""
 ) -> Estimate:
     """What a model is made of: parameters by component, layer pattern, cache, stored formats."""
     source = resolve(model)

@@ -125,6 +125,15 @@ Parameters = Annotated[
         show_default=False,
     ),
 ]
+AssumeFamily = Annotated[
+    str,
+    Option(
+        "--assume-family",
+        help="Take an unknown architecture for one of this family.",
+        metavar="FAMILY",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[
     str,
     Option(

@@ -122,9 +122,10 @@ def train(
     gpus: Gpus = None,
     instance: InstanceName = None,
     reserve: Reserve = 0,
+    assume_family: options.AssumeFamily = "",
 ) -> Estimate:  # fmt: skip
     """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
-    architecture = options.architecture(model)
+    architecture = options.assuming(options.architecture(model), assume_family)
     choices = Choices(
         method=method_named(method), batch=batch, sequence=sequence,
         format=presets.get(Format, dtype), rank=rank,
