@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -18,6 +17,7 @@ from llmsize.memory.generation import generation
 from llmsize.memory.methods import Choices, Method, training_run
 from llmsize.memory.training import Meter, TrainingRun, TrainingStep, metered, training_step
 from llmsize.optimizers import Optimizer, Precision
+from llmsize.sources.config import read_config
 from llmsize.stack import Stack
 
 QUERY_AND_VALUE = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
@@ -54,18 +54,17 @@ def training_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[Ans
 
 
 def _step(row: dict[str, str], directory: Path) -> TrainingStep | None:
-    config = _config(directory / row["config_file"])
-    model = Architecture(row["model"], config["model_type"], config, source=row["config_file"])
     try:
-        return training_step(model, _run(row))
-    except Exception:
+        return training_step(_model(row, directory), _run(row))
+    except LLMSizeError:
         return None
 
 
-@cache
-def _config(path: Path) -> dict[str, object]:
-    config: dict[str, object] = json.loads(path.read_text())
-    return config
+def _model(row: dict[str, str], directory: Path) -> Architecture:
+    return _read(directory / row["config_file"], row["model"])
+
+
+_read = cache(read_config)
 
 
 def _run(row: dict[str, str]) -> TrainingRun:
@@ -100,8 +99,6 @@ def _run(row: dict[str, str]) -> TrainingRun:
 def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[Answer]:
     """The cache after a prefill, and the peaks of prefill and of one decoded token."""
     for row in rows:
-        config = _config(directory / row["config_file"])
-        model = Architecture(row["model"], config["model_type"], config, source=row["config_file"])
         setting = Setting(
             batch=int(row["batch"]),
             sequence=int(row["seq"]),
@@ -110,8 +107,8 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
             last_logits=row["logits_to_keep"] == "1",
         )
         try:
-            found = generation(model, setting)
-        except Exception:
+            found = generation(_model(row, directory), setting)
+        except LLMSizeError:
             found = None
         got = {
             "param_bytes": found and found.weights,
