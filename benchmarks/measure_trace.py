@@ -47,6 +47,7 @@ aten = torch.ops.aten
 MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MODES = ("full", "lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix", "llama-adapter")
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 ENGINE_TENSOR_COUNT, ENGINE_STORAGE_COUNT = 4, 2
@@ -569,6 +570,9 @@ class Settings:
     lora_r: int = 16
     lora_targets: str = "all-linear"
     lora_dropout: float = 0.0
+    modules_to_save: list[str] = field(default_factory=list)
+    adapter_fp32: bool = True
+    virtual_tokens: int = 20
     optimizer: str = "adamw_fused"
     master: bool = False
     logits_to_keep: int = 0
@@ -623,20 +627,47 @@ def lora_target_modules(model: Any, targets: str) -> str | list[str]:
     return [name for name in FUSED_QKV_TARGETS if name in names]
 
 
-def add_lora(model: Any, settings: Settings) -> Any:
-    """Wrap the model with peft adapters, in fp32 as peft makes them over 16-bit weights."""
-    from peft import LoraConfig, get_peft_model
+def adapter_config(model: Any, settings: Settings) -> Any:
+    """The peft configuration of a method, with the method's own defaults."""
+    import peft
 
-    config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=2 * settings.lora_r,
-        lora_dropout=settings.lora_dropout,
-        target_modules=lora_target_modules(model, settings.lora_targets),
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    )
+    task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    tokens = settings.virtual_tokens
+    if settings.mode in ("lora", "dora", "rslora"):
+        return peft.LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=2 * settings.lora_r,
+            lora_dropout=settings.lora_dropout,
+            target_modules=lora_target_modules(model, settings.lora_targets),
+            modules_to_save=settings.modules_to_save or None,
+            use_dora=settings.mode == "dora",
+            use_rslora=settings.mode == "rslora",
+            task_type=task,
+        )
+    if settings.mode == "ia3":
+        return peft.IA3Config(task_type=task)
+    if settings.mode == "prompt":
+        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=tokens)
+    if settings.mode == "p-tuning":
+        return peft.PromptEncoderConfig(
+            task_type=task, num_virtual_tokens=tokens,
+            encoder_hidden_size=model.config.hidden_size,
+        )  # fmt: skip
+    if settings.mode == "llama-adapter":
+        return peft.AdaptionPromptConfig(
+            task_type=task, adapter_len=tokens, adapter_layers=layer_count(model.config)
+        )
+    return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=tokens)
+
+
+def add_adapter(model: Any, settings: Settings) -> Any:
+    """Wrap the model with peft adapters, in fp32 as peft makes them over 16-bit weights."""
+    from peft import get_peft_model
+
+    config = adapter_config(model, settings)
     # Everything is on the device already, and fake parameters cannot be moved in place.
     with mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self):
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, autocast_adapter_dtype=settings.adapter_fp32)
 
 
 def build(settings: Settings) -> Run:
@@ -644,8 +675,8 @@ def build(settings: Settings) -> Run:
     config = make_config(settings.config)
     model = instantiate(config, dtype=DTYPES[settings.dtype], attn=settings.attn)
     total = sum(p.numel() for p in model.parameters())
-    if settings.mode == "lora":
-        model = add_lora(model, settings)
+    if settings.mode != "full":
+        model = add_adapter(model, settings)
     if settings.checkpoint:
         options = {"use_reentrant": False, "preserve_rng_state": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -953,7 +984,7 @@ def measure(settings: Settings, *, inference: bool = False) -> tuple[dict[str, A
     logging.getLogger("transformers").setLevel(logging.ERROR)
     patch_data_dependence(padded=settings.padded)
     original = torch.nn.functional.scaled_dot_product_attention
-    if settings.mode == "lora":
+    if settings.mode != "full":
         importlib.import_module("peft")  # its import makes real tensors
     try:
         with FakeCudaMode(allow_non_fake_inputs=True), torch.device("cuda"):
@@ -968,7 +999,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("config", type=Path, help="config.json with Hugging Face field names")
     p.add_argument("--inference", action="store_true")
     p.add_argument("--logits-to-keep", type=int, default=0)
-    p.add_argument("--mode", choices=["full", "lora"], default="full")
+    p.add_argument("--mode", choices=MODES, default="full")
     p.add_argument("--batch", type=int, default=2)
     p.add_argument("--seq", type=int, default=1024)
     p.add_argument("--dtype", choices=list(DTYPES), default="bf16")
@@ -981,6 +1012,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lora-r", type=int, default=16)
     p.add_argument("--lora-targets", choices=["qv", "all-linear"], default="all-linear")
     p.add_argument("--lora-dropout", type=float, default=0.0)
+    p.add_argument("--modules-to-save", nargs="*", default=[], help="trained whole, as copies")
+    p.add_argument("--adapters-as-weights", dest="adapter_fp32", action="store_false")
+    p.add_argument("--virtual-tokens", type=int, default=20)
     optimizers = ["adamw_fused", "adamw_foreach"]
     p.add_argument("--optimizer", choices=optimizers, default="adamw_fused")
     p.add_argument("--master", action="store_true", help="fp32 copies of the weights for AdamW")

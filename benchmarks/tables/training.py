@@ -71,7 +71,11 @@ def _run(row: dict[str, str]) -> TrainingRun:
     """The settings of a row in llmsize's words."""
     adapted, checkpointed = row["mode"] == "lora", row["grad_ckpt"] == "full"
     targets = ("all-linear",) if row["lora_targets"] == "all-linear" else QUERY_AND_VALUE
-    lora = LoRA(int(row["lora_r"]), targets, float(row["lora_dropout"])) if adapted else None
+    lora = (
+        LoRA(rank=int(row["lora_r"]), targets=targets, dropout=float(row["lora_dropout"]))
+        if adapted
+        else None
+    )
     setting = Setting(
         batch=int(row["batch"]),
         sequence=int(row["seq"]),
@@ -81,7 +85,7 @@ def _run(row: dict[str, str]) -> TrainingRun:
         padded=row["padded"] == "True",
         training=True,
         trained=frozenset() if adapted else None,
-        lora=lora,
+        adapter=lora,
         checkpoint_every=int(checkpointed),
         input_gradients=adapted and checkpointed,
         keep_outputs=row["keep_outputs"] == "True",

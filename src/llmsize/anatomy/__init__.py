@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from llmsize.anatomy.adapters import LoRA
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import forward_of
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Dim, Tensor
-from llmsize.anatomy.trace import LoRA, Setting, Trace
+from llmsize.anatomy.trace import Setting, Trace
 from llmsize.architecture import Architecture
 
 __all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "run_forward", "traced"]

@@ -508,13 +508,16 @@ def divide_in_place(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
 
 
 def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
-    """`x / divisor`; keeps both."""
-    node = t.record(_divide_backward, (x, divisor), (divisor, x))
+    """`x / divisor`; keeps the divisor, and `x` too if the divisor wants a gradient."""
+    wanted = x if divisor.node is not None else None
+    node = t.record(_divide_backward, (x, divisor), (divisor, wanted))
     return attach(t.new("div", x.shape, x.format), node, x)
 
 
 def _divide_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
+    if not node.needs(1):
+        return t.new("div", grad.shape, grad.format), None
     made = [t.new(name, grad.shape, grad.format) for name in ("div", "div", "neg")]
     to_divisor = t.new("mul", grad.shape, grad.format)
     to_x = t.new("div", grad.shape, grad.format)

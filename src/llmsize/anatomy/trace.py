@@ -9,6 +9,7 @@ from math import prod
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.adapters import Adapter, Linear
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
@@ -20,39 +21,6 @@ Kind = TypeVar("Kind", bound=Hashable)
 Attention = Literal["sdpa", "eager"]
 Loss = Literal["eager", "chunked", "fused_linear"]
 """All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoRA:
-    """Low-rank adapters beside the linear layers whose names end in one of `targets`."""
-
-    rank: int = 8
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Last parts of module names; `all-linear` stands for all linear layers but routers and head.
-    """
-    dropout: float = 0.0
-    format: Format = FP32
-    """Format of the adapters; peft keeps them in fp32 over 16-bit weights."""
-    dora: bool = False
-    """Whether each adapted weight's column norms are trained, too (Liu et al. 2024)."""
-
-    def adapts(self, module: str, role: str) -> bool:
-        """Whether the linear layer `module` gets an adapter."""
-        if "all-linear" in self.targets:
-            return role not in ("head", "router")
-        return module.rsplit(".", 1)[-1] in self.targets
-
-
-FUSED_EXPERTS = frozenset(
-    (*("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1"),
-     *("ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
-     *("hunyuan_v1_moe", "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe"),
-     *("qwen3_moe", "qwen3_next", "solar_open"))
-)  # fmt: skip
-"""Types whose routed experts `all-linear` adapts, since they were linear layers once; their other
-`FUSED_NAMES` it then leaves out (peft v0.21, utils/transformers_weight_conversion.py)."""
-
-FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +55,8 @@ class Setting:
     """Roles of the model's own weights that are trained; `None` for all."""
     frozen_layers: int = 0
     """The first layers, whose weights are frozen, and with them the embeddings."""
-    lora: LoRA | None = None
+    adapter: Adapter | None = None
+    """What is trained beside the weights."""
     quantized: Format | None = None
     """Format of the frozen linear weights, which are dequantized as they are used."""
     upcast: bool = False
@@ -169,8 +138,8 @@ class Trace(Tape):
         return weight
 
     def _format_of(self, role: str) -> Format:
-        quantized = self.setting.quantized is not None and role in QUANTIZED
-        return FP32 if self.setting.upcast and not quantized else self.setting.format
+        wide = self.setting.upcast and not self._quantizes(role)
+        return FP32 if wide else self.setting.format
 
     def _trains(self, role: str) -> bool:
         setting = self.setting
@@ -206,8 +175,8 @@ class Trace(Tape):
         """A trained parameter beside the model's own."""
         weight = self.weights.get((self.layer, name))
         if weight is None:
-            assert self.setting.lora is not None
-            weight = self._weight(name, shape, self.setting.lora.format, "adapter")
+            assert self.setting.adapter is not None
+            weight = self._weight(name, shape, self.setting.adapter.format, "adapter")
             weight.train()
         return weight
 
@@ -241,54 +210,30 @@ class Trace(Tape):
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
         weight = self.weight(f"{name}.weight", shape, role)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
-        quantized = self.setting.quantized is not None and role in QUANTIZED
-        base = partial(_quantized if quantized else ops.linear, self, x, weight, offset, out)
-        lora = self.setting.lora
-        if lora is None or not lora.adapts(name, role) or self._in_fused_experts(name, lora):
-            return base()
-        return self._adapted(x, name, base, lora, out)
+        run = partial(_quantized if self._quantizes(role) else ops.linear, self)
+        base = partial(_applied, run, weight, offset, out)
+        adapter = self.setting.adapter
+        if adapter is None or not adapter.adapts(name, role, self.family):
+            return base(x)
+        return adapter.around(self, x, Linear(name, role, weight, offset, out, base))
 
-    def _adapted(
-        self, x: Tensor, name: str, base: Callable[[], Tensor], lora: LoRA, out: int
-    ) -> Tensor:
-        """peft/tuners/lora/layer.py, `Linear.forward`, v0.21."""
-        if lora.rank > min(x.shape[-1], out):
-            raise LLMSizeError(
-                f"rank {lora.rank:,} is above the dimensions of `{name}` ({x.shape[-1]} to {out})",
-                hint=f"a rank of at most {min(x.shape[-1], out)} adds anything",
-            )
-        down = self.adapter(f"{name}.lora_A.default.weight", (lora.rank, x.shape[-1]))
-        up = self.adapter(f"{name}.lora_B.default.weight", (out, lora.rank))
-        if lora.dora:
-            self.adapter(f"{name}.lora_magnitude_vector.default.weight", (out,))
-        result = base()
-        format = result.format
-        x = ops.to(self, x, lora.format)
-        result = ops.add(self, result, ops.scale(self, self._low_rank(x, down, up, lora)))
-        return ops.to(self, result, format)
+    def whole(self, layer: Linear) -> Tensor:
+        """The weight of a layer, brought back to 16 bit if it is quantized."""
+        if not self._quantizes(layer.role):
+            return layer.weight
+        compute = self.autocast or self.setting.format
+        return self.new("dequantize", layer.weight.shape, compute)
+
+    def _quantizes(self, role: str) -> bool:
+        return self.setting.quantized is not None and role in QUANTIZED
 
     def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
         """A parameter that is no linear layer, with its adapter added into a copy of it.
 
-        Experts are adapted one by one, with `fused` times the rank where several layers are in one
-        (peft v0.21, tuners/lora/layer.py, `ParamWrapper`).
+        `fused` says how many layers are in it.
         """
-        lora = self.setting.lora
-        adapts = self.family in FUSED_EXPERTS and lora is not None and "all-linear" in lora.targets
-        if lora is None or not adapts:
-            return weight
-        *stack, out, width = weight.shape
-        rank, count = fused * lora.rank, prod(stack)
-        down = self.adapter(f"{name}.lora_A.default.weight", (count * rank, width))
-        up = self.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
-        return ops.merged_adapter(self, weight, up, down)
-
-    def _in_fused_experts(self, name: str, lora: LoRA) -> bool:
-        fused = self.family in FUSED_EXPERTS and "all-linear" in lora.targets
-        return fused and name.rsplit(".", 1)[-1] in FUSED_NAMES
-
-    def _low_rank(self, x: Tensor, down: Parameter, up: Parameter, lora: LoRA) -> Tensor:
-        return ops.linear(self, ops.linear(self, ops.dropout(self, x, lora.dropout), down), up)
+        adapter = self.setting.adapter
+        return weight if adapter is None else adapter.merged(self, weight, name, fused)
 
     def layers(
         self,
@@ -320,6 +265,12 @@ class Trace(Tape):
                 x = block(x, kind)
         self.enter(-1)
         return x
+
+
+def _applied(
+    run: Callable[..., Tensor], weight: Parameter, bias: Parameter | None, out: int, x: Tensor
+) -> Tensor:
+    return run(x, weight, bias, out)
 
 
 def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, out: int) -> Tensor:

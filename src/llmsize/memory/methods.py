@@ -103,7 +103,7 @@ def training_run(
         keep_outputs=stack.keep_outputs,
     )
     if adapted:
-        setting = replace(setting, lora=_adapter(choices, stack))
+        setting = replace(setting, adapter=_adapter(choices, stack))
     if choices.method == "qlora":
         setting = replace(setting, quantized=choices.base)
     return TrainingRun(

@@ -356,7 +356,7 @@ def _adapter_run(work: Workload) -> TrainingRun:
     recipe = work.storage.recipe
     setting = Setting(
         batch=work.batch, sequence=work.context, training=True, format=work.storage.format,
-        trained=frozenset(), lora=work.lora, checkpoint_every=int(work.recompute),
+        trained=frozenset(), adapter=work.lora, checkpoint_every=int(work.recompute),
         input_gradients=work.recompute,
         quantized=work.format_of(recipe.base) if recipe else None,
     )  # fmt: skip

@@ -265,10 +265,11 @@ def _middle_layer(trace: Trace, forward: Iterable[Stretch]) -> int:
 
 
 def _check(weights: Iterable[Parameter], setting: Setting) -> None:
-    if setting.lora is not None and not any(weight.role == "adapter" for weight in weights):
+    adapter = setting.adapter
+    if adapter is not None and not any(weight.role == "adapter" for weight in weights):
         names = sorted({w.name.split(".")[-2] for w in weights if w.role in QUANTIZED})
         raise LLMSizeError(
-            f"no linear layer is called {' or '.join(setting.lora.targets)}",
+            f"no linear layer is called {' or '.join(adapter.targets)}",
             hint=f"choose from {', '.join(names)}, or `all-linear`",
         )
     if not any(weight.node is not None for weight in weights):

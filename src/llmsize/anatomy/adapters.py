@@ -1,0 +1,238 @@
+"""Adapters: what is trained beside frozen weights, and where it joins the forward pass.
+
+An adapter is a record with hooks; each kind overrides those that it needs. LoRA, DoRA and IA3 go
+around linear layers as peft v0.21 has them, local variables included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.tensor import Tensor
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.trace import Trace
+
+ALL_LINEAR = "all-linear"
+"""In place of names: all linear layers but routers and head."""
+
+FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
+"""Roles of the linear layers of a feed-forward layer."""
+
+
+class Linear(NamedTuple):
+    """A linear layer as an adapter finds it."""
+
+    name: str
+    role: str
+    weight: Parameter
+    bias: Parameter | None
+    out: int
+    run: Callable[[Tensor], Tensor]
+    """The frozen layer alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Something that is trained beside frozen weights; on its own it changes nothing."""
+
+    targets: tuple[str, ...] = ()
+    """Last parts of the names of the linear layers it goes around, or `all-linear`."""
+    format: Format = FP32
+    """Format of what is trained; peft keeps it in fp32 over 16-bit weights."""
+    tokens: int = 0
+    """Virtual tokens that it puts in front."""
+
+    @property
+    def longer(self) -> int:
+        """Tokens that it adds to every sequence that the layers see."""
+        return 0
+
+    @property
+    def remembered(self) -> int:
+        """Tokens whose keys and values it gives to every layer."""
+        return 0
+
+    def adapts(self, module: str, role: str, family: str = "") -> bool:
+        """Whether it goes around the linear layer `module` of a model of this `model_type`."""
+        if ALL_LINEAR in self.targets:
+            return role not in ("head", "router")
+        return module.rsplit(".", 1)[-1] in self.targets
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """What a layer that it goes around gives for `x`."""
+        return layer.run(x)
+
+    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
+        """A parameter that is no linear layer, as it is used; `fused` layers are in it."""
+        return weight
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA(Adapter):
+    """Low-rank products beside linear layers (Hu et al. 2021, arXiv:2106.09685).
+
+    rsLoRA scales them by another number and is the same in memory.
+    """
+
+    rank: int = 8
+    dropout: float = 0.0
+    dora: bool = False
+    """Whether the norm of each output channel's weights is trained, too (Liu et al. 2024)."""
+
+    def adapts(self, module: str, role: str, family: str = "") -> bool:
+        """`all-linear` leaves some out where the experts beside them were linear once."""
+        fused = family in FUSED_EXPERTS and ALL_LINEAR in self.targets
+        left_out = fused and module.rsplit(".", 1)[-1] in FUSED_NAMES
+        return not left_out and Adapter.adapts(self, module, role)
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/lora/layer.py, `Linear.forward`."""
+        name, width, out = layer.name, x.shape[-1], layer.out
+        if self.rank > min(width, out):
+            raise LLMSizeError(
+                f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
+                hint=f"a rank of at most {min(width, out)} adds anything",
+            )
+        down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width))
+        up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
+        result = layer.run(x)
+        format = result.format
+        x = ops.to(t, x, self.format)
+        if self.dora:
+            result = ops.add(t, result, self._with_magnitude(t, x, result, layer, down, up))
+        else:
+            result = ops.add(t, result, ops.scale(t, self._low_rank(t, x, down, up)))
+        return ops.to(t, result, format)
+
+    def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
+        return ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
+
+    def _with_magnitude(
+        self, t: Trace, x: Tensor, result: Tensor, layer: Linear, down: Parameter, up: Parameter
+    ) -> Tensor:
+        """peft/tuners/lora/dora.py, `DoraLinearLayer.forward`: what DoRA adds.
+
+        The low-rank product is made whole to take the norms of the weights that it changes.
+        """
+        magnitude = t.adapter(f"{layer.name}.lora_magnitude_vector.default.weight", (layer.out,))
+        down_cast, up_cast = ops.cast(t, down), ops.cast(t, up)
+        grad, t.grad = t.grad, False
+        eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
+        low = ops.linear(t, eye, down_cast)
+        product = ops.linear(t, low, up_cast)
+        change = ops.to(t, product, x.format)
+        weight = ops.to(t, t.whole(layer), x.format)
+        norms = self._norms(t, weight, change)
+        t.grad = grad
+        scale = ops.divide(t, magnitude, norms)
+        dropped = ops.dropout(t, x, self.dropout)
+        added = ops.linear(t, ops.linear(t, dropped, down), up)
+        if self.dropout and t.grad:
+            result = ops.linear(t, dropped, weight, out=layer.out)
+        elif layer.bias is not None:
+            result = ops.sub(t, result, layer.bias)
+        base = ops.mul(t, ops.shift(t, scale), result)
+        total = ops.add(t, base, ops.scale(t, ops.mul(t, scale, added)))
+        del eye, low, product, change
+        return total
+
+    def _norms(self, t: Trace, weight: Tensor, change: Tensor) -> Tensor:
+        whole = ops.add(t, weight, ops.scale(t, change))
+        return t.new("linalg_vector_norm", (change.shape[-1],), whole.format)
+
+    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
+        """Experts are adapted one by one, with `fused` times the rank where several are in one.
+
+        peft/tuners/lora/layer.py, `ParamWrapper`: the product is added into a copy of the weight.
+        """
+        if not (t.family in FUSED_EXPERTS and ALL_LINEAR in self.targets):
+            return weight
+        *stack, out, width = weight.shape
+        rank, count = fused * self.rank, prod(stack)
+        down = t.adapter(f"{name}.lora_A.default.weight", (count * rank, width))
+        up = t.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
+        return ops.merged_adapter(t, weight, up, down)
+
+
+FUSED_EXPERTS = frozenset(
+    (*("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1"),
+     *("ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+     *("hunyuan_v1_moe", "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe"),
+     *("qwen3_moe", "qwen3_next", "solar_open"))
+)  # fmt: skip
+"""Types whose routed experts `all-linear` adapts, since they were linear layers once; their other
+`FUSED_NAMES` it then leaves out (peft v0.21, utils/transformers_weight_conversion.py)."""
+
+FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+QUERY_NOT_KEY = frozenset(
+    (*("gemma", "gemma2", "gemma3_text", "gptj", "gpt_neo", "llama4", "opt", "phi"),
+     *("qwen2", "qwen3"))
+)  # fmt: skip
+"""Types in which IA3 scales queries in place of keys by default (peft v0.21, utils/constants.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class IA3(Adapter):
+    """A trained factor for each channel (Liu et al. 2022, arXiv:2205.05638).
+
+    Of a feed-forward layer the input is scaled, of others the output. Without `targets` those are
+    keys, values and the last layer of the feed-forward, as peft has it.
+    """
+
+    def adapts(self, module: str, role: str, family: str = "") -> bool:
+        """Whether it scales the linear layer `module`."""
+        if self.targets:
+            return Adapter.adapts(self, module, role)
+        scaled = "q" if family in QUERY_NOT_KEY else "k"
+        return role in (scaled, "v", "qkv", "down")
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/ia3/layer.py, `Linear.forward`."""
+        before = layer.role in FEED_FORWARD
+        size = x.shape[-1] if before else layer.out
+        factors = t.adapter(f"{layer.name}.ia3_l.default", (1, size) if before else (size, 1))
+        factor = ops.scale(t, factors.view(size))
+        if before:
+            format = x.format
+            x = ops.to(t, x, self.format)
+            return layer.run(ops.to(t, ops.mul(t, x, factor), format))
+        result = layer.run(x)
+        return ops.to(t, ops.mul(t, result, factor), result.format)
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck(Adapter):
+    """Two small layers in a row behind a linear layer (Houlsby et al. 2019, arXiv:1902.00751).
+
+    Behind attention and feed-forward there, behind feed-forward alone in Pfeiffer et al. 2020
+    (arXiv:2005.00247).
+    """
+
+    width: int = 64
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """`h + up(activation(down(h)))`."""
+        hidden = layer.run(x)
+        if self.width > layer.out:
+            raise LLMSizeError(
+                f"a bottleneck of {self.width:,} is wider than `{layer.name}` ({layer.out})",
+                hint=f"choose a width of at most {layer.out}",
+            )
+        low = self._linear(t, ops.to(t, hidden, self.format), f"{layer.name}.adapter_down",
+                           self.width)  # fmt: skip
+        change = self._linear(t, ops.relu(t, low), f"{layer.name}.adapter_up", layer.out)
+        return ops.to(t, ops.add(t, change, hidden), hidden.format)
+
+    def _linear(self, t: Trace, x: Tensor, name: str, out: int) -> Tensor:
+        weight = t.adapter(f"{name}.weight", (out, x.shape[-1]))
+        return ops.linear(t, x, weight, t.adapter(f"{name}.bias", (out,)))
