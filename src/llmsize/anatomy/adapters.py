@@ -178,7 +178,7 @@ QUERY_NOT_KEY = frozenset(
     (*("gemma", "gemma2", "gemma3_text", "gptj", "gpt_neo", "llama4", "opt", "phi"),
      *("qwen2", "qwen3"))
 )  # fmt: skip
-"""Types in which IA3 scales queries in place of keys by default (peft v0.21, utils/constants.py)."""
+"""Types whose queries IA3 scales in place of keys (peft v0.21, utils/constants.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import prod
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
@@ -13,7 +12,6 @@ from llmsize.anatomy.adapters import Adapter, Linear
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
-from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
 
 Kind = TypeVar("Kind", bound=Hashable)
