@@ -79,7 +79,9 @@ def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return grad, Tensor(grad.shape, grad.format, grad.storage, strides=grad.strides)
+    same = Tensor(grad.shape, grad.format, grad.storage, strides=grad.strides)
+    same.own = grad.own
+    return grad, same
 
 
 def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -203,6 +205,12 @@ def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     out = laid_out(t.new("where", grad.shape, grad.format), grad)
     del within
     return (out,)
+
+
+def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
+    """`x` with a number where the mask says so; keeps the mask."""
+    node = t.record(_unary_backward, (x,), (mask,), "masked_fill")
+    return attach(t.new("masked_fill", x.shape, x.format), node, x)
 
 
 def tanh(t: Tape, x: Tensor) -> Tensor:
@@ -567,6 +575,7 @@ def batched(t: Tape, x: Tensor) -> Tensor:
 
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = batched(t, first(grads))
+    grads.clear()  # a view of the product made the copy, and has let go of what came
     a_shape, b_shape = node.context
     to_b = _product(t, "bmm_backward", b_shape, grad) if node.needs(1) else None
     return _product(t, "bmm_backward", a_shape, grad) if node.needs(0) else None, to_b
