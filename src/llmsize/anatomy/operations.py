@@ -213,6 +213,20 @@ def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
     return attach(t.new("masked_fill", x.shape, x.format), node, x)
 
 
+def where(t: Tape, condition: Tensor, x: Tensor) -> Tensor:
+    """`x` where the condition holds, else a number; keeps the condition."""
+    node = t.record(_where_backward, (x,), (condition,))
+    return attach(t.new("where", x.shape, x.format), node, x)
+
+
+def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    zero = t.new("zeros", (), grad.format)
+    out = laid_out(t.new("where", grad.shape, grad.format), grad)
+    del zero
+    return (out,)
+
+
 def tanh(t: Tape, x: Tensor) -> Tensor:
     """Keeps its output."""
     return unary(t, "tanh", x, keeps="output")
@@ -573,6 +587,12 @@ def batched(t: Tape, x: Tensor) -> Tensor:
     return x if possible else copy(t, x)
 
 
+def flat(t: Tape, x: Tensor) -> Tensor:
+    """`x` with all dimensions but the last one seen as one, which may take a copy."""
+    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-1]), x.shape[-1]))
+    return x if possible else copy(t, x)
+
+
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = batched(t, first(grads))
     grads.clear()  # a view of the product made the copy, and has let go of what came
@@ -603,7 +623,8 @@ def linear(
 
 
 def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
+    grad = flat(t, first(grads))
+    grads.clear()  # a view of the product made the copy, and has let go of what came
     x_shape, weight_shape = node.context
     if len(node.edges) == 3:  # addmm: the bias's gradient is summed from what came
         to_x = _product(t, "mm", x_shape, grad) if node.needs(0) else None

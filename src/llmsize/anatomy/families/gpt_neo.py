@@ -11,12 +11,12 @@ from typing import Any
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import MOST, Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import BOOL, FP32
 
-NAMES = Names(embedding="transformer.wte", layers="transformer.h", norm="transformer.ln_f")
+EMBEDDING = "transformer.wte"
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -24,22 +24,47 @@ def forward(t: Trace, c: Config) -> Tensor:
     inner = c.size("intermediate_size", default=4 * c.size("hidden_size"))
     fields = {**c.fields, "intermediate_size": inner}
     s = decoder.read(Config(fields, c.model), tied=True, activation="gelu_new", rotary=0.0)
-    positions = c.size("max_position_embeddings", default=2048)
+    x = model(t, s, c, c.number("resid_dropout"))
+    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
-    def block(x: Tensor, window: int, around: Around) -> Tensor:
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: attention(t, s, x, around, window),
-            lambda x: decoder.plain(t, s, x, up="mlp.c_fc", down="mlp.c_proj", bias=True),
-            norm=blocks.layer_norm,
-            names=("ln_1", "ln_2"),
-        )
 
-    return decoder.run(
-        t, s, block, windows(c, s.layers), norm=blocks.layer_norm, names=NAMES, masking="eager",
-        begin=lambda x: decoder.add_positions(t, x, "transformer.wpe", positions),
-    )  # fmt: skip
+def model(t: Trace, s: Sizes, c: Config, dropout: float) -> Tensor:
+    """Token and position embeddings, blocks, final norm."""
+    kinds = windows(c, s.layers)
+    longest = Dim(c.size("max_position_embeddings", default=2048), "positions")
+    t.buffers += s.layers * longest * longest  # what every layer may see, as yes and no
+    embeddings = blocks.embed(t, EMBEDDING, s.vocabulary, s.hidden)
+    position_ids = blocks.positions(t)
+    mask = blocks.mask(t, masking="eager")
+    assert mask is not None
+    table = t.weight("transformer.wpe.weight", (longest, s.hidden), "position")
+    places = ops.embedding(t, table, 1, t.sequence, indices=position_ids)
+    returned: list[Tensor] = []
+
+    def block(x: Tensor, window: int) -> Tensor:
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_1")
+        attended, weights = attention(t, s, x, mask)
+        attended = ops.dropout(t, attended, dropout)
+        x = ops.add(t, attended, residual)
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_2")
+        fed = decoder.plain(t, s, x, up="mlp.c_fc", down="mlp.c_proj", bias=True)
+        fed = ops.dropout(t, fed, dropout)
+        x = ops.add(t, residual, fed)
+        blocks.hand_back(t, returned, weights)
+        return x
+
+    x = t.layers(
+        "transformer.h",
+        block,
+        ops.dropout(t, ops.add(t, embeddings, places), c.number("embed_dropout")),
+        kinds,
+        mask,
+    )
+    x = blocks.layer_norm(t, x, "transformer.ln_f")
+    returned.clear()
+    return x
 
 
 def windows(c: Config, layers: int) -> list[int]:
@@ -66,12 +91,33 @@ def repeated(c: Config, group: Any) -> list[Any]:
     raise c.error("has malformed `attention_types`", 'write `[[["global", "local"], 12]]`')
 
 
-def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Tensor:
-    """Attention with q and k in fp32; only the output projection has a bias."""
-    q, k, v = (
-        ops.split_heads(t, t.linear(x, f"attn.attention.{p}_proj", s.hidden, role=p), s.heads)
-        for p in ("q", "k", "v")
-    )
+def attention(t: Trace, s: Sizes, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, of which only the output projection has a bias, and its weights beside.
+
+    Local layers keep all tokens for the next one, too: a buffer hides what is far away.
+    """
+    parts = [t.linear(x, f"attn.attention.{p}_proj", s.hidden, role=p) for p in ("q", "k", "v")]
+    q, k, v = (ops.split_heads(t, part, s.heads) for part in parts)
+    del parts
+    k, v = blocks.remember(t, k, v)
+    out, weights = weighted(t, s, q, k, v, mask)
+    out = ops.merge_heads(t, out)
+    return t.linear(out, "attn.attention.out_proj", s.hidden, bias=True, role="o"), weights
+
+
+def weighted(
+    t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The values by the weights of q and k, which are made in fp32."""
     q, k = ops.to(t, q, FP32), ops.to(t, k, FP32)
-    out = decoder.attend_eager(t, q, k, v, around.masks[window], window=window)
-    return t.linear(out, "attn.attention.out_proj", s.hidden, bias=True, role="o")
+    weights = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
+    visible = Tensor((1, 1, *weights.shape[2:]), BOOL, None)
+    lowest = t.new("to", (), weights.format)
+    weights = ops.where(t, visible, weights)
+    weights = ops.add(t, weights, mask)
+    weights = ops.softmax(t, weights)
+    weights = ops.to(t, weights, v.format)
+    weights = ops.dropout(t, weights, s.attention_dropout)
+    out = ops.matmul(t, weights, v)
+    del lowest
+    return out, weights
