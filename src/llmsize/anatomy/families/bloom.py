@@ -137,9 +137,7 @@ def gelu(t: Tape, x: Tensor) -> Tensor:
 
 
 def _tanh(t: Tape, x: Tensor) -> Tensor:
-    return ops.tanh(
-        t, ops.mul(t, ops.scale(t, x), ops.shift(t, ops.mul(t, ops.scale(t, x), x)))
-    )
+    return ops.tanh(t, ops.mul(t, ops.scale(t, x), ops.shift(t, ops.mul(t, ops.scale(t, x), x))))
 
 
 def _gelu_backward(t: Tape, node: Node, grads: GradList) -> Grads:
