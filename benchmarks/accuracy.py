@@ -126,6 +126,7 @@ MEASURED_BY = {
     "llamacpp_families.csv": "llama.cpp's own projection for further models",
     "quant_formats.csv": "quantized layers that were counted, and format definitions",
     "param_counts.csv": "models instantiated by transformers, and published counts",
+    "scaling_constants.csv": "papers and authors' code, each constant with its place",
     "scaling_examples.csv": "papers' tables, authors' code, and observed runs",
     "training_compute.csv": "papers and model cards",
     "mfu_observed.csv": "frameworks' published benchmarks",

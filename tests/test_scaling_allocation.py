@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsize import presets
@@ -17,11 +17,14 @@ from llmsize.scaling.allocation import (
     allocate_for_tokens,
     allocate_unique,
     at_most,
+    parameters_repeated,
+    reach_unique,
     reach_with_inference,
     same_compute,
     same_loss,
     spend,
     spend_with_inference,
+    tokens_repeated,
 )
 from llmsize.scaling.laws import ScalingLaw, additive, loss, relations, solve
 from llmsize.scaling.precision import best_bits, effective_fraction
@@ -149,3 +152,40 @@ def test_precision_refuses_what_its_runs_did_not_cover() -> None:
     assert effective_fraction(law).value == 1
     assert 0 < effective_fraction(law, activations=3.12).value < 0.01
     assert best_bits(law) == pytest.approx(7.0, abs=0.01)
+
+
+UNIQUE = st.floats(1e8, 1e12)
+
+
+@settings(max_examples=30)
+@given(st.floats(1e7, 1e11), st.floats(0.1, 30), UNIQUE)
+def test_repeated_tokens_and_parameters_invert(n: float, epochs: float, unique: float) -> None:
+    """The loss of the tokens, or of the parameters, that reach a loss is that loss, to 1e-9."""
+    law, d = LAWS["muennighoff"], epochs * unique
+    target = solve(law, "L | N, D, U", N=n, D=d, U=unique)
+    tokens = tokens_repeated(law, target, n, unique)
+    assert solve(law, "L | N, D, U", N=n, D=tokens, U=unique) == pytest.approx(target, rel=1e-9)
+    if target <= solve(law, "L | N, D, U", N=n * 100, D=d, U=unique) * (1 + 1e-9):
+        return  # more parameters are worth nothing here: no double tells them apart
+    found = parameters_repeated(law, target, d, unique)
+    assert solve(law, "L | N, D, U", N=found, D=d, U=unique) == pytest.approx(target, rel=1e-9)
+
+
+@settings(max_examples=20)
+@given(st.floats(1e18, 1e24), st.floats(0.3, 10))
+def test_the_cheapest_way_to_a_loss_with_repetition_inverts(c: float, scarcity: float) -> None:
+    """What reaches the loss of a budget with few unique tokens costs that budget and no more."""
+    law = LAWS["muennighoff"]
+    unique = allocate(law, c).tokens / scarcity
+    best = allocate_unique(law, c, unique)
+    assert best.loss is not None
+    found = reach_unique(law, best.loss, unique)
+    assert found.loss == pytest.approx(best.loss, rel=1e-9)
+    assert found.compute == pytest.approx(c, rel=1e-6)
+
+
+def test_what_repetition_never_reaches_is_refused() -> None:
+    """Below the loss that endless repetition tends to, the error names that loss."""
+    with pytest.raises(LLMSizeError, match="by repeating") as refused:
+        reach_unique(LAWS["muennighoff"], 2.0, 1e9)
+    assert "2.761" in refused.value.hint

@@ -46,6 +46,8 @@ EXAMPLES = (
 DEFAULT = "kaplan"
 CALIBRATED = "chinchilla"
 """The law that is moved to someone's own runs unless another is asked for."""
+REPEATING = "muennighoff"
+"""The law that is asked when tokens repeat."""
 
 NOT_COMPARABLE = (
     "Losses on different corpora and tokenizers are not comparable: compare the order and the "
@@ -108,7 +110,8 @@ def loss(
             raise LLMSizeError("--calibrate moves one law", hint="name it: --law chinchilla")
         laws = options.laws(experts=experts, granularity=granularity)
         return _all(laws, run, shape, target_loss)
-    name = law or (CALIBRATED if calibrate else DEFAULT)
+    default = REPEATING if unique_tokens is not None else CALIBRATED if calibrate else DEFAULT
+    name = law or default
     chosen = options.law(name, experts=experts, granularity=granularity)
     run = _counted(chosen, run, shape)
     if calibrate:

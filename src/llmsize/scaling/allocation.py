@@ -14,9 +14,14 @@ from typing import overload
 from llmsize.errors import LLMSizeError
 from llmsize.scaling.laws import ScalingLaw, additive, floor, function, relations, solve
 from llmsize.scaling.solve import minimum, root
+from llmsize.units import format_count
 
 TINY, HUGE = 1.0, 1e30
-"""Bracket of parameter counts for the solvers."""
+"""Bracket of parameter counts and of tokens for the solvers."""
+
+MOST_WASTE = 1e9
+"""Times the compute that a loss takes with fresh tokens: beyond it, repetition has come to its end.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,51 @@ def allocate_unique(law: ScalingLaw, c: float, unique: float) -> Allocation:
 
     n = minimum(loss_of, best * 1e-4, best * 1e4)
     return Allocation(n, c / (6 * n), loss_of(n), c, unique_tokens=unique)
+
+
+def reach_unique(law: ScalingLaw, target: float, unique: float) -> Allocation:
+    """The least compute that reaches a loss when only `unique` tokens differ and the rest repeat.
+
+    A bracketed root in compute, to 1e-13 relative, around `allocate_unique`. Raises `LLMSizeError`
+    for a law that says nothing of repetition, or below what repetition can reach.
+    """
+    _positive(unique, "unique tokens")
+    check_reachable(law, target, U=unique)
+    least = solve(law, "C | L", L=target)  # repeated tokens are never worth more than new ones
+
+    def surplus(c: float) -> float:
+        return (allocate_unique(law, c, unique).loss or 0.0) - target
+
+    return allocate_unique(law, root(surplus, least * (1 - 1e-6), least * MOST_WASTE), unique)
+
+
+def tokens_repeated(law: ScalingLaw, target: float, n: float, unique: float) -> float:
+    """Tokens, repetitions included, that bring `n` parameters to a loss; a bracketed root."""
+    check_reachable(law, target, N=n, U=unique)
+    at = function(law, "L | N, D, U")
+    return root(lambda d: at(n, d, unique) - target, TINY, HUGE)
+
+
+def parameters_repeated(law: ScalingLaw, target: float, d: float, unique: float) -> float:
+    """Parameters that reach a loss on `d` tokens of which `unique` differ; a bracketed root."""
+    check_reachable(law, target, D=d, U=unique)
+    at = function(law, "L | N, D, U")
+    return root(lambda n: at(n, d, unique) - target, TINY, HUGE)
+
+
+def check_reachable(law: ScalingLaw, target: float, **given: float) -> None:
+    """Raise `LLMSizeError` if repetition cannot bring the loss down to `target`.
+
+    `given` has the unique tokens U, and N or D where they are fixed.
+    """
+    at = function(law, "L | N, D, U")
+    lowest = at(given.get("N", math.inf), given.get("D", math.inf), given["U"])
+    if not lowest < target < math.inf:
+        raise LLMSizeError(
+            f"`{law.name}` cannot reach a loss of {target:g} {law.loss_unit} by repeating "
+            f"{format_count(given['U'])} tokens",
+            hint=f"it tends to {lowest:.4g} and never below; ask for a higher loss or more text",
+        )
 
 
 def reach_with_inference(law: ScalingLaw, target: float, inference_tokens: float) -> Allocation:

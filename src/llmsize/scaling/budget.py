@@ -13,9 +13,11 @@ from llmsize.scaling.allocation import (
     allocate_for_tokens,
     allocate_unique,
     at_most,
+    reach_unique,
     reach_with_inference,
     same_loss,
     spend_with_inference,
+    tokens_repeated,
 )
 from llmsize.scaling.laws import ScalingLaw, solve
 from llmsize.units import format_count
@@ -66,12 +68,9 @@ def best(law: ScalingLaw, budget: Budget) -> Allocation:
 
 
 def _for_loss(law: ScalingLaw, budget: Budget, target: float) -> Allocation:
-    if budget.unique_tokens:
-        raise LLMSizeError(
-            "a target loss with repeated tokens is not solved for",
-            hint="give --compute, and raise it until the loss is reached",
-        )
     served = budget.inference_tokens
+    if budget.unique_tokens:
+        return _for_loss_repeated(law, budget, target, budget.unique_tokens)
     found = reach_with_inference(law, target, served) if served else allocate_for_loss(law, target)
     if budget.largest is None or found.parameters <= budget.largest:
         return found
@@ -82,6 +81,19 @@ def _for_loss(law: ScalingLaw, budget: Budget, target: float) -> Allocation:
             hint="allow a larger model or a higher loss",
         )
     return replace(smaller[0], inference_tokens=served or 0.0)
+
+
+def _for_loss_repeated(law: ScalingLaw, budget: Budget, target: float, unique: float) -> Allocation:
+    if budget.inference_tokens:
+        raise LLMSizeError(
+            "serving and repeating tokens are not solved for together", hint="give one of them"
+        )
+    found = reach_unique(law, target, unique)
+    if budget.largest is None or found.parameters <= budget.largest:
+        return found
+    n = budget.largest
+    d = tokens_repeated(law, target, n, unique)
+    return Allocation(n, d, target, 6 * n * d, unique_tokens=unique)
 
 
 def _for_compute(law: ScalingLaw, budget: Budget, c: float) -> Allocation:

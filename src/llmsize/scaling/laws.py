@@ -28,6 +28,7 @@ from llmsize.units import PF_DAY
 Form = Literal[
     "kaplan", "compute", "additive", "repeated", "over-training", "precision", "granular-experts",
     "joint-experts", "tokens-for-params", "tokens-for-compute", "params-for-compute",
+    "separate-powers",
     "model-scale", "tuning", "effective-params",
 ]  # fmt: skip
 """The closed set of forms; each has its formulas in `FORMULAS` or its reduction in `REDUCTIONS`."""
@@ -172,6 +173,14 @@ FORMULAS: dict[Form, dict[str, str]] = {
         "N | D": "(6 * coefficient * D / C_unit ** exponent) ** (1 / (1 - exponent)) / (6 * D)",
         "lr | N": "lr_coefficient * (N / N_ref) ** lr_exponent",
         "B | N": "sequence * B_coefficient * (N / N_ref) ** B_exponent",
+    },
+    "separate-powers": {
+        "N | C": "N_coefficient * C ** N_exponent",
+        "D | C": "D_coefficient * C ** D_exponent",
+        "C | N": "(N / N_coefficient) ** (1 / N_exponent)",
+        "C | D": "(D / D_coefficient) ** (1 / D_exponent)",
+        "D | N": "D_coefficient * (N / N_coefficient) ** (D_exponent / N_exponent)",
+        "N | D": "N_coefficient * (D / D_coefficient) ** (N_exponent / D_exponent)",
     },
     "model-scale": {
         "M | C": "M_coefficient * C ** M_exponent",

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from llmsize.errors import LLMSizeError
+from llmsize.scaling.allocation import parameters_repeated, reach_unique, tokens_repeated
 from llmsize.scaling.laws import (
     ScalingLaw,
     answer,
@@ -15,7 +16,7 @@ from llmsize.scaling.laws import (
     relations,
     solve,
 )
-from llmsize.scaling.solve import root
+from llmsize.scaling.solve import ROOT_TOLERANCE, root
 from llmsize.term import Term, term
 
 
@@ -71,11 +72,8 @@ def loss_of(law: ScalingLaw, run: Run) -> Term:
     if run.steps and run.batch and "L | N, S_min" in relations(law):
         return _loss_after_steps(law, run)
     if run.unique_tokens and run.tokens and run.parameters:
-        if run.unique_tokens < run.tokens and "L | N, D, U" not in relations(law):
-            raise LLMSizeError(
-                f"`{law.name}` does not know what repeated tokens are worth",
-                hint="ask a law that does: --law muennighoff",
-            )
+        if run.unique_tokens < run.tokens:
+            check_repeats(law)
         if "L | N, D, U" in relations(law):
             return answer(law, "L | N, D, U", N=run.parameters, D=run.tokens, U=run.unique_tokens)
     if run.parameters and run.tokens:
@@ -180,11 +178,51 @@ def reach(law: ScalingLaw, target: float, run: Run) -> list[Term]:
 
     Raises `LLMSizeError` for a loss that the law never reaches.
     """
+    if run.unique_tokens:
+        return _reach_repeated(law, target, run, run.unique_tokens)
     if run.parameters:
         return [answer(law, "D | L, N", "tokens", L=target, N=run.parameters)]
     if run.tokens:
         return [answer(law, "N | L, D", "parameters", L=target, D=run.tokens)]
     return alone(law, target)
+
+
+def _reach_repeated(law: ScalingLaw, target: float, run: Run, unique: float) -> list[Term]:
+    """The same where only `unique` tokens differ; the roots have no closed form."""
+    check_repeats(law)
+    if run.parameters:
+        tokens = tokens_repeated(law, target, run.parameters, unique)
+        return [_solved(law, "tokens", tokens, "tokens"), _epochs(law, tokens, unique)]
+    if run.tokens:
+        needed = parameters_repeated(law, target, run.tokens, unique)
+        return [_solved(law, "parameters", needed, "parameters")]
+    found = reach_unique(law, target, unique)
+    return [
+        _solved(law, "compute that reaches it", found.compute, "FLOP"),
+        _solved(law, "parameters", found.parameters, "parameters"),
+        _solved(law, "tokens", found.tokens, "tokens"),
+        _epochs(law, found.tokens, unique),
+    ]
+
+
+def _epochs(law: ScalingLaw, tokens: float, unique: float) -> Term:
+    return _solved(law, "epochs", max(1.0, tokens / unique), "epochs")
+
+
+def _solved(law: ScalingLaw, name: str, value: float, unit: str) -> Term:
+    return Term(name, value, unit, source=law.source, grade="fitted", note=SOLVED)
+
+
+SOLVED = f"a bracketed root, to {ROOT_TOLERANCE:.0e}"
+
+
+def check_repeats(law: ScalingLaw) -> None:
+    """Raise `LLMSizeError` for a law that says nothing of repeated tokens."""
+    if "L | N, D, U" not in relations(law):
+        raise LLMSizeError(
+            f"`{law.name}` does not know what repeated tokens are worth",
+            hint="ask a law that does: --law muennighoff",
+        )
 
 
 def warnings(law: ScalingLaw, run: Run) -> list[str]:
