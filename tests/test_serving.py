@@ -67,7 +67,7 @@ BARS = {
     "vLLM weights_gib": (0.01, 0.02),
     "vLLM activation_gib": (0.02, 0.08),
     "vLLM non_torch_gib": (0.02, 0.12),
-    "vLLM cuda_graph_gib": (0.04, 0.20),
+    "vLLM cuda_graph_gib": (0.04, 0.12),
     "vLLM context_gib": (0.02, 0.12),
     "vLLM kv_pool_gib": (0.01, 0.08),
     "vLLM kv_tokens": (0.01, 0.08),
@@ -76,6 +76,7 @@ BARS = {
     "device memory used (driver), total_gib": (0.02, 0.08),
     "weights_gib": (0.01, 0.04),
     "peak GPU memory, total_gib": (0.04, 0.12),
+    "peak torch reserved, total_gib": (0.05, 0.12),
     "peak process memory (driver), total_gib": (0.04, 0.25),
     "llama.cpp context_gib": (0.02, 0.02),
 }

@@ -24,7 +24,7 @@ Row = Mapping[str, str]
 ENGINES = {
     "vLLM 0.19.0": "vllm", "vLLM 0.11.0": "vllm-0.11", "vLLM 0.6.5": "vllm-0.6",
     "transformers 4.38.2": "transformers-4.44", "llama.cpp CUDA (2025-05)": "llama.cpp",
-    "llama.cpp (2025-09)": "llama.cpp",
+    "llama.cpp (2025-09)": "llama.cpp", "torchao + torch.compile": "gpt-fast",
 }  # fmt: skip
 """Everything else is transformers of today."""
 
@@ -33,10 +33,11 @@ RECIPES = {
     "AWQ-INT4": "awq-int4-g128", "AWQ 4-bit": "awq-int4-g128", "FP8": "fp8-block",
     "GPTQ 4-bit (GPTQModel)": "gptq-int4-g128", "GPTQ 4-bit (AutoGPTQ)": "gptq-int4-g128",
     "bitsandbytes nf4": "nf4", "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",
-    "int8wo": "torchao-int8", "fp6": "torchao-fp6", "int8dq": "torchao-int8",
+    "int8wo": "torchao-int8", "fp6": "torchao-fp6", "int8dq": "torchao-int8dq",
     "int4wo-64": "torchao-int4-g64",
-    "autoquant-int4hqq": "hqq-int4-g64", "float8wo": "torchao-float8",
-    "float8dq-tensor": "fp8-tensor", "float8dq-row": "fp8",
+    "autoquant-int4hqq": "torchao-int4-hqq-g64", "float8wo": "torchao-float8",
+    "float8dq-tensor": "torchao-float8dq", "float8dq-row": "torchao-float8dq",
+    "int4wo-64-sparse-marlin": "torchao-int4-sparse-g64",
     "w8a8 int8 (compressed-tensors)": "w8a8", "w4a16 (compressed-tensors)": "w4a16",
     "fp8 dynamic (compressed-tensors)": "fp8", "fp8 (quantized while loading)": "fp8-tensor",
     "mxfp4": "mxfp4", "IQ3_M": "iq3_m",
@@ -164,10 +165,7 @@ def _recipe(row: Row) -> Recipe | None:
         return presets.get(Recipe, noted[0]) if noted else None
     if row["quant"] not in RECIPES:
         raise LLMSizeError(f"unknown quantization {row['quant']}", hint="add a recipe")
-    recipe = presets.get(Recipe, RECIPES[row["quant"]])
-    if row["engine"].startswith("torchao"):  # its own model: every linear layer is quantized
-        return replace(recipe, quantizes=(*recipe.quantizes, "head"))
-    return recipe
+    return presets.get(Recipe, RECIPES[row["quant"]])
 
 
 @lru_cache(maxsize=256)

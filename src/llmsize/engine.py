@@ -32,6 +32,9 @@ class Engine:
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""
     """How weights are stored unless told otherwise; empty for the checkpoint's own way."""
+    quantizes: tuple[str, ...] = ()
+    """Roles that it quantizes beside those of a recipe. Given only where a model is loaded in
+    16 bit and quantized on the device, its matrices of queries, keys and values joined."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
     utilization: float = 0.0
@@ -57,6 +60,14 @@ class Engine:
     graphs_layer: int = 0
     graphs_channel: int = 0
     graphs_experts: int = 0
+    graphs_splits: int = 0
+    """Into how many parts attention may cut the keys inside a CUDA graph; it keeps a result in fp32
+    of each part, for every head channel and token of the largest graph."""
+    graphs_tokens: int = 0
+    """Tokens of the largest graph."""
+    unsplit: tuple[str, ...] = ()
+    """Families that attend both ways within an image: with a vision tower, attention of theirs has
+    no such parts."""
     context: int = 0
     """Used before anything is loaded: the device context and libraries."""
     context_parallel: int = 0

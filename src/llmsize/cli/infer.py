@@ -363,7 +363,8 @@ def _headline(
 
 
 ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit from the host",
-        "CUDA graphs", "LoRA adapters", "draft model", "context and libraries")  # fmt: skip
+        "left by quantizing", "matrix unpacked", "CUDA graphs", "LoRA adapters", "draft model",
+        "context and libraries")  # fmt: skip
 
 
 def _table(places: tuple[Term, ...]) -> Table:

@@ -8,12 +8,13 @@ buffers whose sizes its own allocator decides: those are simulated in `memory/ll
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from llmsize.anatomy import LoRA, Setting, Trace
 from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.config import Config
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
@@ -22,6 +23,7 @@ from llmsize.memory import llamacpp
 from llmsize.memory.generation import generation
 from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes, pool_tokens
 from llmsize.memory.llamacpp.gguf import layer_caches, model
+from llmsize.memory.reserved import gaps_of_quantizing
 from llmsize.memory.weights import (
     FormatOf,
     Recipe,
@@ -64,6 +66,8 @@ class Serving:
     """What is computed in."""
     keys: Format
     values: Format
+    recipe: Recipe | None = None
+    """How they were quantized, if they are."""
     file: llamacpp.Model | None = None
     """The GGUF file, for llama.cpp."""
     context: int = 4096
@@ -114,6 +118,8 @@ def serving(
             "`nf4`, `awq`, `gptq`, `fp8`, …",
         )
     file = None
+    if recipe is not None and engine.quantizes:
+        recipe = replace(recipe, quantizes=(*recipe.quantizes, *engine.quantizes))
     if recipe is None:
         tensors = checkpoint(architecture, trace).weights
         stored: Stored = tuple((weight, format) for weight in tensors)
@@ -125,7 +131,7 @@ def serving(
         stored = tuple(formats_of(tensors_of, recipe, format_of, own=format))
     if not gguf and ("any" in engine.unties or (recipe and recipe.name in engine.unties)):
         stored = _untied(stored)
-    return Serving(architecture, trace, engine, stored, format, keys, values, file)
+    return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
 
 
 def _untied(stored: Stored) -> Stored:
@@ -285,6 +291,8 @@ def _grown(question: Serving) -> tuple[Term, ...]:
         held = cache_of(question, question.layers[first:end])
         workspace = activations(question, first=device == 0, last=end == layers)
         parts = [weights_of(_within(question, first, end)), *held, workspace]
+        if question.engine.quantizes:
+            parts += _compiled(question)
         if count < layers:
             parts.append(_visiting(question, count))
         places.append(total(f"GPU {device}", *parts, _beside(question)))
@@ -346,6 +354,35 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
     )
     return fact("activations", max(peak - grown, after) + begun.buffers, unit="bytes",
                 source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
+
+
+def _compiled(question: Serving) -> Iterator[Term]:
+    """What an engine holds that quantizes on the device and compiles: gaps, a matrix, graphs."""
+    engine, recipe = question.engine, question.recipe
+    matrices = list(_joined(question)) if recipe else []
+    if recipe and recipe.quantizing:
+        sizes = ((elements, elements * question.format.block_bytes) for elements in matrices)
+        yield fact(
+            "left by quantizing", gaps_of_quantizing(sizes, recipe.quantizing), unit="bytes",
+            source="PyTorch's caching allocator, simulated", grade="formula",
+        )  # fmt: skip
+    if recipe and recipe.unpacked:
+        yield term(
+            "matrix unpacked", "elements * element", unit="bytes", source=recipe.source,
+            elements=max(matrices, default=0), element=recipe.unpacked,
+        )  # fmt: skip
+    yield _fitted(engine, "CUDA graphs", engine.graphs)
+
+
+def _joined(question: Serving) -> Iterator[int]:
+    """Elements of every quantized matrix, queries, keys and values of a layer as one."""
+    quantized = (weight for weight, format in question.weights if format != question.format)
+    layer_by_layer = sorted(quantized, key=lambda weight: weight.layer % len(question.weights))
+    for (_, joined), alike in groupby(
+        layer_by_layer, key=lambda weight: (weight.layer, weight.role in ("q", "k", "v"))
+    ):
+        sizes = [weight.elements for weight in alike]
+        yield from [sum(sizes)] if joined else sizes
 
 
 def _computed(format: Format) -> Format:
@@ -464,13 +501,35 @@ def graphs(question: Serving, layers: int) -> Term:
     experts = engine.graphs_experts if _experts(question.trace) else 0
     made = term(
         "CUDA graphs",
-        "constant + per_layer * layers + (per_channel * channels + experts) / devices",
+        "constant + per_layer * layers + (per_channel * channels + experts "
+        "+ 4 * splits * tokens * head_channels) / devices",
         unit="bytes", grade="fitted", source=WARM_UP, note=f"n = {engine.fitted_to}",
         constant=engine.graphs, per_layer=engine.graphs_layer, layers=layers,
         per_channel=engine.graphs_channel, channels=mlp_channels(question.trace),
-        experts=experts, devices=question.devices,
+        experts=experts, splits=_splits(question), tokens=engine.graphs_tokens,
+        head_channels=_head_channels(question), devices=question.devices,
     )  # fmt: skip
     return replace(made, value=round(made.value))
+
+
+def _splits(question: Serving) -> int:
+    """Parts that attention keeps results of; FlashAttention computes in 16 bit alone."""
+    architecture, engine = question.architecture, question.engine
+    both_ways = architecture.family.startswith(engine.unsplit) and bool(engine.unsplit)
+    if question.format.block_bytes != 2 or (both_ways and architecture.config.get("vision_config")):
+        return 0
+    return engine.graphs_splits
+
+
+def _head_channels(question: Serving) -> int:
+    """Channels of attention's result, all heads together; of the latent where there is one."""
+    config = Config(question.architecture.config, question.architecture.name)
+    heads = config.count("num_attention_heads", "n_head", "num_heads")
+    rotary = config.count("qk_rope_head_dim")
+    return heads * max(
+        (layer.key_dim - rotary if layer.kind == "latent" else layer.value_dim
+         for layer in question.layers), default=0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,12 @@ class Recipe:
     """Whose tensors it is about: the checkpoint's own, or those of a GGUF file made of it."""
     needs_imatrix: bool = False
     """Whether it cannot be made without an importance matrix."""
+    quantizing: str = ""
+    """What the library allocates and frees while it quantizes one matrix on the device, in order:
+    `+name:bytes per element`, `-name`."""
+    unpacked: int = 0
+    """Bytes per element of the copies that a product makes of a matrix, where it is not compiled
+    and has no kernel for the format."""
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""

@@ -1,0 +1,110 @@
+"""What quantizing a loaded model on the device leaves reserved, and no tensor uses.
+
+PyTorch's caching allocator (c10/cuda/CUDACachingAllocator.cpp of v2.6) takes segments from the
+driver and cuts them into blocks. A segment goes back only when nothing is left in it. Every matrix
+was loaded into a segment of its own; the smaller, quantized ones are cut from segments of matrices
+and temporaries before them, and their remainders stay. Small blocks (up to 1 MiB) are left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from llmsize.errors import LLMSizeError
+
+MIB = 2**20
+SMALL = MIB
+"""Blocks up to this size have a pool of their own, and no remainder of this size is cut off."""
+MIDDLE, MIDDLE_SEGMENT = 10 * MIB, 20 * MIB
+"""Blocks below 10 MiB share segments of 20 MiB."""
+SEGMENT_UNIT = 2 * MIB
+
+Block = tuple[int, int]
+"""Where a block starts, and its bytes."""
+
+
+class Segments:
+    """The large pool: segments by address, and their free blocks."""
+
+    def __init__(self) -> None:
+        """Nothing reserved."""
+        self.free: list[tuple[int, int]] = []
+        """(bytes, start), the tightest first."""
+        self.at: dict[int, int] = {}
+        """Start → bytes of free blocks."""
+        self.before: dict[int, int] = {}
+        """End → start of free blocks."""
+        self.segments: dict[int, int] = {}
+        """Start → bytes."""
+        self.end = 0
+
+    def take(self, size: int) -> Block:
+        """A block of at least `size` bytes: from the tightest free one, or a new segment."""
+        if size <= SMALL:
+            return 0, 0
+        size = -(-size // 512) * 512
+        index = bisect_left(self.free, (size, 0))
+        if index == len(self.free):
+            room = MIDDLE_SEGMENT if size < MIDDLE else -(-size // SEGMENT_UNIT) * SEGMENT_UNIT
+            start, self.end = self.end, self.end + room + 1  # neighbours are not joined
+            self.segments[start] = room
+        else:
+            room, start = self.free[index]
+            self._remove(start)
+        if room - size > SMALL:
+            self._add(start + size, room - size)
+            return start, size
+        return start, room
+
+    def give(self, block: Block) -> None:
+        """Return a block, joined with its free neighbours."""
+        start, size = block
+        if not size:
+            return
+        if start + size in self.at:
+            size += self._remove(start + size)
+        if start in self.before:
+            left = self.before[start]
+            start, size = left, size + self._remove(left)
+        self._add(start, size)
+
+    def gaps(self) -> int:
+        """Bytes of free blocks once `empty_cache` has returned segments without a used block."""
+        return sum(size for start, size in self.at.items() if self.segments.get(start) != size)
+
+    def _add(self, start: int, size: int) -> None:
+        self.at[start], self.before[start + size] = size, start
+        insort(self.free, (size, start))
+
+    def _remove(self, start: int) -> int:
+        size = self.at.pop(start)
+        del self.before[start + size]
+        del self.free[bisect_left(self.free, (size, start))]
+        return size
+
+
+def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:
+    """Bytes reserved and unused after matrices of (elements, bytes) were quantized in turn.
+
+    `steps` is what quantizing one allocates and frees: `+name:bytes per element`, `-name`, in the
+    order of the library; at its end the matrix itself is freed, and what is left is the result.
+    """
+    pool = Segments()
+    loaded = [(pool.take(size), elements) for elements, size in matrices if size > SMALL]
+    for block, elements in loaded:
+        live: dict[str, Block] = {}
+        for step in steps.split():
+            name, _, size = step[1:].partition(":")
+            try:
+                if step[0] == "-":
+                    pool.give(live.pop(name))
+                else:
+                    live[name] = pool.take(int(elements * float(size)))
+            except (KeyError, ValueError):
+                raise LLMSizeError(
+                    f"cannot read the step `{step}` of quantizing",
+                    hint="write `+name:bytes` for what is allocated, `-name` for what is freed",
+                ) from None
+        pool.give(block)
+    return pool.gaps()
