@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmsize.anatomy.trace import Trace
 
 ALL_LINEAR = "all-linear"
-"""In place of names: all linear layers but routers and head."""
+"""In place of names: all linear layers but the head. Most routers are none."""
 
 FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
 """Roles of the linear layers of a feed-forward layer."""
@@ -63,7 +63,7 @@ class Adapter:
     def adapts(self, module: str, role: str, family: str = "") -> bool:
         """Whether it goes around the linear layer `module` of a model of this `model_type`."""
         if ALL_LINEAR in self.targets:
-            return role not in ("head", "router")
+            return role != "head"
         return module.rsplit(".", 1)[-1] in self.targets
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
@@ -96,7 +96,7 @@ class LoRA(Adapter):
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`."""
         name, width, out = layer.name, x.shape[-1], layer.out
-        if self.rank > min(width, out):
+        if self.rank > min(width, out) and layer.role != "router":
             raise LLMSizeError(
                 f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
                 hint=f"a rank of at most {min(width, out)} adds anything",

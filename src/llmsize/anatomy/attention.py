@@ -33,18 +33,20 @@ def attend(
 
     Shared keys are `repeated` for their queries where a kernel does not take them as they are.
     """
-    q, k, v = (ops.cast(t, x) for x in (q, k, v))
-    mask = None if mask is None else ops.cast(t, mask)
     groups = q.shape[1] // k.shape[1]
     grouped = mask is None and k.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
     if groups > 1 and not grouped and repeated and q.shape[2] == 1:
         # one token: its heads take the place of tokens beside the keys that they share
         packed = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
+        packed, k, v = (ops.cast(t, x) for x in (packed, k, v))
         return efficient(t, packed, k, v, mask).view(*q.shape[:-1], v.shape[-1])
     if groups > 1 and not grouped and repeated:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
         groups = 1
-    if q.format in (BF16, FP16) and mask is None and q.shape[-1] <= FLASH_HEAD_DIM:
+    q, k, v = (ops.cast(t, x) for x in (q, k, v))
+    mask = None if mask is None else ops.cast(t, mask)
+    same = q.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
+    if q.format in (BF16, FP16) and mask is None and same:
         return flash(t, q, k, v)
     if groups == 1:
         return efficient(t, q, k, v, mask)

@@ -78,6 +78,21 @@ def rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> 
     return result
 
 
+def complex_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
+    """The same as complex numbers, a cosine and a sine each, in one table."""
+    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    half = (1, t.sequence, channels // 2)
+    position = t.new("to", (1, t.sequence, 1), FP32)
+    angles = t.new("mul", half, FP32)
+    del position
+    ones = t.new("ones_like", half, FP32)
+    polar = t.new("polar", (1, t.sequence, channels), FP32)
+    del ones
+    table = t.new("mul", polar.shape, FP32)
+    del angles, polar
+    return Rotation(table, table)
+
+
 def rotate_half(t: Trace, x: Tensor) -> Tensor:
     """The second half of the channels, negated, before the first."""
     half = x.shape[-1] // 2
@@ -99,6 +114,34 @@ def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Te
     if cosines.shape[-1] == q.shape[-1]:
         return rotate(t, q, cosines, sines), rotate(t, k, cosines, sines)
     return rotate_part(t, q, k, cosines, sines)
+
+
+def turn_pairs(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` of neighbouring channels, which come out in two halves (DeepSeek V3)."""
+    cosines, sines = (ops.slice_last(t, x, x.shape[-1] // 2) for x in rotation)
+    (q_even, q_odd), (k_even, k_odd) = _even_and_odd(t, q), _even_and_odd(t, k)
+    q = _rotate_pair(t, q_even, q_odd, cosines, sines)
+    del q_even, q_odd
+    return q, _rotate_pair(t, k_even, k_odd, cosines, sines)
+
+
+def _even_and_odd(t: Trace, x: Tensor) -> tuple[Tensor, Tensor]:
+    half = x.shape[-1] // 2
+    return ops.slice_last(t, x, half, 2), ops.slice_last(t, x, half, 2)
+
+
+def _rotate_pair(t: Trace, even: Tensor, odd: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    first = ops.sub(t, ops.mul(t, even, cosines), ops.mul(t, odd, sines))
+    second = ops.add(t, ops.mul(t, odd, cosines), ops.mul(t, even, sines))
+    return ops.cat(t, (first, second))
+
+
+def turn_complex(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` of neighbouring channels as complex numbers in fp32, cast back (DeepSeek V2)."""
+    format, table = q.format, rotation.cosines
+    q, k = ops.to(t, q, FP32), ops.to(t, k, FP32)
+    q_turned = ops.to(t, ops.mul_complex(t, q, table), format)
+    return q_turned, ops.to(t, ops.mul_complex(t, k, table), format)
 
 
 def turn_and_cast(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,9 @@ Part = Callable[[Tensor], Tensor]
 Turn = Callable[[Trace, Tensor, Tensor, blocks.Rotation], tuple[Tensor, Tensor]]
 """Rotary embedding of q and k by heads."""
 
+Table = Callable[[Trace, Tensor, int, Format | None], blocks.Rotation]
+"""Makes the cosines and sines of that many channels, in a format or that of the tensor."""
+
 Kind = TypeVar("Kind", bound=Hashable)
 
 
@@ -117,7 +120,7 @@ def rotated(c: Config, head_dim: int, default: float) -> int:
     share = Config({"inner": inner, **c.fields}, c.model).number(
         "partial_rotary_factor", "rotary_pct", "inner", default=default
     )
-    channels = int(head_dim * share)
+    channels = c.count("rotary_dim") or int(head_dim * share)
     if default and not 0 < channels <= head_dim:
         raise c.error(
             f"rotates {channels:,} of the {head_dim} channels of a head",
@@ -171,6 +174,7 @@ def run(
     padded_positions: bool = False,
     turned_in: Format | None = None,
     turned_apart: bool = False,
+    rotary: Table = blocks.rotary,
     head_bias: bool = False,
     end: Sequence[blocks.Activation] = (),
 ) -> Tensor:
@@ -180,7 +184,7 @@ def run(
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
     layers; `end` is what happens to the logits. With `padded_positions` each sequence
     has its own. `turned_in` is the format of cosines and sines if not that of the embeddings;
-    layers with a window have some of their own if they are `turned_apart`.
+    layers with a window have some of their own if they are `turned_apart`; `rotary` makes them.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden))
@@ -188,7 +192,7 @@ def run(
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
-    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart), masks)
+    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart, rotary), masks)
     x = t.layers(names.layers, partial(_within, block, around), embeddings, kinds, *held)
     x = norm(t, x, names.norm)
     del embeddings, held, masks, around  # the model returns before its head begins
@@ -203,15 +207,21 @@ def _within(
 
 
 def tables(
-    t: Trace, s: Sizes, x: Tensor, windows: Iterable[int], format: Format | None, apart: bool
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    windows: Iterable[int],
+    format: Format | None,
+    apart: bool,
+    rotary: Table,
 ) -> Mapping[int, blocks.Rotation | None]:
     """Cosines and sines for each window, the same for all or `apart`; `None` without rotation."""
     if not s.rotary:
         return dict.fromkeys((0, *windows))
-    rotation = blocks.rotary(t, x, s.rotary, format)
+    rotation = rotary(t, x, s.rotary, format)
     made = dict.fromkeys((0, *windows), rotation)
     if apart:
-        made |= {w: blocks.rotary(t, x, s.rotary, format) for w in sorted(windows) if w}
+        made |= {w: rotary(t, x, s.rotary, format) for w in sorted(windows) if w}
     return made
 
 

@@ -20,11 +20,15 @@ from llmsize.anatomy.operations import GradList, attach, first
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32, INT32, INT64
+from llmsize.formats import BOOL, FP32, INT32, INT64, Format
 
-Scores = Literal["softmax", "sigmoid", "chosen"]
-"""How the router's logits become weights: a softmax over all experts, each expert for itself, or a
-softmax over those chosen."""
+Scores = Literal["softmax", "native softmax", "sigmoid", "chosen"]
+"""How the router's logits become weights: a softmax over all experts, in fp32 or in the format of
+the logits, each expert for itself, or a softmax over those chosen."""
+
+Correction = Literal["", "groups", "alike", "fp32"]
+"""What the choice adds to the scores: nothing, nothing but a look at groups of experts, or a buffer
+in the format of the weights or in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,17 @@ class Mixture:
     shared: int
     """Width of the expert that every token passes, or of all such together; 0 if there is none."""
     scores: Scores
+    precise: bool
+    """Whether the router multiplies in fp32."""
     wide: bool
-    """Whether the router works in fp32, and hands on weights in it."""
+    """Whether the weights of the chosen experts stay in fp32."""
+    correction: Correction
     normed: bool
     """Whether the weights of the chosen experts are made to sum to one."""
     scaled: bool
     """Whether they are multiplied by a number."""
+    grouped: bool
+    """Whether experts outside of the best groups lose their scores (DeepSeek V2)."""
 
 
 class Routing(NamedTuple):
@@ -58,9 +67,12 @@ def read(
     c: Config,
     *,
     scores: Scores = "softmax",
+    precise: bool = False,
     wide: bool = False,
+    correction: Correction = "",
     normed: bool = True,
     scaled: bool = False,
+    grouped: bool = False,
     width: str = "moe_intermediate_size",
 ) -> Mixture:
     """The mixture from a `config.json`; `width` is the field with the width of one expert."""
@@ -77,10 +89,21 @@ def read(
         width=Dim(one, "expert_width"),
         shared=Dim(c.count("shared_expert_intermediate_size", default=shared), "shared_width"),
         scores=scores,
+        precise=precise,
         wide=wide,
+        correction=correction,
         normed=c.flag("norm_topk_prob", default=normed),
         scaled=scaled,
+        grouped=grouped,
     )
+
+
+def read_corrected(c: Config, *, correction: Correction = "alike", normed: bool = True) -> Mixture:
+    """The mixture of DeepSeek V3: sigmoids in fp32, corrected for the choice, scaled."""
+    return read(
+        c, scores="sigmoid", precise=True, wide=True, correction=correction, normed=normed,
+        scaled=True,
+    )  # fmt: skip
 
 
 def sparse_layers(c: Config, layers: int, first_sparse: int = 0) -> list[bool]:
@@ -134,9 +157,14 @@ def route(
         logits = t.linear(tokens, name, m.count, bias=bias, role="router")
     else:
         logits = router_logits(t, m, tokens, name, bias=bias)
+    return choose(t, m, logits, tokens.format)
+
+
+def choose(t: Trace, m: Mixture, logits: Tensor, format: Format) -> Routing:
+    """The weights of the experts with the best `logits`, in `format` unless they stay in fp32."""
     weights, indices = _chosen(t, m, logits)
     if not m.wide:
-        weights = ops.to(t, weights, tokens.format)
+        weights = ops.to(t, weights, format)
     return Routing(weights, indices, logits)
 
 
@@ -145,7 +173,7 @@ def router_logits(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool
     weight: Tensor = t.weight(f"{name}.weight", (m.count, tokens.shape[-1]), "router")
     weight = t.adapted_matrix(weight, f"{name}.weight", "router")
     offset = t.weight(f"{name}.bias", (m.count,), "bias") if bias else None
-    if m.wide and m.scores == "sigmoid":
+    if m.precise:
         tokens, weight = ops.to(t, tokens, FP32), ops.to(t, weight, FP32)
     return ops.linear(t, tokens, weight, offset)
 
@@ -155,15 +183,17 @@ def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
     if m.scores == "chosen":
         highest, indices = ops.topk(t, ops.to(t, logits, FP32), m.chosen)
         return ops.softmax(t, highest), indices
-    if m.scores == "softmax":
-        scores = ops.softmax(t, logits, FP32)
-        weights, indices = ops.topk(t, scores, m.chosen)
+    if m.scores == "sigmoid":
+        scores = ops.sigmoid(t, ops.to(t, logits, FP32))
     else:
-        scores = ops.sigmoid(t, logits if m.wide else ops.to(t, logits, FP32))
-        if not t.replaying:  # a buffer in every such layer
-            t.buffers += len(t.places[t.layer].indices) * m.count * t.setting.format.block_bytes
+        scores = ops.softmax(t, logits, FP32 if m.scores == "softmax" else None)
+    if m.correction:
         indices = _corrected_choice(t, m, scores)
         weights = ops.gather(t, scores, indices)
+    else:
+        if m.grouped:
+            scores = ops.masked_fill(t, scores, t.new("bitwise_not", scores.shape, BOOL))
+        weights, indices = ops.topk(t, scores, m.chosen)
     if m.normed:
         whole = ops.total(t, weights)
         weights = ops.divide_in_place(t, weights, whole)
@@ -172,6 +202,9 @@ def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
     """The experts whose score with its correction is highest; no gradient passes here."""
+    if m.correction != "groups" and not t.replaying:  # a buffer in every such layer
+        format = FP32 if m.correction == "fp32" else t.setting.format
+        t.buffers += len(t.places[t.layer].indices) * m.count * format.block_bytes
     corrected = t.new("add", scores.shape, scores.format)
     masked = t.new("masked_fill", scores.shape, scores.format)
     values = t.new("topk", (scores.shape[0], m.chosen), scores.format)

@@ -133,6 +133,26 @@ def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     ]
 
 
+def mul_complex(t: Tape, x: Tensor, table: Tensor) -> Tensor:
+    """`x` times a constant `table`, both as complex numbers of two neighbouring channels.
+
+    Keeps the table, and conjugates it in its backward pass.
+    """
+    node = t.record(_mul_complex_backward, (x,), (table,))
+    return attach(t.new("mul", x.shape, x.format), node, x)
+
+
+def _mul_complex_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = contiguous(t, first(grads))
+    grads.clear()
+    (table,) = node.saved
+    assert table is not None
+    conjugate = t.new("conj", table.shape, table.format)
+    out = t.new("mul_backward", grad.shape, grad.format)
+    del conjugate
+    return (out,)
+
+
 def unary(
     t: Tape, operation: str, x: Tensor, *, keeps: str = "", format: Format | None = None
 ) -> Tensor:
@@ -306,14 +326,15 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
 # --- shapes ------------------------------------------------------------------------------------
 
 
-def slice_last(t: Tape, x: Tensor, size: int) -> Tensor:
-    """`x[..., a:b]`, a view; its backward pass fills a tensor of the input's size."""
+def slice_last(t: Tape, x: Tensor, size: int, step: int = 1) -> Tensor:
+    """`x[..., a:b:step]`, a view; its backward pass fills a tensor of the input's size."""
     node = t.record(_slice_backward, (x,), (), x.shape)
-    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, _part_of_last(x, size))
+    return Tensor((*x.shape[:-1], size), x.format, x.storage, node, 0, _part_of_last(x, size, step))
 
 
-def _part_of_last(x: Tensor, size: int) -> Strides:
-    return tidy((*x.shape[:-1], size), x.strides or row_major(x.shape))
+def _part_of_last(x: Tensor, size: int, step: int = 1) -> Strides:
+    *outer, last = x.strides or row_major(x.shape)
+    return tidy((*x.shape[:-1], size), (*outer, last * step))
 
 
 def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -393,6 +414,31 @@ def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     ]
 
 
+def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
+    """A new tensor that the parts are copied into, one after another along the last dimension.
+
+    Each copy's backward pass copies the whole gradient, and clears what the part had overwritten
+    if anything that wants a gradient was there (torch/csrc/autograd/functions/tensor.cpp,
+    `CopySlices`).
+    """
+    whole = t.new("new_empty", shape, parts[0].format)
+    for part in parts:
+        node = t.record(_assemble_backward, (whole, part), (), (*shape[:-1], part.shape[-1]))
+        whole = Tensor(shape, whole.format, whole.storage, node)
+    return whole
+
+
+def _assemble_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    whole = laid_out(t.new("copy_slices", grad.shape, grad.format), grad)
+    part = t.new("copy", node.context, grad.format)
+    if not node.needs(0):
+        return None, part
+    zeros = t.new("zeros", node.context, grad.format)
+    del zeros
+    return whole, part
+
+
 def transpose(t: Tape, x: Tensor, a: int, b: int) -> Tensor:
     """A view with two dimensions exchanged."""
     order = list(range(len(x.shape)))
@@ -459,10 +505,15 @@ def _merge_heads_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 
 def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
-    """KV heads repeated for the query heads that share them: batch, heads, sequence, channels."""
+    """KV heads repeated for the query heads that share them: batch, heads, sequence, channels.
+
+    A copy, unless there is only one head to repeat.
+    """
     if times == 1:
         return x
     batch, heads, sequence, channels = x.shape
+    if heads == 1:
+        return expand(t, x, batch, times, sequence, channels)
     node = t.record(_repeat_backward, (x,), (), x.shape)
     return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
 
@@ -491,6 +542,12 @@ def index(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
     """The rows of `x` at `indices`, which it keeps."""
     node = t.record(_scatter_backward, (x,), (indices,), x.shape)
     return attach(t.new("index", (*indices.shape, *x.shape[1:]), x.format), node)
+
+
+def scattered(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
+    """A copy of `x` with a number at `indices` of the last dimension, which it keeps."""
+    node = t.record(_unary_backward, (x,), (indices,), "scatter")
+    return attach(t.new("scatter", x.shape, x.format), node)
 
 
 def _scatter_backward(t: Tape, node: Node, grads: GradList) -> Grads:

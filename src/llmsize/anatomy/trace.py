@@ -121,15 +121,23 @@ class Trace(Tape):
     sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
 
     def weight(
-        self, name: str, shape: Shape, role: str, *, experts: int = 0, chosen: int = 0
+        self,
+        name: str,
+        shape: Shape,
+        role: str,
+        *,
+        experts: int = 0,
+        chosen: int = 0,
+        format: Format | None = None,
     ) -> Parameter:
         """The parameter `name` (relative to its layer), made when it is first asked for.
 
         `experts` says that its first dimension is routed experts, of which a token uses `chosen`.
+        It has a `format` of its own if the model says so.
         """
         weight = self.weights.get((self.layer, name))
         if weight is None:
-            weight = self._weight(name, shape, self._format_of(role), role)
+            weight = self._weight(name, shape, format or self._format_of(role), role)
             weight.experts, weight.chosen = experts, chosen
             if self._trains(role):
                 weight.train()
@@ -200,13 +208,14 @@ class Trace(Tape):
         bias: bool = False,
         role: str,
         transposed: bool = False,
+        format: Format | None = None,
     ) -> Tensor:
         """A linear layer from the last dimension of `x` to `out`, with an adapter if it has one.
 
         `transposed` weights are stored as (in, out), as GPT-2's are.
         """
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
-        weight = self.weight(f"{name}.weight", shape, role)
+        weight = self.weight(f"{name}.weight", shape, role, format=format)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
         run = partial(_quantized if self._quantizes(role) else ops.linear, self)
         base = partial(_applied, run, weight, offset, out)

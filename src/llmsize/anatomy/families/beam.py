@@ -17,7 +17,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, scores="sigmoid")
+    m = mixture.read(c, scores="sigmoid", precise=True, wide=True, correction="alike")
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:

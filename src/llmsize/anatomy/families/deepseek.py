@@ -12,7 +12,7 @@ from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Sizes, Turn
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -33,6 +33,8 @@ class Latent:
     value: int
     """Channels of each head's value."""
     bias: bool
+    turn: Turn
+    """Rotary embedding of q and k."""
 
     @property
     def query(self) -> int:
@@ -50,6 +52,9 @@ class Indexer:
 
 def read_latent(c: Config, *, q_rank: int = 0) -> Latent:
     """Latent attention from a `config.json`."""
+    turn: Turn = blocks.turn_pairs if c.flag("rope_interleave", default=True) else blocks.turn
+    if c.text("model_type") == "deepseek_v2":
+        turn = blocks.turn_complex
     return Latent(
         q_rank=Dim(c.count("q_lora_rank", default=q_rank), "q_rank"),
         kv_rank=Dim(c.size("kv_lora_rank"), "kv_rank"),
@@ -57,34 +62,45 @@ def read_latent(c: Config, *, q_rank: int = 0) -> Latent:
         plain=Dim(c.size("qk_nope_head_dim"), "plain"),
         value=Dim(c.size("v_head_dim"), "value_dim"),
         bias=c.flag("attention_bias"),
+        turn=turn,
     )
 
 
-FIRST_SPARSE = {
-    "deepseek_v3": 3,
-    "deepseek_v32": 3,
-    "glm_moe_dsa": 3,
-    "axk1": 1,
-    "glm4_moe_lite": 1,
-}
-"""The first layer with experts, where the configuration does not say."""
+@dataclass(frozen=True, slots=True)
+class Type:
+    """What one `model_type` does differently from DeepSeek V3."""
 
-TIED = ("youtu",)
+    first_sparse: int = 0
+    """The first layer with experts, where the configuration does not say."""
+    tied: bool = False
+    correction: mixture.Correction = "alike"
+    """Of the scores of experts before they are chosen."""
+    normed_experts: bool = False
+    """Whether a norm is behind the experts."""
+
+
+TYPES = {
+    "deepseek": Type(),
+    "deepseek_v2": Type(),
+    "deepseek_v3": Type(first_sparse=3),
+    "deepseek_v32": Type(first_sparse=3, correction="fp32"),
+    "kimi_k2": Type(),
+    "kimi_k25": Type(),
+    "glm_moe_dsa": Type(first_sparse=3, correction="fp32"),
+    "glm4_moe_lite": Type(first_sparse=1, correction="fp32"),
+    "axk1": Type(first_sparse=1, normed_experts=True),
+    "youtu": Type(tied=True),
+    "mistral4": Type(),
+}
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    family = c.text("model_type")
+    family = TYPES[c.text("model_type")]
     latent = read_latent(c) if c.value("kv_lora_rank") is not None else None
     fields = {**c.fields, "head_dim": latent.rotary if latent else c.value("head_dim")}
-    s = decoder.read(Config(fields, c.model), tied=family in TIED)
-    experts = c.value("n_routed_experts") is not None
-    sigmoid = family not in ("deepseek", "deepseek_v2")
-    m = None
-    if experts:
-        m = mixture.read(
-            c, scores="sigmoid" if sigmoid else "softmax", wide=True, normed=sigmoid, scaled=True
-        )
+    s = decoder.read(Config(fields, c.model), tied=family.tied)
+    m = read_mixture(c, family) if c.value("n_routed_experts") is not None else None
     indexer = read_indexer(c)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
@@ -97,12 +113,26 @@ def forward(t: Trace, c: Config) -> Tensor:
                 if latent
                 else decoder.attention(t, s, x, around, bias=c.flag("attention_bias"))
             ),
-            lambda x: feed(t, s, m if sparse else None, x, family == "axk1"),
+            lambda x: feed(t, s, m if sparse else None, x, family.normed_experts),
         )
 
-    sparse = mixture.sparse_layers(c, s.layers, FIRST_SPARSE.get(family, 0))
+    sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds)
+    rotary = blocks.complex_rotary if c.text("model_type") == "deepseek_v2" else blocks.rotary
+    return decoder.run(t, s, block, kinds, rotary=rotary)
+
+
+def read_mixture(c: Config, family: Type) -> Mixture:
+    """DeepSeekMoE's experts; until V3 the scores were a softmax, in V2 in fp32."""
+    name = c.text("model_type")
+    if name == "mistral4":
+        return mixture.read(c, scores="native softmax", correction="groups", scaled=True)
+    if name in ("deepseek", "deepseek_v2"):
+        return mixture.read(
+            c, precise=name == "deepseek_v2", wide=True, normed=False, scaled=True,
+            grouped=c.text("topk_method") == "group_limited_greedy",
+        )  # fmt: skip
+    return mixture.read_corrected(c, correction=family.correction)
 
 
 def feed(t: Trace, s: Sizes, m: Mixture | None, x: Tensor, normed: bool) -> Tensor:
@@ -150,18 +180,28 @@ def latent_attention(
     )
     kv, k_turned = ops.split(t, latent, d.kv_rank, d.rotary)
     kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
-    k_turned = k_turned.view(t.batch, 1, t.sequence, d.rotary)
-    q_turned, k_turned = decoder.turn(t, q_turned, k_turned, around)
+    k_turned = ops.split_heads(t, k_turned, 1)
+    rotation = around.rotation
+    assert rotation is not None
+    q_turned, k_turned = d.turn(t, q_turned, k_turned, rotation)
     if indexer is not None:
         index(t, s, indexer, x, compressed)
     expanded = s.heads * (d.query + d.value)
     t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
-    q = ops.cat(t, (q_plain, q_turned))
-    kv = t.linear(kv, "self_attn.kv_b_proj", s.heads * (d.plain + d.value), role="kv_b")
-    k_plain, v = ops.split(t, ops.split_heads(t, kv, s.heads), d.plain, d.value)
-    k = ops.cat(t, (k_plain, ops.repeat(t, k_turned, s.heads)))
-    out = blocks.attend(t, q, k, v, around.mask)
+    q_whole = ops.cat(t, (q_plain, q_turned))
+    k, v = expand(t, s, d, kv, k_turned)
+    out = blocks.attend(t, q_whole, k, v, around.mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:
+    """Each head's key and value made of the latent, and of the key that all heads share."""
+    kv = t.linear(kv, "self_attn.kv_b_proj", s.heads * (d.plain + d.value), role="kv_b")
+    kv = ops.split_heads(t, kv, s.heads)
+    k_plain, v = ops.split(t, kv, d.plain, d.value)
+    k_turned = ops.repeat(t, k_turned, s.heads)
+    shape = (*k_plain.shape[:-1], d.query)
+    return ops.assemble(t, shape, (k_plain, k_turned)), v
 
 
 def index(t: Trace, s: Sizes, i: Indexer, x: Tensor, compressed: Tensor) -> None:

@@ -25,13 +25,16 @@ class Type:
     local_of: int = 0
     """Every that many layers one is global, the others local; 0 if all are global."""
     global_rotates: bool = True
+    correction: mixture.Correction = "alike"
+    normed_weights: bool = True
+    """Whether the experts' weights sum to one where the configuration does not say."""
 
 
 TYPES = {
-    "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1),
+    "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
     "hy_v3": Type(first_sparse=1),
-    "solar_open": Type(normed_heads=False),
-    "dots1": Type(),
+    "solar_open": Type(normed_heads=False, correction="fp32"),
+    "dots1": Type(normed_weights=False),
     "exaone_moe": Type(first_sparse=1, local_of=4, global_rotates=False),
 }
 
@@ -40,7 +43,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
     s = decoder.read(c, rotary=family.rotary)
-    m = mixture.read(c, scores="sigmoid", wide=True, scaled=True)
+    m = mixture.read_corrected(c, correction=family.correction, normed=family.normed_weights)
     bias = c.flag("attention_bias")
     normed = c.flag("use_qk_norm", default=family.normed_heads)
     period = c.count("sliding_window_pattern", default=family.local_of)

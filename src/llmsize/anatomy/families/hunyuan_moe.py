@@ -12,6 +12,7 @@ from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -52,6 +53,9 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts and one that every token passes, all of one width."""
     shared = decoder.gated(t, s, x, name="mlp.shared_mlp", role="shared_")
     tokens = x.view(t.batch * t.sequence, s.hidden)
-    weights = mixture.route(t, m, tokens, "mlp.gate.wg", linear=True)
+    wide = ops.to(t, tokens, FP32)
+    logits = t.linear(wide, "mlp.gate.wg", m.count, role="router", format=FP32)
+    del wide
+    weights = mixture.choose(t, m, logits, logits.format)
     routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts").view(*x.shape)
     return ops.add(t, routed, shared)

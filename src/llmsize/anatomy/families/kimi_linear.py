@@ -36,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     latent = read_latent(c)
     s = decoder.read(Config({**c.fields, "head_dim": latent.rotary}, c.model), rotary=0.0)
-    m = mixture.read(c, scores="sigmoid", wide=True, scaled=True)
+    m = mixture.read_corrected(c)
     delta = Delta(
         heads=Dim(c.size("linear_num_heads", default=s.heads), "linear_heads"),
         head_dim=Dim(c.size("linear_head_dim", default=128), "linear_head_dim"),

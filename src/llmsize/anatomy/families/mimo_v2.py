@@ -17,7 +17,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, scores="sigmoid", wide=True, scaled=True)
+    m = mixture.read_corrected(c)
     value_dim = Dim(c.size("v_head_dim", default=s.head_dim), "value_dim")
     local_kv_heads = c.size("swa_num_key_value_heads", default=2 * s.kv_heads)
     bias = c.flag("attention_bias")

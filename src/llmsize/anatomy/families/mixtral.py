@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Norm, Sizes
 from llmsize.anatomy.families.llama import windows
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import BOOL, INT64
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,12 @@ class Type:
     scores: mixture.Scores = "softmax"
     wide: bool = False
     """Whether the experts' weights stay in fp32."""
+    correction: mixture.Correction = ""
     normed: bool = False
     """Whether they sum to one where the configuration does not say."""
     router: str = "mlp.gate"
+    sampled: bool = False
+    """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
 
 
 TYPES = {
@@ -44,8 +50,10 @@ TYPES = {
     "qwen3_moe": Type(head_norm=blocks.rms_norm),
     "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm),
     "olmoe": Type(wide_norm=blocks.rms_norm),
-    "phimoe": Type(norm=blocks.layer_norm, router="mlp.router"),
-    "minimax_m2": Type(wide_norm=blocks.rms_norm, scores="sigmoid", normed=True),
+    "phimoe": Type(norm=blocks.layer_norm, router="mlp.router", sampled=True),
+    "minimax_m2": Type(
+        wide_norm=blocks.rms_norm, scores="sigmoid", wide=True, normed=True, correction="alike"
+    ),
     "mellum": Type(head_norm=blocks.rms_norm),
 }
 
@@ -54,7 +62,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
     s = decoder.read(c)
-    m = mixture.read(c, scores=family.scores, wide=family.wide, normed=family.normed)
+    m = mixture.read(
+        c, scores=family.scores, wide=family.wide, normed=family.normed,
+        correction=family.correction,
+    )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
@@ -80,6 +91,11 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:
     """Routed experts, and a shared one behind a gate of its own (Qwen2-MoE)."""
+    if family.sampled:
+        tokens = x.view(t.batch * t.sequence, s.hidden)
+        logits = mixture.router_logits(t, m, tokens, family.router, bias=False)
+        routing = sparse_mixer(t, logits)
+        return mixture.run_experts(t, s, m, tokens, routing, "mlp.experts").view(*x.shape)
     if not m.shared:
         return mixture.feed(t, s, m, x, router=family.router)
     return feed_beside_gated_expert(t, s, m, x)
@@ -93,3 +109,36 @@ def feed_beside_gated_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tenso
     routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
     gate = ops.sigmoid(t, t.linear(tokens, "mlp.shared_expert_gate", 1, role="router"))
     return ops.add(t, routed, ops.mul(t, gate, shared)).view(*x.shape)
+
+
+def sparse_mixer(t: Trace, scores: Tensor) -> mixture.Routing:
+    """Two experts, the second drawn among the rest (Liu et al. 2023, arXiv:2310.00811)."""
+    first, best = draw(t, scores, scores)
+    second, next_best = draw(t, scores, ops.scattered(t, scores, best))
+    weights = ops.cat(t, (first, second))
+    del first, second
+    return mixture.Routing(weights, ops.cat(t, (best, next_best)), scores)
+
+
+def draw(t: Trace, scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight and the index of one expert of each token, among those not far from the best."""
+    far = t.new("gt", scores.shape, BOOL)
+    gates = ops.masked_fill(t, candidates, far)
+    chosen = t.new("max", (scores.shape[0], 1), INT64)
+    gates = ops.softmax(t, gates)
+    weight = ops.gather(t, gates, chosen)
+    if not t.setting.training:
+        return weight, chosen
+    node = t.record(_drawn_backward, (scores, weight), (weight, chosen, gates))
+    return ops.attach(t.new("mul", weight.shape, weight.format), node), chosen
+
+
+def _drawn_backward(t: Tape, node: Node, grads: ops.GradList) -> Grads:
+    """The gradient of the scores alone: the gates' derivative, written out."""
+    grad, gates = ops.first(grads), node.saved[2]
+    assert gates is not None
+    scaled = t.new("mul", grad.shape, grad.format)
+    negated = t.new("mul", grad.shape, grad.format)
+    to_scores = t.new("mul", gates.shape, gates.format)
+    del scaled, negated
+    return to_scores, None

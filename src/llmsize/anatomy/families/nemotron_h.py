@@ -30,7 +30,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     fields["hidden_act"] = c.text("mlp_hidden_act", default="relu2")
     s = decoder.read(Config(fields, c.model), rotary=0.0)
     mixer = read_mamba2(c, s.hidden)
-    m = mixture.read(c, scores="sigmoid", wide=True, scaled=True) if "moe" in kinds else None
+    m = mixture.read_corrected(c) if "moe" in kinds else None
     latent = Dim(c.count("moe_latent_size"), "latent")
     shared = Dim(c.count("moe_shared_expert_intermediate_size"), "shared_width")
 
