@@ -237,7 +237,7 @@ def run_experts(
     rows = tokens.shape[0] * m.chosen
     experts, order = t.new("sort", (rows,), INT64), t.new("sort", (rows,), INT64)
     chosen = ops.index(t, tokens, t.new("floor_divide", (rows,), INT64))
-    weights = ops.index(t, routing.weights.view(rows), order)
+    weights = ops.index(t, ops.reshape(t, routing.weights, rows), order)
     as_whole = t.new("to", (rows,), INT32)
     counts = t.new("histc", (m.count,), INT32)
     ends = t.new("cumsum", (m.count,), INT32)
