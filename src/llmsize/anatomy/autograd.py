@@ -119,6 +119,8 @@ def backward(tape: Tape, output: Tensor) -> None:
         tape.enter(current.layer)
         if current.grads:
             run(tape, current)
+        else:
+            release(current)
         del current
     tape.enter(-1)
     del seed
@@ -147,6 +149,14 @@ def run(tape: Tape, node: Node) -> None:
         if edge is not None and grad is not None:
             edge[0].receive(tape, edge[1], grad)
         del grad
+
+
+def release(node: Node) -> None:
+    """Let go of what a node kept that no gradient has reached."""
+    checkpoint, node.checkpoint = node.checkpoint, None
+    node.saved = []
+    if checkpoint is not None:
+        checkpoint.forget(node.place)
 
 
 def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:

@@ -90,6 +90,11 @@ class Checkpoint:
         count = self.made[operation] = self.made.get(operation, 0) + 1
         return count % every == 1 or every == 1
 
+    def forget(self, place: int) -> None:
+        """Let go of what the node at `place` kept, if it has been recomputed."""
+        if self.nodes:
+            self.nodes[place].saved = []
+
     def recomputed(self, tape: Tape, place: int) -> list[Tensor | None]:
         """What the node at `place` kept, from running the block a second time."""
         if not self.nodes:
