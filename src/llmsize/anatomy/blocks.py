@@ -69,13 +69,26 @@ def rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> 
     half = t.new("mul", (1, t.sequence, channels // 2), FP32)
     del position
     angles = t.new("cat", (1, t.sequence, channels), FP32)
-    cosines = ops.scale(t, ops.unary(t, "cos", angles))
-    sines = ops.scale(t, ops.unary(t, "sin", angles))
-    format = format or x.format
-    result = Rotation(ops.to(t, cosines, format), ops.to(t, sines, format))
+    result = cosines_and_sines(t, angles, format or x.format)
     t.grad = grad
     del half
     return result
+
+
+def half_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
+    """The same for one half of the channels, which the other half shares (gpt-oss)."""
+    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    position = t.new("to", (1, t.sequence, 1), FP32)
+    angles = t.new("mul", (1, t.sequence, channels // 2), FP32)
+    del position
+    return cosines_and_sines(t, angles, format or x.format)
+
+
+def cosines_and_sines(t: Trace, angles: Tensor, format: Format) -> Rotation:
+    """The scaled cosine and sine of every angle, in `format`."""
+    cosines = ops.scale(t, ops.unary(t, "cos", angles))
+    sines = ops.scale(t, ops.unary(t, "sin", angles))
+    return Rotation(ops.to(t, cosines, format), ops.to(t, sines, format))
 
 
 def complex_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
@@ -134,6 +147,16 @@ def _rotate_pair(t: Trace, even: Tensor, odd: Tensor, cosines: Tensor, sines: Te
     first = ops.sub(t, ops.mul(t, even, cosines), ops.mul(t, odd, sines))
     second = ops.add(t, ops.mul(t, odd, cosines), ops.mul(t, even, sines))
     return ops.cat(t, (first, second))
+
+
+def turn_halves(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` by a table that both halves of the channels share (gpt-oss)."""
+    turned = []
+    for x in (q, k):
+        half = x.shape[-1] // 2
+        first, second = ops.split(t, x, half, half)
+        turned.append(_rotate_pair(t, first, second, *rotation))
+    return turned[0], turned[1]
 
 
 def turn_complex(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:

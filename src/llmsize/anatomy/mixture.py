@@ -241,26 +241,29 @@ def run_experts(
     as_whole = t.new("to", (rows,), INT32)
     counts = t.new("histc", (m.count,), INT32)
     ends = t.new("cumsum", (m.count,), INT32)
-    grouped = partial(
-        _grouped, t, m, ends, bias_of=experts if bias else None, transposed=transposed
-    )
-    if gated:
-        x = grouped(chosen, f"{name}.gate_up_proj", 2 * m.width, "expert_gate_up")
-        x = gate(t, s, x) if gate else gated_halves(t, s, x)
-    else:
-        x = grouped(chosen, f"{name}.up_proj", m.width, "expert_up")
-        x = s.activation(t, x)
-    x = grouped(x, f"{name}.down_proj", width, "expert_down")
+    up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
+    offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
+    grouped = partial(_grouped, t, m, ends, transposed=transposed)
+    x = grouped(chosen, f"{name}.{up}", out, f"expert_{up.removesuffix('_proj')}", offset)
+    join = gate or (gated_halves if gated else activated)
+    x = join(t, s, x)
+    offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
+    x = grouped(x, f"{name}.down_proj", width, "expert_down", offset)
     weighted = ops.mul(t, x, weights.view(rows, 1))
     back, counted = t.new("empty_like", (rows,), INT64), t.new("arange", (rows,), INT64)
     del counted
     weighted = ops.index(t, weighted, back)
     summed = ops.sum_chosen(t, weighted, m.chosen)
-    del experts, as_whole, counts
+    del experts, as_whole, counts, offset
     return ops.to(t, summed, tokens.format)
 
 
 Gate = Callable[[Trace, Sizes, Tensor], Tensor]
+
+
+def activated(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The activation of all of it, where there is no gate."""
+    return s.activation(t, x)
 
 
 def gated_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
@@ -268,6 +271,12 @@ def gated_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     gate, up = ops.split(t, x, half, half)
     return ops.mul(t, s.activation(t, gate), up)
+
+
+def _row_biases(t: Trace, m: Mixture, name: str, out: int, experts: Tensor) -> Tensor:
+    """The bias for each row, of which `experts` are."""
+    offsets = t.weight(name, (m.count, out), "expert_bias", experts=m.count, chosen=m.chosen)
+    return ops.index(t, offsets, experts)
 
 
 def _grouped(
@@ -278,22 +287,17 @@ def _grouped(
     name: str,
     out: int,
     role: str,
+    offset: Tensor | None,
     *,
-    bias_of: Tensor | None,
     transposed: bool,
 ) -> Tensor:
-    """A linear layer of each expert for the rows of its tokens; `bias_of` is each row's expert."""
+    """A linear layer of each expert for the rows of its tokens, with a bias for each row."""
     width = x.shape[-1]
     shape = (m.count, width, out) if transposed else (m.count, out, width)
     weight: Tensor = t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
     weight = t.adapted_matrix(weight, name, role, fused=2 if role.endswith("gate_up") else 1)
-    if bias_of is None:
-        return ops.grouped_linear(t, x, weight, ends, out)
-    offsets = t.weight(
-        f"{name}_bias", (m.count, out), "expert_bias", experts=m.count, chosen=m.chosen
-    )
-    chosen = ops.index(t, offsets, bias_of)
-    return ops.add_in_place(t, ops.grouped_linear(t, x, weight, ends, out), chosen)
+    x = ops.grouped_linear(t, x, weight, ends, out)
+    return x if offset is None else ops.add_in_place(t, x, offset)
 
 
 def take(t: Trace, x: Tensor, shape: Shape, operation: str) -> Tensor:

@@ -213,15 +213,16 @@ def relu(t: Tape, x: Tensor) -> Tensor:
     return unary(t, "relu", x, keeps="output")
 
 
-def clamp(t: Tape, x: Tensor) -> Tensor:
-    """`x` within bounds; keeps its input, and marks in its backward pass what was within."""
-    node = t.record(_clamp_backward, (x,), (x,))
+def clamp(t: Tape, x: Tensor, bounds: int = 1) -> Tensor:
+    """`x` within one or two `bounds`; keeps its input, and marks what was within in its backward
+    pass."""
+    node = t.record(_clamp_backward, (x,), (x,), bounds)
     return attach(t.new("clamp", x.shape, x.format), node, x)
 
 
 def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    within = t.new("le", grad.shape, BOOL)
+    within = [t.new("le", grad.shape, BOOL) for _ in range(node.context)]
     out = laid_out(t.new("where", grad.shape, grad.format), grad)
     del within
     return (out,)
@@ -532,6 +533,13 @@ def topk(t: Tape, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return attach(values, t.record(_scatter_backward, (x,), (indices,), x.shape)), indices
 
 
+def highest(t: Tape, x: Tensor) -> Tensor:
+    """The highest of the last dimension, which stays as 1; keeps where it was."""
+    shape = (*x.shape[:-1], 1)
+    values, indices = t.new("max", shape, x.format), t.new("max", shape, INT64)
+    return attach(values, t.record(_scatter_backward, (x,), (indices,), x.shape))
+
+
 def gather(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
     """The entries of the last dimension at `indices`, which it keeps."""
     node = t.record(_scatter_backward, (x,), (indices,), x.shape)
@@ -781,7 +789,7 @@ def _layer_norm_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
     """Softmax over the last dimension, computed in `format`; keeps its output."""
-    if t.autocast:
+    if t.autocast and format is None:
         format = FP32
     x = to(t, x, format) if format else x
     return unary(t, "softmax", x, keeps="output")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -26,10 +26,13 @@ def forward(t: Trace, c: Config) -> Tensor:
             x,
             lambda x: attention(t, s, x, around, window, bias),
             lambda x: feed(t, s, m, x),
+            norm=fp32_norm,
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
-    return decoder.run(t, s, block, kinds, masking="eager")
+    return decoder.run(
+        t, s, block, kinds, norm=fp32_norm, masking="eager", rotary=blocks.half_rotary
+    )
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
@@ -40,27 +43,50 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     q = ops.split_heads(t, q, s.heads)
     k = ops.split_heads(t, k, s.kv_heads)
     v = ops.split_heads(t, v, s.kv_heads)
-    q, k = decoder.turn(t, q, k, around)
+    rotation = around.rotation
+    assert rotation is not None
+    q, k = blocks.turn_halves(t, q, k, rotation)
     out = attend_with_sinks(t, q, k, v, around.masks[window], window)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
 def attend_with_sinks(
-    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int
+    t: Trace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    window: int,
+    *,
+    sunk: bool = True,
+    holds: bool = True,
 ) -> Tensor:
-    """Scores and a learned one more for each head, their softmax, without the one more."""
+    """Scores less their highest, their softmax; a learned score more for each head if `sunk`.
+
+    The reference `holds` the scores without the learned ones until the softmax is done, and those
+    that it is made of to the end.
+    """
     assert mask is not None
     k, v = blocks.remember(t, k, v, window)
-    heads = q.shape[1]
-    sinks = t.weight("self_attn.sinks", (heads,), "sinks")
-    k, v = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))
-    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+    batch, heads, sequence, _ = q.shape
+    keys, values = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))
+    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, keys, -1, -2)))
     scores = ops.add(t, scores, mask)
-    column = mixture.take(t, sinks, (*scores.shape[:-1], 1), "expand")
-    combined = ops.cat(t, (scores, column))
-    combined = ops.shift(t, combined)
-    weights = ops.slice_last(t, ops.softmax(t, combined), scores.shape[-1])
-    return ops.merge_heads(t, ops.matmul(t, weights, v))
+    tokens = scores.shape[-1]
+    held = [scores] if holds else []
+    if sunk:
+        sinks = t.weight("self_attn.sinks", (heads,), "sinks")
+        column = ops.expand(t, sinks.view(1, heads, 1, 1), batch, heads, sequence, 1)
+        scores = ops.cat(t, (scores, column))
+    scores = ops.sub(t, scores, ops.highest(t, scores))
+    weights = ops.softmax(t, scores, scores.format)
+    held = [scores] if holds else []
+    del scores
+    if sunk:
+        weights = ops.slice_last(t, weights, tokens)
+    out = ops.merge_heads(t, ops.matmul(t, weights, values))
+    held.clear()
+    return out
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
@@ -79,8 +105,8 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
 def clamped_gate(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     """Even channels gate odd ones: both within bounds, a scaled sigmoid, one added."""
     half = x.shape[-1] // 2
-    gate, up = ops.slice_last(t, x, half), ops.slice_last(t, x, half)
+    gate, up = ops.slice_last(t, x, half, 2), ops.slice_last(t, x, half, 2)
     gate = ops.clamp(t, gate)
-    up = ops.clamp(t, up)
+    up = ops.clamp(t, up, bounds=2)
     inside = ops.mul(t, gate, ops.sigmoid(t, ops.scale(t, gate)))
     return ops.mul(t, ops.shift(t, up), inside)

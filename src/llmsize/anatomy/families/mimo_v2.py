@@ -5,7 +5,7 @@ transformers v5.23, models/mimo_v2_flash/modeling_mimo_v2_flash.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -37,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has no `hybrid_layer_pattern` for every layer", "give one number a layer")
     reach = decoder.windows(c, s.layers, lambda layer: local[layer] == 1)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers, 1), strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, masking="eager")
+    return decoder.run(t, s, block, kinds, windows=reach, masking="eager", turned_apart=True)
 
 
 def attention(
@@ -57,10 +57,7 @@ def attention(
     q = ops.split_heads(t, q, s.heads)
     k = ops.split_heads(t, k, kv_heads)
     v = ops.scale(t, ops.split_heads(t, v, kv_heads))
-    q, k = decoder.turn(t, q, k, around)
-    if window:
-        out = attend_with_sinks(t, q, k, v, around.masks[window], window)
-    else:
-        k, v = blocks.remember(t, k, v)
-        out = blocks.attend(t, q, k, v, around.mask)
+    q, k = decoder.turn(t, q, k, around, window)
+    sunk = window > 0
+    out = attend_with_sinks(t, q, k, v, around.masks[window], window, sunk=sunk, holds=False)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
