@@ -124,7 +124,7 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
             yield Answer(row["case_id"], quantity, int(row[quantity]), value)
 
 
-STACKS = {"torchtune": "torchtune", "litgpt": "litgpt", "unsloth": "unsloth"}
+STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth"}
 """The framework of each source; transformers for all others."""
 
 METHODS: dict[str, Method] = {
@@ -193,6 +193,7 @@ def _published(row: dict[str, str]) -> Choices:
         format=(FP16 if "fp16" in row["compute_dtype"] else FP32) if fp32 else BF16,
         rank=int(row["lora_rank"] or 16),
         targets=targets,
+        adapter_dropout=0.05 if row["source"] == "litgpt" else 0.0,  # litgpt/finetune/lora.py
         base=presets.get(Format, "nf4-dq" if "double" in row["weight_dtype"] else "nf4"),
         recompute="full" if row["recompute"].startswith("full") else "none",
         offload_checkpoints="offload" in row["recompute"],

@@ -21,6 +21,13 @@ class Stack:
     """Rotary embedding in place."""
     fused_gate: bool = False
     """Activation and product of a gated MLP in one kernel."""
+    fused_activation: bool = False
+    """Activations in one kernel also where others write them out."""
+    fused_qkv: bool = False
+    """One projection for queries, keys and values, of which the values stay a view."""
+    keeps_quantized_inputs: bool = False
+    """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
+    pull request 1270 mended)."""
     loss: str = "eager"
     """`eager`, `chunked` or `fused_linear`."""
     compiled_loss: bool = False

@@ -6,7 +6,7 @@ around linear layers as peft v0.21 has them, local variables included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,6 +70,13 @@ class Adapter:
         """What a layer that it goes around gives for `x`."""
         return layer.run(x)
 
+    def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
+        """What a layer gives for `x` of whose output it adapts parts of these widths."""
+        raise LLMSizeError(
+            f"`{layer.name}` is one projection, of which this method cannot adapt a part",
+            hint="only lora and qlora can; or train with `--stack transformers`",
+        )
+
     def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
         """A parameter that is no linear layer, as it is used; `fused` layers are in it."""
         return weight
@@ -111,6 +118,23 @@ class LoRA(Adapter):
         else:
             result = ops.add(t, result, ops.scale(t, self._low_rank(t, x, down, up)))
         return ops.to(t, result, format)
+
+    def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
+        """litgpt/lora.py (v0.5.11), `LoRAQKVLinear.forward`.
+
+        One dropout and one A serve all parts; a grouped convolution is their B, and what it gives
+        is copied among zeros in the place of what is not adapted.
+        """
+        if self.dora:
+            return Adapter.around_parts(self, t, x, layer, widths)
+        down = t.adapter(f"{layer.name}.lora_A", (self.rank * len(widths), x.shape[-1]))
+        up = t.adapter(f"{layer.name}.lora_B", (sum(widths), self.rank))
+        result = layer.run(x)
+        change = ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
+        if sum(widths) < layer.out:
+            change = ops.index_copy(t, change, layer.out)
+        change = ops.scale(t, change)
+        return ops.add(t, result, change)
 
     def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
         return ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)

@@ -255,7 +255,12 @@ def hand_back(t: Trace, returned: list[Tensor], weights: Tensor) -> None:
         returned[:] = [weights]
 
 
-Activation = Callable[[Tape, Tensor], Tensor]
+Activation = Callable[[Trace, Tensor], Tensor]
+
+
+def gelu_by_tanh(t: Trace, x: Tensor) -> Tensor:
+    """GELU by its tanh formula, which GPT-2's implementation writes out."""
+    return ops.gelu(t, x) if t.setting.fused_activation else ops.gelu_new(t, x)
 
 
 def relu_squared(t: Tape, x: Tensor) -> Tensor:
@@ -265,7 +270,7 @@ def relu_squared(t: Tape, x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": ops.silu, "swish": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu,
-    "relu": ops.relu, "gelu_new": ops.gelu_new, 
+    "relu": ops.relu, "gelu_new": gelu_by_tanh,
     "relu2": relu_squared,
 }  # fmt: skip
 

@@ -320,9 +320,7 @@ def attention(
     normalises each head of q and k, `wide_norm` all heads together; without `position` nothing is
     rotated, else by `turn`. `softcap` limits the scores.
     """
-    q = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    k = t.linear(x, f"{name}.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    v = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    q, k, v = projections(t, s, x, name, bias)
     if wide_norm is not None:
         q, k = wide_norm(t, q, f"{name}.q_norm"), wide_norm(t, k, f"{name}.k_norm")
     q = ops.split_heads(t, q, s.heads)
@@ -340,6 +338,22 @@ def attention(
         out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
         role="o",
     )  # fmt: skip
+
+
+def projections(
+    t: Trace, s: Sizes, x: Tensor, name: str, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values: three projections, or views of what one gives."""
+    queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    if t.setting.fused_qkv:
+        parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        fused = t.linear_in_parts(x, f"{name}.qkv_proj", parts, bias=bias, role="qkv")
+        q, k, v = ops.split(t, fused, queries, keys, keys)
+        return q, k, v
+    q = t.linear(x, f"{name}.q_proj", queries, bias=bias, role="q")
+    k = t.linear(x, f"{name}.k_proj", keys, bias=bias, role="k")
+    v = t.linear(x, f"{name}.v_proj", keys, bias=bias, role="v")
+    return q, k, v
 
 
 def attend_eager(

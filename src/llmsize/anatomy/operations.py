@@ -565,6 +565,16 @@ def _scatter_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (filled,)
 
 
+def index_copy(t: Tape, source: Tensor, size: int) -> Tensor:
+    """Zeros with the columns of `source` in some places of their `size` columns; keeps it."""
+    node = t.record(_index_copy_backward, (source,), (source,), source.shape)
+    return attach(t.new("index_copy", (*source.shape[:-1], size), source.format), node)
+
+
+def _index_copy_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("index_select", node.context, first(grads).format),)
+
+
 def total(t: Tape, x: Tensor) -> Tensor:
     """The sum over the last dimension, which stays as 1; its gradient is expanded as a view."""
     node = t.record(_total_backward, (x,), (), x.shape)
@@ -698,13 +708,16 @@ def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return _product(t, "mm", x_shape, grad) if node.needs(0) else None, to_weight
 
 
-def dequantized_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
+def dequantized_linear(
+    t: Tape, x: Tensor, weight: Tensor, out: int, *, keeps_input: bool = False
+) -> Tensor:
     """`x @ weight.T` for a frozen weight that is stored quantized.
 
     It is brought back to 16 bit for the product and let go of; so again in the backward pass
     (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit).
     """
-    node = t.record(_dequantized_backward, (x,), (), (x.shape, weight))
+    saved = (x,) if keeps_input else ()
+    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight))
     whole = t.new("dequantize", weight.shape, x.format)
     result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
     del whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeVar
@@ -40,6 +40,10 @@ class Setting:
     """Rotary embedding in place."""
     fused_gate: bool = False
     """Activation and product of a gated MLP in one kernel that keeps gate and up only."""
+    fused_activation: bool = False
+    """Activations in one kernel also where the reference implementation writes them out."""
+    fused_qkv: bool = False
+    """One projection for q, k and v; the values stay a view of what it gives."""
     loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss is one kernel that keeps the logits as they are, not an fp32 copy."""
@@ -57,6 +61,8 @@ class Setting:
     """What is trained beside the weights."""
     quantized: Format | None = None
     """Format of the frozen linear weights, which are dequantized as they are used."""
+    keeps_quantized_inputs: bool = False
+    """Whether their inputs are kept although nothing needs them (bitsandbytes before v0.43.2)."""
     upcast: bool = False
     """Whether what is not quantized is kept in fp32 (peft's `prepare_model_for_kbit_training`)."""
     checkpoint_every: int = 0
@@ -215,14 +221,40 @@ class Trace(Tape):
         `transposed` weights are stored as (in, out), as GPT-2's are.
         """
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
+        layer = self._linear(name, shape, out, bias, role, format)
+        adapter = self.setting.adapter
+        if adapter is None or not adapter.adapts(name, role, self.family):
+            return layer.run(x)
+        return adapter.around(self, x, layer)
+
+    def linear_in_parts(
+        self, x: Tensor, name: str, parts: Mapping[str, int], *, bias: bool = False, role: str
+    ) -> Tensor:
+        """Several linear layers as one, their outputs side by side.
+
+        `parts` are the names by which an adapter may target them, and their widths.
+        """
+        out = sum(parts.values())
+        layer = self._linear(name, (out, x.shape[-1]), out, bias, role)
+        adapter = self.setting.adapter
+        if adapter is None:
+            return layer.run(x)
+        adapted = [width for part, width in parts.items() if adapter.adapts(part, role)]
+        return adapter.around_parts(self, x, layer, adapted) if adapted else layer.run(x)
+
+    def _linear(
+        self,
+        name: str,
+        shape: Shape,
+        out: int,
+        bias: bool,
+        role: str,
+        format: Format | None = None,
+    ) -> Linear:
         weight = self.weight(f"{name}.weight", shape, role, format=format)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
         run = partial(_quantized if self._quantizes(role) else ops.linear, self)
-        base = partial(_applied, run, weight, offset, out)
-        adapter = self.setting.adapter
-        if adapter is None or not adapter.adapts(name, role, self.family):
-            return base(x)
-        return adapter.around(self, x, Linear(name, role, weight, offset, out, base))
+        return Linear(name, role, weight, offset, out, partial(_applied, run, weight, offset, out))
 
     def whole(self, layer: Linear) -> Tensor:
         """The weight of a layer, brought back to 16 bit if it is quantized."""
@@ -283,7 +315,8 @@ def _applied(
 def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, out: int) -> Tensor:
     """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
     compute = t.autocast or t.setting.format
-    result = ops.dequantized_linear(t, ops.to(t, x, compute), weight, out)
+    keeps_input = t.setting.keeps_quantized_inputs
+    result = ops.dequantized_linear(t, ops.to(t, x, compute), weight, out, keeps_input=keeps_input)
     if bias is not None:
         result = ops.add(t, result, ops.to(t, bias, compute))
     return ops.to(t, result, x.format)

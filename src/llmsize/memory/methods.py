@@ -90,6 +90,9 @@ def training_run(
         fused_norm=stack.fused_norm or choices.compiled,
         fused_rotary=stack.fused_rotary or choices.compiled,
         fused_gate=stack.fused_gate or choices.compiled,
+        fused_activation=stack.fused_activation or choices.compiled,
+        fused_qkv=stack.fused_qkv,
+        keeps_quantized_inputs=stack.keeps_quantized_inputs,
         loss=stack.loss,  # type: ignore[arg-type]
         compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
