@@ -17,6 +17,7 @@ from llmsize.planning.advise import (
 )
 from llmsize.planning.catalogue import Choice
 from llmsize.scaling.laws import ScalingLaw
+from llmsize.term import fact
 from llmsize.throughput import Utilization, efficiency, measured_utilization
 
 DAY = 86_400
@@ -84,7 +85,13 @@ def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616
 def test_alpaca_takes_three_hours_and_a_hundred_dollars() -> None:
     """52,002 short samples, 3 epochs, full tuning of a 7B on 8 A100 (tatsu-lab/stanford_alpaca)."""
     have = resources(
-        "a100", count=8, days=1, tokens=52_002 * 130, samples=52_002, epochs=3, price=4.0
+        "a100",
+        count=8,
+        days=1,
+        tokens=52_002 * 130,
+        samples=52_002,
+        epochs=3,
+        price=fact("price", 4.0, unit="$/GPU-hour", source="given"),
     )
     found = option("full", "7b", have)
     assert found.seconds and 2 < found.seconds.value / 3600 < 4

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from llmsize import presets
-from llmsize.anatomy import traced
-from llmsize.anatomy.flops import forward_flop_per_token
+from llmsize.anatomy import Setting, run_forward, traced
+from llmsize.anatomy.flops import forward_flop_per_token, training_flop_per_token
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.cli import run
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
+from llmsize.memory.methods import Choices, Method, training_run
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+from llmsize.term import fact
 from llmsize.throughput import (
     Utilization,
     cost,
@@ -67,6 +71,47 @@ def test_only_chosen_experts_and_windows_count() -> None:
     mistral = traced(presets.get(Architecture, "mistral-7b-v0.1"))
     within = forward_flop_per_token(mistral, 4096).value
     assert forward_flop_per_token(mistral, 32_768).value == within
+
+
+COUNTED = {
+    ("full", "all-linear"): 241_041_408,
+    ("lora", "all-linear"): 203_685_888,
+    ("norms", ""): 177_471_488,
+    ("head", ""): 96_731_136,
+}
+"""FLOP of a forward and a backward pass over 128 tokens of `SMALL`, as torch.utils.flop_counter
+counts them for transformers and peft with rank 8 (torch 2.13, eager attention, on a CPU)."""
+
+SMALL = {
+    "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def _trained(method: Method, targets: str) -> int:
+    """Our count of the same."""
+    choices = Choices(method, 1, 1, rank=8, targets=(targets,))
+    setting = training_run(
+        choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
+        presets.get(Optimizer, "adamw"),
+    ).setting  # fmt: skip
+    trace, _ = run_forward(Architecture("small", "llama", SMALL, "test"), setting, outline=True)
+    return 128 * int(training_flop_per_token(trace, 128).value)
+
+
+@pytest.mark.parametrize(("method", "targets"), COUNTED)
+def test_training_counts_what_torch_counts(method: Method, targets: str) -> None:
+    """Forward all, backward only through what lies above something trained: to the last FLOP."""
+    assert _trained(method, targets) == COUNTED[method, targets]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral-8x7b-v0.1", "deepseek-v3", "gemma-2-2b"])
+def test_training_everything_is_three_forward_passes(name: str) -> None:
+    """Where all is trained, backward is twice forward, tied heads and chosen experts included."""
+    model = presets.get(Architecture, name)
+    trace, _ = run_forward(model, Setting(training=True), outline=True)
+    forward = forward_flop_per_token(traced(model), 1024).value
+    assert training_flop_per_token(trace, 1024).value == 3 * forward
 
 
 def test_latent_attention_has_wide_queries() -> None:
@@ -147,7 +192,31 @@ def test_a_cost_needs_a_possible_price() -> None:
     hours = training_flop(1, 1)
     for price in (-1.0, float("inf"), float("nan")):
         with pytest.raises(LLMSizeError):
-            cost(hours, price)
+            cost(hours, fact("price", price, unit="$/GPU-hour", source="given"))
+
+
+def test_adapters_take_less_than_all_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """Frozen weights need no gradients: between four and six FLOP per parameter and token."""
+    full, lora = (
+        _answer(capsys, "llama-3.1-8b", "--tokens", "1M", "--method", method)["answer"][0]["value"]
+        for method in ("full", "lora")
+    )
+    assert 4 / 6 < lora / full < 0.75
+
+
+def test_a_price_list_gives_cost_in_its_currency(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPU-hours times the listed price; a card that is not listed is an error, not a gap."""
+    listed = tmp_path / "prices.json"
+    listed.write_text('{"as_of": "2026-11-01", "currency": "€", "per_hour": {"h100": 2.5}}')
+    words = ("--params", "7B", "--tokens", "1B", "--prices", str(listed), "--mfu", "0.4")
+    table = _answer(capsys, *words, "--gpu", "h100")["answer"][-1]
+    cells = {row["name"]: row["cells"]["given"] for row in table["rows"]}
+    assert cells["cost"]["value"] == pytest.approx(2.5 * cells["GPU-hours"]["value"])
+    assert cells["cost"]["unit"] == "€"
+    assert run(["time", *words, "--gpu", "t4", "--dtype", "fp16"]) == 2
+    assert "no price" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,6 +232,13 @@ def test_a_cost_needs_a_possible_price() -> None:
         "--params 7B --tokens 1T --gpu a100-sxm-80gb --dtype fp8",
         "--params 7B --tokens 1T --gpu a100-sxm-80gb --price -1",
         "--params 7B --tokens 1T --trained 8B",
+        "--params 7B --tokens 1T --method lora",
+        "llama-2-7b --tokens 1T --trained 40M",
+        "gpt2 --tokens 1T --method head",
+        "llama-2-7b --tokens 1T --method loar",
+        "llama-2-7b --tokens 1T --method lora --rank 5000",
+        "llama-2-7b --tokens 1T --method lora --targets nothing",
+        "llama-2-7b --tokens 1T --gpu h100 --price 2 --prices none.json",
     ],
 )
 def test_a_mistake_is_one_error_and_one_hint(

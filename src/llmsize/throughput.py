@@ -213,13 +213,18 @@ def energy(hours: Term, accelerator: Accelerator) -> Term:
     )  # fmt: skip
 
 
-def cost(hours: Term, price: float) -> Term:
-    """What the hours cost at `price` for each, in the currency of the price."""
-    if not 0 <= price < 1e9:
-        raise LLMSizeError(f"a price of {price:g} is impossible", hint="give a price per GPU-hour")
+def cost(hours: Term, price: Term) -> Term:
+    """What the hours cost at a price for each; its unit is such as `$/GPU-hour`.
+
+    Raises `LLMSizeError` for a price that is negative or beyond reason.
+    """
+    if not 0 <= price.value < 1e9:
+        raise LLMSizeError(
+            f"a price of {price.value:g} is impossible", hint="give a price per GPU-hour"
+        )
     return term(
-        "cost", "gpu_hours * price", unit="$", grade=hours.grade, source="given price",
-        gpu_hours=hours.value, price=price,
+        "cost", "gpu_hours * price", unit=price.unit.partition("/")[0], grade=hours.grade,
+        source=f"price: {price.source}", gpu_hours=hours.value, price=price.value,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +27,6 @@ from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, search, wanted
 from llmsize.planning.needs import Way, asker, serving, tuning
 from llmsize.planning.training import Question
-from llmsize.sources.prices import price_of, read_prices
 from llmsize.stack import Stack
 from llmsize.term import Term, fact
 from llmsize.units import format_bytes, format_count, format_duration
@@ -139,20 +137,8 @@ def advise(
         bool,
         typer.Option("--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL),
     ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price", help="Of one GPU for an hour.", metavar="PRICE", min=0,
-            show_default=False, rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    prices: Annotated[
-        Path | None,
-        typer.Option(
-            "--prices", help="Your own dated price list, a JSON file.", metavar="FILE",
-            show_default=False, rich_help_panel=_GOAL,
-        ),
-    ] = None,
+    price: options.Price = None,
+    prices: options.Prices = None,
     mfu: options.Mfu = None,
 ) -> Estimate:  # fmt: skip
     """What to load, tune or train with these machines, time and data, and what it reaches."""
@@ -160,7 +146,7 @@ def advise(
     case = Case(
         _task(task), _words(gpu, gpus, vram, instance, reserve), context, users,
         _have(machine, days, _tokens(tokens, data), samples, epochs, mfu,
-              price if prices is None else _listed(prices, machine)),
+              options.price(machine, price, prices)),
         tuple(_models(model, Filter(commercial=commercial, context=context or 0))),
     )  # fmt: skip
     ranges = _ranges(case)
@@ -170,7 +156,7 @@ def advise(
         "model": model, "machine": case.have.machine.title, "task": case.task,
         "seconds": case.have.seconds, "tokens": case.have.tokens, "samples": samples,
         "epochs": epochs, "context": context, "users": users, "commercial": commercial,
-        "price": case.have.price,
+        "price": None if case.have.price is None else case.have.price.value,
     }  # fmt: skip
     path = _path(case, ranges, planned)
     return Estimate(
@@ -223,7 +209,7 @@ def _tokens(tokens: float | None, data: int | None) -> float | None:
 
 def _have(
     machine: Machine | None, seconds: float, tokens: float | None, samples: int | None,
-    epochs: float, mfu: float | None, price: float | None,
+    epochs: float, mfu: float | None, price: Term | None,
 ) -> Resources:  # fmt: skip
     if machine is None:
         raise LLMSizeError(
@@ -240,12 +226,6 @@ def _have(
         machine, seconds, peak(accelerator, format), options.efficiency(accelerator, format, mfu),
         bandwidth(accelerator).value, tokens, samples, epochs, price=price,
     )  # fmt: skip
-
-
-def _listed(prices: Path, machine: Machine | None) -> float | None:
-    """The price of the machine's devices in the user's list, if it is there."""
-    found = price_of(read_prices(prices), machine) if machine else None
-    return None if found is None else float(found.value)
 
 
 def _models(name: str | None, filter: Filter) -> Iterator[Architecture]:
@@ -403,8 +383,8 @@ def _training_steps(case: Case, planned: Pretraining) -> Iterator[Row]:
     yield from _losses(planned, f"llmsize loss {run} --law")
     timed = f"llmsize time {run} {_speed(case)}"
     yield _step("time", planned.time, timed)
-    if planned.cost is not None:
-        yield _step("cost", planned.cost, f"{timed} --price {have.price:g}")
+    if planned.cost is not None and have.price is not None:
+        yield _step("cost", planned.cost, f"{timed} --price {have.price.value:g}")
 
 
 def _speed(case: Case) -> str:

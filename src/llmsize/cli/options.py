@@ -257,6 +257,52 @@ Mfu = Annotated[
 ]
 
 
+Price = Annotated[
+    float | None,
+    Option(
+        "--price",
+        help="Of one GPU for an hour.",
+        metavar="PRICE",
+        min=0,
+        show_default=False,
+    ),
+]
+Prices = Annotated[
+    Path | None,
+    Option(
+        "--prices",
+        help="Your own dated price list, a JSON file, in place of `--price`.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+
+
+def price(machine: Machine | None, given: float | None, listed: Path | None) -> Term | None:
+    """The price of one device for an hour, as given or from the user's list; `None` for neither.
+
+    Raises `LLMSizeError` if both are given, or for a machine that the list does not have.
+    """
+    from llmsize.term import fact
+
+    if listed is None:
+        unit = "$/GPU-hour"
+        return None if given is None else fact("price", given, unit=unit, source="given")
+    if given is not None:
+        raise LLMSizeError("--price and --prices both say what it costs", hint="give one of them")
+    if machine is None:
+        raise LLMSizeError("a price of what?", hint="name the accelerator with `--gpu`")
+    from llmsize.sources.prices import price_of, read_prices
+
+    found = price_of(read_prices(listed), machine)
+    if found is None:
+        raise LLMSizeError(
+            f"no price of {machine.title} in `{printable(str(listed))}`",
+            hint="add it by its name or an alias, or give `--price`",
+        )
+    return found
+
+
 def storage(text: str) -> Storage:
     """A format that every weight takes, or a recipe of quantization over 16-bit weights.
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
+from math import prod
+from typing import Annotated, get_args
 
 import typer
 
 from llmsize import presets, units
-from llmsize.anatomy import traced
-from llmsize.anatomy.flops import forward_flop_per_token
+from llmsize.anatomy import run_forward
+from llmsize.anatomy.flops import training_flop_per_token
 from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.errors import LLMSizeError
 from llmsize.estimate import Cell, Estimate, Row, Table
-from llmsize.hardware import Accelerator, peak, slug
-from llmsize.term import Term, term
+from llmsize.formats import Format as Quantized
+from llmsize.hardware import Accelerator, peak
+from llmsize.memory.methods import Choices, Method, method_named, training_run
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+from llmsize.term import Term, fact, term
 from llmsize.throughput import (
     PALM,
     Utilization,
@@ -29,9 +35,12 @@ from llmsize.throughput import (
     training_time,
 )
 
+METHODS = get_args(Method)
+
 EXAMPLES = (
     "llmsize time --params 7B --tokens 2T --gpu a100-sxm-80gb --gpus 1024",
     "llmsize time llama-3.1-8b --tokens 15T --gpu h100-sxm-80gb --gpus 512 --price 2.5",
+    "llmsize time llama-3.1-8b --method lora --rank 16 --tokens 50M --gpu rtx-4090",
     "llmsize time --params 8B --trained 40M --tokens 50M --gpu rtx-4090",
 )
 
@@ -50,17 +59,25 @@ SequenceLength = Annotated[
 Trained = Annotated[
     int | None,
     typer.Option(
-        "--trained", help="Parameters that are trained, if not all: the adapters of LoRA.",
-        metavar="N", parser=lambda text: units.parse_count(text, "count of trained parameters"),
-        show_default=False,
+        "--trained", metavar="N", show_default=False,
+        help="Parameters of a bare count that are trained, if not all: the adapters of LoRA.",
+        parser=lambda text: units.parse_count(text, "count of trained parameters"),
     ),
 ]  # fmt: skip
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="METHOD", help=f"What of MODEL is trained: {', '.join(METHODS)}.",
+        autocompletion=lambda: list(METHODS),
+    ),
+]  # fmt: skip
+Rank = Annotated[int, typer.Option("--rank", help="Of the adapters.", metavar="R", min=1)]
+Targets = Annotated[
+    str,
+    typer.Option("--targets", metavar="NAMES", help="Linear layers that get adapters, by commas."),
+]
 Recompute = Annotated[
     bool, typer.Option("--recompute", help="Every layer is recomputed in the backward pass.")
-]
-Price = Annotated[
-    float | None,
-    typer.Option("--price", help="Money per GPU-hour.", metavar="PRICE", min=0, show_default=False),
 ]
 Format = Annotated[
     str, typer.Option("--dtype", help="Format of the products: `bf16`, `fp8`.", metavar="FORMAT")
@@ -73,9 +90,14 @@ def time(
     params: options.Parameters = None,
     gpu: options.Gpu = None,
     gpus: options.Gpus = None,
+    instance: options.InstanceName = None,
     mfu: options.Mfu = None,
-    price: Price = None,
+    price: options.Price = None,
+    prices: options.Prices = None,
     seq_len: SequenceLength = None,
+    method: MethodName = "full",
+    rank: Rank = 16,
+    targets: Targets = "all-linear",
     trained: Trained = None,
     recompute: Recompute = False,
     dtype: Format = "bf16",
@@ -83,20 +105,27 @@ def time(
     """FLOP, wall time, GPU-hours, energy and cost of training on so many tokens."""
     if tokens is None:
         raise LLMSizeError("training needs tokens", hint="add --tokens, such as `--tokens 300B`")
-    counted = _flop(model, params, tokens, seq_len, trained)
+    if (model is None) == (params is None):
+        raise LLMSizeError("what is trained?", hint="give either MODEL or --params")
+    if model is not None:
+        choices = _choices(method, rank, targets, trained)
+        counted = _by_anatomy(options.architecture(model), choices, tokens, seq_len)
+    else:
+        counted = [_by_count(params or 0, tokens, trained, method)]
     question = {"model": model, "parameters": params, "tokens": tokens, "gpu": gpu, "gpus": gpus,
-                "seq_len": seq_len, "dtype": dtype}  # fmt: skip
-    if gpu is None:
+                "seq_len": seq_len, "method": method, "dtype": dtype}  # fmt: skip
+    machine = options.machine(gpu, gpus=gpus, instance=instance)
+    each = options.price(machine, price, prices)
+    if machine is None or machine.accelerator is None:
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
-    accelerator = presets.get(Accelerator, slug(gpu))
+    accelerator, devices = machine.accelerator, machine.devices
     measured = measured_utilization(presets.every(Utilization).values(), accelerator, dtype)
     cases = _cases(measured, mfu)
-    devices = (gpus or 1) * accelerator.devices
-    table = _table(counted[0], tokens, accelerator, dtype, devices, cases, price)
+    table = _table(counted[0], tokens, accelerator, dtype, devices, cases, each)
     middle = table.rows[1].cells["measured median" if mfu is None else "given"]
     assert isinstance(middle, Term)
-    terms = [*counted, peak(accelerator, dtype), *_hardware(recompute, cases)]
+    terms = [*counted, peak(accelerator, dtype), *_hardware(recompute, counted, tokens, cases)]
     return Estimate(
         "time",
         question,
@@ -111,38 +140,56 @@ def _count(value: float) -> str:
     return units.format_count(value)
 
 
-def _flop(
-    model: str | None,
-    params: int | None,
-    tokens: float,
-    seq_len: int | None,
-    trained: int | None,
+def _choices(method: str, rank: int, targets: str, trained: int | None) -> Choices:
+    if trained is not None:
+        raise LLMSizeError(
+            "--trained goes with a bare count",
+            hint="of a MODEL, --method lora --rank 16 counts what is trained",
+        )
+    base = presets.get(Quantized, "nf4") if method == "qlora" else None
+    names = tuple(name.strip() for name in targets.split(","))
+    return Choices(method_named(method), 1, 1, rank=rank, targets=names, base=base)
+
+
+def _by_anatomy(
+    architecture: Architecture, choices: Choices, tokens: float, seq_len: int | None
 ) -> list[Term]:
-    """FLOP of the run: by the anatomy first where there is a model, then by 6ND."""
-    if (model is None) == (params is None):
-        raise LLMSizeError("what is trained?", hint="give either MODEL or --params")
-    if model is None:
-        assert params is not None
-        return [_by_count(params, tokens, trained)]
-    architecture = options.architecture(model)
+    """FLOP of the run by what its tokens meet and what wants gradients, then by 6ND."""
     context = seq_len or min(SEQUENCE, architecture.context_length or SEQUENCE)
-    trace = traced(architecture)
-    forward = forward_flop_per_token(trace, context)
-    active = count(trace.weights.values()).active
-    backward = 2 if trained is None else 1
-    spare = {} if trained is None else {"trained": trained}
-    by_anatomy = term(
-        "training compute, by the anatomy",
-        "forward * (1 + backward) * D" + ("" if trained is None else " + 2 * trained * D"),
-        unit="FLOP", source=forward.source, grade="formula",
-        note="matrices and attention, without causal masking",
-        forward=forward.value, backward=backward, D=tokens, **spare,
+    run = training_run(
+        choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
+        presets.get(Optimizer, "adamw"),
     )  # fmt: skip
-    return [by_anatomy, _by_count(active, tokens, trained),
-            replace(forward, note=f"in sequences of {context:,} tokens")]  # fmt: skip
+    trace = run_forward(architecture, run.setting, outline=True)[0]
+    weights = list(trace.weights.values())
+    trained = sum(prod(w.shape) * w.copies for w in weights if w.node is not None)
+    if not trained:
+        raise LLMSizeError(
+            f"nothing of {architecture.name} is trained by `{choices.method}`",
+            hint="it has no such weights of its own; try --method lora",
+        )
+    each = training_flop_per_token(trace, context)
+    flop = term(
+        "training compute, by the anatomy", "flop_per_token * D", unit="FLOP", grade="formula",
+        source=each.part("forward pass of a token").parts[0].source,
+        note="matrices and attention, without causal masking", flop_per_token=each.value, D=tokens,
+    )  # fmt: skip
+    active = count(w for w in weights if w.role != "adapter").active
+    whole = replace(training_flop(active, tokens), name="training compute, by 6ND")
+    shown = [replace(part, note=f"in sequences of {context:,} tokens") if not i else part
+             for i, part in enumerate(each.parts)]  # fmt: skip
+    if choices.method == "full":
+        return [flop, whole, shown[0]]
+    told = fact("trained parameters", trained, unit="parameters", source="the anatomy")
+    return [flop, replace(whole, name="if all were trained, by 6ND"), told, *shown]
 
 
-def _by_count(parameters: int, tokens: float, trained: int | None) -> Term:
+def _by_count(parameters: int, tokens: float, trained: int | None, method: str) -> Term:
+    if method != "full":
+        raise LLMSizeError(
+            "a bare count has no layers to adapt",
+            hint="name a MODEL, or say how many are trained: --trained 40M",
+        )
     if trained is None:
         return replace(training_flop(parameters, tokens), name="training compute, by 6ND")
     if trained > parameters:
@@ -174,7 +221,7 @@ def _table(
     dtype: str,
     devices: int,
     cases: dict[str, Term],
-    price: float | None,
+    price: Term | None,
 ) -> Table:
     rows: dict[str, dict[str, Cell]] = {}
     rate = peak(accelerator, dtype)
@@ -196,18 +243,28 @@ def _table(
     return Table("", tuple(cases), tuple(Row(name, cells) for name, cells in rows.items()))
 
 
-def _hardware(recompute: bool, cases: dict[str, Term]) -> list[Term]:
-    """The share of the peak that the hardware does, recomputed work included: 4/3 of MFU."""
+def _hardware(
+    recompute: bool, counted: list[Term], tokens: float, cases: dict[str, Term]
+) -> list[Term]:
+    """The share of the peak that the hardware does: with the forward pass once more."""
     if not recompute:
         return []
     share = cases.get("given") or cases["measured median"]
-    return [term("utilization of the hardware (HFU)", "mfu * 4 / 3", unit="", source=PALM,
-                 grade=share.grade, note="a third more work is done than the model needs",
-                 mfu=share.value)]  # fmt: skip
+    again = next((part.value * tokens for part in counted if part.unit == "FLOP/token"),
+                 counted[0].value / 3)  # fmt: skip
+    return [term("utilization of the hardware (HFU)", "mfu * (compute + forward) / compute",
+                 unit="", source=PALM, grade=share.grade, mfu=share.value, forward=again,
+                 note="the forward pass is done once more than the model needs",
+                 compute=counted[0].value)]  # fmt: skip
 
 
 def _notes(counted: list[Term]) -> Iterator[str]:
-    if len(counted) > 1:
-        ratio = counted[0].value / counted[1].value
+    if len(counted) < 2:
+        return
+    ratio = counted[0].value / counted[1].value
+    if any(part.name == "trained parameters" for part in counted):
+        yield (f"{ratio:.3f} × 6ND: frozen weights pass gradients on but get none; recomputation "
+               "and dequantizing are not counted.")  # fmt: skip
+    else:
         yield (f"The anatomy counts {ratio:.3f} × 6ND: attention over the sequence is added, and "
                "the embedding is looked up, not multiplied.")  # fmt: skip

@@ -69,8 +69,8 @@ class Resources:
     """That the tokens come in; absent if they are packed into full sequences."""
     epochs: float = 1
     context: int = 4096
-    price: float | None = None
-    """Of one device for an hour."""
+    price: Term | None = None
+    """Of one device for an hour, in a currency."""
 
 
 @dataclass(frozen=True, slots=True)
