@@ -149,6 +149,47 @@ def _rotate_pair(t: Trace, even: Tensor, odd: Tensor, cosines: Tensor, sines: Te
     return ops.cat(t, (first, second))
 
 
+def for_pairs(t: Trace, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """The tables laid out anew for neighbouring channels, as some models do in every layer."""
+    cosines, sines = (t.new("repeat", x.shape, x.format) for x in rotation)
+    return cosines, sines
+
+
+def turn_neighbours(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn` of neighbouring channels (Helium)."""
+    cosines, sines = for_pairs(t, rotation)
+    q_turned = rotate(t, q, cosines, sines)
+    return q_turned, rotate(t, k, cosines, sines)
+
+
+def turn_neighbours_in_fp32(
+    t: Trace, q: Tensor, k: Tensor, rotation: Rotation
+) -> tuple[Tensor, Tensor]:
+    """`turn` of neighbouring channels whose products are in fp32, cast back (ERNIE 4.5)."""
+    cosines, sines = for_pairs(t, rotation)
+    turned = [
+        ops.add(
+            t,
+            ops.mul(t, ops.to(t, x, FP32), cosines),
+            ops.mul(t, ops.to(t, rotate_half(t, x), FP32), sines),
+        )
+        for x in (q, k)
+    ]
+    return ops.to(t, turned[0], q.format), ops.to(t, turned[1], q.format)
+
+
+def turn_and_temper(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`turn`, and queries that grow with their position (Ministral 3)."""
+    q, k = turn(t, q, k, rotation)
+    return tempered(t, q), k
+
+
+def tempered(t: Trace, q: Tensor) -> Tensor:
+    """Queries scaled for each token by a logarithm of its position."""
+    growth = t.new("log", (1, 1, t.sequence, 1), FP32)
+    return ops.mul(t, q, ops.to(t, growth, q.format))
+
+
 def turn_halves(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """`turn` by a table that both halves of the channels share (gpt-oss)."""
     turned = []

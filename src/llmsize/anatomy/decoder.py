@@ -46,6 +46,8 @@ class Sizes:
     head_dim: int
     rotary: int
     """Channels of each head that are rotated."""
+    local_rotary: int
+    """The same in layers with a window."""
     intermediate: int
     """Width of a dense feed-forward layer; 0 if no layer is dense."""
     vocabulary: int
@@ -83,13 +85,16 @@ def read(
     tied: bool = False,
     activation: str = "silu",
     rotary: float = 1.0,
+    local_rotary: float | None = None,
     attention_dropout: float = 0.0,
 ) -> Sizes:
     """The dimensions from a `config.json`; the keywords are the family's defaults.
 
     `rotary` is the share of each head's channels that is rotated; 0 if positions are told
-    otherwise.
+    otherwise. Layers with a window may have a `local_rotary`.
     """
+    if local_rotary is None:
+        local_rotary = rotary
     hidden = c.size("hidden_size", "n_embd", "d_model")
     heads = c.few("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
     head_dim = c.size("head_dim", default=max(hidden // heads, 1))
@@ -104,7 +109,8 @@ def read(
         heads=Dim(heads, "heads"),
         kv_heads=Dim(kv_heads, "kv_heads"),
         head_dim=Dim(head_dim, "head_dim"),
-        rotary=Dim(rotated(c, head_dim, rotary), "rotary"),
+        rotary=Dim(rotated(c, head_dim, rotary, "full_attention"), "rotary"),
+        local_rotary=Dim(rotated(c, head_dim, local_rotary, "sliding_attention"), "rotary"),
         intermediate=Dim(c.count("intermediate_size", "n_inner", "ffn_dim"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         tied=c.flag("tie_word_embeddings", default=tied),
@@ -113,9 +119,11 @@ def read(
     )
 
 
-def rotated(c: Config, head_dim: int, default: float) -> int:
-    """How many channels of a head are rotated."""
+def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
+    """How many channels of a head are rotated in layers of that kind."""
     nested = c.value("rope_parameters", "rope_scaling")
+    if isinstance(nested, dict) and isinstance(nested.get(kind), dict):
+        nested = nested[kind]
     inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
     share = Config({"inner": inner, **c.fields}, c.model).number(
         "partial_rotary_factor", "rotary_pct", "inner", default=default
@@ -218,11 +226,12 @@ def tables(
     """Cosines and sines for each window, the same for all or `apart`; `None` without rotation."""
     if not s.rotary:
         return dict.fromkeys((0, *windows))
-    rotation = rotary(t, x, s.rotary, format)
-    made = dict.fromkeys((0, *windows), rotation)
-    if apart:
-        made |= {w: rotary(t, x, s.rotary, format) for w in sorted(windows) if w}
-    return made
+    if not apart:
+        return dict.fromkeys((0, *windows), rotary(t, x, s.rotary, format))
+    return {
+        window: rotary(t, x, s.local_rotary if window else s.rotary, format)
+        for window in sorted(windows)
+    }
 
 
 def add_positions(t: Trace, x: Tensor, name: str, rows: int, sequences: int = 1) -> Tensor:

@@ -26,9 +26,9 @@ Scores = Literal["softmax", "native softmax", "sigmoid", "chosen"]
 """How the router's logits become weights: a softmax over all experts, in fp32 or in the format of
 the logits, each expert for itself, or a softmax over those chosen."""
 
-Correction = Literal["", "groups", "alike", "fp32"]
-"""What the choice adds to the scores: nothing, nothing but a look at groups of experts, or a buffer
-in the format of the weights or in fp32."""
+Correction = Literal["", "groups", "alike", "fp32", "weight"]
+"""What the choice adds to the scores: nothing, nothing but a look at groups of experts, a buffer in
+the format of the weights or in fp32, or a weight, which the family names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
     """The experts whose score with its correction is highest; no gradient passes here."""
-    if m.correction != "groups" and not t.replaying:  # a buffer in every such layer
+    if m.correction in ("alike", "fp32") and not t.replaying:  # a buffer in every such layer
         format = FP32 if m.correction == "fp32" else t.setting.format
         t.buffers += len(t.places[t.layer].indices) * m.count * format.block_bytes
     corrected = t.new("add", scores.shape, scores.format)

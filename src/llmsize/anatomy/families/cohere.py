@@ -6,10 +6,13 @@ models/cohere2_moe/modeling_cohere2_moe.py.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -24,16 +27,21 @@ def forward(t: Trace, c: Config) -> Tensor:
     experts = c.text("model_type") == "cohere2_moe"
     m = mixture.read(c, width="intermediate_size") if experts else None
     dense = c.count("prefix_dense_intermediate_size")
+    dense_rotates = experts and c.size("prefix_dense_sliding_window_pattern", default=1) == 1
+    routes = Router(
+        sigmoid=c.text("expert_selection_fn", default="softmax") == "sigmoid",
+        averages=c.text("shared_expert_combination_strategy", default="average") == "average",
+    )
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
-        position = always_rotates or window > 0
+        position = always_rotates or window > 0 or (dense_rotates and not sparse)
         return decoder.parallel(
             t,
             x,
             lambda x: attention(t, s, x, around, window, bias, normed_heads, position),
             lambda x: (
-                mixture.feed(t, s, m, x) if m and sparse else decoder.gated(t, s, x, width=dense)
+                feed(t, s, m, x, routes) if m and sparse else decoder.gated(t, s, x, width=dense)
             ),
             norm=norm,
         )
@@ -41,6 +49,36 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
     return decoder.run(t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,))
+
+
+class Router(NamedTuple):
+    """How the logits of the chosen experts become weights, and the outputs one."""
+
+    sigmoid: bool
+    averages: bool
+    """Whether the mean of routed and shared experts is taken, not their sum."""
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, routes: Router) -> Tensor:
+    """Routed experts, and one that every token passes if there is one."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    logits = mixture.router_logits(t, m, tokens, "mlp.gate", bias=False)
+    weights, indices = ops.topk(t, logits, m.chosen)
+    if not routes.sigmoid:
+        weights = ops.softmax(t, weights, FP32)
+    else:
+        weights = ops.sigmoid(t, weights)
+        weights = ops.divide(t, weights, ops.total(t, weights)) if m.normed else weights
+    routing = mixture.Routing(ops.to(t, weights, tokens.format), indices, logits)
+    del weights, indices, logits
+    out = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    if m.shared:
+        shared = decoder.gated(
+            t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_"
+        )
+        out = ops.add(t, out, shared)
+        out = ops.scale(t, out) if routes.averages else out
+    return out.view(*x.shape)
 
 
 def windows(c: Config, layers: int) -> list[int]:

@@ -47,5 +47,4 @@ def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
 
 def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Rotary embedding of neighbouring channels, whose angles every layer lays out anew."""
-    cosines, sines = (t.new("repeat", x.shape, x.format) for x in rotation)
-    return blocks.rotate_part(t, q, k, cosines, sines)
+    return blocks.rotate_part(t, q, k, *blocks.for_pairs(t, rotation))

@@ -19,8 +19,9 @@ from llmsize.formats import FP32
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(c)
-    m = mixture.read(c, scores="sigmoid")
+    s = decoder.read(c, rotary=0.5, local_rotary=1.0)
+    m = mixture.read(c, scores="sigmoid", correction="weight")
+    capped = c.number("moe_router_logit_softcapping") > 0
     bias = c.flag("attention_bias")
     gating = c.value("gating")
     per_head = gating in (None, True, "per-head")
@@ -35,13 +36,13 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: attention(t, here, x, around, window, bias, per_head),
-            lambda x: feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
+            lambda x: feed(t, s, m, x, capped) if sparse else decoder.gated(t, s, x),
         )
 
     reach = decoder.windows(c, s.layers, lambda layer: False)
     sparse = mixture.sparse_layers(c, s.layers, 1)
     kinds = list(zip(reach, sparse, heads[: s.layers], strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach)
+    return decoder.run(t, s, block, kinds, windows=reach, turned_apart=True)
 
 
 def attention(
@@ -54,22 +55,31 @@ def attention(
     q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
     k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
     v = ops.split_heads(t, v, s.kv_heads)
-    q, k = decoder.turn(t, q, k, around)
+    q, k = decoder.turn(t, q, k, around, window)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window])
     width = s.heads if per_head else s.heads * s.head_dim
     gate = ops.to(t, t.linear(x, "self_attn.g_proj", width, role="gate_attention"), FP32)
     gate = ops.to(t, ops.unary(t, "softplus", gate, keeps="input"), out.format)
     if per_head:
-        heads = out.view(t.batch, t.sequence, s.heads, s.head_dim)
-        out = ops.mul(t, heads, gate.view(t.batch, t.sequence, s.heads, 1))
-        out = out.view(t.batch, t.sequence, s.heads * s.head_dim)
+        heads = ops.reshape(t, out, t.batch, t.sequence, s.heads, s.head_dim)
+        scaled = ops.mul(t, heads, ops.reshape(t, gate, t.batch, t.sequence, s.heads, 1))
+        out = ops.reshape(t, scaled, *out.shape)
+        del heads, scaled
     else:
         out = ops.mul(t, out, gate)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Routed experts and a shared one; the correction of the scores is stored with the weights."""
-    t.weight("mlp.gate.e_score_correction_bias", (m.count,), "router")
-    return mixture.feed(t, s, m, x)
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, capped: bool) -> Tensor:
+    """Routed experts, their sum scaled, and a shared one."""
+    t.weight("mlp.gate.e_score_correction_bias", (m.count,), "correction")
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    shared = decoder.gated(t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_")
+    logits = ops.to(t, mixture.router_logits(t, m, tokens, "mlp.gate", bias=False), FP32)
+    if capped:
+        logits = ops.scale(t, ops.tanh(t, ops.scale(t, logits)))
+    routing = mixture.choose(t, m, logits, tokens.format)
+    del logits
+    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, routing, "mlp.experts"))
+    return ops.add(t, routed, shared).view(*x.shape)

@@ -5,12 +5,13 @@ transformers v5.23, models/llama/modeling_llama.py, and the same of the types in
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder
+from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 BIASED = {
     "qwen2_vl": ("", True, False),
@@ -28,6 +29,16 @@ its field, and what is true of q, k, v and of it where the configuration does no
 TIED = ("smollm3", "ernie4_5")
 """Types that tie their embeddings unless the configuration says otherwise."""
 
+TURNS: dict[str, decoder.Turn] = {
+    "ernie4_5": blocks.turn_neighbours_in_fp32,
+    "helium": blocks.turn_neighbours,
+    "ministral3": blocks.turn_and_temper,
+}
+"""Types that rotate in a way of their own."""
+
+WIDE_TABLES = ("ernie4_5",)
+"""Types whose cosines and sines stay in fp32."""
+
 DROPOUT = {"seed_oss": 0.1}
 """Types that leave out a share of weights and results in training unless told otherwise."""
 
@@ -42,21 +53,49 @@ def forward(t: Trace, c: Config) -> Tensor:
     output_bias = c.flag(output_field, "use_bias", default=output_biased)
     mlp_bias = c.flag("mlp_bias", "use_bias")
 
-    def block(x: Tensor, window: int, around: Around) -> Tensor:
+    turn = TURNS.get(family, blocks.turn)
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        window, position = kind
         return decoder.pre_norm(
             t,
             x,
             lambda x: ops.dropout(
                 t,
                 decoder.attention(
-                    t, s, x, around, window=window, bias=bias, output_bias=output_bias
+                    t,
+                    s,
+                    x,
+                    around,
+                    window=window,
+                    bias=bias,
+                    output_bias=output_bias,
+                    position=position,
+                    turn=turn,
                 ),
                 dropout,
             ),
             lambda x: ops.dropout(t, decoder.gated(t, s, x, bias=mlp_bias), dropout),
         )
 
-    return decoder.run(t, s, block, windows(c, s.layers))
+    kinds = list(zip(windows(c, s.layers), rotates(c, s.layers), strict=True))
+    return decoder.run(
+        t, s, block, kinds, windows=[window for window, _ in kinds],
+        turned_in=FP32 if family in WIDE_TABLES else None,
+    )  # fmt: skip
+
+
+def rotates(c: Config, layers: int) -> list[bool]:
+    """Which layers rotate: all, but in SmolLM3 every fourth one."""
+    if c.text("model_type") != "smollm3":
+        return [True] * layers
+    listed = c.sequence("no_rope_layers")
+    period = c.size("no_rope_layer_interval", default=4)
+    if listed is None:
+        return [(layer + 1) % period > 0 for layer in range(layers)]
+    if len(listed) < layers:
+        raise c.error(f"has {len(listed)} `no_rope_layers` for {layers} layers", "give one a layer")
+    return [bool(rotated) for rotated in listed[:layers]]
 
 
 EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe")
