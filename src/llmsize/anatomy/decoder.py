@@ -64,6 +64,8 @@ class Around(NamedTuple):
     not told by rotation."""
     masks: Mapping[int, Tensor | None]
     """The mask for each window in use; 0 for attention to all tokens."""
+    carried: list[Tensor]
+    """What a layer hands to the next beside its output."""
 
     @property
     def rotation(self) -> blocks.Rotation | None:
@@ -200,8 +202,11 @@ def run(
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
-    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart, rotary), masks)
-    x = t.layers(names.layers, partial(_within, block, around), embeddings, kinds, *held)
+    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart, rotary), masks, [])
+    x = t.layers(
+        names.layers, partial(_within, block, around), embeddings, kinds, *held,
+        carried=around.carried,
+    )  # fmt: skip
     x = norm(t, x, names.norm)
     del embeddings, held, masks, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""

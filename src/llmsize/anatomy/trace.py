@@ -281,12 +281,15 @@ class Trace(Tape):
         x: Tensor,
         kinds: Sequence[Kind],
         *held: Tensor,
+        carried: list[Tensor] | None = None,
     ) -> Tensor:
         """`x` through one block a layer; layers that repeat are traced as few stand-ins.
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
-        what every block is handed without using it; a checkpoint keeps it alive.
+        what every block is handed without using it; a checkpoint keeps it alive, and what is in
+        `carried`, by which blocks hand something to the next beside `x`.
         """
+        carried = [] if carried is None else carried
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
         marked = tuple(
             (kind, every > 0 and index % every == 0, index < frozen)
@@ -298,8 +301,10 @@ class Trace(Tape):
             self.places[number] = Place(f"{prefix}.{{}}.", indices, number - turn)
             self.enter(number)
             if checkpointed and self.grad:
-                again = partial(_block_of_kind, block, kind)
-                x = self.run(again, (x, *held), offloaded=self.setting.offload_checkpoints)
+                again = partial(_block_of_kind, self, block, kind, carried, len(held))
+                inputs = (x, *held, *carried)
+                x = self.run(again, inputs, offloaded=self.setting.offload_checkpoints)
+                del inputs
             else:
                 x = block(x, kind)
         self.enter(-1)
@@ -323,9 +328,22 @@ def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, o
 
 
 def _block_of_kind(
-    block: Callable[[Tensor, Kind], Tensor], kind: Kind, x: Tensor, *held: Tensor
+    t: Trace,
+    block: Callable[[Tensor, Kind], Tensor],
+    kind: Kind,
+    carried: list[Tensor],
+    held: int,
+    x: Tensor,
+    *rest: Tensor,
 ) -> Tensor:
-    return block(x, kind)
+    """A block with what was carried to it; a second run hands nothing on."""
+    carried[:] = rest[held:]
+    del rest
+    try:
+        return block(x, kind)
+    finally:
+        if t.replaying:
+            carried.clear()
 
 
 MAX_PERIOD = 12

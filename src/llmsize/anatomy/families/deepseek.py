@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, Turn
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import BOOL, FP32, INT32, INT64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Latent:
     bias: bool
     turn: Turn
     """Rotary embedding of q and k."""
+    tempered: bool
+    """Whether queries grow with their position (Mistral 4)."""
 
     @property
     def query(self) -> int:
@@ -48,6 +52,12 @@ class Indexer:
 
     heads: int
     head_dim: int
+    chosen: int = 0
+    """Tokens that attention looks at."""
+    turn: Turn = blocks.turn
+    """Rotary embedding of its q and k."""
+    shared: bool = False
+    """Whether layers without one use the last choice."""
 
 
 def read_latent(c: Config, *, q_rank: int = 0) -> Latent:
@@ -63,6 +73,7 @@ def read_latent(c: Config, *, q_rank: int = 0) -> Latent:
         value=Dim(c.size("v_head_dim"), "value_dim"),
         bias=c.flag("attention_bias"),
         turn=turn,
+        tempered=c.text("model_type") == "mistral4",
     )
 
 
@@ -109,7 +120,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: (
-                latent_attention(t, s, latent, x, around, indexer if indexed else None)
+                latent_attention(t, s, latent, x, around, indexer, indexed)
                 if latent
                 else decoder.attention(t, s, x, around, bias=c.flag("attention_bias"))
             ),
@@ -119,7 +130,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
     rotary = blocks.complex_rotary if c.text("model_type") == "deepseek_v2" else blocks.rotary
-    return decoder.run(t, s, block, kinds, rotary=rotary)
+    masking: blocks.Masking = "always" if indexer else "as needed"
+    return decoder.run(t, s, block, kinds, rotary=rotary, masking=masking)
 
 
 def read_mixture(c: Config, family: Type) -> Mixture:
@@ -147,29 +159,45 @@ def read_indexer(c: Config) -> Indexer | None:
     """The indexer, if the configuration has one."""
     if c.value("index_n_heads") is None:
         return None
+    shared = c.text("model_type") == "glm_moe_dsa"
     return Indexer(
         heads=Dim(c.size("index_n_heads"), "index_heads"),
         head_dim=Dim(c.size("index_head_dim"), "index_head_dim"),
+        chosen=c.size("index_topk", default=2048),
+        turn=blocks.turn_pairs if shared else blocks.turn,
+        shared=shared,
     )
 
 
 def indexed_layers(c: Config, layers: int) -> list[bool]:
     """Which layers have an indexer of their own; the others use an earlier layer's choice."""
-    kinds = c.sequence("indexer_types") or ["full"] * layers
+    kinds = c.sequence("indexer_types")
+    if kinds is None:
+        every = c.size("index_topk_freq", default=1)
+        first = c.count("index_skip_topk_offset", default=2)
+        return [max(i - first + 1, 0) % every == 0 for i in range(layers)]
     if len(kinds) < layers:
         raise c.error(f"has {len(kinds)} `indexer_types` for {layers} layers", "give one a layer")
     return [kinds[i] == "full" for i in range(layers)]
 
 
 def latent_attention(
-    t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around, indexer: Indexer | None
+    t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around, indexer: Indexer | None, indexed: bool
 ) -> Tensor:
-    """Multi-head latent attention: what is cached is the latent and one rotated key."""
+    """Multi-head latent attention: what is cached is the latent and one rotated key.
+
+    Where there is an `indexer` it looks at some tokens only, which a layer picks if it is
+    `indexed`.
+    """
     bias = d.bias
     if d.q_rank:
-        q = t.linear(x, "self_attn.q_a_proj", d.q_rank, bias=bias, role="q_a")
-        compressed = blocks.rms_norm(t, q, "self_attn.q_a_layernorm")
+        compressed = blocks.rms_norm(
+            t,
+            t.linear(x, "self_attn.q_a_proj", d.q_rank, bias=bias, role="q_a"),
+            "self_attn.q_a_layernorm",
+        )
         q = t.linear(compressed, "self_attn.q_b_proj", s.heads * d.query, role="q_b")
+        compressed = x if indexer is None else compressed
     else:
         compressed = x
         q = t.linear(x, "self_attn.q_proj", s.heads * d.query, role="q")
@@ -184,13 +212,22 @@ def latent_attention(
     rotation = around.rotation
     assert rotation is not None
     q_turned, k_turned = d.turn(t, q_turned, k_turned, rotation)
-    if indexer is not None:
-        index(t, s, indexer, x, compressed)
     expanded = s.heads * (d.query + d.value)
     t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
     q_whole = ops.cat(t, (q_plain, q_turned))
+    if d.tempered:
+        q_whole = blocks.tempered(t, q_whole)
     k, v = expand(t, s, d, kv, k_turned)
-    out = blocks.attend(t, q_whole, k, v, around.mask)
+    mask = around.mask
+    if indexer is not None and mask is not None:
+        chosen = around.carried.pop() if around.carried else None
+        if indexed or chosen is None:
+            chosen = index(t, indexer, x, compressed, rotation, mask)
+        left_out = outside(t, chosen, k.shape[2])
+        mask = without(t, mask, left_out)
+        if indexer.shared:
+            around.carried.append(chosen)
+    out = blocks.attend(t, q_whole, k, v, mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
@@ -204,11 +241,69 @@ def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple
     return ops.assemble(t, shape, (k_plain, k_turned)), v
 
 
-def index(t: Trace, s: Sizes, i: Indexer, x: Tensor, compressed: Tensor) -> None:
-    """Scores of all tokens by a small attention with one key for all heads, which is cached."""
-    q = t.linear(compressed, "self_attn.indexer.wq_b", i.heads * i.head_dim, role="indexer")
-    k = t.linear(x, "self_attn.indexer.wk", i.head_dim, role="indexer")
-    k = blocks.layer_norm(t, k, "self_attn.indexer.k_norm")
-    weights = t.linear(x, "self_attn.indexer.weights_proj", i.heads, role="indexer")
+def index(
+    t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: Rotation, mask: Tensor
+) -> Tensor:
+    """The tokens with the best scores by a small attention, whose one key is cached.
+
+    No gradient passes here.
+    """
+    grad, t.grad = t.grad, False
+    try:
+        scores = index_scores(t, i, x, compressed, rotation)
+        if mask.format is BOOL:
+            barred = t.new("bitwise_not", scores.shape, BOOL)
+            scores = ops.masked_fill(t, scores, barred)
+        else:
+            scores = t.new("add", scores.shape, scores.format)
+        best, indices = ops.topk(t, scores, min(i.chosen, scores.shape[-1]))
+        del best
+        return ops.to(t, indices, INT32)
+    finally:
+        t.grad = grad
+
+
+def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: Rotation) -> Tensor:
+    """How well each token suits each query: the heads' scores above zero, weighted and summed."""
+    name, rotary = "self_attn.indexer", rotation.cosines.shape[-1]
+    by_token = Rotation(*[x.view(1, t.sequence, 1, rotary) for x in rotation])
+    q = t.linear(compressed, f"{name}.wq_b", i.heads * i.head_dim, role="indexer")
+    q = q.view(t.batch, t.sequence, i.heads, i.head_dim)
+    q_turned, q_plain = ops.split(t, q, rotary, i.head_dim - rotary)
+    k = blocks.layer_norm(
+        t, t.linear(x, f"{name}.wk", i.head_dim, role="indexer"), f"{name}.k_norm"
+    ).view(t.batch, t.sequence, 1, i.head_dim)
+    k_turned, k_plain = ops.split(t, k, rotary, i.head_dim - rotary)
+    q_turned, k_turned = i.turn(t, q_turned, k_turned, by_token)
+    q = ops.cat(t, (q_turned, q_plain))
+    k = ops.cat(t, (k_turned, k_plain)).view(t.batch, 1, t.sequence, i.head_dim)
     t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))
-    del q, k, weights
+    keys = ops.transpose(t, k, -1, -2)
+    scores = ops.scale(t, ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32)))
+    scores = ops.relu(t, scores)
+    weights = t.linear(x, f"{name}.weights_proj", i.heads, role="indexer")
+    weights = ops.scale(t, ops.to(t, weights, FP32))
+    weights = weights.view(t.batch, t.sequence, 1, i.heads)
+    return ops.matmul(t, weights, scores).view(t.batch, t.sequence, scores.shape[-1])
+
+
+def outside(t: Trace, chosen: Tensor, tokens: int) -> Tensor:
+    """A mark on every token but the `chosen` ones."""
+    shape = (*chosen.shape[:-1], tokens)
+    ones = t.new("ones", shape, BOOL)
+    indices = t.new("to", chosen.shape, INT64)
+    marks = t.new("scatter", shape, BOOL)
+    del ones, indices
+    return marks
+
+
+def without(t: Trace, mask: Tensor, left_out: Tensor) -> Tensor:
+    """The mask without the tokens that are left out."""
+    batch, queries, tokens = left_out.shape
+    shape = (batch, 1, queries, tokens)
+    if mask.format is not BOOL:
+        return t.new("masked_fill", shape, mask.format)
+    allowed = t.new("bitwise_not", shape, BOOL)
+    both = t.new("bitwise_and", shape, BOOL)
+    del allowed
+    return both

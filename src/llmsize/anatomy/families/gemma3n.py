@@ -87,7 +87,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     position_ids = blocks.positions(t)
     masks = {window: blocks.mask(t, window) for window in (0, s.window)}
     rotation = blocks.rotary(t, embeddings, d.rotary)
-    around = Around(dict.fromkeys(masks, rotation), masks)
+    around = Around(dict.fromkeys(masks, rotation), masks, [])
     stored: KeyValues = {}
     streams = ops.cat(t, [embeddings, *projections(t, s, [embeddings] * (s.streams - 1), "")], 0)
     x = t.layers(

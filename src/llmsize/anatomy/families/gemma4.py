@@ -116,6 +116,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
         local: Around(
             {0: blocks.rotary(t, embeddings, sizes.rotary)},
             {window: blocks.mask(t, window)},
+            [],
         )
         for local, sizes, window in ((True, s.local, s.window), (False, s.whole, 0))
     }
