@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llmsize import plain_yaml
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.record import Record, build
 
@@ -164,9 +165,11 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
 
 
 def _read(kind: type[R], name: str, file: Traversable) -> R:
-    where = str(file)
-    entry = parse_yaml(file.read_bytes(), where)
-    return build(kind, name, entry, where=where, check=not _is_shipped(where))
+    where, text = str(file), file.read_bytes()
+    if not _is_shipped(where):
+        return build(kind, name, parse_yaml(text, where), where=where, check=True)
+    entry = plain_yaml.read(text.decode()) or parse_yaml(text, where)
+    return build(kind, name, entry, where=where, check=False)
 
 
 def _is_shipped(where: str) -> bool:
