@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsize import __version__
 from llmsize.term import Term
@@ -85,8 +85,7 @@ class Estimate:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Charts, and the estimate with the numbers in them for formats that are not pictures."""
 
     estimate: Estimate

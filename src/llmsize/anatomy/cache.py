@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["full", "window", "latent", "cross", "recurrent", "none"]
 """Every token; the last `window` tokens; one compressed vector per token; the encoder's tokens; a
 state whose size does not depend on the tokens; nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCache:
+class LayerCache(NamedTuple):
     """What one layer keeps."""
 
     kind: Kind

@@ -7,7 +7,6 @@ from Llama stands in its own file.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -35,8 +34,7 @@ Table = Callable[[Trace, Tensor, int, Format | None], blocks.Rotation]
 Kind = TypeVar("Kind", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """The dimensions that almost every decoder has."""
 
     layers: int

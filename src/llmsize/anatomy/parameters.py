@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import named
@@ -41,8 +41,7 @@ COMPONENTS = {
 """What the roles of weights add up to, in the order in which they are shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """A model's parameters by what they mean. Tied matrices count once."""
 
     total: int

@@ -21,7 +21,6 @@ from llmsize.cli.options import (
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
-from llmsize.ladder import Ladder, nearest, of_size
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
 from llmsize.memory.weights import Recipe
@@ -118,6 +117,8 @@ def _subject(model: str | None, params: int | None, family: str) -> tuple[Subjec
     if model:
         return overview.subject(options.assuming(options.architecture(model), family)), ()
     assert params is not None
+    from llmsize.ladder import Ladder, nearest
+
     ladder = presets.get(Ladder, "dense")
     rung = nearest(ladder, params)
     shape = replace(presets.get(Architecture, rung), grade="assumed")
@@ -165,7 +166,7 @@ def format_named(name: str) -> Format:
 def _jobs(subject: Subject, work: Workload) -> dict[Job, Parts]:
     """Every job with the same knobs; QLoRA has its own base."""
     base = Storage(QLORA_BASE, work.storage.format, presets.get(Recipe, QLORA_BASE))
-    quantized = replace(work, storage=base)
+    quantized = work._replace(storage=base)
     return {job: overview.need(subject, quantized if job == "QLoRA" else work, job) for job in JOBS}
 
 
@@ -173,6 +174,8 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
     """What the cache takes in real models of this size, where the shape is assumed."""
     if not subject.assumed:
         return ()
+    from llmsize.ladder import Ladder, of_size
+
     near = of_size(presets.get(Ladder, "dense"), subject.parameters)
     if not near:
         return ("no known model has this size; only the weights can be trusted",)

@@ -226,8 +226,8 @@ def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple
         )
         return found or 0
 
-    context = most(lambda value: replace(work, context=value))
-    batch = most(lambda value: replace(work, batch=value))
+    context = most(lambda value: work._replace(context=value))
+    batch = most(lambda value: work._replace(batch=value))
     return (
         f"the longest context that fits has {context:,} tokens",
         f"the largest batch that fits has {batch:,} sequences",
@@ -259,7 +259,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
 
 def _stored_as(name: str) -> Callable[[Workload], Workload]:
     return lambda work: (
-        work if work.storage.recipe else replace(work, storage=options.storage(name))
+        work if work.storage.recipe else work._replace(storage=options.storage(name))
     )
 
 
@@ -267,7 +267,7 @@ _SMALLER: tuple[changes.Change[Workload], ...] = (
     changes.Change("store the weights in int8", 2.0, "hardly any quality", _stored_as("llm-int8")),
     changes.Change("store the weights in nf4", 3.0, "a little quality", _stored_as("nf4")),
     changes.Change("halve the context", 4.0, "half of the context",
-                   lambda work: replace(work, context=max(1, work.context // 2))),
+                   lambda work: work._replace(context=max(1, work.context // 2))),
 )  # fmt: skip
 
 

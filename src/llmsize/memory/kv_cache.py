@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.errors import LLMSizeError
@@ -13,8 +12,7 @@ from llmsize.formats import FP32, Format, stored_bytes
 from llmsize.term import Term, term, total
 
 
-@dataclass(frozen=True, slots=True)
-class CachePolicy:
+class CachePolicy(NamedTuple):
     """How an engine keeps the cache."""
 
     token_block: int = 1
@@ -23,6 +21,10 @@ class CachePolicy:
     """Whether a window layer keeps its window or room for every token."""
     latent: Literal["latent", "expanded"] = "latent"
     """Whether a latent is cached as it is or decompressed into every head's key and value."""
+
+
+AS_ASKED = CachePolicy()
+"""Room for exactly the tokens that a layer keeps."""
 
 
 def cached_tokens(layer: LayerCache, context: int, policy: CachePolicy) -> int:
@@ -37,7 +39,7 @@ def token_bytes(
     layer: LayerCache,
     keys: Format,
     values: Format,
-    policy: CachePolicy = CachePolicy(),
+    policy: CachePolicy = AS_ASKED,
     tensor_parallel: int = 1,
 ) -> int:
     """Bytes that one token takes in `layer` on one device.
@@ -61,7 +63,7 @@ def kv_cache(
     keys: Format,
     values: Format,
     sequences: int = 1,
-    policy: CachePolicy = CachePolicy(),
+    policy: CachePolicy = AS_ASKED,
     tensor_parallel: int = 1,
     encoder_context: int = 0,
     state: Format = FP32,

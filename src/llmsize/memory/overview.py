@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count
@@ -18,9 +18,8 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
-from llmsize.memory.llamacpp.gguf import gguf
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.memory.weights import Recipe, checkpoint, stored_weights
+from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights
 from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
 from llmsize.term import Grade, Term, fact, term, total
 
@@ -69,8 +68,7 @@ class Subject:
         return "assumed" if self.assumed or self.architecture.grade == "assumed" else "exact"
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(NamedTuple):
     """How weights are stored: all in one format, or as a recipe of quantization says."""
 
     name: str
@@ -84,8 +82,7 @@ class Storage:
         return self.recipe is None and self.format.name in ("fp32", "fp16", "bf16")
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(NamedTuple):
     """What is done with a model, for all four jobs at once."""
 
     storage: Storage
@@ -222,12 +219,19 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     if recipe is None:
         return uniform(model, own)
     if recipe.rules or recipe.container:
-        tensors = (gguf if recipe.container == "gguf" else checkpoint)(
-            model.architecture, model.trace
-        )
+        tensors = _tensors(model, recipe)
         kept = stored_weights(tensors, recipe, format_of, own=own, imatrix=recipe.needs_imatrix)
         return kept if not model.assumed else _scaled("weights", model, int(kept.value), recipe)
     return _scaled("weights", model, _quantized(model, recipe, own, format_of), recipe)
+
+
+def _tensors(model: Subject, recipe: Recipe) -> Checkpoint:
+    """The tensors that a recipe is about."""
+    if recipe.container != "gguf":
+        return checkpoint(model.architecture, model.trace)
+    from llmsize.memory.llamacpp.gguf import gguf  # llama.cpp is large and mostly not asked for
+
+    return gguf(model.architecture, model.trace)
 
 
 def uniform(model: Subject, format: Format, *, name: str = "weights", source: str = "") -> Term:

@@ -139,7 +139,7 @@ def _untied(stored: Stored) -> Stored:
     if any(weight.role == "head" for weight, _ in stored):
         return stored
     return stored + tuple(
-        (replace(weight, name="lm_head.weight", role="head"), format)
+        (weight._replace(name="lm_head.weight", role="head"), format)
         for weight, format in stored if weight.role == "embedding"
     )  # fmt: skip
 

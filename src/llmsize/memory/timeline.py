@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy.tape import Segment
@@ -27,8 +26,7 @@ class Stretch(NamedTuple):
     """How many events lead up to the crest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One point of the timeline and all that is alive at it."""
 
     phase: str

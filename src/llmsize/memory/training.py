@@ -10,9 +10,8 @@ rounding and the device's context are not in them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from math import ceil, prod
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
@@ -24,17 +23,18 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import Moment, Stretch, crest, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision, state_bytes
-from llmsize.stack import Stack
 from llmsize.term import Term, fact, term, total
 
+if TYPE_CHECKING:
+    from llmsize.stack import Stack
 
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
+
+class TrainingRun(NamedTuple):
     """The knobs of one step of training on one device."""
 
     precision: Precision
     optimizer: Optimizer
-    setting: Setting = field(default_factory=lambda: Setting(training=True))
+    setting: Setting = Setting(training=True)
     """Batch, sequence, kernels, adapters, what is frozen; `format` is the 16-bit format."""
     fused_optimizer: bool = True
     """Whether the optimizer steps without a scratch copy of the parameters (not `foreach`)."""
@@ -56,8 +56,7 @@ class Point(NamedTuple):
     """The most bytes alive within it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingStep:
+class TrainingStep(NamedTuple):
     """The timeline of one steady-state step, folded."""
 
     static: Term

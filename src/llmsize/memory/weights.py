@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.trace import Trace
@@ -18,8 +18,7 @@ FormatOf = Callable[[str], Format]
 """Looks a format up by its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """One stored tensor."""
 
     name: str
@@ -37,8 +36,7 @@ class Weight:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """The tensors of one model, and what a recipe asks about the model."""
 
     family: str
@@ -97,8 +95,7 @@ class Recipe:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A tensor that is about to be quantized, where it stands, and what is known."""
 
     weight: Weight

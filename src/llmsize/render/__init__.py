@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from llmsize.estimate import Estimate
 
@@ -20,8 +19,7 @@ _MODULES: dict[OutputFormat, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(NamedTuple):
     """How to show an estimate."""
 
     explain: bool = False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.estimate import Estimate, Table
 from llmsize.render import Style, values
@@ -19,8 +18,7 @@ MOST_PARTS = 24
 """Parts of one sum that are listed; the rest is one line. JSON always has every part."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of an explanation; `indent` is its depth in the tree."""
 
     indent: int

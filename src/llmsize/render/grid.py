@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmsize.estimate import Absent, Cell, Estimate, Table
 from llmsize.render import Style, values
@@ -25,8 +25,7 @@ _LEGEND: dict[Grade, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(NamedTuple):
     """Cells as text; the first column names the rows."""
 
     title: str

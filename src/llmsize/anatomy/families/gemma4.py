@@ -5,7 +5,7 @@ transformers v5.23, models/gemma4/modeling_gemma4.py (the text model).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture
@@ -60,10 +60,10 @@ def read(c: Config) -> Shape:
     joined = c.flag("attention_k_eq_v")
     kv_heads = c.size("num_global_key_value_heads", default=s.kv_heads) if joined else s.kv_heads
     head_dim = Dim(c.size("global_head_dim", default=512), "global_head_dim")
-    whole = replace(s, head_dim=head_dim, kv_heads=Dim(kv_heads, "global_kv_heads"))
+    whole = s._replace(head_dim=head_dim, kv_heads=Dim(kv_heads, "global_kv_heads"))
     return Shape(
         local=s,
-        whole=replace(whole, rotary=head_dim),
+        whole=whole._replace(rotary=head_dim),
         window=c.size("sliding_window", default=512),
         joined=joined,
         bias=c.flag("attention_bias"),

@@ -5,7 +5,7 @@ transformers v5.23, models/inkling/modeling_inkling.py (the text model).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
@@ -66,8 +66,7 @@ def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
         extent = Dim(c.size("rel_extent", default=1024), "extent")
         return Reach(s, 0, profiles, extent)
     window = c.size("sliding_window_size", "sliding_window", default=512)
-    sizes = replace(
-        s,
+    sizes = s._replace(
         heads=Dim(c.size("swa_num_attention_heads", default=s.heads), "local_heads"),
         kv_heads=Dim(c.size("swa_num_key_value_heads", default=s.kv_heads), "local_kv_heads"),
         head_dim=Dim(c.size("swa_head_dim", default=s.head_dim), "local_head_dim"),

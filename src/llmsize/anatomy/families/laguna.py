@@ -5,8 +5,6 @@ transformers v5.23, models/laguna/modeling_laguna.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -31,7 +29,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def block(x: Tensor, kind: tuple[int, bool, int], around: Around) -> Tensor:
         window, sparse, own_heads = kind
-        here = replace(s, heads=Dim(own_heads, "heads"))
+        here = s._replace(heads=Dim(own_heads, "heads"))
         return decoder.pre_norm(
             t,
             x,

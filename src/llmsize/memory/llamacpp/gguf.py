@@ -6,7 +6,6 @@ llama.cpp 0c1e57098: conversion/*.py and gguf-py/gguf/tensor_mapping.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 from llmsize.anatomy.cache import LayerCache
@@ -90,7 +89,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     ]
     weights += _rope_factors(family, config, trace.layer_caches())
     weights += _router_biases(source)
-    return replace(source, family=family, weights=tuple(weights))
+    return source._replace(family=family, weights=tuple(weights))
 
 
 def model(
@@ -114,7 +113,7 @@ def layer_caches(architecture: Architecture, trace: Trace) -> tuple[LayerCache, 
     """What every layer keeps in llama.cpp, which knows fewer windows than the models have."""
     family = FAMILIES.get(architecture.family, architecture.family)
     return tuple(
-        replace(layer, kind="full", window=0)
+        layer._replace(kind="full", window=0)
         if layer.kind == "window" and family not in WINDOWED
         else layer
         for layer in trace.layer_caches()
@@ -185,7 +184,7 @@ def _written(
     """What becomes of one tensor."""
     place = f"blk.{weight.layer}." if weight.layer >= 0 else ""
     if weight.role == "norm":
-        yield replace(weight, name=place + _norm(weight, modules))
+        yield weight._replace(name=place + _norm(weight, modules))
     elif weight.role in ("bias", "expert_bias"):
         yield from _biases(weight, modules, place)
     elif weight.role == "kv_b":
@@ -193,7 +192,7 @@ def _written(
     elif weight.role == "router" and weight.shape[0] == 1:
         # one score for the shared experts together
         name = f"{place}ffn_gate_inp_shexp.weight"
-        yield replace(weight, name=name, shape=weight.shape[1:])
+        yield weight._replace(name=name, shape=weight.shape[1:])
     elif weight.role == "expert_gate_up":
         for role in ("expert_gate", "expert_up"):
             half = (*weight.shape[:-2], weight.shape[-2] * weight.shape[-1] // hidden // 2, hidden)
@@ -211,7 +210,7 @@ def _stacked(weight: Weight, experts: int) -> Weight:
     if not weight.role.startswith("expert_") or len(weight.shape) != 2 or "bias" in weight.role:
         return weight
     rows, columns = weight.shape
-    return replace(weight, shape=(experts, rows // experts, columns))
+    return weight._replace(shape=(experts, rows // experts, columns))
 
 
 def _name(role: str, otherwise: str = "") -> str:
@@ -251,14 +250,14 @@ def _biases(weight: Weight, modules: dict[str, Weight], place: str) -> Iterator[
     module = weight.name.removesuffix("_bias").removesuffix(".bias")
     owner = modules.get(module)
     if owner is None:
-        yield replace(weight, name=f"{place}{weight.name.rpartition('.')[2]}.bias", role="bias")
+        yield weight._replace(name=f"{place}{weight.name.rpartition('.')[2]}.bias", role="bias")
     elif owner.role == "expert_gate_up":
         half = (*weight.shape[:-1], weight.shape[-1] // 2)
         for part in ("expert_gate", "expert_up"):
             yield Weight(f"{place}{_name(part)}.bias", half, "bias", weight.layer)
     else:
         name = _name(owner.role.replace("gate_up", "up"), module)
-        yield replace(weight, name=f"{place}{name}.bias", role="bias")
+        yield weight._replace(name=f"{place}{name}.bias", role="bias")
 
 
 def _latent(weight: Weight, place: str, config: Config) -> Iterator[Weight]:
