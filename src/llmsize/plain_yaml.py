@@ -106,9 +106,10 @@ def _key(text: str) -> tuple[str | None, str]:
 
 
 def _value(text: str, below: Sequence[_Line]) -> Any:
-    if not _shortened(text).strip():
+    said = _shortened(text).strip()
+    if not said:
         return _block(below)
-    return _folded(below) if text == ">-" else _inline([_Line(0, text), *below])
+    return _folded(below) if said == ">-" else _inline([_Line(0, text), *below])
 
 
 def _folded(lines: Sequence[_Line]) -> str:
