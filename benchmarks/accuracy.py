@@ -118,6 +118,7 @@ MEASURED_BY = {
     "training_memory.csv": "steps of real transformers models, followed tensor by tensor on fake "
     "CUDA tensors (`benchmarks/measure_trace.py`)",
     "inference_memory.csv": "a prefill and one decoded token of real transformers models, likewise",
+    "feasible_training.csv": "llm-foundry's benchmarks, which ran on the cards they name",
     "measured_training.csv": "peaks that others published of real runs, grade A, on one device",
     "measured_inference.csv": "engines' own logs and drivers' readings that others published",
     "gguf_sizes.csv": "llama.cpp's quantizer in a dry run, and published files",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from benchmarks.answers import Answer
+from benchmarks.verdicts import verdicts
 from llmsize import presets
 from llmsize.anatomy import LoRA, Setting
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.generation import generation
-from llmsize.memory.methods import Choices, Method, training_run
+from llmsize.memory.methods import Choices, Method, Recompute, training_run
 from llmsize.memory.training import Meter, TrainingRun, TrainingStep, metered, training_step
 from llmsize.optimizers import Optimizer, Precision
+from llmsize.planning.training import Question
 from llmsize.sources.config import read_config
 from llmsize.stack import Stack
 
@@ -124,7 +127,8 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
             yield Answer(row["case_id"], quantity, int(row[quantity]), value)
 
 
-STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth"}
+STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth",
+          "torchtitan": "torchtitan"}  # fmt: skip
 """The framework of each source; transformers for all others."""
 
 METHODS: dict[str, Method] = {
@@ -134,6 +138,7 @@ METHODS: dict[str, Method] = {
 OPTIMIZERS = {
     "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
     "AdamW8bit, fused in backward": "adamw-8bit", "AdamW, fused in backward": "adamw",
+    "AdamW (fp32 states)": "adamw", "LoRA r=100 Adam": "adamw", "adamw_8bit": "adamw-8bit",
     "PagedAdamW (bnb, 32-bit)": "adamw-fp32", "Adam8bit (bnb)": "adamw-8bit",
 }  # fmt: skip
 
@@ -145,29 +150,74 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
         if not (measured and row["gpus"] == "1" and row["method"] in METHODS):
             continue
         try:
-            stack = _stack(row)
-            model = presets.get(Architecture, row["model"])
-            run = training_run(
-                _published(row), stack, _precision(row), presets.get(Optimizer, _optimizer(row))
-            )
-            got = metered(training_step(model, run), stack, _meter(row["metric"]))
+            asked = _question(row)
+            run = training_run(asked.choices, asked.stack, asked.precision, asked.optimizer)
+            step = training_step(asked.architecture, run)
+            got = metered(step, asked.stack, _meter(row["metric"]))
+            yield Answer(row["id"], "training, any meter", int(row["bytes"]), got)
         except LLMSizeError:
             got = None
         yield Answer(row["id"], f"peak, {_meter(row['metric'])}", int(row["bytes"]), got)
+    yield from verdicts(rows, _question)
 
 
-def _stack(row: dict[str, str]) -> Stack:
+def feasible_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
+    """Benchmark runs of llm-foundry, which fitted: whether they are not said not to."""
+    yield from verdicts(rows, _foundry)
+
+
+def _question(row: Mapping[str, str]) -> Question:
+    """The step of a row. Raises `LLMSizeError` for a model or an optimizer that is not known."""
+    return Question(
+        presets.get(Architecture, row["model"]), _published(row), _stack(row), _precision(row),
+        presets.get(Optimizer, _optimizer(row)),
+    )  # fmt: skip
+
+
+MPT_VOCABULARY = 50_368
+
+
+def _foundry(row: Mapping[str, str]) -> Question:
+    """A step of llm-foundry's benchmarks, whose shapes are in the notes.
+
+    An MPT block under flash attention keeps what GPT-2's does: ALiBi lives in the kernel.
+    """
+    shape = re.search(r"L,h,heads=\((\d+), (\d+), (\d+)\)", row["notes"])
+    assert shape
+    layers, hidden, heads = map(int, shape.groups())
+    config = {
+        "vocab_size": MPT_VOCABULARY, "n_layer": layers, "n_embd": hidden, "n_head": heads,
+        "n_positions": int(row["seq_len"]), "activation_function": "gelu", "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    model = Architecture("mpt", "gpt2", config, "mosaicml/llm-foundry scripts/train/benchmarking")
+    choices = Choices(
+        batch=int(row["batch_per_device"]), sequence=int(row["seq_len"]), format=BF16,
+        recompute="full" if row["recompute"] == "full" else "none",
+    )  # fmt: skip
+    return Question(
+        model, choices, presets.get(Stack, "llm-foundry"), presets.get(Precision, "mixed"),
+        presets.get(Optimizer, "adamw"),
+    )  # fmt: skip
+
+
+def _stack(row: Mapping[str, str]) -> Stack:
     """The framework; torchtune's cumulative table turns chunked losses on in a row of its own."""
-    stack = presets.get(Stack, STACKS.get(row["source"], "transformers"))
+    name = "transformers" if "Hugging Face" in row["notes"] else STACKS.get(row["source"])
+    stack = presets.get(Stack, name or "transformers")
+    if row["source"] == "torchtitan" and row["compile"] != "yes":
+        stack = replace(stack, compiled_loss=False)
     before = row["notes"].startswith(("+ packed", "+ compile"))
     return replace(stack, loss="eager") if before else stack
 
 
-def _optimizer(row: dict[str, str]) -> str:
+def _optimizer(row: Mapping[str, str]) -> str:
     return OPTIMIZERS.get(row["optimizer"], row["optimizer"])
 
 
-def _precision(row: dict[str, str]) -> Precision:
+def _precision(row: Mapping[str, str]) -> Precision:
+    if row["weight_dtype"].startswith("fp32 shards"):
+        return presets.get(Precision, "mixed")
     fp32 = row["weight_dtype"] == "fp32"
     amp = fp32 and "AMP" in row["compute_dtype"]
     return presets.get(Precision, "amp" if amp else "fp32" if fp32 else "pure-16bit")
@@ -179,9 +229,9 @@ def _meter(metric: str) -> Meter:
     return "device" if "NVML" in metric else "allocated"
 
 
-def _published(row: dict[str, str]) -> Choices:
+def _published(row: Mapping[str, str]) -> Choices:
     """A row's settings; of a range of lengths the longest, which sets the peak."""
-    modules = row["lora_targets"].split(" ")[0] or "all-linear"
+    modules = row["lora_targets"].replace("all linear", "").split(" ")[0] or "all-linear"
     short = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
     targets = tuple(short.get(name, name) for name in modules.split(","))
     fp32 = row["weight_dtype"] == "fp32"
@@ -194,10 +244,20 @@ def _published(row: dict[str, str]) -> Choices:
         rank=int(row["lora_rank"] or 16),
         targets=targets,
         adapter_dropout=0.05 if row["source"] == "litgpt" else 0.0,  # litgpt/finetune/lora.py
-        base=presets.get(Format, "nf4-dq" if "double" in row["weight_dtype"] else "nf4"),
-        recompute="full" if row["recompute"].startswith("full") else "none",
+        base=presets.get(Format, _base(row["weight_dtype"])),
+        recompute=next((kind for kind in RECOMPUTED if row["recompute"].startswith(kind)), "none"),
         offload_checkpoints="offload" in row["recompute"],
         attention="eager" if row["attention"] == "eager" else "sdpa",
         fused_backward="fused in backward" in row["optimizer"],
         compiled=row["compile"] == "yes",
     )
+
+
+RECOMPUTED: tuple[Recompute, ...] = ("full", "selective")
+
+
+def _base(weights: str) -> str:
+    """The format of a quantized base, by what the table calls it."""
+    if "int8" in weights:
+        return "llm-int8"
+    return "nf4-dq" if "double" in weights else "nf4"

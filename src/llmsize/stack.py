@@ -37,6 +37,8 @@ class Stack:
     fused_optimizer: bool = True
     keep_outputs: bool = False
     """Whether its loop holds the logits until the backward pass has run."""
+    loads_whole: bool = False
+    """Whether each of several devices holds all weights once while they are loaded and divided."""
     allocator_slack: float = 0.0
     """What the caching allocator reserves above the allocated peak, as a share of it."""
     slack_low: float = 0.0

@@ -19,7 +19,7 @@ from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
-from llmsize.memory.overview import BANDS, Job, Storage, Workload
+from llmsize.memory.overview import Job, Storage, Workload
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import advise as planning
@@ -317,13 +317,15 @@ def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
     devices = case.have.machine.devices
     kept = sum(presets.get(Precision, "mixed").bytes_per_parameter) if way == "full" else 0
     least = {storage: max(kept, _bytes(case, storage)) / devices for storage in STORAGES[way]}
-    question = asker(_asks(case, way), least, hopeless=budget * (1 + BANDS[JOBS[way]]))
+    question = asker(_asks(case, way), least, hopeless=budget * (1 + fits.band_of(JOBS[way]).share))
     newest = max((_month(model) for model in case.models), default=0)
     recent = [model for model in case.models if _month(model) > newest - RECENT_MONTHS]
     for models, certain in ((recent, True), (case.models, True), (case.models, False)):
         within = (
             choice
-            for choice in search(models, STORAGES[way], question, budget, band=BANDS[JOBS[way]])
+            for choice in search(
+                models, STORAGES[way], question, budget, band=fits.band_of(JOBS[way]).share
+            )
             if choice.verdict == "fits" or not certain
         )
         found = list(islice(within, SHOWN))

@@ -20,11 +20,11 @@ from llmsize.hardware import machine as machine_of
 from llmsize.ladder import typical
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices, Method
-from llmsize.memory.overview import BANDS, JOBS, Job, Storage, Subject, Workload
+from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
-from llmsize.planning.fits import largest, smallest, verdict
+from llmsize.planning.fits import Band, largest, smallest, verdict
 from llmsize.planning.needs import tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
@@ -191,7 +191,7 @@ def _one(
     """Whether one model fits, part by part, and what to do if it does not."""
     model, work = _asked(question, architecture, dtype, job)
     needed, budget = _exact(model, work, job, machine.devices), int(machine.usable.value)
-    said, name = verdict(needed.value, budget, band=BANDS[job]), work.storage.name
+    said, name = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
@@ -290,7 +290,7 @@ def _which(
     machines = list(OFFERS[kind]())
     found = enough(
         [(machine, machine.devices, int(machine.usable.value)) for machine in machines],
-        need, band=BANDS[job],
+        need, band=band_of(job).share,
     )  # fmt: skip
     rows = tuple(
         Row(
@@ -335,8 +335,17 @@ def _assumptions(work: Workload, job: Job) -> tuple[str, ...]:
     return tuple(told)
 
 
+def band_of(job: Job) -> Band:
+    """How far off the estimates of a job are, by runs that others have measured."""
+    return presets.get(Band, "inference" if job == "inference" else "training")
+
+
 def _band(job: Job) -> str:
-    return f"such estimates are expected within {BANDS[job]:.0%}; inside that band it is `tight`"
+    band = band_of(job)
+    return (
+        f"95 % of {band.cases} measured runs are within {band.share:.0%} of the estimate; inside "
+        "that band it is `tight`"
+    )
 
 
 def _largest(
@@ -420,7 +429,7 @@ def _catalogue(
         return int(need.value)
 
     formats = [title for title in STORAGES if title != "fp32" and (title, job) not in NOT_SO]
-    return search(models.values(), formats, size, budget, band=BANDS[job])
+    return search(models.values(), formats, size, budget, band=band_of(job).share)
 
 
 def _models(chosen: list[Choice], job: Job) -> Table:

@@ -82,6 +82,10 @@ KINDS: dict[str, Kind] = {
     "laws": Kind(
         "llmsize.scaling.laws:ScalingLaw", {"form": "form", "N": "counts", "title": "title"}
     ),
+    "utilizations": Kind(
+        "llmsize.throughput:Utilization", {"median": "median", "runs": "runs", "title": "title"}
+    ),
+    "bands": Kind("llmsize.planning.fits:Band", {"error": "share", "runs": "cases"}),
 }
 
 UNITS = {

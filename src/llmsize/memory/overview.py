@@ -209,10 +209,6 @@ def sum_of(parts: Mapping[str, Term | str], name: str = "total") -> Term | str:
     return total(name, *terms) if terms else next(str(reason) for reason in parts.values())
 
 
-BANDS: dict[Job, float] = {"inference": 0.1, "full training": 0.15, "LoRA": 0.15, "QLoRA": 0.15}
-"""Relative error that 95 % of such estimates are expected to stay within."""
-
-
 def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     """The weights as they are stored; `format_of` looks up the formats that a recipe names."""
     recipe, own = storage.recipe, storage.format

@@ -14,6 +14,26 @@ from llmsize.errors import LLMSizeError
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """How far off the estimates of one job are, against runs that others have measured."""
+
+    name: str
+    share: float
+    """Relative error |got − measured| / measured that 95 % of the runs stay within."""
+    cases: int
+    """Runs that it was measured on."""
+    table: str
+    """The reference table with those runs, and …"""
+    quantity: str
+    """… what they are called in it."""
+    source: str
+    title: str = ""
+    note: str = ""
+    aliases: tuple[str, ...] = ()
+
+
 HIGHEST = 2**40
 """Where a search stops: beyond it a setting is unbounded for every practical purpose."""
 

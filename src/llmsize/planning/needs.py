@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import takewhile
+from math import prod
 from typing import Literal
 
+from llmsize.anatomy import run_forward
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32
 from llmsize.memory.methods import training_run
 from llmsize.memory.overview import Subject, Workload, need, on_each
-from llmsize.memory.training import device_memory, on_device, training_step
+from llmsize.memory.training import (
+    TrainingRun,
+    TrainingStep,
+    device_memory,
+    on_device,
+    stored,
+    training_step,
+)
 from llmsize.planning.catalogue import Need
 from llmsize.planning.training import Question
 from llmsize.term import Term, fact, term, total
 
 Way = Literal["serve", "lora", "qlora", "full"]
 
+FETCHED = 2
+"""Layers that are whole at once: the one at work and the next."""
+FSDP = "Zhao et al. 2023, arXiv:2304.11277, section 3; pytorch v2.9, torch/distributed/fsdp"
 ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
 
 
@@ -32,25 +47,68 @@ def tuning(question: Question, devices: int = 1) -> Term:
     """Device memory of a training step on each of `devices`.
 
     They divide what lives through the step, the gradients and what the optimizer allocates, as
-    ZeRO-3 does; activations are on each.
+    ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)
     if devices == 1:
         return device_memory(step, question.stack)
     share = partial(_share, devices=devices)
-    passes = max(step.peaks["forward"], step.peaks["backward"])
-    activations = max(passes - int(step.static.value) - step.gradients, 0)
+    gathered = _counted("gathered weights", _gathered(question, run), FSDP)
+    static = share(step.static)
+    allocated = total("allocated", static, gathered, *_moving(step, share))
+    weights = step.static.part("weights")
+    if question.stack.loads_whole and weights.value + share(weights).value > allocated.value:
+        allocated = total("allocated while loading", weights, share(weights))
+    return on_device(allocated, question.stack)
+
+
+def _moving(step: TrainingStep, share: Callable[[Term], Term]) -> tuple[Term, ...]:
+    """What comes and goes in a step whose gradients are divided, at its highest moment.
+
+    At the loss there are no gradients yet; later there are fewer activations; last the optimizer
+    steps.
+    """
+    static = int(step.static.value)
+    later = sum(size for what, size in step.moment.live.items() if what.role == "gradient")
+    alive = _counted("gradients", later), _counted("gradients", step.gradients)
     moments = (
-        _counted("activations", activations), share(_counted("optimizer", step.step_scratch))
-    )  # fmt: skip
-    work = max(moments, key=lambda moment: moment.value)
-    gradients = share(_counted("gradients", step.gradients))
-    return on_device(total("allocated", share(step.static), gradients, work), question.stack)
+        (_counted("activations", _at_the_loss(step) - static),),
+        (_counted("activations", step.moment.bytes - later), share(alive[0])),
+        (share(alive[1]), share(_counted("optimizer", step.step_scratch))),
+    )
+    return max(moments, key=lambda parts: sum(part.value for part in parts))
 
 
-def _counted(name: str, size: int) -> Term:
-    return fact(name, size, unit="bytes", source="the anatomy of the model")
+def _at_the_loss(step: TrainingStep) -> int:
+    """Bytes alive at the highest moment before the backward pass reaches the layers."""
+    before = takewhile(
+        lambda point: point.phase == "forward" or not point.place.startswith("layer"),
+        step.timeline,
+    )
+    return max(point.highest for point in before)
+
+
+def _gathered(question: Question, run: TrainingRun) -> int:
+    """Bytes of what is whole on each device: what is outside of the layers, and two layers.
+
+    A layer is used while the next one is fetched; the root's own weights stay from the forward to
+    the backward pass. They are gathered in the format of the products.
+    """
+    trace, _ = run_forward(question.architecture, run.setting, outline=True)
+    layers: Counter[int] = Counter()
+    outside = 0
+    for weight in trace.weights.values():
+        size = stored(weight, run.setting) // weight.copies
+        if weight.format is FP32 and run.setting.autocast is not None:
+            size = prod(weight.shape) * run.setting.autocast.block_bytes
+        layers.update(dict.fromkeys(weight.indices, size))
+        outside += 0 if weight.indices else size
+    return outside + FETCHED * max(layers.values(), default=0)
+
+
+def _counted(name: str, size: int, source: str = "the anatomy of the model") -> Term:
+    return fact(name, size, unit="bytes", source=source)
 
 
 def _share(part: Term, devices: int) -> Term:
