@@ -50,14 +50,16 @@ def test_what_is_not_certain_is_left_to_typer(line: str) -> None:
     assert direct.read(words, answering.parameters(command)) is None
 
 
-def test_an_estimate_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither Typer, rich nor pydantic is loaded to print JSON; the table needs rich alone."""
+@pytest.mark.parametrize("format", ["json", "table"])
+def test_an_estimate_imports_nothing_heavy(format: str) -> None:
+    """Neither Typer, rich, PyYAML nor pydantic is loaded, and no part that was not asked for."""
     import subprocess
 
-    heavy = ("typer", "click", "rich", "pydantic", "numpy", "jsonschema")
+    heavy = ("typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal",
+             "llmsize.memory.llamacpp", "llmsize.memory.serving", "llmsize.sources")  # fmt: skip
     code = (
         "import sys; from llmsize.cli import run; "
-        "run(['estimate', 'llama-2-7b', '--format', 'json']); "
+        f"run(['estimate', 'llama-2-7b', '--format', '{format}']); "
         f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(

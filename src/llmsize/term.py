@@ -6,10 +6,9 @@ import ast
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import lru_cache
 from types import CodeType
-from typing import Literal
+from typing import Any, Literal
 
 Grade = Literal["exact", "formula", "fitted", "assumed"]
 """How far to trust a number: counted, from a published formula, from a fit, or from a guess."""
@@ -102,14 +101,22 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
     if names != inputs.keys():
         missing, spare = names - inputs.keys(), inputs.keys() - names
         raise ValueError(f"`{formula}`: missing {sorted(missing)}, spare {sorted(spare)}")
-    values: Mapping[str, object] = inputs
-    if divides:
-        values = {k: Fraction(v) if isinstance(v, int) else v for k, v in inputs.items()}
-    result = eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
-    if isinstance(result, Fraction):
+    result = _run(code, _exact(inputs) if divides else inputs)
+    if divides and not isinstance(result, int | float):
         return int(result) if result.denominator == 1 else float(result)
     assert isinstance(result, int | float)
     return result
+
+
+def _run(code: CodeType, values: Mapping[str, object]) -> Any:
+    return eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
+
+
+def _exact(inputs: Mapping[str, Number]) -> dict[str, object]:
+    """Whole numbers as fractions, so that a division loses nothing."""
+    from fractions import Fraction  # few formulas divide
+
+    return {name: Fraction(v) if isinstance(v, int) else v for name, v in inputs.items()}
 
 
 _ALLOWED = (

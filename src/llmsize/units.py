@@ -7,9 +7,12 @@ GB is 10⁹ bytes and GiB is 2³⁰; both parse, both print, and they are never 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
 
 from llmsize.errors import LLMSizeError, printable
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
@@ -20,10 +23,11 @@ MAX_COUNT = 10**18
 MAX_BYTES = 10**21
 
 _NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?|\.\d+)"
-_COUNT = re.compile(rf"\s*{_NUMBER}\s*([kKmMbBgGtT]?)\s*", re.ASCII)
-_BYTES = re.compile(rf"\s*{_NUMBER}\s*([kKmMgGtTpP]?)(i?)[bB]\s*", re.ASCII)
-_FLOP = re.compile(rf"\s*{_NUMBER}\s*([a-zA-Z-]*)\s*", re.ASCII)
-_DURATION = re.compile(rf"\s*{_NUMBER}\s*([a-zA-Z]+)\s*", re.ASCII)
+_COUNT = rf"\s*{_NUMBER}\s*([kKmMbBgGtT]?)\s*"
+_BYTES = rf"\s*{_NUMBER}\s*([kKmMgGtTpP]?)(i?)[bB]\s*"
+_FLOP = rf"\s*{_NUMBER}\s*([a-zA-Z-]*)\s*"
+_DURATION = rf"\s*{_NUMBER}\s*([a-zA-Z]+)\s*"
+"""Text, compiled by `re` when it is first used: a command line seldom has one of each."""
 
 _COUNT_SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _PREFIX_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
@@ -46,7 +50,7 @@ def parse_count(text: str, what: str = "count") -> int:
 
     Raises `LLMSizeError` for anything else, for zero, and above 10¹⁸.
     """
-    match = _COUNT.fullmatch(text)
+    match = re.fullmatch(_COUNT, text, re.ASCII)
     if not match:
         raise LLMSizeError(
             f"cannot read the {what} `{printable(text)}`",
@@ -71,7 +75,7 @@ def parse_bytes(text: str, what: str = "memory") -> int:
 
     Raises `LLMSizeError` without a unit, for zero, and above 10²¹ bytes.
     """
-    match = _BYTES.fullmatch(text)
+    match = re.fullmatch(_BYTES, text, re.ASCII)
     if not match:
         raise LLMSizeError(
             f"cannot read the {what} `{printable(text)}`",
@@ -100,17 +104,15 @@ def parse_duration(text: str, what: str = "duration") -> float:
     return _scaled(_DURATION, _DURATION_SCALE, text, what, "`30d`, `3h` or `90min`")
 
 
-def _scaled(
-    pattern: re.Pattern[str], scales: dict[str, int], text: str, what: str, example: str
-) -> float:
-    match = pattern.fullmatch(text)
+def _scaled(pattern: str, scales: dict[str, int], text: str, what: str, example: str) -> float:
+    match = re.fullmatch(pattern, text, re.ASCII)
     scale = scales.get(match[2].lower()) if match else None
     if match is None or scale is None:
         raise LLMSizeError(
             f"cannot read the {what} `{printable(text)}`", hint=f"write it like {example}"
         )
     value = _decimal(match[1], text, what) * scale
-    if not 0 < value <= Decimal("1e40"):
+    if not 0 < value <= 10**40:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is out of range",
             hint="it must be above zero and at most 1e40",
@@ -119,6 +121,8 @@ def _scaled(
 
 
 def _decimal(number: str, text: str, what: str) -> Decimal:
+    from decimal import Decimal, InvalidOperation  # not every command line has a number
+
     try:
         value = Decimal(number)
     except InvalidOperation:  # pragma: no cover - the pattern admits only what Decimal reads
