@@ -21,8 +21,7 @@ Loss = Literal["eager", "chunked", "fused_linear"]
 """All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """The circumstances of one pass: how much goes in, in which formats, by which kernels."""
 
     batch: int = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated
@@ -405,7 +404,7 @@ def _typical(parameters: int) -> Subject:
     shape = typical(parameters)
     if shape.name not in _shapes:
         _shapes[shape.name] = overview.subject(shape)
-    return replace(_shapes[shape.name], parameters=parameters)
+    return _shapes[shape.name]._replace(parameters=parameters)
 
 
 def _catalogue(

@@ -6,7 +6,7 @@ holds what every layer stores; peaks are of allocated bytes, weights and cache i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.architecture import Architecture
@@ -32,9 +32,9 @@ class Generation:
 
 def generation(architecture: Architecture, setting: Setting) -> Generation:
     """Run the prompt of `setting` and then one more token. Raises `LLMSizeError`."""
-    setting = replace(setting, training=False, cache=True)
+    setting = setting._replace(training=False, cache=True)
     prompt, prompt_parts = _run(architecture, setting)
-    token = replace(setting, sequence=1, past=setting.sequence, last_logits=True)
+    token = setting._replace(sequence=1, past=setting.sequence, last_logits=True)
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
     static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence

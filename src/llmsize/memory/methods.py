@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmsize.anatomy import LoRA, Setting
@@ -106,9 +106,9 @@ def training_run(
         keep_outputs=stack.keep_outputs,
     )
     if adapted:
-        setting = replace(setting, adapter=_adapter(choices, stack))
+        setting = setting._replace(adapter=_adapter(choices, stack))
     if choices.method == "qlora":
-        setting = replace(setting, quantized=choices.base)
+        setting = setting._replace(quantized=choices.base)
     return TrainingRun(
         precision=precision,
         optimizer=optimizer,

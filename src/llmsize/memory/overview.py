@@ -8,7 +8,7 @@ memory follow published rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -44,8 +44,7 @@ ADAPTERS = LoRA(rank=16, targets=("all-linear",))
 FormatOf = Callable[[str], Format]
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """A model that was traced, or a bare parameter count with a shape that stands in for it."""
 
     architecture: Architecture
@@ -54,7 +53,7 @@ class Subject:
     shape_parameters: int
     """Parameters of the shape; equal to `parameters` for a real model."""
 
-    steps: dict[tuple[Setting, str, str], TrainingStep] = field(default_factory=dict, compare=False)
+    steps: dict[tuple[Setting, str, str], TrainingStep]
     """Training steps of this shape that have been asked for already."""
 
     @property
@@ -103,7 +102,7 @@ def subject(architecture: Architecture, parameters: int | None = None) -> Subjec
     """The model traced once; `parameters` overrides the count and keeps the shape."""
     trace = traced(architecture)
     counted = count(trace.weights.values()).total
-    return Subject(architecture, trace, parameters or counted, counted)
+    return Subject(architecture, trace, parameters or counted, counted, {})
 
 
 def need(model: Subject, work: Workload, job: Job) -> Parts:
