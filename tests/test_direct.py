@@ -15,13 +15,23 @@ LINES = [
     "fits --vram 16GB --all",
     "fits llama-2-7b --gpu t4 --gpus 2 --job qlora --reserve 1GB",
     "show models gpt2",
+    "loss --params 2B --calibrate 1B,20B,2.71 --calibrate 3B,60B,2.45 --law chinchilla",
+    "loss --target-loss 2.5 --precision 8",
+    "optimal --gpu-hours 5760 --gpu h100-sxm-80gb --mfu 0.4 --max-params 7B",
+    "time llama-2-7b --tokens 1T --gpu t4 --rank 8 --recompute",
+    "train gpt2 --method lora --rank 8 --adapter-dropout 0.1 --every 2 --timeline",
+    "infer llama-2-7b --gpu-layers 12 --kv-dtype q8_0 --gpu-memory-utilization 0.8",
+    "inspect gpt2 --tensors",
+    "advise --users 4 --commercial",
 ]
 
 LEFT_TO_TYPER = [
     "estimate --help", "estimate -h", "estimate --unknown", "estimate gpt2 extra",
     "estimate --batch", "estimate --explain=yes", "estimate --params -1",
     "estimate --batch 1 --batch 2",
-    "estimate -- x",
+    "estimate -- x", "train gpt2 --every 0", "train gpt2 --every two", "infer gpt2 --rank 1.5",
+    "infer gpt2 --no-flash-attention", "curve loss-vs-params gpt2 llama-2-7b",
+    "optimal --gpu-hours nan",
 ]  # fmt: skip
 
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.architecture import Architecture
-from llmsize.cli import fits, options
+from llmsize.cli import declare, fits, options
 from llmsize.cli.estimate import format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
@@ -92,7 +90,7 @@ def advise(
     reserve: options.Reserve = 0,
     days: Annotated[
         float,
-        typer.Option(
+        declare.Option(
             "--days", help="How long the machines are there: days, or `3h`.", metavar="TIME",
             parser=lambda given: given if isinstance(given, float) else _seconds(given),
             show_default="7", rich_help_panel=_GOAL,
@@ -100,7 +98,7 @@ def advise(
     ] = 7 * DAY,
     task: Annotated[
         str,
-        typer.Option(
+        declare.Option(
             "--task", help=f"{', '.join(planning.WAYS)}.", metavar="TASK",
             autocompletion=lambda: list(planning.WAYS), rich_help_panel=_GOAL,
         ),
@@ -108,7 +106,7 @@ def advise(
     tokens: options.Tokens = None,
     data: Annotated[
         int | None,
-        typer.Option(
+        declare.Option(
             "--data", help="Text at hand, in place of `--tokens`: `2GB`.", metavar="SIZE",
             parser=lambda text: units.parse_bytes(text, "data"), show_default=False,
             rich_help_panel=_GOAL,
@@ -116,7 +114,7 @@ def advise(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(
+        declare.Option(
             "--samples", help="Samples that the data come in, if they are not packed.",
             metavar="N", parser=lambda text: units.parse_count(text, "number of samples"),
             show_default=False, rich_help_panel=_GOAL,
@@ -124,18 +122,20 @@ def advise(
     ] = None,
     epochs: Annotated[
         float,
-        typer.Option(
+        declare.Option(
             "--epochs", help="Passes over the data.", metavar="N", rich_help_panel=_GOAL,
             parser=lambda given: given if isinstance(given, float) else _epochs(given),
         ),
     ] = 1.0,
     context: options.Context = None,
     users: Annotated[
-        int, typer.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
+        int, declare.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
     ] = 1,
     commercial: Annotated[
         bool,
-        typer.Option("--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL),
+        declare.Option(
+            "--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL
+        ),
     ] = False,
     price: options.Price = None,
     prices: options.Prices = None,

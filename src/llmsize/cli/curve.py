@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import typer
-
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.chart import Axis, Chart, Mark, Series, extent, spaced
 from llmsize.cli import options
+from llmsize.cli.declare import Argument, Option
 from llmsize.errors import LLMSizeError, did_you_mean
 from llmsize.estimate import Cell, Drawn, Estimate, Row, Table
 from llmsize.formats import Format, stored_bytes
@@ -48,39 +47,39 @@ DEFAULT = "chinchilla"
 
 What = Annotated[
     str,
-    typer.Argument(metavar="PICTURE", help=", ".join(PICTURES),
+    Argument(metavar="PICTURE", help=", ".join(PICTURES),
                    autocompletion=lambda: list(PICTURES), show_default=False),
 ]  # fmt: skip
 Models = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False),
+    Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False),
 ]
 Laws = Annotated[
     list[str] | None,
-    typer.Option("--law", help="A scaling law; repeat for more.", metavar="NAME",
+    Option("--law", help="A scaling law; repeat for more.", metavar="NAME",
                  show_default="chinchilla"),
 ]  # fmt: skip
 Budgets = Annotated[
     list[str] | None,
-    typer.Option("--compute", help="Budgets of isoflop and isoloss; repeat for more.",
+    Option("--compute", help="Budgets of isoflop and isoloss; repeat for more.",
                  metavar="C", show_default=False),
 ]  # fmt: skip
 From = Annotated[
     str | None,
-    typer.Option("--from", help="Where the x axis begins.", metavar="X", show_default=False),
+    Option("--from", help="Where the x axis begins.", metavar="X", show_default=False),
 ]
 To = Annotated[
     str | None,
-    typer.Option("--to", help="Where the x axis ends.", metavar="X", show_default=False),
+    Option("--to", help="Where the x axis ends.", metavar="X", show_default=False),
 ]
 Into = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FILE", show_default=False,
+    Option("-o", "--output", metavar="FILE", show_default=False,
                  help="Write .svg, .png, .html, .csv or .vl.json instead."),
 ]  # fmt: skip
 Context = Annotated[
     int,
-    typer.Option("--context", help="Tokens per sequence, for memory-vs-batch.", metavar="TOKENS",
+    Option("--context", help="Tokens per sequence, for memory-vs-batch.", metavar="TOKENS",
                  parser=lambda text: units.parse_count(str(text), "context")),
 ]  # fmt: skip
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.anatomy import LoRA, Trace, traced
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
@@ -70,79 +69,79 @@ class Subject:
 def infer(
     model: Model,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="See `llmsize show engines`.",
+        str, Option("--engine", metavar="NAME", help="See `llmsize show engines`.",
                           autocompletion=options.completing(Engine))
     ] = "transformers",
     context: Annotated[
-        str, typer.Option("--context", metavar="TOKENS",
+        str, Option("--context", metavar="TOKENS",
                           help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")
     ] = "4096",
     prompt: Annotated[
         int | None,
-        typer.Option("--prompt", metavar="TOKENS", show_default="the whole context",
+        Option("--prompt", metavar="TOKENS", show_default="the whole context",
                      help="Tokens of each prompt.",
                      parser=lambda given: units.parse_count(str(given), "prompt")),
     ] = None,
     batch: Annotated[
-        str, typer.Option("--batch", metavar="N", help="Sequences at once, or several to compare.")
+        str, Option("--batch", metavar="N", help="Sequences at once, or several to compare.")
     ] = "1",
     quant: Annotated[
-        str, typer.Option("--quant", metavar="RECIPE", show_default="the checkpoint's own",
+        str, Option("--quant", metavar="RECIPE", show_default="the checkpoint's own",
                           help="How weights are stored, or several: `llmsize show recipes`.",
                           autocompletion=options.completing(Recipe))
     ] = "",
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="FORMAT", show_default="the checkpoint's own",
+        str, Option("--dtype", metavar="FORMAT", show_default="the checkpoint's own",
                           help="What is computed in: `bf16`, `fp16`, `fp32`.")
     ] = "",
     kv_dtype: Annotated[
-        str, typer.Option("--kv-dtype", metavar="FORMAT", show_default="the engine's own",
+        str, Option("--kv-dtype", metavar="FORMAT", show_default="the engine's own",
                           help="Format of the cache, such as `fp8` or `q8_0`.")
     ] = "",
     utilization: Annotated[
         float | None,
-        typer.Option("--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
+        Option("--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
                      help="Share of a device that an engine with a pool allocates."),
     ] = None,
     gpu_layers: Annotated[
         int | None,
-        typer.Option("--gpu-layers", metavar="N", min=0, show_default="all",
+        Option("--gpu-layers", metavar="N", min=0, show_default="all",
                      help="Layers on the devices; the others are in host memory."),
     ] = None,
     shared: Annotated[
-        int, typer.Option("--shared-prefix", metavar="TOKENS", min=0,
+        int, Option("--shared-prefix", metavar="TOKENS", min=0,
                           help="Tokens that all sequences begin with; a pool keeps them once.")
     ] = 0,
     adapters: Annotated[
-        int, typer.Option("--adapters", metavar="N", min=0, help="LoRA adapters served at once.")
+        int, Option("--adapters", metavar="N", min=0, help="LoRA adapters served at once.")
     ] = 0,
     rank: Annotated[
-        int, typer.Option("--rank", metavar="R", min=1, help="Rank of those adapters.")
+        int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")
     ] = 16,
     draft: Annotated[
-        str, typer.Option("--draft", metavar="MODEL", show_default=False,
+        str, Option("--draft", metavar="MODEL", show_default=False,
                           help="A draft model for speculative decoding.")
     ] = "",
     ubatch: Annotated[
-        int, typer.Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")
+        int, Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")
     ] = 512,
     cpu_moe: Annotated[
-        int, typer.Option("--cpu-moe", metavar="N", min=0,
+        int, Option("--cpu-moe", metavar="N", min=0,
                           help="llama.cpp: layers whose experts stay in host memory.")
     ] = 0,
     tensor_split: Annotated[
-        str, typer.Option("--tensor-split", metavar="SHARES", show_default="equal",
+        str, Option("--tensor-split", metavar="SHARES", show_default="equal",
                           help="llama.cpp: share of the layers of every device, such as `3,1`.")
     ] = "",
     flash_attention: Annotated[
-        bool, typer.Option("--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")
+        bool, Option("--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")
     ] = True,
     offload: Annotated[
-        str, typer.Option("--offload", metavar="cpu", show_default=False,
+        str, Option("--offload", metavar="cpu", show_default=False,
                           help="`cpu`: as many layers on the devices as fit, the rest on the host.")
     ] = "",
     fit: Annotated[
-        str, typer.Option("--fit", metavar="WHAT", show_default=False,
+        str, Option("--fit", metavar="WHAT", show_default=False,
                           help=f"Solve for the best {', '.join(FITTED)} that fits.")
     ] = "",
     gpu: Gpu = None,

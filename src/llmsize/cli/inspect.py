@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint, bytes_by_format, parameters, total_bytes
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
 from llmsize.estimate import Cell, Estimate, Row, Scalar, Table
 from llmsize.formats import FP16, Format, stored_bytes
@@ -38,7 +37,7 @@ EXAMPLES = (
 FORWARD = "the model's forward pass"
 
 Tensors = Annotated[
-    bool, typer.Option("--tensors", help="List every tensor with shape, format and bytes.")
+    bool, Option("--tensors", help="List every tensor with shape, format and bytes.")
 ]
 
 

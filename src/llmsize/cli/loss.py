@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import Parameters, count
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.scaling.calibration import Calibration, Observation, calibrate, interval
@@ -56,28 +55,28 @@ NOT_COMPARABLE = (
 
 Steps = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--steps", help="Optimizer steps, with --batch.", metavar="S", show_default=False,
         parser=lambda text: float(units.parse_count(text, "number of steps")),
     ),
 ]  # fmt: skip
 BatchTokens = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--batch", help="Tokens per step: `512K`.", metavar="TOKENS", show_default=False,
         parser=lambda text: float(units.parse_count(text, "batch")),
     ),
 ]  # fmt: skip
 Precision = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--precision", help="Bits of weights, activations and KV cache in training: experimental.",
         metavar="BITS", show_default=False,
     ),
 ]  # fmt: skip
 Runs = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--calibrate", metavar="N,D,LOSS", show_default=False,
         help="A run of your own, or a CSV of them; repeat for more. Moves the law to them.",
     ),

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.scaling.allocation import Allocation, allocate, same_loss, spend
@@ -33,20 +32,18 @@ TRADES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 GpuHours = Annotated[
     float | None,
-    typer.Option(
-        "--gpu-hours", help="Hours × GPUs, with --gpu.", metavar="H", min=0, show_default=False
-    ),
+    Option("--gpu-hours", help="Hours × GPUs, with --gpu.", metavar="H", min=0, show_default=False),
 ]
 InferenceTokens = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--inference-tokens", help="Tokens to serve afterwards.", metavar="D", show_default=False,
         parser=lambda text: float(units.parse_count(text, "count of inference tokens")),
     ),
 ]  # fmt: skip
 MaxParams = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--max-params", help="The largest model that is allowed.", metavar="N", show_default=False,
         parser=lambda text: units.parse_count(text, "parameter count"),
     ),

@@ -7,14 +7,13 @@ from dataclasses import replace
 from math import prod
 from typing import Annotated, get_args
 
-import typer
-
 from llmsize import presets, units
 from llmsize.anatomy import run_forward
 from llmsize.anatomy.flops import training_flop_per_token
 from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
 from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format as Quantized
@@ -51,14 +50,14 @@ POWER = "Power is the rated power of the devices; hosts, network and cooling com
 
 SequenceLength = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--seq-len", help="Tokens per training sequence.", metavar="TOKENS",
         parser=lambda text: units.parse_count(text, "sequence length"), show_default="4096",
     ),
 ]  # fmt: skip
 Trained = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--trained", metavar="N", show_default=False,
         help="Parameters of a bare count that are trained, if not all: the adapters of LoRA.",
         parser=lambda text: units.parse_count(text, "count of trained parameters"),
@@ -66,21 +65,21 @@ Trained = Annotated[
 ]  # fmt: skip
 MethodName = Annotated[
     str,
-    typer.Option(
+    Option(
         "--method", metavar="METHOD", help=f"What of MODEL is trained: {', '.join(METHODS)}.",
         autocompletion=lambda: list(METHODS),
     ),
 ]  # fmt: skip
-Rank = Annotated[int, typer.Option("--rank", help="Of the adapters.", metavar="R", min=1)]
+Rank = Annotated[int, Option("--rank", help="Of the adapters.", metavar="R", min=1)]
 Targets = Annotated[
     str,
-    typer.Option("--targets", metavar="NAMES", help="Linear layers that get adapters, by commas."),
+    Option("--targets", metavar="NAMES", help="Linear layers that get adapters, by commas."),
 ]
 Recompute = Annotated[
-    bool, typer.Option("--recompute", help="Every layer is recomputed in the backward pass.")
+    bool, Option("--recompute", help="Every layer is recomputed in the backward pass.")
 ]
 Format = Annotated[
-    str, typer.Option("--dtype", help="Format of the products: `bf16`, `fp8`.", metavar="FORMAT")
+    str, Option("--dtype", help="Format of the products: `bf16`, `fp8`.", metavar="FORMAT")
 ]
 
 

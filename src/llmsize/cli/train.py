@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from llmsize import presets, units
 from llmsize.cli import options
+from llmsize.cli.declare import Option
 from llmsize.cli.options import Batch, Dtype, Gpu, Gpus, InstanceName, Model, Reserve, Vram
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Estimate, Row, Table
@@ -38,7 +37,7 @@ def train(
     model: Model,
     method: Annotated[
         str,
-        typer.Option(
+        Option(
             "--method",
             help="`full`, `lora`, `qlora`, `dora`, `bitfit`, `norms`, `head` or `frozen`.",
         ),
@@ -46,7 +45,7 @@ def train(
     batch: Batch = 1,
     sequence: Annotated[
         int,
-        typer.Option(
+        Option(
             "--seq-len", help="Tokens per sequence.", metavar="TOKENS",
             parser=lambda given: units.parse_count(str(given), "sequence length"),
         ),
@@ -54,67 +53,67 @@ def train(
     dtype: Dtype = "bf16",
     recipe: Annotated[
         str,
-        typer.Option(
+        Option(
             "--recipe", metavar="NAME",
             help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
             autocompletion=options.completing("precisions"),
         ),
     ] = "pure-16bit",
     optimizer: Annotated[
-        str, typer.Option("--optimizer", metavar="NAME", help="See `llmsize show optimizers`.",
+        str, Option("--optimizer", metavar="NAME", help="See `llmsize show optimizers`.",
                           autocompletion=options.completing("optimizers"))
     ] = "adamw",
     stack: Annotated[
-        str, typer.Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
+        str, Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
                           autocompletion=options.completing("stacks"))
     ] = "transformers",
     rank: Annotated[
-        int, typer.Option("--rank", metavar="R", help="Rank of the adapters.",
+        int, Option("--rank", metavar="R", help="Rank of the adapters.",
                           parser=lambda given: units.parse_count(str(given), "rank"))
     ] = 16,
     targets: Annotated[
-        str, typer.Option("--targets", metavar="NAMES",
+        str, Option("--targets", metavar="NAMES",
                           help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")
     ] = "all-linear",
     adapter_dropout: Annotated[
-        float, typer.Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
+        float, Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
     ] = 0.0,
     base: Annotated[
-        str, typer.Option("--base", metavar="FORMAT", help="Quantized base of `qlora`.")
+        str, Option("--base", metavar="FORMAT", help="Quantized base of `qlora`.")
     ] = "nf4",
     freeze: Annotated[
-        int, typer.Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
+        int, Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
     ] = 0,
     recompute: Annotated[
-        str, typer.Option("--recompute", help="`none`, `full` or `selective`.")
+        str, Option("--recompute", help="`none`, `full` or `selective`.")
     ] = "none",
     every: Annotated[
-        int, typer.Option("--every", min=1, metavar="K", help="Recompute every K-th block.")
+        int, Option("--every", min=1, metavar="K", help="Recompute every K-th block.")
     ] = 1,
     offload_checkpoints: Annotated[
-        bool, typer.Option("--offload-checkpoints", help="Keep checkpoints in host memory.")
+        bool, Option("--offload-checkpoints", help="Keep checkpoints in host memory.")
     ] = False,
     attention: Annotated[
-        str, typer.Option("--attention", help="`sdpa` or `eager`.")
+        str, Option("--attention", help="`sdpa` or `eager`.")
     ] = "sdpa",
     padded: Annotated[
-        bool, typer.Option("--padded", help="The batch has padding and an attention mask.")
+        bool, Option("--padded", help="The batch has padding and an attention mask.")
     ] = False,
     accumulate: Annotated[
-        int, typer.Option("--accumulate", min=1, metavar="N",
+        int, Option("--accumulate", min=1, metavar="N",
                           help="Micro-batches per optimizer step.")
     ] = 1,
     fused_backward: Annotated[
-        bool, typer.Option("--fused-backward", help="Step each weight as its gradient comes.")
+        bool, Option("--fused-backward", help="Step each weight as its gradient comes.")
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile fuses norms, gates and the loss.")
+        bool, Option("--compile", help="torch.compile fuses norms, gates and the loss.")
     ] = False,
     timeline: Annotated[
-        bool, typer.Option("--timeline", help="Draw what is alive from start to end of the step.")
+        bool, Option("--timeline", help="Draw what is alive from start to end of the step.")
     ] = False,
     fit: Annotated[
-        str, typer.Option("--fit", metavar="WHAT", show_default=False,
+        str, Option("--fit", metavar="WHAT", show_default=False,
                           help=f"Solve for the largest {', '.join(FITTED)} that fits.")
     ] = "",
     gpu: Gpu = None,
