@@ -149,6 +149,12 @@ def _rotate_pair(t: Trace, even: Tensor, odd: Tensor, cosines: Tensor, sines: Te
     return ops.cat(t, (first, second))
 
 
+def by_token(rotation: Rotation) -> Rotation:
+    """The tables for heads that lie within each token: batch, sequence, heads, channels."""
+    cosines, sines = (x.view(1, x.shape[1], 1, x.shape[2]) for x in rotation)
+    return Rotation(cosines, sines)
+
+
 def for_pairs(t: Trace, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """The tables laid out anew for neighbouring channels, as some models do in every layer."""
     cosines, sines = (t.new("repeat", x.shape, x.format) for x in rotation)

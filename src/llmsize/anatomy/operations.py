@@ -387,6 +387,41 @@ def pick(t: Tape, x: Tensor, dim: int) -> Tensor:
     return attach(t.new("index", (*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.format), node)
 
 
+def add_to_last(t: Tape, x: Tensor, other: Tensor, size: int) -> Tensor:
+    """`x[-size:] += other` of the first dimension, which Python ends by copying the sum to itself.
+
+    Both steps copy the whole gradient and the part of it that is theirs (`CopySlices`).
+    """
+    shape = (size, *x.shape[1:])
+    node = t.record(_add_to_last_backward, (x, other), (), shape)
+    x = Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
+    node = t.record(_assemble_backward, (x, narrow(t, x, 0, size)), (), shape)
+    return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
+
+
+def _add_to_last_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    whole = laid_out(t.new("copy_slices", grad.shape, grad.format), grad)
+    return whole, t.new("copy", node.context, grad.format)
+
+
+def spread(t: Tape, x: Tensor) -> Tensor:
+    """The standard deviation over the last dimension, which stays as 1; keeps both."""
+    node = t.record(_spread_backward, (x,), (x,))
+    out = attach(t.new("std", (*x.shape[:-1], 1), x.format), node)
+    keep_output(t, node, out)
+    return out
+
+
+def _spread_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad, x = first(grads), node.saved[0]
+    assert x is not None
+    centred = t.new("sub", x.shape, grad.format)
+    out = t.new("std_backward", x.shape, grad.format)
+    del centred
+    return (out,)
+
+
 def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
     """The same numbers again along dimensions of one entry, a view; gradients are summed."""
     if shape == x.shape:
@@ -445,6 +480,12 @@ def transpose(t: Tape, x: Tensor, a: int, b: int) -> Tensor:
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]
     return _rearranged(x, order, t.record(_transpose_backward, (x,), (), order))
+
+
+def permute(t: Tape, x: Tensor, *order: int) -> Tensor:
+    """A view with the dimensions in that order."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return _rearranged(x, order, t.record(_transpose_backward, (x,), (), back))
 
 
 def _transpose_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -517,6 +558,12 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
         return expand(t, x, batch, times, sequence, channels)
     node = t.record(_repeat_backward, (x,), (), x.shape)
     return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
+
+
+def repeat_first(t: Tape, x: Tensor, times: int) -> Tensor:
+    """`x` that many times along a new first dimension, as a copy."""
+    node = t.record(_repeat_backward, (x,), (), x.shape)
+    return attach(t.new("repeat", (times, *x.shape), x.format), node)
 
 
 def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -266,7 +266,6 @@ def index(
 def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: Rotation) -> Tensor:
     """How well each token suits each query: the heads' scores above zero, weighted and summed."""
     name, rotary = "self_attn.indexer", rotation.cosines.shape[-1]
-    by_token = Rotation(*[x.view(1, t.sequence, 1, rotary) for x in rotation])
     q = t.linear(compressed, f"{name}.wq_b", i.heads * i.head_dim, role="indexer")
     q = q.view(t.batch, t.sequence, i.heads, i.head_dim)
     q_turned, q_plain = ops.split(t, q, rotary, i.head_dim - rotary)
@@ -274,7 +273,7 @@ def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: 
         t, t.linear(x, f"{name}.wk", i.head_dim, role="indexer"), f"{name}.k_norm"
     ).view(t.batch, t.sequence, 1, i.head_dim)
     k_turned, k_plain = ops.split(t, k, rotary, i.head_dim - rotary)
-    q_turned, k_turned = i.turn(t, q_turned, k_turned, by_token)
+    q_turned, k_turned = i.turn(t, q_turned, k_turned, blocks.by_token(rotation))
     q = ops.cat(t, (q_turned, q_plain))
     k = ops.cat(t, (k_turned, k_plain)).view(t.batch, 1, t.sequence, i.head_dim)
     t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))

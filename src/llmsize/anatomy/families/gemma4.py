@@ -1,6 +1,7 @@
 """Gemma 4: wider heads and fewer KV heads in global layers, late layers that reuse earlier keys.
 
-transformers v5.23, models/gemma4/modeling_gemma4.py (the text model).
+transformers v5.23, models/gemma4/modeling_gemma4.py (the text model). What Gemma 3n has alike is
+here too.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
-from llmsize.anatomy.families.llama4 import norm_without_weights
+from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.families.gemma import scaled
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 
 class Kind(NamedTuple):
@@ -27,6 +30,19 @@ class Kind(NamedTuple):
     """Whether it takes its keys and values from an earlier layer of its reach."""
     stores: bool
     """Whether later layers take theirs from it."""
+
+
+class Reach(NamedTuple):
+    """What layers that look alike far back are given."""
+
+    sizes: Sizes
+    window: int
+    rotation: Rotation
+    mask: Tensor | None
+
+
+KeyValues = dict[bool, tuple[Tensor, Tensor]]
+"""The keys and values that later layers reuse, by whether they are local."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +60,8 @@ class Shape:
     doubled: bool
     """Whether layers that reuse keys have twice the MLP."""
     mixture: Mixture | None
-
-    def sizes(self, kind: Kind) -> Sizes:
-        """The dimensions of one layer."""
-        return self.local if kind.local else self.whole
-
-
-KeyValues = dict[bool, tuple[Tensor, Tensor]]
-"""The keys and values that later layers reuse, by whether they are local."""
+    capped: bool
+    """Whether the logits are kept within bounds."""
 
 
 def read(c: Config) -> Shape:
@@ -62,7 +72,7 @@ def read(c: Config) -> Shape:
     head_dim = Dim(c.size("global_head_dim", default=512), "global_head_dim")
     whole = s._replace(head_dim=head_dim, kv_heads=Dim(kv_heads, "global_kv_heads"))
     return Shape(
-        local=s,
+        local=s._replace(rotary=s.local_rotary),
         whole=whole._replace(rotary=head_dim),
         window=c.size("sliding_window", default=512),
         joined=joined,
@@ -70,6 +80,7 @@ def read(c: Config) -> Shape:
         extra=Dim(c.count("hidden_size_per_layer_input", default=256), "per_layer_input"),
         doubled=c.flag("use_double_wide_mlp"),
         mixture=read_mixture(c),
+        capped=c.number("final_logit_softcapping") > 0,
     )
 
 
@@ -78,13 +89,14 @@ def read_mixture(c: Config) -> Mixture | None:
     if not c.flag("enable_moe_block"):
         return None
     older = c.value("expert_intermediate_size") is not None
-    return mixture.read(c, width="expert_intermediate_size" if older else "moe_intermediate_size")
+    width = "expert_intermediate_size" if older else "moe_intermediate_size"
+    return mixture.read(c, width=width, wide=True)
 
 
-def layer_kinds(c: Config, layers: int) -> list[Kind]:
-    """The kind of every layer; the last one of each reach before the reusing ones stores."""
+def layer_kinds(c: Config, layers: int, shared: int) -> list[Kind]:
+    """The kind of every layer; the last one of each reach before the `shared` ones stores."""
     local = [window > 0 for window in decoder.windows(c, layers, lambda i: (i + 1) % 6 > 0)]
-    first = layers - c.count("num_kv_shared_layers")
+    first = layers - shared
     if first < 1 or not set(local[first:]) <= set(local[:first]):
         raise c.error(
             f"has no layer before layer {first} that the later ones could take their keys from",
@@ -102,52 +114,83 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s, c)
     tied = "model.embed_tokens" if s.local.tied else ""
-    return blocks.causal_lm(t, x, s.local.vocabulary, tied=tied)
+    return blocks.causal_lm(
+        t, x, s.local.vocabulary, tied=tied, end=blocks.SOFTCAP if s.capped else ()
+    )
 
 
 def model(t: Trace, s: Shape, c: Config) -> Tensor:
     """Embedding, an input for every layer, layers, final norm."""
     hidden, layers = s.local.hidden, s.local.layers
     embeddings = blocks.embed(t, "model.embed_tokens", s.local.vocabulary, hidden)
-    embeddings = ops.scale(t, embeddings)
+    embeddings = scaled(t, embeddings)
     extra = per_layer_inputs(t, c, embeddings, layers, s.extra) if s.extra else None
     position_ids = blocks.positions(t)
-    around = {
-        local: Around(
-            {0: blocks.rotary(t, embeddings, sizes.rotary)},
-            {window: blocks.mask(t, window)},
-            [],
-        )
-        for local, sizes, window in ((True, s.local, s.window), (False, s.whole, 0))
+    masks = {0: blocks.mask(t), s.window: blocks.mask(t, s.window)}
+    kinds = layer_kinds(c, layers, c.count("num_kv_shared_layers"))
+    reaches = {
+        local: Reach(d, window, blocks.rotary(t, embeddings, d.rotary), masks[window])
+        for local, d, window in ((True, s.local, s.window), (False, s.whole, 0))
+        if any(kind.local == local for kind in kinds)
     }
     stored: KeyValues = {}
 
     def block(x: Tensor, kind: Kind) -> Tensor:
         residual = x
-        x = fp32_norm(t, x, "input_layernorm")
-        x = attention(t, s, x, around[kind.local], kind, stored)
-        x = fp32_norm(t, x, "post_attention_layernorm")
+        x = power_norm(t, x, "input_layernorm")
+        joined = s.joined and not kind.local
+        x = attention(t, x, reaches[kind.local], kind, stored, bias=s.bias, joined=joined)
+        x = power_norm(t, x, "post_attention_layernorm")
         x = ops.add(t, residual, x)
         residual = x
         x = feed(t, s, x, kind)
-        x = fp32_norm(t, x, "post_feedforward_layernorm")
+        x = power_norm(t, x, "post_feedforward_layernorm")
         x = ops.add(t, residual, x)
-        return x if extra is None else add_input(t, s, x, extra)
+        del residual
+        x = x if extra is None else add_input(t, s, x, ops.select(t, extra, 2))
+        return scaled_in_place(t, x)
 
-    x = t.layers("model.layers", block, embeddings, layer_kinds(c, layers), position_ids)
-    return fp32_norm(t, x, "model.norm")
+    x = t.layers("model.layers", block, embeddings, kinds, position_ids)
+    return power_norm(t, x, "model.norm")
+
+
+def scaled_in_place(t: Trace, x: Tensor) -> Tensor:
+    """What a layer gives times a number, which is a buffer of the layer's."""
+    if not t.replaying:
+        t.buffers += len(t.places[t.layer].indices) * t.setting.format.block_bytes
+    return ops.scale_in_place(t, x)
+
+
+def power_norm(t: Trace, x: Tensor, name: str = "") -> Tensor:
+    """RMSNorm in fp32 by a power of the mean square, scaled in fp32 if it has a `name`."""
+    format = x.format
+    wide = ops.to(t, x, FP32)
+    square = ops.shift(t, ops.mean(t, ops.power(t, wide)))
+    normed = ops.mul(t, wide, ops.power(t, square))
+    del wide, square
+    if name:
+        weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+        normed = ops.mul(t, normed, ops.to(t, weight, FP32))
+    return ops.to(t, normed, format)
 
 
 def per_layer_inputs(t: Trace, c: Config, x: Tensor, layers: int, width: int) -> Tensor:
     """An embedding for every layer, added to a projection of the token's."""
     rows = Dim(c.size("vocab_size_per_layer_input", "vocab_size"), "per_layer_vocabulary")
-    looked_up = blocks.embed(t, "model.embed_tokens_per_layer", rows, layers * width)
-    looked_up = ops.scale(t, looked_up)
+    looked_up = scaled(t, blocks.embed(t, "model.embed_tokens_per_layer", rows, layers * width))
     projected = t.linear(x, "model.per_layer_model_projection", layers * width, role="projection")
-    projected = ops.scale(t, projected).view(t.batch, t.sequence, layers, width)
-    projected = fp32_norm(t, projected, "model.per_layer_projection_norm")
-    total = ops.add(t, projected.view(*looked_up.shape), looked_up)
-    return ops.scale(t, total)
+    projected = ops.scale(t, projected)
+    return joined_inputs(t, looked_up, projected, layers, width)
+
+
+def joined_inputs(
+    t: Trace, looked_up: Tensor, projected: Tensor, layers: int, width: int
+) -> Tensor:
+    """What was looked up for each layer and the normalised projection, added and scaled."""
+    shape = (t.batch, t.sequence, layers, width)
+    projected = ops.reshape(t, projected, *shape)
+    projected = power_norm(t, projected, "model.per_layer_projection_norm")
+    return ops.scale(t, ops.add(t, projected, ops.reshape(t, looked_up, *shape)))
 
 
 def add_input(t: Trace, s: Shape, x: Tensor, extra: Tensor) -> Tensor:
@@ -155,37 +198,57 @@ def add_input(t: Trace, s: Shape, x: Tensor, extra: Tensor) -> Tensor:
     residual = x
     x = t.linear(x, "per_layer_input_gate", s.extra, role="gate")
     x = s.local.activation(t, x)
-    x = ops.mul(t, x, ops.slice_last(t, extra, s.extra))
+    x = ops.mul(t, x, extra)
     x = t.linear(x, "per_layer_projection", s.local.hidden, role="down")
-    x = fp32_norm(t, x, "post_per_layer_input_norm")
+    x = power_norm(t, x, "post_per_layer_input_norm")
     return ops.add(t, residual, x)
 
 
 def attention(
-    t: Trace, s: Shape, x: Tensor, around: Around, kind: Kind, stored: KeyValues
+    t: Trace,
+    x: Tensor,
+    reach: Reach,
+    kind: Kind,
+    stored: KeyValues,
+    *,
+    bias: bool = False,
+    joined: bool = False,
+    values_last: bool = False,
 ) -> Tensor:
-    """Grouped-query attention with normalised queries, keys and values."""
-    d = s.sizes(kind)
-    q = t.linear(x, "self_attn.q_proj", d.heads * d.head_dim, bias=s.bias, role="q")
-    q = fp32_norm(t, ops.split_heads(t, q, d.heads), "self_attn.q_norm")
+    """Grouped-query attention with normalised queries, keys and values; late layers reuse keys.
+
+    Values are made of the keys' projection if they are `joined`, else of their own, before the
+    keys are normalised or after.
+    """
+    d = reach.sizes
+    tables = blocks.by_token(reach.rotation)
+    name = "self_attn"
+
+    def projected(part: str, heads: int) -> Tensor:
+        made = t.linear(x, f"{name}.{part}_proj", heads * d.head_dim, bias=bias, role=part)
+        return ops.reshape(t, made, t.batch, x.shape[1], heads, d.head_dim)
+
+    q = projected("q", d.heads)
+    q = power_norm(t, q, f"{name}.q_norm")
+    q = blocks.rotate(t, q, *tables)
+    q = ops.transpose(t, q, 1, 2)
     if kind.reuses:
         k, v = stored[kind.local]
-        q, _ = decoder.turn(t, q, q, around)
         t.remember(LayerCache("none"))
     else:
-        k = t.linear(x, "self_attn.k_proj", d.kv_heads * d.head_dim, bias=s.bias, role="k")
-        k = v = ops.split_heads(t, k, d.kv_heads)
-        if kind.local or not s.joined:
-            v = t.linear(x, "self_attn.v_proj", d.kv_heads * d.head_dim, bias=s.bias, role="v")
-            v = ops.split_heads(t, v, d.kv_heads)
-        k = fp32_norm(t, k, "self_attn.k_norm")
-        q, k = decoder.turn(t, q, k, around)
-        v = norm_without_weights(t, v)
-        k, v = blocks.remember(t, k, v, s.window if kind.local else 0)
+        k = projected("k", d.kv_heads)
+        v = k if joined or values_last else projected("v", d.kv_heads)
+        k = power_norm(t, k, f"{name}.k_norm")
+        k = blocks.rotate(t, k, *tables)
+        k = ops.transpose(t, k, 1, 2)
+        v = projected("v", d.kv_heads) if values_last else v
+        v = power_norm(t, v)
+        v = ops.transpose(t, v, 1, 2)
+        k, v = blocks.remember(t, k, v, reach.window)
     if kind.stores:
         stored[kind.local] = k, v
-    out = blocks.attend(t, q, k, v, around.masks[s.window if kind.local else 0])
-    return t.linear(out, "self_attn.o_proj", d.hidden, bias=s.bias, role="o")
+    out = blocks.attend(t, q, k, v, reach.mask, dropout=d.attention_dropout)
+    return t.linear(out, f"{name}.o_proj", d.hidden, bias=bias, role="o")
 
 
 def feed(t: Trace, s: Shape, x: Tensor, kind: Kind) -> Tensor:
@@ -193,24 +256,27 @@ def feed(t: Trace, s: Shape, x: Tensor, kind: Kind) -> Tensor:
     d = s.local
     width = d.intermediate * (2 if s.doubled and kind.reuses else 1)
     residual = x
-    x = fp32_norm(t, x, "pre_feedforward_layernorm")
+    x = power_norm(t, x, "pre_feedforward_layernorm")
     x = decoder.gated(t, d, x, width=width)
     if s.mixture is None:
         return x
-    dense = fp32_norm(t, x, "post_feedforward_layernorm_1")
-    tokens = residual.view(t.batch * t.sequence, d.hidden)
+    dense = power_norm(t, x, "post_feedforward_layernorm_1")
+    tokens = ops.reshape(t, residual, t.batch * residual.shape[1], d.hidden)
     weights = route(t, s.mixture, tokens)
-    tokens = fp32_norm(t, tokens, "pre_feedforward_layernorm_2")
-    routed = mixture.run_experts(t, d, s.mixture, tokens, weights, "experts").view(*x.shape)
-    routed = fp32_norm(t, routed, "post_feedforward_layernorm_2")
+    normed = power_norm(t, tokens, "pre_feedforward_layernorm_2")
+    routed = mixture.run_experts(t, d, s.mixture, normed, weights, "experts")
+    routed = ops.reshape(t, routed, *x.shape)
+    del normed
+    routed = power_norm(t, routed, "post_feedforward_layernorm_2")
     return ops.add(t, dense, routed)
 
 
 def route(t: Trace, m: Mixture, tokens: Tensor) -> mixture.Routing:
     """The weights of the chosen experts, scaled for each expert."""
-    normed = norm_without_weights(t, tokens)
-    scaled = ops.mul(t, normed, t.weight("router.scale", tokens.shape[-1:], "router"))
-    weights = mixture.route(t, m, ops.scale(t, scaled), "router.proj", linear=True).weights
+    x = power_norm(t, tokens)
+    x = ops.scale(t, ops.mul(t, x, t.weight("router.scale", tokens.shape[-1:], "router")))
+    weights, indices, logits = mixture.route(t, m, x, "router.proj", linear=True)
+    assert indices is not None
     factors = t.weight("router.per_expert_scale", (m.count,), "router")
-    weights = ops.mul(t, weights, mixture.take(t, factors, weights.shape, "index"))
-    return mixture.Routing(weights)
+    weights = ops.mul(t, weights, ops.index(t, factors, indices))
+    return mixture.Routing(weights, indices, logits)
