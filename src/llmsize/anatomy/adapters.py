@@ -60,7 +60,9 @@ class Adapter:
         """Tokens whose keys and values it gives to every layer."""
         return 0
 
-    def adapts(self, module: str, role: str, family: str = "") -> bool:
+    def adapts(
+        self, module: str, role: str, family: str = "", *, once_linear: bool = False
+    ) -> bool:
         """Whether it goes around the linear layer `module` of a model of this `model_type`."""
         if ALL_LINEAR in self.targets:
             return role != "head"
@@ -94,9 +96,11 @@ class LoRA(Adapter):
     dora: bool = False
     """Whether the norm of each output channel's weights is trained, too (Liu et al. 2024)."""
 
-    def adapts(self, module: str, role: str, family: str = "") -> bool:
+    def adapts(
+        self, module: str, role: str, family: str = "", *, once_linear: bool = False
+    ) -> bool:
         """`all-linear` leaves some out where the experts beside them were linear once."""
-        fused = family in FUSED_EXPERTS and ALL_LINEAR in self.targets
+        fused = once_linear and ALL_LINEAR in self.targets
         left_out = fused and module.rsplit(".", 1)[-1] in FUSED_NAMES
         return not left_out and Adapter.adapts(self, module, role)
 
@@ -177,7 +181,7 @@ class LoRA(Adapter):
 
         peft/tuners/lora/layer.py, `ParamWrapper`: the product is added into a copy of the weight.
         """
-        if not (t.family in FUSED_EXPERTS and ALL_LINEAR in self.targets):
+        if not (t.once_linear and ALL_LINEAR in self.targets):
             return weight
         *stack, out, width = weight.shape
         rank, count = fused * self.rank, prod(stack)
@@ -186,16 +190,9 @@ class LoRA(Adapter):
         return ops.merged_adapter(t, weight, up, down)
 
 
-FUSED_EXPERTS = frozenset(
-    (*("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1"),
-     *("ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
-     *("hunyuan_v1_moe", "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe"),
-     *("qwen3_moe", "qwen3_next", "solar_open"))
-)  # fmt: skip
-"""Types whose routed experts `all-linear` adapts, since they were linear layers once; their other
-`FUSED_NAMES` it then leaves out (peft v0.21, utils/transformers_weight_conversion.py)."""
-
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")
+"""What `all-linear` leaves out of models whose routed experts it adapts, since they were linear
+layers once (peft v0.21, utils/transformers_weight_conversion.py)."""
 
 
 QUERY_NOT_KEY = frozenset(
@@ -213,7 +210,9 @@ class IA3(Adapter):
     keys, values and the last layer of the feed-forward, as peft has it.
     """
 
-    def adapts(self, module: str, role: str, family: str = "") -> bool:
+    def adapts(
+        self, module: str, role: str, family: str = "", *, once_linear: bool = False
+    ) -> bool:
         """Whether it scales the linear layer `module`."""
         if self.targets:
             return Adapter.adapts(self, module, role)

@@ -107,6 +107,8 @@ class Trace(Tape):
     """A tape that knows the model's weights and the setting."""
 
     family: str = ""
+    once_linear: bool = False
+    """Whether the routed experts were linear layers once, which adapters take them for."""
     """The `model_type`."""
     setting: Setting = field(default_factory=Setting)
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
@@ -222,7 +224,9 @@ class Trace(Tape):
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
         layer = self._linear(name, shape, out, bias, role, format)
         adapter = self.setting.adapter
-        if adapter is None or not adapter.adapts(name, role, self.family):
+        if adapter is None or not adapter.adapts(
+            name, role, self.family, once_linear=self.once_linear
+        ):
             return layer.run(x)
         return adapter.around(self, x, layer)
 

@@ -17,6 +17,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
+    t.once_linear = True
     m = mixture.read(c, scores="sigmoid", precise=True, wide=True, correction="alike")
     bias = c.flag("attention_bias")
 

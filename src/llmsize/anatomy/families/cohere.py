@@ -25,6 +25,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     normed_heads = c.flag("use_qk_norm")
     always_rotates = c.text("model_type") == "cohere"
     experts = c.text("model_type") == "cohere2_moe"
+    t.once_linear = experts
     m = mixture.read(c, width="intermediate_size") if experts else None
     dense = c.count("prefix_dense_intermediate_size")
     dense_rotates = experts and c.size("prefix_dense_sliding_window_pattern", default=1) == 1

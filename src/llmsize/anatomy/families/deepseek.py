@@ -88,17 +88,19 @@ class Type:
     """Of the scores of experts before they are chosen."""
     normed_experts: bool = False
     """Whether a norm is behind the experts."""
+    once_linear: bool = False
+    """Whether adapters take the routed experts for the linear layers that they were."""
 
 
 TYPES = {
     "deepseek": Type(),
-    "deepseek_v2": Type(),
-    "deepseek_v3": Type(first_sparse=3),
-    "deepseek_v32": Type(first_sparse=3, correction="fp32"),
+    "deepseek_v2": Type(once_linear=True),
+    "deepseek_v3": Type(first_sparse=3, once_linear=True),
+    "deepseek_v32": Type(first_sparse=3, correction="fp32", once_linear=True),
     "kimi_k2": Type(),
     "kimi_k25": Type(),
-    "glm_moe_dsa": Type(first_sparse=3, correction="fp32"),
-    "glm4_moe_lite": Type(first_sparse=1, correction="fp32"),
+    "glm_moe_dsa": Type(first_sparse=3, correction="fp32", once_linear=True),
+    "glm4_moe_lite": Type(first_sparse=1, correction="fp32", once_linear=True),
     "axk1": Type(first_sparse=1, normed_experts=True),
     "youtu": Type(tied=True),
     "mistral4": Type(),
@@ -108,6 +110,7 @@ TYPES = {
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
+    t.once_linear = family.once_linear
     latent = read_latent(c) if c.value("kv_lora_rank") is not None else None
     fields = {**c.fields, "head_dim": latent.rotary if latent else c.value("head_dim")}
     s = decoder.read(Config(fields, c.model), tied=family.tied)

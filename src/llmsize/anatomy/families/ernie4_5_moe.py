@@ -17,6 +17,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True)
     shared = c.count("moe_num_shared_experts", default=2)
+    t.once_linear = True
     m = mixture.read(Config({"n_shared_experts": shared, **c.fields}, c.model))
     bias = c.flag("use_bias")
 

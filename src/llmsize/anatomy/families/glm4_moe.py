@@ -25,6 +25,8 @@ class Type:
     local_of: int = 0
     """Every that many layers one is global, the others local; 0 if all are global."""
     global_rotates: bool = True
+    once_linear: bool = True
+    """Whether adapters take the routed experts for the linear layers that they were."""
     correction: mixture.Correction = "alike"
     normed_weights: bool = True
     """Whether the experts' weights sum to one where the configuration does not say."""
@@ -32,7 +34,7 @@ class Type:
 
 TYPES = {
     "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
-    "hy_v3": Type(first_sparse=1),
+    "hy_v3": Type(first_sparse=1, once_linear=False),
     "solar_open": Type(normed_heads=False, correction="fp32"),
     "dots1": Type(normed_weights=False),
     "exaone_moe": Type(first_sparse=1, local_of=4, global_rotates=False),
@@ -42,6 +44,7 @@ TYPES = {
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
+    t.once_linear = family.once_linear
     s = decoder.read(c, rotary=family.rotary)
     m = mixture.read_corrected(c, correction=family.correction, normed=family.normed_weights)
     bias = c.flag("attention_bias")

@@ -19,6 +19,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
     sparse = c.text("model_type") == "hunyuan_v1_moe"
+    t.once_linear = sparse
     m = mixture.read(c, width="intermediate_size") if sparse else None
     bias = c.flag("attention_bias")
 

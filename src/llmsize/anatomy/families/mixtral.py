@@ -40,27 +40,35 @@ class Type:
     normed: bool = False
     """Whether they sum to one where the configuration does not say."""
     router: str = "mlp.gate"
+    once_linear: bool = False
+    """Whether adapters take the routed experts for the linear layers that they were."""
     sampled: bool = False
     """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
 
 
 TYPES = {
-    "mixtral": Type(wide=True, normed=True),
+    "mixtral": Type(wide=True, normed=True, once_linear=True),
     "qwen2_moe": Type(biased=True, output_biased=False),
-    "qwen3_moe": Type(head_norm=blocks.rms_norm),
-    "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm),
-    "olmoe": Type(wide_norm=blocks.rms_norm),
+    "qwen3_moe": Type(head_norm=blocks.rms_norm, once_linear=True),
+    "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
+    "olmoe": Type(wide_norm=blocks.rms_norm, once_linear=True),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router", sampled=True),
     "minimax_m2": Type(
-        wide_norm=blocks.rms_norm, scores="sigmoid", wide=True, normed=True, correction="alike"
+        wide_norm=blocks.rms_norm,
+        scores="sigmoid",
+        wide=True,
+        normed=True,
+        correction="alike",
+        once_linear=True,
     ),
-    "mellum": Type(head_norm=blocks.rms_norm),
+    "mellum": Type(head_norm=blocks.rms_norm, normed=True, once_linear=True),
 }
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
+    t.once_linear = family.once_linear
     s = decoder.read(c)
     m = mixture.read(
         c, scores=family.scores, wide=family.wide, normed=family.normed,

@@ -21,6 +21,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     d = read_delta_net(c, s.hidden)
     m = mixture.read(c) if c.value("num_experts") is not None else None
     joined = c.text("model_type") == "qwen3_next"
+    t.once_linear = joined
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
