@@ -54,7 +54,14 @@ def attend(
 
 
 def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Keeps q, k, v, the output and the log-sum-exp in fp32; takes grouped heads as they are."""
+    """Keeps q, k, v, the output and the log-sum-exp in fp32; takes grouped heads as they are.
+
+    Heads are padded to a multiple of eight channels (`pad_last_dim`).
+    """
+    size = q.shape[-1]
+    if size % 8:
+        out = flash(t, *[ops.pad_last(t, x, 8 - size % 8) for x in (q, k, v)])
+        return ops.slice_last(t, out, size)
     node = t.record(_flash_backward, (q, k, v), (q, k, v))
     out = attach(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format), node, q)
     keep_output(t, node, out)
@@ -87,6 +94,8 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
     mask = additive(t, mask, q)
+    if mask is not None and mask.shape[-1] % 16:  # rows of 16 elements (`pad_bias`)
+        mask = t.new("pad", (*mask.shape[:-1], -(-mask.shape[-1] // 16) * 16), mask.format)
     node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
     out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
     out.node = node

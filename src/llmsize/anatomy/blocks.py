@@ -355,7 +355,8 @@ def causal_lm(
     if t.setting.last_logits:
         hidden = Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
     if tied:
-        logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"])
+        offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
+        logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"], offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:

@@ -124,6 +124,8 @@ def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
     nested = c.value("rope_parameters", "rope_scaling")
     if isinstance(nested, dict) and isinstance(nested.get(kind), dict):
         nested = nested[kind]
+    if isinstance(nested, dict) and nested.get("rope_type") == "proportional":
+        return head_dim  # all are multiplied, some by an angle of zero
     inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
     share = Config({"inner": inner, **c.fields}, c.model).number(
         "partial_rotary_factor", "rotary_pct", "inner", default=default
@@ -458,9 +460,10 @@ def gemma_norm(t: Trace, x: Tensor, name: str) -> Tensor:
     return ops.to(t, normed, format)
 
 
-def fp32_norm(t: Trace, x: Tensor, name: str) -> Tensor:
-    """RMSNorm that is scaled in fp32 too (OLMo 2, Command R)."""
-    weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+def fp32_norm(t: Trace, x: Tensor, name: str, *, cast: bool = False) -> Tensor:
+    """RMSNorm that is scaled in fp32 too (OLMo 2, gpt-oss), its weight `cast` to it (Helium)."""
+    weight: Tensor = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    weight = ops.to(t, weight, FP32) if cast else weight
     format = x.format
     x = ops.to(t, x, FP32)
     x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))

@@ -162,7 +162,7 @@ def route(
 
 def choose(t: Trace, m: Mixture, logits: Tensor, format: Format) -> Routing:
     """The weights of the experts with the best `logits`, in `format` unless they stay in fp32."""
-    weights, indices = _chosen(t, m, logits)
+    weights, indices = chosen(t, m, logits)
     if not m.wide:
         weights = ops.to(t, weights, format)
     return Routing(weights, indices, logits)
@@ -178,8 +178,8 @@ def router_logits(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool
     return ops.linear(t, tokens, weight, offset)
 
 
-def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and indices of the chosen experts."""
+def chosen(t: Trace, m: Mixture, logits: Tensor, *, bounded: bool = False) -> tuple[Tensor, Tensor]:
+    """Weights and indices of the chosen experts; `bounded` sums are not too small."""
     if m.scores == "chosen":
         highest, indices = ops.topk(t, ops.to(t, logits, FP32), m.chosen)
         return ops.softmax(t, highest), indices
@@ -196,7 +196,10 @@ def _chosen(t: Trace, m: Mixture, logits: Tensor) -> tuple[Tensor, Tensor]:
         weights, indices = ops.topk(t, scores, m.chosen)
     if m.normed:
         whole = ops.total(t, weights)
-        weights = ops.divide_in_place(t, weights, whole)
+        if bounded:
+            weights = ops.divide(t, weights, ops.clamp(t, whole))
+        else:
+            weights = ops.divide_in_place(t, weights, whole)
     return ops.scale(t, weights) if m.scaled else weights, indices
 
 

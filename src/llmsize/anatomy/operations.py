@@ -450,6 +450,16 @@ def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     ]
 
 
+def pad_last(t: Tape, x: Tensor, more: int) -> Tensor:
+    """`x` with that many zeros more along the last dimension, as a copy."""
+    node = t.record(_pad_backward, (x,), (), x.shape)
+    return attach(t.new("pad", (*x.shape[:-1], x.shape[-1] + more), x.format), node)
+
+
+def _pad_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("pad_backward", node.context, first(grads).format),)
+
+
 def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
     """A new tensor that the parts are copied into, one after another along the last dimension.
 

@@ -5,12 +5,14 @@ transformers v5.23, models/ernie4_5_moe/modeling_ernie4_5_moe.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -18,18 +20,22 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True)
     shared = c.count("moe_num_shared_experts", default=2)
     t.once_linear = True
-    m = mixture.read(Config({"n_shared_experts": shared, **c.fields}, c.model))
+    m = mixture.read(Config({"n_shared_experts": shared, **c.fields}, c.model), correction="weight")
     bias = c.flag("use_bias")
 
     def block(x: Tensor, sparse: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias),
-            lambda x: feed(t, s, m, x) if sparse == "sparse" else decoder.gated(t, s, x, bias=bias),
+            lambda x: decoder.attention(
+                t, s, x, around, bias=bias, turn=blocks.turn_neighbours_in_fp32
+            ),
+            lambda x: (
+                feed(t, s, m, x, bias) if sparse == "sparse" else decoder.gated(t, s, x, bias=bias)
+            ),
         )
 
-    return decoder.run(t, s, block, layer_kinds(c, s.layers))
+    return decoder.run(t, s, block, layer_kinds(c, s.layers), turned_in=FP32, head_bias=bias)
 
 
 def layer_kinds(c: Config, layers: int) -> list[str]:
@@ -43,7 +49,26 @@ def layer_kinds(c: Config, layers: int) -> list[str]:
     ]
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Experts, and the correction of their scores, which is stored with the weights."""
-    t.weight("mlp.gate.moe_statics.e_score_correction_bias", (1, m.count), "router")
-    return mixture.feed(t, s, m, x)
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, bias: bool) -> Tensor:
+    """Routed experts and those that every token passes."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    shared = None
+    if m.shared:
+        shared = decoder.gated(
+            t, s, tokens, name="mlp.shared_experts", width=m.shared, bias=bias, role="shared_"
+        )
+    out = mixture.run_experts(t, s, m, tokens, route(t, m, tokens), "mlp.experts")
+    out = out if shared is None else ops.add(t, out, shared)
+    return out.view(*x.shape)
+
+
+def route(t: Trace, m: Mixture, tokens: Tensor) -> mixture.Routing:
+    """A softmax in fp32, whatever autocast says, corrected for the choice."""
+    autocast, t.autocast = t.autocast, None
+    t.weight("mlp.gate.moe_statics.e_score_correction_bias", (1, m.count), "router", format=FP32)
+    weight: Tensor = t.weight("mlp.gate.weight", (m.count, tokens.shape[-1]), "router", format=FP32)
+    weight = t.adapted_matrix(weight, "mlp.gate.weight", "router")
+    logits = ops.linear(t, ops.to(t, tokens, FP32), weight)
+    weights, indices = mixture.chosen(t, m, logits, bounded=True)
+    t.autocast = autocast
+    return mixture.Routing(ops.to(t, weights, tokens.format), indices, logits)

@@ -103,9 +103,13 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
 
 
 def clamped_gate(t: Trace, s: Sizes, x: Tensor) -> Tensor:
-    """Even channels gate odd ones: both within bounds, a scaled sigmoid, one added."""
+    """Even channels gate odd ones."""
     half = x.shape[-1] // 2
-    gate, up = ops.slice_last(t, x, half, 2), ops.slice_last(t, x, half, 2)
+    return limited(t, ops.slice_last(t, x, half, 2), ops.slice_last(t, x, half, 2))
+
+
+def limited(t: Trace, gate: Tensor, up: Tensor) -> Tensor:
+    """A gated product: both within bounds, a scaled sigmoid, one added."""
     gate = ops.clamp(t, gate)
     up = ops.clamp(t, up, bounds=2)
     inside = ops.mul(t, gate, ops.sigmoid(t, ops.scale(t, gate)))

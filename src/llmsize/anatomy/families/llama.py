@@ -5,6 +5,8 @@ transformers v5.23, models/llama/modeling_llama.py, and the same of the types in
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -51,9 +53,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     output_field, biased, output_biased = BIASED.get(family, ("attention_bias", False, False))
     bias = c.flag("attention_bias", "qkv_bias", "use_bias", default=biased)
     output_bias = c.flag(output_field, "use_bias", default=output_biased)
-    mlp_bias = c.flag("mlp_bias", "use_bias")
+    mlp_bias = c.flag("mlp_bias", "use_bias", "bias")
 
     turn = TURNS.get(family, blocks.turn)
+    norm = partial(decoder.fp32_norm, cast=True) if family == "helium" else blocks.rms_norm
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, position = kind
@@ -76,12 +79,14 @@ def forward(t: Trace, c: Config) -> Tensor:
                 dropout,
             ),
             lambda x: ops.dropout(t, decoder.gated(t, s, x, bias=mlp_bias), dropout),
+            norm=norm,
         )
 
     kinds = list(zip(windows(c, s.layers), rotates(c, s.layers), strict=True))
     return decoder.run(
         t, s, block, kinds, windows=[window for window, _ in kinds],
-        turned_in=FP32 if family in WIDE_TABLES else None,
+        turned_in=FP32 if family in WIDE_TABLES else None, norm=norm,
+        head_bias=family == "ernie4_5" and bias,
     )  # fmt: skip
 
 

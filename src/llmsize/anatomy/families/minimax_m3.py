@@ -13,6 +13,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
 from llmsize.anatomy.families.deepseek import Indexer
+from llmsize.anatomy.families.gpt_oss import limited
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -38,7 +39,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             norm=gemma_norm,
         )
 
-    sparse = mixture.sparse_layers(c, s.layers, 3)
+    sparse = mixture.sparse_layers(c, s.layers)
     kinds = list(zip(sparse, indexed, strict=True))
     return decoder.run(t, s, block, kinds, norm=gemma_norm)
 
@@ -79,13 +80,21 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = fused(t, s, tokens, "mlp.shared_experts", m.shared, "shared_")
     weights = mixture.route(t, m, tokens, "mlp.gate")
-    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, weights, "mlp.experts"))
+    routed = ops.scale(
+        t, mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", gate=limited_halves)
+    )
     return ops.add(t, routed, shared).view(*x.shape)
 
 
 def fused(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str) -> Tensor:
     """The gated MLP with gate and up in one projection."""
     both = t.linear(x, f"{name}.gate_up_proj", 2 * width, role=f"{role}gate_up")
-    gate, up = ops.split(t, both, width, width)
-    product = ops.mul(t, ops.shift(t, up), s.activation(t, gate))
+    product = limited_halves(t, s, both)
     return t.linear(product, f"{name}.down_proj", s.hidden, role=f"{role}down")
+
+
+def limited_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The first half within bounds gates the second."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(t, x, half, half)
+    return limited(t, gate, up)
