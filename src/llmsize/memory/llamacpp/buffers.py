@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import FP32, Format
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.allocator import allocation
 from llmsize.memory.llamacpp.cache import CUDA, HOST, Memory, Server, layer_cache_bytes, layer_cells
@@ -71,7 +71,12 @@ def buffers(model: Model, server: Server, device: Memory = CUDA) -> tuple[Buffer
         for layer, place in zip(model.decoder.layers, cache_at, strict=True)
     ]
     whole = host not in places
-    graph = Forward(model.decoder, server, weights, caches).run()
+    states = {
+        layer: _states(sizes, server, place)
+        for layer, (sizes, place) in enumerate(zip(model.decoder.states, cache_at, strict=False))
+        if sizes
+    }
+    graph = Forward(model.decoder, server, weights, caches, states).run()
     piped = whole and server.devices > 1 and not server.cache_on_host and not server.cpu_moe_layers
     compute = Scheduler(memories, PIPELINE_COPIES if piped else 1).buffers(graph)
     return tuple(map(Buffers, held, cache, compute))
@@ -214,3 +219,8 @@ def _caches(layer: LayerCache, server: Server, place: int) -> tuple[Tensor, Tens
 
     keys = made(server.keys, layer.kv_heads * layer.key_dim)
     return keys, made(server.values, layer.kv_heads * layer.value_dim) if layer.value_dim else None
+
+
+def _states(sizes: tuple[int, ...], server: Server, place: int) -> tuple[Tensor, ...]:
+    """The recurrent caches of a layer, one cell for each sequence."""
+    return tuple(ops.stored(FP32, (size, server.sequences), place, weight=False) for size in sizes)

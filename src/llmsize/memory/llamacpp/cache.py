@@ -101,13 +101,15 @@ def layer_cache_bytes(layer: LayerCache, server: Server, memory: Memory = CUDA) 
     """Bytes of the cache of one layer, all slots together."""
     if layer.kind == "none":
         return 0
+    state = tensor_bytes(FP32, layer.state, server.sequences, memory) if layer.state else 0
     if layer.kind == "recurrent":
-        return tensor_bytes(FP32, layer.state, max(1, server.sequences), memory)
+        return state
     rows = layer_cells(layer, server) * server.streams
     keys = tensor_bytes(server.keys, layer.kv_heads * layer.key_dim, rows, memory)
     if not layer.value_dim:
-        return keys
-    return keys + tensor_bytes(server.values, layer.kv_heads * layer.value_dim, rows, memory)
+        return state + keys
+    values = tensor_bytes(server.values, layer.kv_heads * layer.value_dim, rows, memory)
+    return state + keys + values
 
 
 def cache_bytes(layers: Iterable[LayerCache], server: Server, memory: Memory = CUDA) -> int:

@@ -13,7 +13,9 @@ from typing import Literal
 from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import FP16, FP32, INT32, INT64, stored_bytes
 from llmsize.memory.llamacpp import tensors as ops
-from llmsize.memory.llamacpp.cache import Server, aligned, layer_cells
+from llmsize.memory.llamacpp.builder import Builder
+from llmsize.memory.llamacpp.cache import Server, layer_cells
+from llmsize.memory.llamacpp.recurrent import recurrent
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
 
 Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
@@ -41,11 +43,22 @@ class Decoder:
     which they are added up."""
     unrotated: frozenset[int] = frozenset()
     """Layers without rotary positions."""
-    late_rows: bool = False
-    """Whether the rows to predict are taken after the last layer, not within it; what all tokens
-    leave there is then an output, too."""
-    residual_first: bool = False
-    """Whether the MLP's output is added to the residual in place of the residual to it."""
+    late_rows: Literal["", "layers", "norm"] = ""
+    """Whether the rows to predict are taken after the last layer or after the last norm, not within
+    the layer; what all tokens leave there is then an output, too."""
+    residual_first: frozenset[str] = frozenset()
+    """After which of `mixer` and `mlp` the result is added to the residual, not the residual to
+    it."""
+    positions: int = 1
+    """Numbers that say where a token is: four where images have a place, too."""
+    normed_values: bool = False
+    """Whether values are normed, without a weight."""
+    norm_first: bool = False
+    """Whether a layer's input is normed before the recurrent cells are read."""
+    plain_windows: bool = False
+    """Whether the file's rotary factors are for layers without a window alone."""
+    states: tuple[tuple[int, ...], ...] = ()
+    """Elements of each recurrent cache of every layer: of the convolution, and of the state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,7 @@ class Inputs:
     value_rotation: Tensor | None
 
 
-class Forward:
+class Forward(Builder):
     """Builds the graph of one batch."""
 
     def __init__(
@@ -70,16 +83,12 @@ class Forward:
         server: Server,
         weights: Mapping[str, Tensor],
         caches: list[tuple[Tensor, Tensor | None]],
+        states: Mapping[int, tuple[Tensor, ...]],
     ) -> None:
         """`weights` by their GGUF names; `caches` of keys and of values, one pair per layer."""
+        super().__init__(server, weights, states, layer_norm=decoder.layer_norm)
         self.decoder = decoder
-        self.server = server
-        self.weights = weights
         self.caches = caches
-        batch = min(server.ubatch, server.cells * server.streams)
-        self.tokens = aligned(batch, server.sequences)
-        self.graph = Graph()
-        self.layer = -1
 
     def run(self) -> Graph:
         """The graph from tokens to logits."""
@@ -87,7 +96,7 @@ class Forward:
         tokens = ops.given(INT32, self.tokens)
         x = self.graph.expand(ops.get_rows(self.weights["token_embd.weight"], tokens))
         self.graph.expand(ops.given(FP32, x.shape[0], self.tokens))
-        positions = ops.given(INT32, self.tokens)
+        positions = ops.given(INT32, self.tokens * decoder.positions)
         predicted = self.tokens if server.logits_of_all else min(server.sequences, self.tokens)
         rows = ops.given(INT32, predicted)
         inputs: dict[str, Inputs] = {}
@@ -96,23 +105,27 @@ class Forward:
                 inputs[cache.kind] = self._inputs(cache, positions, rows)
             x = self._block(x, cache, inputs[cache.kind])
         self.layer = -1
+        if decoder.late_rows == "norm":
+            x = self.norm(x, "output_norm")
         if decoder.late_rows:
             x.is_output = True
             x = ops.get_rows(x, rows)
-        x = self._norm(x, "output_norm")
-        self.graph.expand(self._linear(x, "output"))
+        if decoder.late_rows != "norm":
+            x = self.norm(x, "output_norm")
+        self.graph.expand(self.linear(x, "output"))
         return self.graph
 
     def _inputs(self, cache: LayerCache, positions: Tensor, rows: Tensor) -> Inputs:
         server, tokens = self.server, self.tokens
-        heads = tokens * (1 if server.flash_attention else cache.kv_heads * cache.value_dim)
+        widest = max(layer.kv_heads * layer.value_dim for layer in self.decoder.layers)
+        values = tokens * (1 if server.flash_attention else widest)
         shape = (layer_cells(cache, server), tokens // server.streams, 1, server.streams)
         latent = cache.kind == "latent"
         return Inputs(
             positions,
             rows,
             ops.given(INT64, tokens),
-            None if latent else ops.given(INT64, heads),
+            None if latent else ops.given(INT64, values),
             ops.given(FP16 if server.flash_attention else FP32, *shape),
             None
             if latent
@@ -122,7 +135,7 @@ class Forward:
 
     def _rotation(self, block: int, channels: int, *, grow: bool = False) -> Tensor | None:
         """A quantized cache holds rotated vectors: the Hadamard matrix that rotates them."""
-        if block == 1 or channels % 64:
+        if block == 1 or not channels or channels % 64:
             return None
         size = 64
         while grow and channels % (2 * size) == 0:
@@ -131,89 +144,130 @@ class Forward:
 
     def _block(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         residual = x
-        normed = self._norm(x, "attn_norm")
-        attention = self._latent if cache.kind == "latent" else self._attention
-        x = attention(normed, cache, inputs)
-        if self.layer == len(self.decoder.layers) - 1 and not self.decoder.late_rows:
+        normed = self.norm(x, "attn_norm")
+        if self.decoder.norm_first:
+            self.graph.expand(normed)
+        x = self._mixer(normed, cache, inputs)
+        if cache.kind != "recurrent" and self.layer in self.states:
+            return self._with_state(x, residual, inputs)
+        if self._last():
             x = ops.get_rows(x, inputs.rows)
             residual = ops.get_rows(residual, inputs.rows)
-            if self.decoder.parallel and not self._has("ffn_norm"):
+            if self.decoder.parallel and not self.has("ffn_norm"):
                 normed = ops.get_rows(normed, inputs.rows)
         if self.decoder.parallel:
             return self._beside(x, residual, normed)
-        x = self._norm(x, "post_attention_norm")
+        x = self.norm(x, "post_attention_norm")
+        residual = self._added(x, residual, "mixer")
+        if cache.kind == "none" or not (self.has("ffn_up") or self.has("ffn_gate_inp")):
+            return residual
+        return self._scaled(self._added(self._feed_forward(residual), residual, "mlp"))
+
+    def _last(self) -> bool:
+        """Whether only rows to predict are needed from here on."""
+        return self.layer == len(self.decoder.layers) - 1 and not self.decoder.late_rows
+
+    def _mixer(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
+        """What mixes tokens; a layer may have an MLP alone in its place."""
+        if cache.kind == "recurrent":
+            return recurrent(self, x)
+        if cache.kind == "latent":
+            return self._latent(x, cache, inputs)
+        if cache.kind == "none":
+            return self._experts(x) if self.has("ffn_gate_inp") else self._mlp(x, "")
+        return self._attention(x, cache, inputs)
+
+    def _with_state(self, x: Tensor, residual: Tensor, inputs: Inputs) -> Tensor:
+        """Attention and a recurrent mixer side by side, then the MLP (Falcon-H1)."""
+        x = ops.apply("add", x, recurrent(self, self.norm(residual, "attn_norm")))
         residual = ops.apply("add", x, residual)
-        x = self._norm(residual, "ffn_norm")
-        x = self._experts(x) if self._has("ffn_gate_inp") else self._mlp(x, "")
-        x = self._norm(x, "post_ffw_norm")
-        if self.decoder.residual_first:
+        if self._last():
+            residual = ops.get_rows(residual, inputs.rows)
+        return ops.apply("add", self._feed_forward(residual), residual)
+
+    def _feed_forward(self, residual: Tensor) -> Tensor:
+        if self.has("pre_ffw_norm_2"):
+            return self._both_feed_forwards(residual)
+        x = self.norm(residual, "ffn_norm")
+        x = self._experts(x) if self.has("ffn_gate_inp") else self._mlp(x, "")
+        return self.norm(x, "post_ffw_norm")
+
+    def _both_feed_forwards(self, residual: Tensor) -> Tensor:
+        """An MLP and experts, with norms of their own around each (Gemma 4)."""
+        dense = self._mlp(self.norm(residual, "ffn_norm"), "")
+        dense = self.norm(dense, "post_ffw_norm_1")
+        x = self.norm(residual, "pre_ffw_norm_2")
+        scores = ops.apply("scale", ops.apply("norm", residual))
+        scores = ops.apply("mul", scores, self.weight("ffn_gate_inp", "scale"))
+        x = self._experts(x, self.linear(scores, "ffn_gate_inp"))
+        x = ops.apply("add", dense, self.norm(x, "post_ffw_norm_2"))
+        return self.norm(x, "post_ffw_norm")
+
+    def _added(self, x: Tensor, residual: Tensor, after: str) -> Tensor:
+        if after in self.decoder.residual_first:
             return ops.apply("add", residual, x)
         return ops.apply("add", x, residual)
 
+    def _scaled(self, x: Tensor) -> Tensor:
+        scale = self.weight("layer_output_scale")
+        return x if scale is None else ops.apply("mul", x, scale)
+
     def _beside(self, attention: Tensor, residual: Tensor, normed: Tensor) -> Tensor:
         """Residual, attention and an MLP that does not wait for it, added up."""
-        if self._has("ffn_norm"):
-            normed = self._norm(residual, "ffn_norm")
+        if self.has("ffn_norm"):
+            normed = self.norm(residual, "ffn_norm")
         terms = {"attention": attention, "residual": residual, "mlp": self._mlp(normed, "")}
         first, second, third = (terms[name] for name in self.decoder.parallel)
         return ops.apply("add", ops.apply("add", first, second), third)
 
-    def _name(self, name: str) -> str:
-        return name if self.layer < 0 else f"blk.{self.layer}.{name}"
-
-    def _has(self, name: str) -> bool:
-        return f"{self._name(name)}.weight" in self.weights
-
-    def _weight(self, name: str, kind: str = "weight") -> Tensor | None:
-        return self.weights.get(f"{self._name(name)}.{kind}")
-
-    def _needed(self, name: str) -> Tensor:
-        return self.weights[f"{self._name(name)}.weight"]
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        """RMS norm or layer norm; `x` itself without a weight."""
-        weight, bias = self._weight(name), self._weight(name, "bias")
-        if weight is None:
-            return x
-        x = ops.apply("layer_norm" if self.decoder.layer_norm else "norm", x)
-        x = ops.apply("mul", x, weight)
-        return x if bias is None else ops.apply("add", x, bias)
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        x = ops.matmul(self._needed(name), x)
-        bias = self._weight(name, "bias")
-        return x if bias is None else ops.apply("add", x, bias)
-
     def _qkv(self, x: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor]:
         heads, kv_heads = self.decoder.heads, cache.kv_heads
         parts = ((heads, cache.key_dim), (kv_heads, cache.key_dim), (kv_heads, cache.value_dim))
-        if self._has("attn_qkv"):
-            qkv = self._linear(x, "attn_qkv")
+        if self.has("attn_qkv"):
+            qkv = self.linear(x, "attn_qkv")
             gap = 4 * qkv.shape[0] * (self.tokens - 1)
             q, k, v = (view(qkv, d, n, self.tokens, span=gap + 4 * n * d) for n, d in parts)
             return q, k, v
-        q, k, v = (self._linear(x, f"attn_{part}") for part in "qkv")
+        q, k = self.linear(x, "attn_q"), self.linear(x, "attn_k")
+        v = self.linear(x, "attn_v") if self.has("attn_v") else k
         if self._full_norm():
-            q, k = self._norm(q, "attn_q_norm"), self._norm(k, "attn_k_norm")
-        q, k, v = (
-            ops.reshape(y, d, n, self.tokens) for y, (n, d) in zip((q, k, v), parts, strict=True)
+            q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
+        if self._gated(cache):
+            each = cache.key_dim
+            span = 4 * (q.shape[0] * self.tokens - each)
+            q = view(q, each, heads, self.tokens, span=span)
+        else:
+            q = ops.reshape(q, cache.key_dim, heads, self.tokens)
+        k, v = (
+            ops.reshape(y, d, n, self.tokens) for y, (n, d) in zip((k, v), parts[1:], strict=True)
         )
         return q, k, v
 
+    def _gated(self, cache: LayerCache) -> bool:
+        """Whether the queries' matrix makes gates of the result, too (Qwen3-Next)."""
+        if not self.has("attn_q"):
+            return False
+        rows = self.needed("attn_q").shape[1]
+        return rows == 2 * self.decoder.heads * cache.key_dim and cache.kind == "full"
+
     def _full_norm(self) -> bool:
         """Whether queries are normed across all heads at once."""
-        weight = self._weight("attn_q_norm")
-        return weight is not None and weight.shape[0] == self._needed("attn_q").shape[1]
+        weight = self.weight("attn_q_norm")
+        return weight is not None and weight.shape[0] == self.needed("attn_q").shape[1]
 
     def _attention(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         q, k, v = self._qkv(x, cache)
-        factors = self._weight("rope_freqs")
+        gates = q
+        plain = self.decoder.plain_windows and cache.kind == "window"
+        factors = None if plain else self.weight("rope_freqs")
         if not self._full_norm():
-            q, k = self._norm(q, "attn_q_norm"), self._norm(k, "attn_k_norm")
+            q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
         if self.layer not in self.decoder.unrotated:
             q = ops.apply("rope", q, inputs.positions, factors)
             k = ops.apply("rope", k, inputs.positions, factors)
         q, k = self._rotate(q, inputs.key_rotation), self._rotate(k, inputs.key_rotation)
+        if self.decoder.normed_values:
+            v = ops.apply("norm", v)
         v = self._rotate(v, inputs.value_rotation)
         for tensor in (q, v, k):
             self.graph.expand(tensor)
@@ -223,8 +277,11 @@ class Forward:
         self._store(value_cache, v, inputs.value_rows, transposed=not self.server.flash_attention)
         keys = self._cached(key_cache, cache.key_dim, cache.kv_heads)
         values = self._cached(value_cache, cache.value_dim, cache.kv_heads)
-        out = self._attend(q, keys, values, inputs.mask)
-        return self._linear(self._rotate(out, inputs.value_rotation), "attn_output")
+        out = self._rotate(self._attend(q, keys, values, inputs.mask), inputs.value_rotation)
+        if self._gated(cache):
+            gate = ops.contiguous(gates, out.shape[0], self.tokens)
+            out = ops.apply("mul", out, ops.apply("unary", gate))
+        return self.linear(out, "attn_output")
 
     def _rotate(self, x: Tensor, matrix: Tensor | None) -> Tensor:
         if matrix is None:
@@ -261,13 +318,13 @@ class Forward:
         q, k, v = (ops.swap_heads(x) for x in (q, k, v))
         if self.server.flash_attention:
             k, v = (ops.cast(x, FP16) if x.format is FP32 else x for x in (k, v))
-            x = ops.flash_attention(q, k, v, mask, self._weight("attn_sinks"))
+            x = ops.flash_attention(q, k, v, mask, self.weight("attn_sinks"))
             if expand is not None:
                 x = ops.matmul(expand, ops.swap_heads(x))
                 x = ops.contiguous(ops.swap_heads(x))
             x = ops.reshape(x, x.shape[0] * x.shape[1], x.shape[2] * x.shape[3])
         else:
-            scores = ops.apply("softmax", ops.matmul(k, q), mask, self._weight("attn_sinks"))
+            scores = ops.apply("softmax", ops.matmul(k, q), mask, self.weight("attn_sinks"))
             x = self._weigh(v, scores, expand)
         return self.graph.expand(x)
 
@@ -288,23 +345,23 @@ class Forward:
         """Attention to compressed vectors; queries are taken into their space (MLA)."""
         d, tokens, heads = self.decoder, self.tokens, self.decoder.heads
         rank = cache.key_dim - d.rope_dim
-        if self._has("attn_q_a"):
-            q = self._linear(self._norm(self._linear(x, "attn_q_a"), "attn_q_a_norm"), "attn_q_b")
+        if self.has("attn_q_a"):
+            q = self.linear(self.norm(self.linear(x, "attn_q_a"), "attn_q_a_norm"), "attn_q_b")
         else:
-            q = self._linear(x, "attn_q")
+            q = self.linear(x, "attn_q")
         width = q.shape[0] // heads
         q = ops.reshape(q, width, heads, tokens)
-        both = self._linear(x, "attn_kv_a_mqa")
+        both = self.linear(x, "attn_kv_a_mqa")
         gap = 4 * both.shape[0] * (tokens - 1)
         compressed = view(both, rank, tokens, span=gap + 4 * rank)
         k_rope = view(both, d.rope_dim, 1, tokens, span=gap + 4 * d.rope_dim)
         k_rope = ops.apply("rope", k_rope, inputs.positions)
-        compressed = self._norm(compressed, "attn_kv_a_norm")
+        compressed = self.norm(compressed, "attn_kv_a_norm")
         span = q.bytes - 4 * (width - d.rope_dim)
         q_rope = view(q, d.rope_dim, heads, tokens, span=span)
         q_plain = view(q, width - d.rope_dim, heads, tokens, span=q.bytes - 4 * d.rope_dim)
         q_rope = ops.apply("rope", q_rope, inputs.positions)
-        absorbed = ops.matmul(self._needed("attn_k_b"), ops.swap_heads(q_plain))
+        absorbed = ops.matmul(self.needed("attn_k_b"), ops.swap_heads(q_plain))
         q = ops.concat(ops.swap_heads(absorbed), q_rope)
         value = ops.reshape(compressed, rank, 1, tokens)
         k = ops.concat(value, k_rope)
@@ -316,27 +373,38 @@ class Forward:
         cells, streams = store.shape[1], store.shape[2]
         span = store.bytes - stored_bytes(store.format, d.rope_dim)
         values = view(keys, rank, 1, cells, streams, span=span)
-        out = self._attend(q, keys, values, inputs.mask, self._needed("attn_v_b"))
-        return self._linear(out, "attn_output")
+        out = self._attend(q, keys, values, inputs.mask, self.needed("attn_v_b"))
+        return self.linear(out, "attn_output")
 
     def _mlp(self, x: Tensor, suffix: str) -> Tensor:
-        up = self._linear(x, f"ffn_up{suffix}")
-        if self._has(f"ffn_gate{suffix}"):
-            hidden = ops.gated(self._linear(x, f"ffn_gate{suffix}"), up)
-        elif self._needed(f"ffn_down{suffix}").shape[0] * 2 == up.shape[0]:
+        up = self.linear(x, f"ffn_up{suffix}")
+        if self.has(f"ffn_gate{suffix}"):
+            hidden = ops.gated(self.linear(x, f"ffn_gate{suffix}"), up)
+        elif self.needed(f"ffn_down{suffix}").shape[0] * 2 == up.shape[0]:
             hidden = ops.gated(up)
         else:
             hidden = ops.apply("unary", up)
-        return self._linear(hidden, f"ffn_down{suffix}")
+        return self.linear(hidden, f"ffn_down{suffix}")
 
-    def _experts(self, x: Tensor) -> Tensor:
-        weights, chosen = self._route(self._linear(x, "ffn_gate_inp"))
+    def _experts(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        """The chosen experts, and those that every token uses.
+
+        The router's `logits` are given where it does not see the same input.
+        """
+        given = x
+        if self.has("ffn_latent_down"):
+            x = ops.matmul(self.needed("ffn_latent_down"), x)
+        logits = self.linear(given, "ffn_gate_inp") if logits is None else logits
+        weights, chosen = self._route(logits)
         self.graph.expand(weights)
         hidden, tokens, _, _ = x.shape
         each = ops.reshape(x, hidden, 1, tokens)
         up = self._chosen(each, "ffn_up_exps", chosen)
-        gate = self._chosen(each, "ffn_gate_exps", chosen)
-        out = self._chosen(ops.gated(gate, up), "ffn_down_exps", chosen)
+        if self.has("ffn_gate_exps"):
+            wide = ops.gated(self._chosen(each, "ffn_gate_exps", chosen), up)
+        else:
+            wide = ops.apply("unary", up)
+        out = self._chosen(wide, "ffn_down_exps", chosen)
         out = self.graph.expand(ops.apply("mul", out, weights))
         used = out.shape[1]
         span = 4 * (hidden * used * (tokens - 1) + hidden)
@@ -346,21 +414,23 @@ class Forward:
             total = self.graph.expand(ops.apply("add", total, part))
         if used == 1:
             total = ops.contiguous(total)
-        if self._has("ffn_up_shexp"):
-            total = ops.apply("add", total, self._shared(x))
+        if self.has("ffn_latent_up"):
+            total = ops.matmul(self.needed("ffn_latent_up"), total)
+        if self.has("ffn_up_shexp"):
+            total = ops.apply("add", total, self._shared(given))
         return total
 
     def _shared(self, x: Tensor) -> Tensor:
         """The experts that every token uses, with a score of their own in Qwen's models."""
         out = self._mlp(x, "_shexp")
-        if not self._has("ffn_gate_inp_shexp"):
+        if not self.has("ffn_gate_inp_shexp"):
             return out
-        score = ops.apply("unary", ops.matmul(self._needed("ffn_gate_inp_shexp"), x))
+        score = ops.apply("unary", ops.matmul(self.needed("ffn_gate_inp_shexp"), x))
         return ops.apply("mul", out, score)
 
     def _chosen(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
-        x = ops.matmul_experts(self._needed(name), x, chosen)
-        bias = self._weight(name, "bias")
+        x = ops.matmul_experts(self.needed(name), x, chosen)
+        bias = self.weight(name, "bias")
         return x if bias is None else ops.apply("add_id", x, bias, chosen)
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,7 +439,7 @@ class Forward:
         experts, tokens, _, _ = logits.shape
         how = {"softmax": "softmax", "sigmoid": "unary"}.get(d.routing)
         scores = ops.apply(how, logits) if how else logits
-        bias = self._weight("exp_probs_b", "bias")
+        bias = self.weight("exp_probs_b", "bias")
         ranked = scores if bias is None else ops.apply("add", scores, bias)
         if d.expert_groups > 1:
             ranked = self._best_groups(ranked)

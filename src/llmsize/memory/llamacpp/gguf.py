@@ -23,10 +23,13 @@ FAMILIES = {
     "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3", "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3", "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
+    "gemma4_text": "gemma4", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe", "falcon_h1": "falcon-h1", "falcon_mamba": "mamba",
+    "granitemoehybrid": "granitehybrid", "nemotron_h": "nemotron_h",
 }  # fmt: skip
 """`model_type` → llama.cpp's architecture, where they differ."""
 
-WINDOWED = frozenset({"gemma2", "gemma3", "gpt-oss", "cohere2", "olmo2", "exaone4"})
+WINDOWED = frozenset({"gemma2", "gemma3", "gpt-oss", "cohere2", "olmo2", "exaone4", "gemma4"})
 """Architectures whose windows llama.cpp uses; Mistral's and Phi-3's layers keep every token."""
 
 NAMES = {
@@ -43,14 +46,37 @@ NORMS = {
     "pre_feedforward_layernorm": "ffn_norm", "ln_2": "ffn_norm", "final_layer_norm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm", "q_norm": "attn_q_norm",
     "k_norm": "attn_k_norm", "attention_norm": "attn_norm", "norm_1": "attn_norm",
-    "norm_2": "ffn_norm", "post_self_attn_layernorm": "post_attention_norm",
+    "norm_2": "ffn_norm", "norm": "attn_norm", "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm", "q_a_layernorm": "attn_q_a_norm", 
     "kv_a_layernorm": "attn_kv_a_norm",
+    "q_layernorm": "attn_q_norm", "k_layernorm": "attn_k_norm",
 }  # fmt: skip
 """Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
 
+MODULES = {
+    "conv1d": "ssm_conv1d", "x_proj": "ssm_x", "dt_proj": "ssm_dt", "dt_layernorm": "ssm_dt_norm",
+    "b_layernorm": "ssm_b_norm", "c_layernorm": "ssm_c_norm", "in_proj_qkv": "attn_qkv",
+    "in_proj_z": "attn_gate", "in_proj_a": "ssm_alpha", "in_proj_b": "ssm_beta",
+    "in_proj_ba": "ssm_ba", "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2", "fc1_latent_proj": "ffn_latent_down",
+    "fc2_latent_proj": "ffn_latent_up", "operator_norm": "attn_norm",
+    "pre_ff_layernorm": "ffn_norm",
+}  # fmt: skip
+"""Last part of a module → name, whatever its role."""
+
+IN_MIXERS = {
+    "in_proj.weight": "ssm_in.weight", "out_proj.weight": "ssm_out.weight",
+    "in_proj.bias": "ssm_in.bias", "out_proj.bias": "ssm_out.bias",
+    "norm.weight": "ssm_norm.weight", "A_log": "ssm_a", "D": "ssm_d", "dt_bias": "ssm_dt.bias",
+    "in_proj_qkvz.weight": "attn_qkvz.weight",
+}  # fmt: skip
+"""Name of a recurrent mixer's tensor in `mixer`, `mamba` or `linear_attn` → name."""
+
+MIXERS = ("mixer", "mamba", "linear_attn")
+
 SIGMOID_ROUTERS = frozenset(
-    {"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2"}
+    {"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2", "nemotron_h"}
 )
 """Families whose router scores every expert by itself and corrects the choice by a bias, a buffer
 of the library's module that is a tensor of the file."""
@@ -63,6 +89,17 @@ PARALLEL = {
     "falcon": ("mlp", "attention", "residual"),
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
+
+LATE = frozenset({"gemma4", "qwen3next", "qwen35", "qwen35moe", "nemotron_h"})
+"""Architectures that norm every token, for a head that predicts further ones."""
+
+RESIDUAL_FIRST = {
+    "phi3": frozenset({"mlp"}), "lfm2": frozenset({"mixer", "mlp"}),
+    "jamba": frozenset({"mixer", "mlp"}),
+}  # fmt: skip
+
+KNOWN = frozenset({"full", "window", "latent", "recurrent", "none"})
+"""Kinds of layers whose graph is known."""
 
 MOST = 512
 """`LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`, src/llama-hparams.h."""
@@ -112,11 +149,20 @@ def model(
 def layer_caches(architecture: Architecture, trace: Trace) -> tuple[LayerCache, ...]:
     """What every layer keeps in llama.cpp, which knows fewer windows than the models have."""
     family = FAMILIES.get(architecture.family, architecture.family)
-    return tuple(
+    found = tuple(
         layer._replace(kind="full", window=0)
         if layer.kind == "window" and family not in WINDOWED
         else layer
         for layer in trace.layer_caches()
+    )
+    if family != "falcon-h1":
+        return _every_layer(trace, found)
+    states, attention = (
+        [layer for layer in found if (layer.kind == "recurrent") is recurrent]
+        for recurrent in (True, False)
+    )
+    return tuple(
+        full._replace(state=state.state) for full, state in zip(attention, states, strict=True)
     )
 
 
@@ -124,10 +170,13 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
     config = Config(architecture.config, architecture.name)
     caches = layer_caches(architecture, trace)
     kinds = {cache.kind for cache in caches}
-    if not kinds or not kinds <= {"full", "window", "latent"}:
+    mixed = kinds & {"recurrent", "none"}
+    unknown = [w for w in file.weights if "per_layer" in w.name or (mixed and _unnamed(w))]
+    if not kinds or unknown or not kinds <= KNOWN:
         raise LLMSizeError(
             f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
-            hint="llmsize knows the graphs of decoders whose layers all have attention",
+            hint="llmsize knows the graphs of decoders with attention, Mamba, the gated delta "
+            "rule and short convolutions",
         )
     if max(file.layers, file.experts_used) > MOST:
         raise LLMSizeError(
@@ -140,8 +189,14 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
             hint="llmsize does not know the buffers of its indexer",
         )
     oai = file.family == "gpt-oss"
+    states = tuple(_state_sizes(file, caches))
     return Decoder(
         layers=caches,
+        states=states,
+        norm_first=file.family in ("qwen3next", "qwen35", "qwen35moe"),
+        positions=4 if file.family in ("qwen35", "qwen35moe") else 1,
+        normed_values=file.family == "gemma4",
+        plain_windows=file.family == "gemma4",
         heads=file.heads,
         experts_used=file.experts_used,
         routing=_routing(architecture),
@@ -152,9 +207,41 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         layer_norm=_layer_norm(file),
         parallel=PARALLEL.get(file.family, ()),
         unrotated=_unrotated(file.family, caches),
-        late_rows=oai,
-        residual_first=file.family == "phi3",
+        late_rows="layers" if oai else "norm" if file.family in LATE else "",
+        residual_first=RESIDUAL_FIRST.get(file.family, frozenset()),
     )
+
+
+def _unnamed(weight: Weight) -> bool:
+    """Whether it still has the name of the library's module."""
+    return weight.layer >= 0 and f".{weight.layer}." in weight.name.removeprefix("blk.")[3:]
+
+
+def _every_layer(trace: Trace, caches: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+    """The caches by layer, where some layers have an MLP alone and keep nothing."""
+    layers = {index for p in trace.weights.values() for index in p.indices}
+    mixing = {
+        index
+        for p in trace.weights.values() if p.role in ("o", "conv")
+        for index in p.indices
+    }  # fmt: skip
+    if len(mixing) != len(caches) or len(layers) == len(caches):
+        return caches
+    kept = dict(zip(sorted(mixing), caches, strict=True))
+    return tuple(kept.get(layer, LayerCache("none")) for layer in sorted(layers))
+
+
+def _state_sizes(file: Checkpoint, caches: tuple[LayerCache, ...]) -> Iterator[tuple[int, ...]]:
+    """Elements of a sequence's recurrent caches in every layer: columns, then the state."""
+    shapes = {weight.name: weight.shape for weight in file.weights}
+    for layer, cache in enumerate(caches):
+        names = (f"blk.{layer}.ssm_conv1d.weight", f"blk.{layer}.shortconv.conv.weight")
+        kernel = next((shapes[name] for name in names if name in shapes), None)
+        if kernel is None:
+            yield ()
+        else:
+            columns = (kernel[1] - 1) * kernel[0]
+            yield tuple(size for size in (columns, cache.state - columns) if size)
 
 
 def _routing(architecture: Architecture) -> Routing:
@@ -183,7 +270,9 @@ def _written(
 ) -> Iterator[Weight]:
     """What becomes of one tensor."""
     place = f"blk.{weight.layer}." if weight.layer >= 0 else ""
-    if weight.role == "norm":
+    if weight.layer >= 0 and (name := _named(weight)):
+        yield from _mixed(weight, place, name, modules, config)
+    elif weight.role == "norm":
         yield weight._replace(name=place + _norm(weight, modules))
     elif weight.role in ("bias", "expert_bias"):
         yield from _biases(weight, modules, place)
@@ -203,6 +292,46 @@ def _written(
         if weight.role in NAMES or weight.name.endswith(".weight") or len(weight.shape) > 2:
             name += ".weight"
         yield Weight(name, _oriented(weight, hidden), role, weight.layer)
+
+
+def _named(weight: Weight) -> str:
+    """The name of a tensor that its module tells, not its role; empty for the others."""
+    *_, owner, own, last = ("", "", *weight.name.split("."))
+    if own in MODULES:
+        return f"{MODULES[own]}.{last}"
+    if owner == "conv":
+        return f"shortconv.{own}.{last}"
+    if own == "router":
+        return {"scale": "ffn_gate_inp.scale", "per_expert_scale": "ffn_down_exps.scale"}.get(
+            last, ""
+        )
+    if own in MIXERS:
+        return IN_MIXERS.get(last, "")
+    return IN_MIXERS.get(f"{own}.{last}", "") if owner in MIXERS else ""
+
+
+def _mixed(
+    weight: Weight, place: str, name: str, modules: dict[str, Weight], config: Config
+) -> Iterator[Weight]:
+    """A recurrent mixer's tensor in llama.cpp's shape (conversion/mamba.py, qwen.py)."""
+    shape, role, linear = weight.shape, weight.role, ".linear_attn." in weight.name
+    first = weight.name.rpartition(".")[0] + ".dt_proj" in modules
+    if name == "attn_qkvz.weight":
+        values = config.size("linear_num_value_heads") * config.size("linear_value_head_dim")
+        rows, columns = shape
+        yield Weight(f"{place}attn_qkv.weight", (rows - values, columns), "qkv", weight.layer)
+        yield Weight(f"{place}attn_gate.weight", (values, columns), role, weight.layer)
+        return
+    if name in ("ssm_conv1d.weight", "shortconv.conv.weight"):
+        shape = (shape[0], shape[-1])
+    elif name in ("ssm_a", "ssm_d") and len(shape) == 1 and not linear and not first:
+        shape = (*shape, 1)
+    elif name == "ssm_norm.weight" and not linear:
+        groups = config.count("n_groups", "mamba_n_groups", default=1) or 1
+        shape = (groups, shape[0] // groups)
+    elif name == "attn_qkv.weight":
+        role = "qkv"
+    yield weight._replace(name=place + name, shape=shape, role=role)
 
 
 def _stacked(weight: Weight, experts: int) -> Weight:
@@ -238,7 +367,8 @@ def _norm(weight: Weight, modules: dict[str, Weight]) -> str:
     module, _, kind = weight.name.rpartition(".")
     parent, _, last = module.rpartition(".")
     if weight.layer < 0:
-        return f"{'token_embd_norm' if 'embed' in last else 'output_norm'}.{kind}"
+        first = "embed" in last and last != "embedding_norm"  # LFM2's is the last norm
+        return f"{'token_embd_norm' if first else 'output_norm'}.{kind}"
     if last == "post_attention_layernorm":
         after = f"{parent}.post_feedforward_layernorm" in modules
         return f"{'post_attention_norm' if after else 'ffn_norm'}.{kind}"
@@ -274,9 +404,9 @@ def _rope_factors(family: str, config: Config, caches: list[LayerCache]) -> Iter
     scaling = config.value("rope_scaling", "rope_parameters")
     kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
     positions = config.count("max_position_embeddings")
-    pairs = caches[0].key_dim // 2 if caches else 0
+    pairs = max((layer.key_dim for layer in caches), default=0) // 2
     stated_elsewhere = kind is None and family == "llama" and positions == LLAMA_3_1_CONTEXT
-    if kind == "llama3" or stated_elsewhere:
+    if kind == "llama3" or stated_elsewhere or family == "gemma4":
         yield Weight("rope_freqs.weight", (pairs,), "rope")
     elif kind in ("longrope", "su"):
         yield Weight("rope_factors_long.weight", (pairs,), "rope")

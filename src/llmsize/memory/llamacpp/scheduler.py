@@ -10,7 +10,7 @@ from llmsize.memory.llamacpp.tensors import VIEWS, Graph, Tensor
 
 OFFLOAD_BATCH = 32
 """Tokens from which a device computes with weights that are in host memory (ggml-cuda.cu)."""
-FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
 """Channels of a head that the CUDA kernels take for keys and values alike (fattn.cu)."""
 
 

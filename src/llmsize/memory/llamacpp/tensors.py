@@ -126,6 +126,22 @@ def concat(a: Tensor, b: Tensor) -> Tensor:
     return Tensor("concat", a.format, (a.shape[0] + b.shape[0], *a.shape[1:]), (a, b))
 
 
+def made(operation: str, format: Format, shape: Iterable[int], *sources: Tensor) -> Tensor:
+    """A result of its own shape."""
+    return Tensor(operation, format, full(shape), sources)
+
+
+def turned(x: Tensor) -> Tensor:
+    """The first two dimensions exchanged, without a copy."""
+    a, b, c, d = x.shape
+    return Tensor("permute", x.format, (b, a, c, d), (x,), x, x.bytes)
+
+
+def written(cache: Tensor, x: Tensor) -> Tensor:
+    """`x` copied into `cache`."""
+    return Tensor("cpy", cache.format, cache.shape, (x, cache), cache, cache.bytes)
+
+
 def contiguous(x: Tensor, *shape: int) -> Tensor:
     """A copy without gaps, in `shape` if one is given."""
     return Tensor("contiguous", x.format, full(shape) if shape else x.shape, (x,))
