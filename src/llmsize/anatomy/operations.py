@@ -700,7 +700,7 @@ def cast(t: Tape, x: Tensor) -> Tensor:
 
 def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
-    a, b = cast(t, a), cast(t, b)
+    casts = a, b = cast(t, a), cast(t, b)  # which live as long as the product takes
     outer = broadcast(a.shape[:-2], b.shape[:-2])
     a = batched(t, expand(t, a, *outer, *a.shape[-2:]))
     b = batched(t, expand(t, b, *outer, *b.shape[-2:]))
@@ -710,7 +710,9 @@ def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         (b if a.node is not None else None, a if b.node is not None else None),
         (a.shape, b.shape),
     )
-    return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
+    out = attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
+    del casts
+    return out
 
 
 def batched(t: Tape, x: Tensor) -> Tensor:
