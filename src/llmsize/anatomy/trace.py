@@ -283,7 +283,7 @@ class Trace(Tape):
         block: Callable[[Tensor, Kind], Tensor],
         x: Tensor,
         kinds: Sequence[Kind],
-        *held: Tensor,
+        *held: Tensor | None,
         carried: list[Tensor] | None = None,
     ) -> Tensor:
         """`x` through one block a layer; layers that repeat are traced as few stand-ins.

@@ -69,7 +69,7 @@ TYPES = {
     "nemotron": ("nemotron",),
     "nemotron_h": ("nemotron_h",),
     "olmo": ("olmo", "olmo2", "olmo3"),
-    "opt": ("opt", "xglm"),
+    "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
     "qwen3": ("qwen3", "qwen3_vl_text"),
@@ -77,6 +77,7 @@ TYPES = {
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "t5": ("t5",),
+    "xglm": ("xglm",),
     "zaya": ("zaya",),
 }  # fmt: skip
 """Module in this package → each `model_type` of a `config.json` whose forward pass it holds."""

@@ -1,86 +1,134 @@
-"""OPT and XGLM: ReLU or GELU, biases, positions learned (OPT) or sinusoidal (XGLM).
+"""OPT: ReLU, biases, learned positions.
 
-transformers v5.23, models/opt/modeling_opt.py, models/xglm/modeling_xglm.py.
+transformers v5.23, models/opt/modeling_opt.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32, INT64
 
-NAMES = Names(
-    "model.decoder.embed_tokens", "model.decoder.layers", "model.decoder.final_layer_norm"
-)
-XGLM_NAMES = Names(norm="model.layer_norm")
+DECODER = "model.decoder"
 
 EXTRA_POSITIONS = 2
-"""Rows of OPT's position table before the first position."""
+"""Rows of the position table before the first position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one OPT does differently from another."""
+
+    before: bool
+    """Whether norms come before attention and feed-forward."""
+    bias: bool
+    dropout: float
+    embedding: int
+    """Width of the embeddings, which are projected if it is not that of the layers."""
+    positions: int
+
+
+def read(c: Config, hidden: int) -> Block:
+    """The block from a `config.json`."""
+    positions = c.size("max_position_embeddings", default=2048) + EXTRA_POSITIONS
+    return Block(
+        before=c.flag("do_layer_norm_before", default=True),
+        bias=c.flag("enable_bias", default=True),
+        dropout=c.number("dropout", default=0.1),
+        embedding=Dim(c.size("word_embed_proj_dim", default=hidden), "embedding"),
+        positions=Dim(positions, "positions"),
+    )
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    opt = c.text("model_type") == "opt"
-    s = decoder.read(c, tied=True, activation="relu" if opt else "gelu", rotary=0.0)
-    before = c.flag("do_layer_norm_before", default=True)
-    bias = c.flag("enable_bias", default=True)
-    dropout = c.number("dropout", default=0.1)
-    embedding = Dim(c.size("word_embed_proj_dim", default=s.hidden), "embedding")
-    projected = embedding != s.hidden
+    s = decoder.read(c, tied=True, activation="relu", rotary=0.0)
+    x = model(t, s, read(c, s.hidden))
+    tied = f"{DECODER}.embed_tokens" if s.tied else ""
+    return blocks.causal_lm(t, x, s.vocabulary, tied=tied)
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+
+def model(t: Trace, s: Sizes, b: Block) -> Tensor:
+    """Token and position embeddings, blocks, final norm."""
+    embeddings = blocks.embed(t, f"{DECODER}.embed_tokens", s.vocabulary, b.embedding)
+    seen, position_ids = positions(t)
+    mask = blocks.mask(t)
+    places = embedded(t, s, b, position_ids)
+    if b.embedding != s.hidden:
+        embeddings = t.linear(embeddings, f"{DECODER}.project_in", s.hidden, role="projection")
+
+    def block(x: Tensor, kind: str) -> Tensor:
         residual = x
-        if before:
+        if b.before:
             x = blocks.layer_norm(t, x, "self_attn_layer_norm")
-        x = attention(t, s, x, around, bias)
-        x = ops.dropout(t, x, dropout)
+        x = attention(t, s, b, x, mask)
+        x = ops.dropout(t, x, b.dropout)
         x = ops.add(t, residual, x)
-        if not before:
+        if not b.before:
             x = blocks.layer_norm(t, x, "self_attn_layer_norm")
+        x = ops.reshape(t, x, t.batch * t.sequence, s.hidden)
         residual = x
-        if before:
+        if b.before:
             x = blocks.layer_norm(t, x, "final_layer_norm")
-        x = decoder.plain(t, s, x, up="fc1", down="fc2", bias=bias)
-        x = ops.dropout(t, x, dropout)
-        x = ops.add(t, residual, x)
-        return x if before else blocks.layer_norm(t, x, "final_layer_norm")
+        x = t.linear(x, "fc1", s.intermediate, bias=b.bias, role="up")
+        x = s.activation(t, x)
+        x = t.linear(x, "fc2", s.hidden, bias=b.bias, role="down")
+        x = ops.dropout(t, x, b.dropout)
+        x = ops.reshape(t, ops.add(t, residual, x), t.batch, t.sequence, s.hidden)
+        return x if b.before else blocks.layer_norm(t, x, "final_layer_norm")
 
-    def begin(x: Tensor) -> Tensor:
-        if projected:
-            x = t.linear(x, "model.decoder.project_in", s.hidden, role="projection")
-        if not opt:
-            return ops.dropout(t, ops.add(t, ops.scale(t, x), sinusoids(t, s)), dropout)
-        rows = c.size("max_position_embeddings", default=2048) + EXTRA_POSITIONS
-        return decoder.add_positions(t, x, "model.decoder.embed_positions", rows, t.batch)
-
-    def end(t: Trace, x: Tensor, name: str) -> Tensor:
-        if before:
-            x = blocks.layer_norm(t, x, name)
-        if projected:
-            x = t.linear(x, "model.decoder.project_out", embedding, role="projection")
-        return x
-
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=end, names=NAMES if opt else XGLM_NAMES,
-        begin=begin, embedding=embedding, padded_positions=opt,
-    )  # fmt: skip
+    x = t.layers(
+        f"{DECODER}.layers",
+        block,
+        ops.add(t, embeddings, places),
+        ["full"] * s.layers,
+        position_ids,
+        mask,
+    )
+    del seen
+    if b.before:
+        x = blocks.layer_norm(t, x, f"{DECODER}.final_layer_norm")
+    if b.embedding != s.hidden:
+        x = t.linear(x, f"{DECODER}.project_out", b.embedding, role="projection")
+    return x
 
 
-def sinusoids(t: Trace, s: Sizes) -> Tensor:
-    """Position embeddings that are computed, not learned."""
-    return t.new("index_select", (1, t.sequence, s.hidden), t.setting.format)
+def positions(t: Trace) -> tuple[Tensor | None, Tensor]:
+    """The mask that positions are counted from, unless it is given, and the positions."""
+    total = t.sequence + t.setting.past
+    shape = (t.batch, total)
+    format = INT64 if t.setting.padded else FP32
+    seen = None if t.setting.padded else t.new("ones", shape, FP32)
+    counted, product = t.new("cumsum", shape, format), t.new("mul", shape, format)
+    moved = t.new("sub", shape, format)
+    del product
+    position_ids = moved if format is INT64 else t.new("to", shape, INT64)
+    del counted, moved
+    return seen, position_ids
 
 
-def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
+def embedded(t: Trace, s: Sizes, b: Block, position_ids: Tensor) -> Tensor:
+    """The positions' rows of the table."""
+    indices = t.new("add", (t.batch, t.sequence), INT64)
+    table = t.weight(
+        f"{DECODER}.embed_positions.weight", (b.positions, s.hidden), "position"
+    )
+    return ops.embedding(t, table, t.batch, t.sequence, indices=indices)
+
+
+def attention(t: Trace, s: Sizes, b: Block, x: Tensor, mask: Tensor | None) -> Tensor:
     """Attention with scaled queries."""
-    q = ops.scale(t, t.linear(x, "self_attn.q_proj", s.hidden, bias=bias, role="q"))
+    q = ops.scale(t, t.linear(x, "self_attn.q_proj", s.hidden, bias=b.bias, role="q"))
     q = ops.split_heads(t, q, s.heads)
-    k = t.linear(x, "self_attn.k_proj", s.hidden, bias=bias, role="k")
-    v = t.linear(x, "self_attn.v_proj", s.hidden, bias=bias, role="v")
+    k = t.linear(x, "self_attn.k_proj", s.hidden, bias=b.bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.hidden, bias=b.bias, role="v")
     k, v = ops.split_heads(t, k, s.heads), ops.split_heads(t, v, s.heads)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
-    return t.linear(out, "self_attn.out_proj", s.hidden, bias=bias, role="o")
+    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
+    return t.linear(out, "self_attn.out_proj", s.hidden, bias=b.bias, role="o")
