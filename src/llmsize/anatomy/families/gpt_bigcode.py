@@ -8,11 +8,11 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
-NAMES = Names(embedding="transformer.wte", layers="transformer.h", norm="transformer.ln_f")
+EMBEDDING = "transformer.wte"
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -21,41 +21,66 @@ def forward(t: Trace, c: Config) -> Tensor:
     kv_heads = 1 if c.flag("multi_query", default=True) else heads
     inner = c.size("n_inner", default=4 * c.size("n_embd", "hidden_size"))
     fields = {**c.fields, "num_key_value_heads": kv_heads, "n_inner": inner}
-    s = decoder.read(Config(fields, c.model), tied=True, activation="gelu_pytorch_tanh", rotary=0.0)
-    positions = c.size("n_positions", default=1024)
+    s = decoder.read(
+        Config(fields, c.model), tied=True, activation="gelu_pytorch_tanh", rotary=0.0,
+        attention_dropout=0.1,
+    )  # fmt: skip
+    x = model(t, s, c)
+    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+
+
+def model(t: Trace, s: Sizes, c: Config) -> Tensor:
+    """Token and position embeddings, blocks, final norm."""
+    longest = Dim(c.size("n_positions", default=1024), "positions")
     dropout = c.number("resid_pdrop", default=0.1)
+    t.buffers += longest * longest  # what each token may see, as yes and no
+    embeddings = blocks.embed(t, EMBEDDING, s.vocabulary, s.hidden)
+    position_ids = blocks.positions(t)
+    mask = blocks.mask(t)
+    table = t.weight("transformer.wpe.weight", (longest, s.hidden), "position")
+    places = ops.embedding(t, table, 1, t.sequence, indices=position_ids)
 
     def feed(x: Tensor) -> Tensor:
         x = decoder.plain(t, s, x, up="mlp.c_fc", down="mlp.c_proj", bias=True)
         return ops.dropout(t, x, dropout)
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: ops.dropout(t, attention(t, s, x, around), dropout),
-            feed,
-            norm=blocks.layer_norm,
-            names=("ln_1", "ln_2"),
-        )
+    def block(x: Tensor, kind: str) -> Tensor:
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_1")
+        attended = attention(t, s, x, mask, dropout)
+        x = ops.add(t, attended, residual)
+        residual = x
+        x = blocks.layer_norm(t, x, "ln_2")
+        fed = feed(x)
+        return ops.add(t, residual, fed)
 
-    def begin(x: Tensor) -> Tensor:
-        x = decoder.add_positions(t, x, "transformer.wpe", positions)
-        return ops.dropout(t, x, c.number("embd_pdrop", default=0.1))
-
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, begin=begin
+    x = t.layers(
+        "transformer.h",
+        block,
+        ops.dropout(t, ops.add(t, embeddings, places), c.number("embd_pdrop", default=0.1)),
+        ["full"] * s.layers,
+        mask,
     )
+    return blocks.layer_norm(t, x, "transformer.ln_f")
 
 
-def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:
+def attention(t: Trace, s: Sizes, x: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention over one fused projection, which q, k and v are views of."""
-    keys = s.kv_heads * s.head_dim
-    fused = t.linear(x, "attn.c_attn", s.hidden + 2 * keys, bias=True, role="qkv")
-    q, k, v = ops.split(t, fused, s.hidden, keys, keys)
-    del fused
-    q = ops.split_heads(t, q, s.heads)
-    k, v = ops.split_heads(t, k, s.kv_heads), ops.split_heads(t, v, s.kv_heads)
+    q, k, v = projections(t, s, x)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
-    return t.linear(out, "attn.c_proj", s.hidden, bias=True, role="o")
+    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
+    out = t.linear(out, "attn.c_proj", s.hidden, bias=True, role="o")
+    return ops.dropout(t, out, dropout)
+
+
+def projections(t: Trace, s: Sizes, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v by heads: all heads' q before the only k and v, or each head's side by side."""
+    width = (s.heads + 2 * s.kv_heads) * s.head_dim
+    fused = t.linear(x, "attn.c_attn", width, bias=True, role="qkv")
+    if s.kv_heads == s.heads:
+        q, k, v = ops.split(t, ops.split_heads(t, fused, s.heads), *[s.head_dim] * 3)
+        return q, k, v
+    keys = s.kv_heads * s.head_dim
+    q, k, v = ops.split(t, fused, s.hidden, keys, keys)
+    q = ops.split_heads(t, q, s.heads)
+    return q, ops.split_heads(t, k, s.kv_heads), ops.split_heads(t, v, s.kv_heads)

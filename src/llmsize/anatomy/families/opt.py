@@ -116,9 +116,7 @@ def positions(t: Trace) -> tuple[Tensor | None, Tensor]:
 def embedded(t: Trace, s: Sizes, b: Block, position_ids: Tensor) -> Tensor:
     """The positions' rows of the table."""
     indices = t.new("add", (t.batch, t.sequence), INT64)
-    table = t.weight(
-        f"{DECODER}.embed_positions.weight", (b.positions, s.hidden), "position"
-    )
+    table = t.weight(f"{DECODER}.embed_positions.weight", (b.positions, s.hidden), "position")
     return ops.embedding(t, table, t.batch, t.sequence, indices=indices)
 
 
