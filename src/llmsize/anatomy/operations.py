@@ -234,17 +234,53 @@ def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
     return attach(t.new("masked_fill", x.shape, x.format), node, x)
 
 
-def where(t: Tape, condition: Tensor, x: Tensor) -> Tensor:
-    """`x` where the condition holds, else a number; keeps the condition."""
-    node = t.record(_where_backward, (x,), (condition,))
-    return attach(t.new("where", x.shape, x.format), node, x)
+def where(t: Tape, condition: Tensor, *branches: Tensor) -> Tensor:
+    """One of two tensors, or a tensor or a number, by a condition, which it keeps."""
+    node = t.record(_where_backward, branches, (condition,))
+    format = max((x.format for x in branches), key=lambda format: format.block_bytes)
+    return attach(t.new("where", branches[0].shape, format), node, *branches)
 
 
 def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    zero = t.new("zeros", (), grad.format)
-    out = laid_out(t.new("where", grad.shape, grad.format), grad)
-    del zero
+    made: list[Tensor | None] = []
+    for index in range(len(node.edges)):
+        zero = t.new("zeros", (), grad.format)
+        wanted = node.needs(index)
+        made.append(laid_out(t.new("where", grad.shape, grad.format), grad) if wanted else None)
+        del zero
+    return made
+
+
+def limited(t: Tape, x: Tensor, number: Tensor, operation: str) -> Tensor:
+    """The `maximum` or `minimum` of `x` and a number that is a tensor; keeps both."""
+    node = t.record(_limited_backward, (x,), (x, number))
+    return attach(t.new(operation, x.shape, x.format), node, x)
+
+
+def _limited_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    halved, same = t.new("div", grad.shape, grad.format), t.new("eq", grad.shape, BOOL)
+    out = t.new("where", grad.shape, grad.format)
+    beyond = t.new("lt", grad.shape, BOOL)
+    del halved, same, beyond
+    return (out,)
+
+
+def expm1(t: Tape, x: Tensor) -> Tensor:
+    """`exp(x) - 1`; keeps its output. Under autocast it runs in fp32."""
+    x = to(t, x, FP32) if t.autocast else x
+    node = t.record(_expm1_backward, (x,))
+    out = attach(t.new("expm1", x.shape, x.format), node, x)
+    keep_output(t, node, out)
+    return out
+
+
+def _expm1_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    raised = t.new("add", grad.shape, grad.format)
+    out = laid_out(t.new("mul", grad.shape, grad.format), grad)
+    del raised
     return (out,)
 
 

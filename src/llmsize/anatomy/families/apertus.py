@@ -11,6 +11,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import BOOL
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -19,6 +20,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has an activation other than `xielu`", "no Apertus is known that has one")
     s = decoder.read(Config({**c.fields, "hidden_act": "silu"}, c.model))
     bias = c.flag("attention_bias")
+    t.buffers += s.layers * 2 * t.setting.format.block_bytes  # xIELU's slope and bound
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
@@ -35,15 +37,31 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def mlp(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     """Two linear layers around xIELU."""
-    x = t.linear(x, "mlp.up_proj", s.intermediate, role="up")
-    x = xielu(t, x)
-    return t.linear(x, "mlp.down_proj", s.hidden, role="down")
+    return t.linear(
+        xielu(t, t.linear(x, "mlp.up_proj", s.intermediate, role="up")),
+        "mlp.down_proj",
+        s.hidden,
+        role="down",
+    )
 
 
 def xielu(t: Trace, x: Tensor) -> Tensor:
     """A parabola above zero, an exponential below; written out in Python."""
-    above = t.weight("mlp.act_fn.alpha_p", (1,), "activation")
-    below = t.weight("mlp.act_fn.alpha_n", (1,), "activation")
-    positive = ops.add(t, ops.mul(t, above, ops.power(t, x)), ops.scale(t, x))
-    negative = ops.add(t, ops.mul(t, ops.unary(t, "expm1", x, keeps="output"), below), x)
-    return ops.add(t, positive, negative)
+    above = softplus(t, t.weight("mlp.act_fn.alpha_p", (1,), "activation"))
+    below = ops.shift(t, softplus(t, t.weight("mlp.act_fn.alpha_n", (1,), "activation")))
+    bound = Tensor((), x.format, None)
+    return ops.where(
+        t,
+        t.new("gt", x.shape, BOOL),
+        ops.add(t, ops.mul(t, ops.mul(t, above, x), x), ops.scale(t, x)),
+        ops.add(
+            t,
+            ops.mul(t, ops.sub(t, ops.expm1(t, ops.limited(t, x, bound, "minimum")), x), below),
+            ops.scale(t, x),
+        ),
+    )
+
+
+def softplus(t: Trace, x: Tensor) -> Tensor:
+    """Keeps its input."""
+    return ops.unary(t, "softplus", x, keeps="input")

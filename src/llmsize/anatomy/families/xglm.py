@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
-from llmsize.anatomy.operations import GradList, attach, first
-from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import BOOL, FP16, FP32, INT64
+from llmsize.formats import FP16, FP32, INT64
 
 EMBEDDING = "model.embed_tokens"
 
@@ -87,7 +84,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     v = ops.reshape(t, v, rows, total, s.head_dim)
     scores = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
     scores = ops.add(t, ops.reshape(t, scores, batch, s.heads, sequence, total), mask)
-    scores = at_least(t, scores)
+    scores = ops.limited(t, scores, t.new("full", (), FP32), "maximum")
     scores = ops.reshape(t, scores, rows, sequence, total)
     wide = FP32 if scores.format is FP16 else scores.format
     weights = ops.to(t, ops.softmax(t, scores, wide), scores.format)
@@ -96,19 +93,3 @@ def attention(t: Trace, s: Sizes, x: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     out = ops.matmul(t, dropped, v)
     out = ops.merge_heads(t, ops.reshape(t, out, batch, s.heads, sequence, s.head_dim))
     return t.linear(out, "self_attn.out_proj", s.hidden, bias=True, role="o"), weights
-
-
-def at_least(t: Tape, x: Tensor) -> Tensor:
-    """The larger of `x` and a number that is a tensor; keeps both."""
-    number = t.new("full", (), FP32)
-    node = t.record(_at_least_backward, (x,), (x, number))
-    return attach(t.new("maximum", x.shape, x.format), node, x)
-
-
-def _at_least_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
-    halved, same = t.new("div", grad.shape, grad.format), t.new("eq", grad.shape, BOOL)
-    out = t.new("where", grad.shape, grad.format)
-    below = t.new("lt", grad.shape, BOOL)
-    del halved, same, below
-    return (out,)
