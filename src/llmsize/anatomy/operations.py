@@ -879,9 +879,7 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -
     if t.autocast:
         x = to(t, x, FP32)
     weights = [w for w in (weight, bias) if w is not None]
-    node = t.record(
-        _layer_norm_backward, (x, *weights), (x, *weights[:1]), [w.shape for w in weights]
-    )
+    node = t.record(_layer_norm_backward, (x, *weights), (x, *weights), [w.shape for w in weights])
     out = attach(t.new("layer_norm", x.shape, x.format), node)
     for _ in ("mean", "rstd"):
         keep_output(t, node, t.new("layer_norm", (*x.shape[:-1], 1), FP32))
@@ -899,8 +897,8 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
     """Softmax over the last dimension, computed in `format`; keeps its output."""
     if t.autocast and format is None:
         format = FP32
-    x = to(t, x, format) if format else x
-    return unary(t, "softmax", x, keeps="output")
+    converted = to(t, x, format) if format else x
+    return unary(t, "softmax", converted, keeps="output")
 
 
 def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import FP32, INT64
 
-NAMES = Names("transformer.word_embeddings", "transformer.h", "transformer.ln_f")
+EMBEDDING = "transformer.word_embeddings"
+
+Out = tuple[Tensor, Tensor | None]
+"""What a layer or its attention gives, and the attention's weights beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +51,35 @@ def forward(t: Trace, c: Config) -> Tensor:
         alibi=c.flag("alibi"),
     )
     s = sizes(c, new)
+    x = model(t, s, b)
+    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        if b.parallel:
-            return side_by_side(t, s, b, x, around)
-        return one_after_the_other(t, s, b, x, around)
 
-    return decoder.run(
-        t,
-        s,
-        block,
-        ["full"] * s.layers,
-        norm=blocks.layer_norm,
-        names=NAMES,
-        masking="alibi" if b.alibi else "always",
-    )
+def model(t: Trace, s: Sizes, b: Block) -> Tensor:
+    """Embeddings, blocks, final norm."""
+    embeddings = blocks.embed(t, EMBEDDING, s.vocabulary, s.hidden)
+    total = t.sequence + t.setting.past
+    counted = b.alibi and not t.setting.padded
+    seen = t.new("ones", (t.batch, total), INT64) if counted else None
+    biases = t.new("alibi", (t.batch, s.heads, total), t.setting.format) if b.alibi else None
+    position_ids = blocks.positions(t)
+    mask = blocks.mask(t, 0, "alibi" if b.alibi else "always", s.heads)
+    assert mask is not None
+    around = Around({0: blocks.rotary(t, embeddings, s.rotary)}, {0: mask})
+    returned: list[Tensor] = []
+
+    def block(x: Tensor, kind: str) -> Tensor:
+        form = side_by_side if b.parallel else one_after_the_other
+        out, weights = form(t, s, b, x, around)
+        if weights is not None:
+            blocks.hand_back(t, returned, weights)
+        return out
+
+    x = t.layers("transformer.h", block, embeddings, ["full"] * s.layers, position_ids, biases)
+    x = blocks.layer_norm(t, x, "transformer.ln_f")
+    returned.clear()
+    del seen
+    return x
 
 
 def sizes(c: Config, new: bool) -> Sizes:
@@ -77,7 +94,7 @@ def sizes(c: Config, new: bool) -> Sizes:
     return decoder.read(Config(fields, c.model), tied=True, activation="gelu")
 
 
-def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
+def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     """Attention and MLP read the same residual stream."""
     residual = x
     if b.norms == 2:
@@ -85,19 +102,20 @@ def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Ten
         for_mlp = blocks.layer_norm(t, x, "ln_mlp")
     else:
         for_attention = for_mlp = blocks.layer_norm(t, x, "input_layernorm")
-    attended = attention(t, s, b, for_attention, around)
+    attended, weights = attention(t, s, b, for_attention, around)
     fed = mlp(t, s, b, for_mlp)
     fed = ops.add_in_place(t, fed, attended)
-    return ops.add(t, residual, ops.dropout(t, fed, b.dropout))
+    return ops.add(t, residual, ops.dropout(t, fed, b.dropout)), weights
 
 
-def one_after_the_other(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
+def one_after_the_other(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     """First attention, then the MLP, each with its norm (Falcon RW)."""
     normed = blocks.layer_norm(t, x, "input_layernorm")
-    attended = attention(t, s, b, normed, around)
+    attended, weights = attention(t, s, b, normed, around)
     residual = ops.add(t, x, ops.dropout(t, attended, s.attention_dropout))
-    fed = mlp(t, s, b, blocks.layer_norm(t, residual, "post_attention_layernorm"))
-    return ops.add(t, residual, ops.dropout(t, fed, b.dropout))
+    for_mlp = blocks.layer_norm(t, residual, "post_attention_layernorm")
+    fed = mlp(t, s, b, for_mlp)
+    return ops.add(t, residual, ops.dropout(t, fed, b.dropout)), weights
 
 
 def linear(t: Trace, b: Block, x: Tensor, name: str, out: int, role: str) -> Tensor:
@@ -112,8 +130,8 @@ def mlp(t: Trace, s: Sizes, b: Block, x: Tensor) -> Tensor:
     return linear(t, b, x, "mlp.dense_4h_to_h", s.hidden, "down")
 
 
-def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor:
-    """Attention over one fused projection."""
+def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
+    """Attention over one fused projection, and its weights where they are written out."""
     width = (s.heads + 2 * s.kv_heads) * s.head_dim
     fused = linear(t, b, x, "self_attention.query_key_value", width, "qkv")
     parts = grouped_heads(t, s, fused) if b.new else heads_one_by_one(t, s, fused)
@@ -123,8 +141,16 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Tensor
         q, k = decoder.turn(t, q, k, around)
     t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim))
     k, v = blocks.store(t, k, v)
-    out = attend(t, s, b, q, k, v, around)
-    return linear(t, b, out, "self_attention.dense", s.hidden, "o")
+    if t.setting.attention != "eager":
+        out = ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))
+        return linear(t, b, out, "self_attention.dense", s.hidden, "o"), None
+    assert around.mask is not None
+    weigh = weights_with_alibi if b.alibi else weights_in_place
+    weights, *alive = weigh(t, s, q, k, around.mask)
+    out = ops.merge_heads(t, ops.matmul(t, weights, v))
+    out = linear(t, b, out, "self_attention.dense", s.hidden, "o")
+    del alive
+    return out, weights
 
 
 def heads_one_by_one(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
@@ -149,18 +175,18 @@ def grouped_heads(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
     return tuple([ops.reshape(t, part, *by_head) for part in (q, k, v)])
 
 
-def attend(t: Trace, s: Sizes, b: Block, q: Tensor, k: Tensor, v: Tensor, around: Around) -> Tensor:
-    """A fused kernel, or scores written out: in place, in the weights' format, without ALiBi."""
-    if t.setting.attention != "eager":
-        return ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))
-    assert around.mask is not None
-    if not b.alibi:
-        scores = ops.scale_in_place(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
-        weights = ops.softmax(t, ops.add(t, scores, around.mask), t.setting.format)
-        return ops.merge_heads(t, ops.matmul(t, weights, v))
+def weights_in_place(t: Trace, s: Sizes, q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Scores scaled in place, and their softmax in the weights' format."""
+    scores = ops.scale_in_place(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+    return (ops.softmax(t, ops.add(t, scores, mask), t.setting.format),)
+
+
+def weights_with_alibi(
+    t: Trace, s: Sizes, q: Tensor, k: Tensor, mask: Tensor
+) -> tuple[Tensor, ...]:
+    """Scores in fp32 with their biases, and what is alive beside their softmax."""
     product = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
     scores = ops.to(t, product, FP32)
-    scores = ops.scale_in_place(t, ops.shift(t, scores))
-    weights = ops.softmax(t, ops.add(t, scores, around.mask), t.setting.format)
-    weights = ops.dropout(t, weights, s.attention_dropout)
-    return ops.merge_heads(t, ops.matmul(t, weights, v))
+    logits = ops.scale_in_place(t, ops.shift(t, scores))
+    weights = ops.softmax(t, ops.add(t, logits, mask), t.setting.format)
+    return ops.dropout(t, weights, s.attention_dropout), product, scores, logits
