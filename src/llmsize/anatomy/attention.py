@@ -94,9 +94,8 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
     mask = additive(t, mask, q)
-    if mask is not None and mask.shape[-1] % 16:  # rows of 16 elements (`pad_bias`)
-        mask = t.new("pad", (*mask.shape[:-1], -(-mask.shape[-1] // 16) * 16), mask.format)
-    node = t.record(_efficient_backward, (q, k, v), (q, k, v, mask))
+    inputs = (q, k, v) if mask is None else (q, k, v, mask)
+    node = t.record(_efficient_backward, inputs, (q, k, v, mask))
     out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
     out.node = node
     keep_output(t, node, out)
@@ -110,11 +109,18 @@ def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
 
 
 def _efficient_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return [
+    made: list[Tensor | None] = [
         _by_token(t.new("efficient_attention_backward", x.shape, x.format))
         for x in node.saved[:3]
         if x
     ]
+    mask = node.saved[3]
+    if mask is not None:
+        wanted = node.needs(3)
+        made.append(
+            t.new("efficient_attention_backward", mask.shape, mask.format) if wanted else None
+        )
+    return made
 
 
 def _by_token(x: Tensor) -> Tensor:

@@ -342,11 +342,13 @@ def causal_lm(
     tied: str = "",
     bias: bool = False,
     end: Sequence[Activation] = (),
+    loss: Callable[[Trace, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
     `tied` names the embedding whose weight the head shares, if it has none of its own. `end` is
-    what happens to the logits before anybody sees them.
+    what happens to the logits before anybody sees them, `loss` what makes the loss of them if it
+    is not that of the next token.
     """
     if t.setting.training and t.setting.loss == "fused_linear":
         weight = t.weights[-1, f"{tied}.weight"] if tied else None
@@ -363,7 +365,7 @@ def causal_lm(
         logits = step(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = logits
-    return causal_lm_loss(t, logits) if t.setting.training else logits
+    return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
 
 
 SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)

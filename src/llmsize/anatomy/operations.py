@@ -973,22 +973,27 @@ def _logits_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 
 def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood of fp32 `logits`: keeps the log-probabilities."""
+    """Mean negative log-likelihood of `logits`: keeps the log-probabilities.
+
+    Those have the format of the logits also under autocast, which takes them to fp32 for the mean.
+    """
     node = t.record(_unary_backward, (logits,), (), "log_softmax")
     log_probabilities = attach(t.new("log_softmax", logits.shape, logits.format), node)
     keep_output(t, node, log_probabilities)
+    if t.autocast:
+        log_probabilities = to(t, log_probabilities, FP32)
     return nll_loss(t, log_probabilities, targets)
 
 
 def nll_loss(t: Tape, log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """The mean of the targets' negative log-probabilities; keeps both and the total weight."""
-    node = t.record(
-        _nll_backward, (log_probabilities,), (log_probabilities, targets), log_probabilities.shape
-    )
-    loss = attach(t.new("nll_loss", (), FP32), node)
-    keep_output(t, node, t.new("nll_loss", (), FP32))
+    shape, format = log_probabilities.shape, log_probabilities.format
+    saved = (log_probabilities, targets)
+    node = t.record(_nll_backward, (log_probabilities,), saved, (shape, format))
+    loss = attach(t.new("nll_loss", (), format), node)
+    keep_output(t, node, t.new("nll_loss", (), format))
     return loss
 
 
 def _nll_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (t.new("nll_loss_backward", node.context, FP32),)
+    return (t.new("nll_loss_backward", *node.context),)

@@ -5,16 +5,17 @@ transformers v5.23, models/t5/modeling_t5.py. Both stacks are given the same num
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from llmsize.anatomy import blocks, mixture
+from llmsize.anatomy import attention as kernels
+from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import BOOL, FP32, INT64, Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,42 +62,109 @@ def read(c: Config) -> Shape:
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens of both stacks to loss or logits."""
     s = read(c)
-    encoded = stack(t, s, "encoder", s.encoder_layers, None)
-    x = stack(t, s, "decoder", s.decoder_layers, encoded)
-    if s.tied:
-        x = ops.scale(t, x)
-    return blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "")
+    encoded = Stack(t, s, "encoder", s.encoder_layers).run(None)
+    shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
+    decoded = Stack(t, s, "decoder", s.decoder_layers).run(shifted, encoded)
+    x = ops.scale(t, decoded) if s.tied else decoded
+    return blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
 
 
-def stack(t: Trace, s: Shape, name: str, layers: int, encoded: Tensor | None) -> Tensor:
-    """One stack; the decoder attends to what is `encoded` as well."""
-    x = ops.dropout(t, blocks.embed(t, "shared", s.vocabulary, s.hidden), s.dropout)
-    bias: list[Tensor] = []
+def loss(t: Trace, logits: Tensor) -> Tensor:
+    """The loss in the format of the logits, of labels that are not shifted."""
+    if t.setting.loss == "chunked" or t.setting.compiled_loss:
+        return blocks.causal_lm_loss(t, logits)
+    return ops.cross_entropy(t, logits, Tensor((t.batch, t.sequence), INT64, None))
 
-    def block(x: Tensor, first: bool) -> Tensor:
+
+@dataclass(slots=True)
+class Stack:
+    """The encoder or the decoder at work, with the biases that its first layer makes for all."""
+
+    t: Trace
+    s: Shape
+    name: str
+    layers: int
+    bias: Tensor | None = None
+    """What scores gain by the distance of two tokens."""
+    cross_bias: Tensor | None = None
+    """The zeros that scores of the encoder's tokens gain."""
+
+    def run(self, tokens: Tensor | None, encoded: Tensor | None = None) -> Tensor:
+        """Embeddings, blocks, final norm; the decoder attends to what is `encoded` as well."""
+        t, s = self.t, self.s
+        table = t.weight("shared.weight", (s.vocabulary, s.hidden), "embedding")
+        embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
+        if t.setting.input_gradients:
+            embeddings = t.with_gradient(embeddings)
+        mask = blocks.mask(t) if self.decodes or t.setting.padded else None
+
+        def block(x: Tensor, first: bool) -> Tensor:
+            x = self.layer(x, mask, first)
+            if encoded is not None:
+                x = self.cross_layer(x, encoded, first)
+            return feed(t, s, x, f"layer.{1 if encoded is None else 2}")
+
+        kinds = [layer == 0 for layer in range(self.layers)]
+        x = t.layers(
+            f"{self.name}.block", block, ops.dropout(t, embeddings, s.dropout), kinds, mask
+        )
+        x = ops.dropout(t, norm(t, x, f"{self.name}.final_layer_norm"), s.dropout)
+        if not t.setting.checkpoint_every:  # or else layers that run again want them
+            self.bias = self.cross_bias = None
+        return x
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is the decoder."""
+        return self.name == "decoder"
+
+    def layer(self, x: Tensor, mask: Tensor | None, first: bool) -> Tensor:
+        """Self-attention, added to the residual."""
+        t, s = self.t, self.s
         normed = norm(t, x, "layer.0.layer_norm")
-        attended = attention(t, s, normed, normed, "layer.0.SelfAttention", bias, first)
-        if encoded is not None:
-            remember(t, s, "full")
-        x = ops.add(t, x, ops.dropout(t, attended, s.dropout))
-        last = 1
-        if encoded is not None:
-            normed = norm(t, x, "layer.1.layer_norm")
-            attended = attention(t, s, normed, encoded, "layer.1.EncDecAttention", [], False)
-            remember(t, s, "cross")
-            x = ops.add(t, x, ops.dropout(t, attended, s.dropout))
-            last = 2
-        fed = feed(t, s, norm(t, x, f"layer.{last}.layer_norm"), f"layer.{last}.DenseReluDense")
-        return ops.add(t, x, ops.dropout(t, fed, s.dropout))
+        if self.decodes:
+            t.remember(LayerCache("full", s.heads, s.head_dim, s.head_dim))
+        attended = self.attention(normed, normed, "layer.0.SelfAttention", mask, first)
+        return ops.add(t, x, ops.dropout(t, attended, s.dropout))
 
-    x = t.layers(f"{name}.block", block, x, [layer == 0 for layer in range(layers)])
-    x = norm(t, x, f"{name}.final_layer_norm")
-    return ops.dropout(t, x, s.dropout)
+    def cross_layer(self, x: Tensor, encoded: Tensor, first: bool) -> Tensor:
+        """Attention to what the encoder gives, added to the residual."""
+        t, s = self.t, self.s
+        normed = norm(t, x, "layer.1.layer_norm")
+        t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
+        attended = self.attention(normed, encoded, "layer.1.EncDecAttention", None, first)
+        return ops.add(t, x, ops.dropout(t, attended, s.dropout))
 
+    def attention(
+        self, x: Tensor, source: Tensor, name: str, mask: Tensor | None, first: bool
+    ) -> Tensor:
+        """Attention from `x` to `source`."""
+        t, s = self.t, self.s
+        width = s.heads * s.head_dim
+        q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
+        k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
+        v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
+        cross = x is not source
+        bias = self.new_bias(cross) if first else self.cross_bias if cross else self.bias
+        assert bias is not None
+        out = attend(t, s, q, k, v, bias, mask, causal=self.decodes and not cross)
+        return t.linear(out, f"{name}.o", s.hidden, role="o")
 
-def remember(t: Trace, s: Shape, kind: Literal["full", "cross"]) -> None:
-    """Keys and values stay for the next token."""
-    t.remember(LayerCache(kind, s.heads, s.head_dim, s.head_dim))
+    def new_bias(self, cross: bool) -> Tensor:
+        """What the first layer makes for all, unless it only runs again."""
+        t, s = self.t, self.s
+        if cross:
+            bias = t.new(
+                "zeros", (1, s.heads, t.sequence, t.sequence), t.autocast or t.setting.format
+            )
+        else:
+            bias = position_bias(t, s, bidirectional=not self.decodes)
+        if not t.replaying:
+            if cross:
+                self.cross_bias = bias
+            else:
+                self.bias = bias
+        return bias
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -104,35 +172,116 @@ def norm(t: Trace, x: Tensor, name: str) -> Tensor:
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
     variance = ops.mean(t, ops.power(t, ops.to(t, x, FP32)))
     x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, variance)))
-    return ops.mul(t, weight, ops.to(t, x, weight.format))
+    if weight.format is not FP32:
+        x = ops.to(t, x, weight.format)
+    return ops.mul(t, weight, x)
 
 
-def attention(
-    t: Trace, s: Shape, x: Tensor, source: Tensor, name: str, bias: list[Tensor], first: bool
+def attend(
+    t: Trace,
+    s: Shape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
 ) -> Tensor:
-    """Attention from `x` to `source`, unscaled; the first layer makes the bias for all."""
-    width = s.heads * s.head_dim
-    q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
-    k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
-    v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
-    scores = ops.matmul(t, q, ops.transpose(t, k, -1, -2))
-    if first:
-        table = t.weight(f"{name}.relative_attention_bias.weight", (s.buckets, s.heads), "position")
-        bias.append(mixture.take(t, table, (1, *scores.shape[1:]), "embedding"))
-    if bias:
-        scores = ops.add(t, scores, bias[0])
-    weights = ops.to(t, ops.softmax(t, ops.to(t, scores, FP32)), scores.format)
-    weights = ops.dropout(t, weights, s.dropout)
-    out = ops.merge_heads(t, ops.matmul(t, weights, v))
-    return t.linear(out, f"{name}.o", s.hidden, role="o")
+    """Unscaled attention with a bias, which takes a mask of numbers to any kernel."""
+    if t.setting.attention == "eager":
+        weights = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+        weights = ops.add(t, weights, bias)
+        if mask is not None:
+            weights = ops.add(t, weights, mask)
+        weights = ops.softmax(t, weights)
+        weights = ops.dropout(t, weights, s.dropout)
+        return ops.merge_heads(t, ops.matmul(t, weights, v))
+    bias = with_mask(t, bias, mask, causal=causal)
+    q, k, v, added = (ops.cast(t, x) for x in (q, k, v, bias))
+    added = ops.expand(t, added, q.shape[0], s.heads, q.shape[2], k.shape[2])
+    return ops.merge_heads(t, kernels.efficient(t, q, k, v, added))
 
 
-def feed(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
-    """Two linear layers around the activation; in later versions three, with a gate."""
-    if s.gated:
-        gate = s.activation(t, t.linear(x, f"{name}.wi_0", s.intermediate, role="gate"))
-        x = ops.mul(t, gate, t.linear(x, f"{name}.wi_1", s.intermediate, role="up"))
+def with_mask(t: Trace, bias: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """The bias where tokens are seen, laid out anew."""
+    if mask is not None:
+        bias = ops.where(t, mask, bias)
+    elif causal and bias.shape[2] > 1:
+        places = t.new("arange", (2, bias.shape[2]), INT64)
+        visible = t.new("ge", (1, 1, *bias.shape[2:]), BOOL)
+        del places
+        bias = ops.where(t, visible, bias)
+    return ops.contiguous(t, bias)
+
+
+def position_bias(t: Trace, s: Shape, *, bidirectional: bool) -> Tensor:
+    """A learned number for each head and bucket of distances: 1, heads, tokens, tokens."""
+    past, total = t.setting.past, t.setting.past + t.sequence
+    queries = t.new("add", (t.sequence, 1), INT64)
+    keys = t.new("arange", (total,), INT64)
+    distance = t.new("sub", (t.sequence, total), INT64)
+    name = f"layer.0.SelfAttention.relative_attention_bias.weight"
+    table = t.weight(name, (s.buckets, s.heads), "position")
+    chosen = buckets(t, distance.shape, bidirectional=bidirectional)
+    values = ops.embedding(t, table, *distance.shape, indices=chosen)
+    del queries, keys, distance, past
+    by_head = ops.transpose(t, ops.transpose(t, values, 1, 2), 0, 1)
+    return ops.reshape(t, by_head, 1, *by_head.shape)
+
+
+def buckets(t: Trace, shape: tuple[int, ...], *, bidirectional: bool) -> Tensor:
+    """Small distances each in a bucket of its own, large ones by their logarithm."""
+    chosen = None
+    if bidirectional:
+        later = successively(t, shape, (BOOL, INT64, INT64))
+        chosen = t.new("add", shape, INT64)
+        del later
+        distance = t.new("abs", shape, INT64)
     else:
-        x = s.activation(t, t.linear(x, f"{name}.wi", s.intermediate, role="up"))
+        distance = successively(t, shape, (INT64, INT64, INT64))
+    small = t.new("lt", shape, BOOL)
+    large = successively(t, shape, (FP32, FP32, FP32, FP32, FP32, INT64, INT64))
+    limit = t.new("full_like", shape, INT64)
+    limited = t.new("minimum", shape, INT64)
+    del large, limit
+    picked = t.new("where", shape, INT64)
+    if chosen is None:
+        chosen = t.new("add", shape, INT64)
+    del distance, small, limited, picked
+    return chosen
+
+
+def successively(t: Trace, shape: tuple[int, ...], formats: Sequence[Format]) -> Tensor:
+    """The last of some elementwise results, each of which is made of the one before."""
+    last = t.new("arithmetic", shape, formats[0])
+    for format in formats[1:]:
+        last = t.new("arithmetic", shape, format)
+    return last
+
+
+def feed(t: Trace, s: Shape, x: Tensor, layer: str) -> Tensor:
+    """Two linear layers around the activation, added to the residual; in later versions three."""
+    name = f"{layer}.DenseReluDense"
+    fed = norm(t, x, f"{layer}.layer_norm")
+    fed = gated(t, s, fed, name) if s.gated else plain(t, s, fed, name)
+    return ops.add(t, x, ops.dropout(t, fed, s.dropout))
+
+
+def plain(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
+    """Two linear layers around the activation."""
+    x = t.linear(x, f"{name}.wi", s.intermediate, role="up")
+    x = s.activation(t, x)
     x = ops.dropout(t, x, s.dropout)
+    x = ops.to(t, x, t.setting.format)
+    return t.linear(x, f"{name}.wo", s.hidden, role="down")
+
+
+def gated(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
+    """The gated MLP, with dropout before the last layer."""
+    gate = s.activation(t, t.linear(x, f"{name}.wi_0", s.intermediate, role="gate"))
+    up = t.linear(x, f"{name}.wi_1", s.intermediate, role="up")
+    x = ops.mul(t, gate, up)
+    x = ops.dropout(t, x, s.dropout)
+    x = ops.to(t, x, t.setting.format)
     return t.linear(x, f"{name}.wo", s.hidden, role="down")
