@@ -5,8 +5,9 @@ transformers v5.23, models/t5/modeling_t5.py. Both stacks are given the same num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks
@@ -62,9 +63,9 @@ def read(c: Config) -> Shape:
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens of both stacks to loss or logits."""
     s = read(c)
-    encoded = Stack(t, s, "encoder", s.encoder_layers).run(None)
+    encoded = stack(t, s, "encoder", s.encoder_layers, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
-    decoded = Stack(t, s, "decoder", s.decoder_layers).run(shifted, encoded)
+    decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
     x = ops.scale(t, decoded) if s.tied else decoded
     return blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
 
@@ -76,95 +77,87 @@ def loss(t: Trace, logits: Tensor) -> Tensor:
     return ops.cross_entropy(t, logits, Tensor((t.batch, t.sequence), INT64, None))
 
 
-@dataclass(slots=True)
-class Stack:
-    """The encoder or the decoder at work, with the biases that its first layer makes for all."""
+def stack(
+    t: Trace, s: Shape, name: str, layers: int, tokens: Tensor | None, encoded: Tensor | None
+) -> Tensor:
+    """Embeddings, blocks, final norm; the decoder attends to what is `encoded` as well."""
+    decodes = encoded is not None
+    table = t.weight("shared.weight", (s.vocabulary, s.hidden), "embedding")
+    embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
+    if t.setting.input_gradients:
+        embeddings = t.with_gradient(embeddings)
+    mask = blocks.mask(t) if decodes or t.setting.padded else None
+    biases: list[Tensor] = []  # made by the first layer for all
 
-    t: Trace
-    s: Shape
-    name: str
-    layers: int
-    bias: Tensor | None = None
-    """What scores gain by the distance of two tokens."""
-    cross_bias: Tensor | None = None
-    """The zeros that scores of the encoder's tokens gain."""
-
-    def run(self, tokens: Tensor | None, encoded: Tensor | None = None) -> Tensor:
-        """Embeddings, blocks, final norm; the decoder attends to what is `encoded` as well."""
-        t, s = self.t, self.s
-        table = t.weight("shared.weight", (s.vocabulary, s.hidden), "embedding")
-        embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
-        if t.setting.input_gradients:
-            embeddings = t.with_gradient(embeddings)
-        mask = blocks.mask(t) if self.decodes or t.setting.padded else None
-
-        def block(x: Tensor, first: bool) -> Tensor:
-            x = self.layer(x, mask, first)
-            if encoded is not None:
-                x = self.cross_layer(x, encoded, first)
-            return feed(t, s, x, f"layer.{1 if encoded is None else 2}")
-
-        kinds = [layer == 0 for layer in range(self.layers)]
-        x = t.layers(
-            f"{self.name}.block", block, ops.dropout(t, embeddings, s.dropout), kinds, mask
-        )
-        x = ops.dropout(t, norm(t, x, f"{self.name}.final_layer_norm"), s.dropout)
-        if not t.setting.checkpoint_every:  # or else layers that run again want them
-            self.bias = self.cross_bias = None
+    def block(x: Tensor, first: bool) -> Tensor:
+        own = biases[0] if not first else None
+        x, own = layer(t, s, x, mask, own, decodes=decodes)
+        across = biases[1] if not first and decodes else None
+        if encoded is not None:
+            x, across = cross_layer(t, s, x, encoded, across)
+        x = feed(t, s, x, f"layer.{2 if decodes else 1}")
+        biases[:] = [own] if across is None else [own, across]
         return x
 
-    @property
-    def decodes(self) -> bool:
-        """Whether it is the decoder."""
-        return self.name == "decoder"
+    kinds = [index == 0 for index in range(layers)]
+    embedded = [ops.dropout(t, embeddings, s.dropout)]
+    x = t.layers(f"{name}.block", block, embedded.pop(), kinds, mask, carried=biases)
+    x = ops.dropout(t, norm(t, x, f"{name}.final_layer_norm"), s.dropout)
+    biases.clear()
+    return x
 
-    def layer(self, x: Tensor, mask: Tensor | None, first: bool) -> Tensor:
-        """Self-attention, added to the residual."""
-        t, s = self.t, self.s
-        normed = norm(t, x, "layer.0.layer_norm")
-        if self.decodes:
-            t.remember(LayerCache("full", s.heads, s.head_dim, s.head_dim))
-        attended = self.attention(normed, normed, "layer.0.SelfAttention", mask, first)
-        return ops.add(t, x, ops.dropout(t, attended, s.dropout))
 
-    def cross_layer(self, x: Tensor, encoded: Tensor, first: bool) -> Tensor:
-        """Attention to what the encoder gives, added to the residual."""
-        t, s = self.t, self.s
-        normed = norm(t, x, "layer.1.layer_norm")
-        t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
-        attended = self.attention(normed, encoded, "layer.1.EncDecAttention", None, first)
-        return ops.add(t, x, ops.dropout(t, attended, s.dropout))
+def layer(
+    t: Trace, s: Shape, x: Tensor, mask: Tensor | None, bias: Tensor | None, *, decodes: bool
+) -> tuple[Tensor, Tensor]:
+    """Self-attention, added to the residual, and its bias."""
+    normed = norm(t, x, "layer.0.layer_norm")
+    if decodes:
+        t.remember(LayerCache("full", s.heads, s.head_dim, s.head_dim))
+    made = partial(position_bias, t, s, bidirectional=not decodes)
+    name = "layer.0.SelfAttention"
+    attended, bias = attention(t, s, normed, normed, name, mask, bias or made, causal=decodes)
+    return ops.add(t, x, ops.dropout(t, attended, s.dropout)), bias
 
-    def attention(
-        self, x: Tensor, source: Tensor, name: str, mask: Tensor | None, first: bool
-    ) -> Tensor:
-        """Attention from `x` to `source`."""
-        t, s = self.t, self.s
-        width = s.heads * s.head_dim
-        q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
-        k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
-        v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
-        cross = x is not source
-        bias = self.new_bias(cross) if first else self.cross_bias if cross else self.bias
-        assert bias is not None
-        out = attend(t, s, q, k, v, bias, mask, causal=self.decodes and not cross)
-        return t.linear(out, f"{name}.o", s.hidden, role="o")
 
-    def new_bias(self, cross: bool) -> Tensor:
-        """What the first layer makes for all, unless it only runs again."""
-        t, s = self.t, self.s
-        if cross:
-            bias = t.new(
-                "zeros", (1, s.heads, t.sequence, t.sequence), t.autocast or t.setting.format
-            )
-        else:
-            bias = position_bias(t, s, bidirectional=not self.decodes)
-        if not t.replaying:
-            if cross:
-                self.cross_bias = bias
-            else:
-                self.bias = bias
-        return bias
+def cross_layer(
+    t: Trace, s: Shape, x: Tensor, encoded: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention to what the encoder gives, added to the residual, and its bias."""
+    normed = norm(t, x, "layer.1.layer_norm")
+    t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
+    made = partial(no_bias, t, s)
+    name = "layer.1.EncDecAttention"
+    attended, bias = attention(t, s, normed, encoded, name, None, bias or made, causal=False)
+    return ops.add(t, x, ops.dropout(t, attended, s.dropout)), bias
+
+
+def attention(
+    t: Trace,
+    s: Shape,
+    x: Tensor,
+    source: Tensor,
+    name: str,
+    mask: Tensor | None,
+    bias: Tensor | Callable[[], Tensor],
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention from `x` to `source`, and its bias, which is made if need be."""
+    width = s.heads * s.head_dim
+    q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
+    k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
+    v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
+    added = bias if isinstance(bias, Tensor) else bias()
+    out = attend(t, s, q, k, v, added, mask, causal=causal)
+    return t.linear(out, f"{name}.o", s.hidden, role="o"), added
+
+
+def no_bias(t: Trace, s: Shape) -> Tensor:
+    """Zeros for the encoder's tokens; a checkpointed layer asks for their gradient."""
+    shape = (1, s.heads, t.sequence, t.sequence)
+    zeros = t.new("zeros", shape, t.autocast or t.setting.format)
+    return t.with_gradient(zeros) if t.grad and t.setting.checkpoint_every else zeros
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -221,7 +214,7 @@ def position_bias(t: Trace, s: Shape, *, bidirectional: bool) -> Tensor:
     queries = t.new("add", (t.sequence, 1), INT64)
     keys = t.new("arange", (total,), INT64)
     distance = t.new("sub", (t.sequence, total), INT64)
-    name = f"layer.0.SelfAttention.relative_attention_bias.weight"
+    name = "layer.0.SelfAttention.relative_attention_bias.weight"
     table = t.weight(name, (s.buckets, s.heads), "position")
     chosen = buckets(t, distance.shape, bidirectional=bidirectional)
     values = ops.embedding(t, table, *distance.shape, indices=chosen)
