@@ -633,6 +633,16 @@ def highest(t: Tape, x: Tensor) -> Tensor:
     return attach(values, t.record(_scatter_backward, (x,), (indices,), x.shape))
 
 
+def scatter_in_place(t: Tape, x: Tensor, source: Tensor, indices: Tensor) -> Tensor:
+    """`source` written into a constant `x` at `indices` of the last dimension, which it keeps."""
+    node = t.record(_gather_backward, (source,), (indices,), source.shape)
+    return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
+
+
+def _gather_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("gather", node.context, first(grads).format),)
+
+
 def gather(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
     """The entries of the last dimension at `indices`, which it keeps."""
     node = t.record(_scatter_backward, (x,), (indices,), x.shape)

@@ -5,6 +5,7 @@ transformers v5.23, models/llama4/modeling_llama4.py (the text model).
 
 from __future__ import annotations
 
+from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -12,7 +13,7 @@ from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import FP32, INT64
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -23,22 +24,27 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
     normed_heads = c.flag("use_qk_norm", default=True)
 
+    tuned = c.flag("attn_temperature_tuning", default=True)
+
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: attention(t, s, x, around, window, bias, normed_heads),
-            lambda x: (
-                feed(t, s, m, x)
-                if sparse
-                else decoder.gated(t, s, x, name="feed_forward", width=dense)
-            ),
-        )
+        residual = x
+        x = norm(t, x, "input_layernorm")
+        attended = attention(t, s, x, around, window, bias, normed_heads, tuned)
+        x = ops.add(t, residual, attended)
+        residual = x
+        x = norm(t, x, "post_attention_layernorm")
+        if sparse:
+            x, *alive = feed(t, s, m, x)
+        else:
+            x, alive = decoder.gated(t, s, x, name="feed_forward", width=dense), []
+        x = ops.add(t, residual, ops.reshape(t, x, *residual.shape))
+        del alive
+        return x
 
     reach = decoder.windows(c, s.layers, lambda layer: (layer + 1) % period(c) > 0)
     kinds = list(zip(reach, sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach)
+    return decoder.run(t, s, block, kinds, windows=reach, norm=norm, rotary=blocks.complex_rotary)
 
 
 def period(c: Config) -> int:
@@ -53,42 +59,123 @@ def sparse_layers(c: Config, layers: int) -> list[bool]:
     return [i in listed if listed is not None else (i + 1) % step == 0 for i in range(layers)]
 
 
-def attention(
-    t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, normed_heads: bool
-) -> Tensor:
-    """Grouped-query attention; heads are normalised where they are rotated, without weights."""
-    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
-    q, k = ops.split_heads(t, q, s.heads), ops.split_heads(t, k, s.kv_heads)
-    v = ops.split_heads(t, v, s.kv_heads)
-    if window:
-        q, k = decoder.turn(t, q, k, around)
-        if normed_heads:
-            q, k = norm_without_weights(t, q), norm_without_weights(t, k)
-    k, v = blocks.remember(t, k, v, window)
-    out = blocks.attend(t, q, k, v, around.masks[window])
-    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+def norm(t: Trace, x: Tensor, name: str) -> Tensor:
+    """RMSNorm in fp32, scaled in the input's format."""
+    weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    return ops.mul(t, norm_without_weights(t, x), weight)
 
 
 def norm_without_weights(t: Trace, x: Tensor) -> Tensor:
     """RMSNorm in fp32 that does not scale."""
-    format = x.format
-    x = ops.to(t, x, FP32)
-    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
-    return ops.to(t, x, format)
+    return ops.to(t, normed(t, ops.to(t, x, FP32)), x.format)
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Routed experts and one that every token passes."""
-    tokens = x.view(t.batch * t.sequence, s.hidden)
-    logits = t.linear(tokens, "feed_forward.router", m.count, role="router")
-    chosen = mixture.take(t, logits, (logits.shape[0], m.chosen), "topk")
-    weights = ops.to(t, ops.sigmoid(t, ops.to(t, chosen, FP32)), tokens.format)
-    routed = mixture.run_experts(
-        t, s, m, tokens, mixture.Routing(weights), "feed_forward.experts", transposed=True
-    )
-    shared = decoder.gated(
+def normed(t: Trace, x: Tensor) -> Tensor:
+    """`x` over the root of its mean square."""
+    return ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+
+
+def attention(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    around: Around,
+    window: int,
+    bias: bool,
+    normed_heads: bool,
+    tuned: bool,
+) -> Tensor:
+    """Grouped-query attention; heads are normalised where they are rotated, without weights.
+
+    Where they are not, queries are scaled by their position if they are `tuned`.
+    """
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    q = ops.reshape(t, q, *x.shape[:2], s.heads, s.head_dim)
+    k = ops.reshape(t, k, *x.shape[:2], s.kv_heads, s.head_dim)
+    v = ops.split_heads(t, v, s.kv_heads)
+    places = None
+    if window:
+        q, k = turn(t, q, k, around)
+        if normed_heads:
+            q = norm_without_weights(t, q)
+            k = norm_without_weights(t, k)
+    elif tuned:
+        places = t.new("add", (t.sequence,), INT64)
+        scales = t.new("add", (1, t.sequence, 1, 1), FP32)
+        q = ops.to(t, ops.mul(t, q, scales), q.format)
+    q, k = ops.transpose(t, q, 1, 2), ops.transpose(t, k, 1, 2)
+    k, v = blocks.remember(t, k, v, window)
+    out = attend(t, s, q, k, v, around.masks[window])
+    out = t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+    del places
+    return out
+
+
+def turn(t: Trace, q: Tensor, k: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+    """Neighbouring channels rotated as complex numbers in fp32; q and k are cast back together."""
+    rotation = around.rotation
+    assert rotation is not None
+    wide = ops.to(t, q, FP32), ops.to(t, k, FP32)
+    turned = [ops.mul_complex(t, part, rotation.cosines) for part in wide]
+    return ops.to(t, turned[0], q.format), ops.to(t, turned[1], k.format)
+
+
+def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention whose softmax, where it is written out, stays in 16 bit."""
+    dropout = s.attention_dropout
+    if t.setting.attention != "eager":
+        return blocks.attend(t, q, k, v, mask, dropout=dropout)
+    assert mask is not None
+    out = kernels.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None)
+    return ops.merge_heads(t, out)
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every token through every expert, scaled by its scores, and through the shared expert.
+
+    The scores of experts that are not chosen are zero. The router's logits come beside.
+    """
+    tokens = ops.reshape(t, x, t.batch * t.sequence, s.hidden)
+    scores, logits = route(t, m, tokens)
+    every = m.count * tokens.shape[0]
+    inputs = mixture.take(t, tokens, (every, s.hidden), "repeat")
+    scores = ops.transpose(t, scores, 0, 1)
+    inputs = ops.mul(t, inputs, ops.reshape(t, scores, every, 1))
+    routed = experts(t, s, m, inputs)
+    out = decoder.gated(
         t, s, tokens, name="feed_forward.shared_expert", width=m.width, role="shared_"
     )
-    return ops.add(t, shared, routed).view(*x.shape)
+    apart = ops.reshape(t, routed, m.count, tokens.shape[0], s.hidden)
+    return ops.add_in_place(t, out, mixture.take(t, apart, tokens.shape, "sum")), logits
+
+
+def route(t: Trace, m: Mixture, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores of all experts, zero for those not chosen, and the logits."""
+    logits = t.linear(tokens, "feed_forward.router", m.count, role="router")
+    highest, indices = ops.topk(t, logits, m.chosen)
+    scores = ops.scatter_in_place(
+        t, t.new("full_like", logits.shape, logits.format), highest, indices
+    )
+    scores = ops.to(t, ops.sigmoid(t, ops.to(t, scores, FP32)), scores.format)
+    return scores, logits
+
+
+def experts(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """The same number of rows through each expert, in batched products."""
+    names = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
+    up = t.weight(
+        names[0], (m.count, s.hidden, 2 * m.width), "expert_gate_up",
+        experts=m.count, chosen=m.chosen,
+    )  # fmt: skip
+    down = t.weight(
+        names[1], (m.count, m.width, s.hidden), "expert_down", experts=m.count, chosen=m.chosen
+    )
+    rows = x.shape[0]
+    x = ops.reshape(t, x, m.count, rows // m.count, s.hidden)
+    both = ops.matmul(t, x, t.adapted_matrix(up, names[0], "expert_gate_up", fused=2))
+    gate, high = ops.split(t, both, m.width, m.width)
+    down_weight = t.adapted_matrix(down, names[1], "expert_down")
+    out = ops.matmul(t, ops.mul(t, high, s.activation(t, gate)), down_weight)
+    return ops.reshape(t, out, rows, s.hidden)
