@@ -261,6 +261,8 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
         return k, v
     past = min(t.setting.past, window - 1) if window else t.setting.past
     whole = []
+    if window and not past:
+        t.stored.append(t.new("window", (), INT64, "cache"))
     for x in (k, v):
         shape = (*x.shape[:2], past + x.shape[2], x.shape[3])
         whole.append(t.new("cat", shape, x.format, "cache"))

@@ -24,6 +24,7 @@ class LayerCache(NamedTuple):
     every: int = 1
     """Tokens that are compressed into one entry."""
     expanded: int = 0
-    """Elements per token where an engine caches a latent's decompressed keys and values."""
+    """Elements per token where an engine caches a latent's decompressed keys and values, or those
+    of every query head."""
     state: int = 0
     """Elements of a recurrent layer's state (convolution and recurrence) for one sequence."""

@@ -321,6 +321,7 @@ def attention(
     bias: bool = False,
     output_bias: bool | None = None,
     norm: Norm | None = None,
+    normed_at_once: bool = False,
     wide_norm: Norm | None = None,
     position: bool = True,
     turn: Turn | None = None,
@@ -331,17 +332,15 @@ def attention(
     """Grouped-query attention.
 
     `bias` is that of q, k and v, and of the output unless `output_bias` says otherwise. `norm`
-    normalises each head of q and k, `wide_norm` all heads together; without `position` nothing is
-    rotated, else by `turn`. `softcap` limits the scores.
+    normalises each head of q and k, either `normed_at_once`, before the next projection, or when
+    all are there; `wide_norm` normalises all heads together. Without `position` nothing is rotated,
+    else by `turn`. `softcap` limits the scores.
     """
-    q, k, v = projections(t, s, x, name, bias)
-    if wide_norm is not None:
-        q, k = wide_norm(t, q, f"{name}.q_norm"), wide_norm(t, k, f"{name}.k_norm")
-    q = ops.split_heads(t, q, s.heads)
-    k = ops.split_heads(t, k, s.kv_heads)
-    v = ops.split_heads(t, v, s.kv_heads)
-    if norm is not None:
-        q, k = norm(t, q, f"{name}.q_norm"), norm(t, k, f"{name}.k_norm")
+    at_once = norm if normed_at_once else None
+    q, k, v = projections(t, s, x, name, bias, at_once, wide_norm)
+    if norm is not None and not normed_at_once:
+        q = norm(t, q, f"{name}.q_norm")
+        k = norm(t, k, f"{name}.k_norm")
     rotation = around.tables[window]
     if position and rotation is not None:
         q, k = (turn or blocks.turn)(t, q, k, rotation)
@@ -355,18 +354,39 @@ def attention(
 
 
 def projections(
-    t: Trace, s: Sizes, x: Tensor, name: str, bias: bool
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    name: str,
+    bias: bool,
+    norm: Norm | None = None,
+    wide_norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values: three projections, or views of what one gives."""
+    """Queries, keys and values by heads: three projections, or views of what one gives.
+
+    q and k are normalised all heads together, or head by head, before the next projection.
+    """
+
+    def by_heads(part: Tensor, letter: str, heads: int) -> Tensor:
+        if wide_norm is not None and letter != "v":
+            part = wide_norm(t, part, f"{name}.{letter}_norm")
+        part = ops.split_heads(t, part, heads)
+        if norm is None or letter == "v":
+            return part
+        return norm(t, part, f"{name}.{letter}_norm")
+
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     if t.setting.fused_qkv:
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         fused = t.linear_in_parts(x, f"{name}.qkv_proj", parts, bias=bias, role="qkv")
-        q, k, v = ops.split(t, fused, queries, keys, keys)
+        views = ops.split(t, fused, queries, keys, keys)
+        heads = (s.heads, s.kv_heads, s.kv_heads)
+        q, k, v = map(by_heads, views, "qkv", heads)
         return q, k, v
-    q = t.linear(x, f"{name}.q_proj", queries, bias=bias, role="q")
-    k = t.linear(x, f"{name}.k_proj", keys, bias=bias, role="k")
-    v = t.linear(x, f"{name}.v_proj", keys, bias=bias, role="v")
+    linear = partial(t.linear, x, bias=bias)
+    q = by_heads(linear(f"{name}.q_proj", queries, role="q"), "q", s.heads)
+    k = by_heads(linear(f"{name}.k_proj", keys, role="k"), "k", s.kv_heads)
+    v = by_heads(linear(f"{name}.v_proj", keys, role="v"), "v", s.kv_heads)
     return q, k, v
 
 

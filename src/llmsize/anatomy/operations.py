@@ -689,6 +689,18 @@ def _total_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (Tensor(node.context, grad.format, grad.storage),)
 
 
+def sum_first(t: Tape, x: Tensor) -> Tensor:
+    """The sum over the first dimension, in fp32 under autocast; its gradient is a view."""
+    node = t.record(_sum_first_backward, (x,), (), x.shape)
+    return attach(t.new("sum", x.shape[1:], FP32 if t.autocast else x.format), node)
+
+
+def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    strides = (0, *(grad.strides or row_major(grad.shape)))
+    return (Tensor(node.context, grad.format, grad.storage, strides=strides),)
+
+
 def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
     """Every `chosen` rows summed; the gradient is copied for each of them."""
     node = t.record(_sum_chosen_backward, (x,), (), x.shape)
@@ -746,7 +758,9 @@ def cast(t: Tape, x: Tensor) -> Tensor:
 
 def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
-    casts = a, b = cast(t, a), cast(t, b)  # which live as long as the product takes
+    b = cast(t, b)
+    a = cast(t, a)
+    casts = a, b  # which live as long as the product takes
     outer = broadcast(a.shape[:-2], b.shape[:-2])
     a = batched(t, expand(t, a, *outer, *a.shape[-2:]))
     b = batched(t, expand(t, b, *outer, *b.shape[-2:]))

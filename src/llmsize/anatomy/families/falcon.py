@@ -139,7 +139,8 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     del parts
     if not b.alibi:
         q, k = decoder.turn(t, q, k, around)
-    t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim))
+    repeated = 2 * s.heads * s.head_dim if b.new else 0
+    t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim, expanded=repeated))
     k, v = blocks.store(t, k, v)
     if t.setting.attention != "eager":
         out = ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))

@@ -59,6 +59,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.attention(
                 t, s, x, around, window=window, bias=bias, output_bias=False,
                 norm=blocks.rms_norm if normed else None,
+                normed_at_once=c.text("model_type") == "dots1",
                 position=family.global_rotates or window > 0,
             ),
             lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),

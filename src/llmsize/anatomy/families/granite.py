@@ -26,4 +26,6 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: ops.scale(t, decoder.gated(t, s, x, bias=mlp_bias)),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x))
+    return decoder.run(
+        t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x), end=(ops.scale,)
+    )

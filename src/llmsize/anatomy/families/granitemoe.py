@@ -33,4 +33,6 @@ def forward(t: Trace, c: Config) -> Tensor:
             ),
         )  # fmt: skip
 
-    return decoder.run(t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x))
+    return decoder.run(
+        t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x), end=(ops.scale,)
+    )

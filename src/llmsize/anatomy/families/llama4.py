@@ -148,7 +148,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
         t, s, tokens, name="feed_forward.shared_expert", width=m.width, role="shared_"
     )
     apart = ops.reshape(t, routed, m.count, tokens.shape[0], s.hidden)
-    return ops.add_in_place(t, out, mixture.take(t, apart, tokens.shape, "sum")), logits
+    return ops.add_in_place(t, out, ops.sum_first(t, apart)), logits
 
 
 def route(t: Trace, m: Mixture, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.attention(
                 t, s, x, around, window=window, bias=bias,
                 output_bias=bias and family.output_biased,
-                norm=family.head_norm, wide_norm=family.wide_norm,
+                norm=family.head_norm, normed_at_once=True, wide_norm=family.wide_norm,
             ),
             lambda x: feed(t, s, m, x, family) if sparse else decoder.gated(t, s, x),
             norm=family.norm,

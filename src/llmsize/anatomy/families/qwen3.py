@@ -23,7 +23,14 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, norm=blocks.rms_norm
+                t,
+                s,
+                x,
+                around,
+                window=window,
+                bias=bias,
+                norm=blocks.rms_norm,
+                normed_at_once=True,
             ),
             lambda x: decoder.gated(t, s, x),
         )

@@ -16,19 +16,28 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.25)
-    frame = decoder.parallel if c.flag("use_parallel_residual") else decoder.pre_norm
+    parallel = c.flag("use_parallel_residual")
+    dropout = c.number("hidden_dropout")
     bias, normed_heads = c.flag("use_qkv_bias"), c.flag("qk_layernorm")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return frame(
-            t,
-            x,
-            lambda x: attention(t, s, x, around, bias, normed_heads),
-            lambda x: decoder.gated(t, s, x),
-            norm=blocks.layer_norm,
-        )
+        residual = x
+        x = blocks.layer_norm(t, x, "input_layernorm")
+        attended = attention(t, s, x, around, bias, normed_heads)
+        if parallel:
+            fed = ops.dropout(t, decoder.gated(t, s, x), dropout)
+            return ops.add(t, ops.add(t, residual, attended), fed)
+        residual = ops.add(t, residual, attended)
+        fed = mlp(t, s, residual)
+        fed = ops.dropout(t, fed, dropout)
+        return ops.add(t, residual, fed)
 
     return decoder.run(t, s, block, ["full"] * s.layers, norm=blocks.layer_norm)
+
+
+def mlp(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The gated MLP of a normalised copy that has no name outside of it."""
+    return decoder.gated(t, s, blocks.layer_norm(t, x, "post_attention_layernorm"))
 
 
 def attention(
