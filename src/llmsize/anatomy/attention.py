@@ -93,7 +93,7 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Keeps q, k, v, the mask, the output and the log-sum-exp in fp32; every head has its keys."""
-    mask = additive(t, mask, q)
+    mask = aligned(t, additive(t, mask, q), q, k)
     inputs = (q, k, v) if mask is None else (q, k, v, mask)
     node = t.record(_efficient_backward, inputs, (q, k, v, mask))
     out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
@@ -135,6 +135,20 @@ def additive(t: Tape, mask: Tensor | None, q: Tensor) -> Tensor | None:
     if mask is None or mask.format is not BOOL:
         return mask
     return t.new("where", (q.shape[0], *mask.shape[1:]), q.format)
+
+
+ALIGNMENT = 16
+"""Entries whose multiple a row of the memory-efficient kernel's mask takes."""
+
+
+def aligned(t: Tape, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """A mask for every head as the memory-efficient kernel takes it: its rows may be padded."""
+    if mask is None:
+        return None
+    missing = -mask.shape[-1] % ALIGNMENT
+    if missing:
+        mask = ops.slice_last(t, ops.pad_last(t, mask, missing), mask.shape[-1])
+    return ops.expand(t, mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
 def causal(t: Tape, q: Tensor, k: Tensor) -> Tensor:

@@ -469,6 +469,18 @@ def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
     return Tensor(shape, x.format, x.storage, node, 0, strides)
 
 
+def pad_last(t: Tape, x: Tensor, more: int) -> Tensor:
+    """The last dimension with `more` entries at its end; the gradient is a view."""
+    node = t.record(_pad_backward, (x,), (), x.shape)
+    return attach(t.new("constant_pad_nd", (*x.shape[:-1], x.shape[-1] + more), x.format), node)
+
+
+def _pad_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    strides = tidy(node.context, grad.strides or row_major(grad.shape))
+    return (Tensor(node.context, grad.format, grad.storage, strides=strides),)
+
+
 def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
     """The parts one after another; the gradient is handed back in views."""
     node = t.record(_cat_backward, parts, (), [p.shape for p in parts])
@@ -900,9 +912,9 @@ def _embedding_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """LayerNorm in one kernel: keeps its input, the mean and the reciprocal deviation in fp32."""
-    if t.autocast:
-        x = to(t, x, FP32)
     weights = [w for w in (weight, bias) if w is not None]
+    if t.autocast:
+        x, *weights = (to(t, part, FP32) for part in (x, *weights))
     node = t.record(_layer_norm_backward, (x, *weights), (x, *weights), [w.shape for w in weights])
     out = attach(t.new("layer_norm", x.shape, x.format), node)
     for _ in ("mean", "rstd"):

@@ -192,7 +192,6 @@ def attend(
         return ops.merge_heads(t, ops.matmul(t, weights, v))
     bias = with_mask(t, bias, mask, causal=causal)
     q, k, v, added = (ops.cast(t, x) for x in (q, k, v, bias))
-    added = ops.expand(t, added, q.shape[0], s.heads, q.shape[2], k.shape[2])
     return ops.merge_heads(t, kernels.efficient(t, q, k, v, added))
 
 
