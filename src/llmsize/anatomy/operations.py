@@ -469,18 +469,6 @@ def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
     return Tensor(shape, x.format, x.storage, node, 0, strides)
 
 
-def pad_last(t: Tape, x: Tensor, more: int) -> Tensor:
-    """The last dimension with `more` entries at its end; the gradient is a view."""
-    node = t.record(_pad_backward, (x,), (), x.shape)
-    return attach(t.new("constant_pad_nd", (*x.shape[:-1], x.shape[-1] + more), x.format), node)
-
-
-def _pad_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
-    strides = tidy(node.context, grad.strides or row_major(grad.shape))
-    return (Tensor(node.context, grad.format, grad.storage, strides=strides),)
-
-
 def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
     """The parts one after another; the gradient is handed back in views."""
     node = t.record(_cat_backward, parts, (), [p.shape for p in parts])
