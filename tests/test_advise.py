@@ -79,7 +79,7 @@ def test_short_data_repeat_and_are_worth_less() -> None:
 
 def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616) -> Option:
     model = Architecture(name, "llama", {}, "made up", published_parameters=parameters)
-    return adapt(have, way, Choice(model, "bf16", 10**9, "fits", 10**9), 32)
+    return adapt(have, way, Choice(model, "bf16", 10**9, "fits", 10**9), 32, parameters)
 
 
 def test_alpaca_takes_three_hours_and_a_hundred_dollars() -> None:
@@ -105,8 +105,20 @@ def test_a_chatbot_starts_from_an_existing_model() -> None:
         option("qlora", "large", have, 30 * 10**9), option("lora", "small", have, 8 * 10**9),
         option("full", "small", have, 8 * 10**9), option("serve", "large", have, 40 * 10**9),
     ]  # fmt: skip
-    order = [(o.way, o.subject) for o in ranked(found, "chatbot")]
+    order = [(o.way, o.subject) for o in ranked(found, "chatbot", data=True)]
     assert order == [("qlora", "large"), ("full", "small"), ("lora", "small"), ("serve", "large")]
+    assert ranked(found, "chatbot", data=False)[0].way == "serve"
+
+
+def test_a_mixture_of_experts_takes_the_time_of_what_a_token_meets() -> None:
+    """Half of the parameters are active: long samples take half of the time."""
+    have = resources("a100", days=1, tokens=10**9)
+    dense = option("lora", "dense", have, 10**11)
+    model = Architecture("moe", "mixtral", {}, "made up", published_parameters=10**11)
+    experts = adapt(have, "lora", Choice(model, "bf16", 10**9, "fits", 10**9), 32, 5 * 10**10)
+    assert dense.seconds and experts.seconds
+    assert experts.seconds.value == pytest.approx(dense.seconds.value / 2, rel=0.01)
+    assert experts.parameters == 10**11
 
 
 def test_what_takes_too_long_comes_last() -> None:
@@ -115,5 +127,6 @@ def test_what_takes_too_long_comes_last() -> None:
     found = ranked(
         [option("qlora", "large", have, 8 * 10**9), option("lora", "small", have, 10**8)],
         "finetune",
+        data=True,
     )
     assert [o.in_time for o in found] == [True, False]

@@ -1,6 +1,7 @@
 """What else `llmsize fits` answers: limits, changes, hardware, filters; and that it agrees."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ def fits(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str,
 
 
 def limit(document: dict[str, Any], what: str) -> int:
-    """The number in the note on the longest context or the largest batch."""
-    note: str = next(note for note in document["notes"] if what in note)
-    return int(note.split(" has ")[1].split()[0].replace(",", ""))
+    """The number in the note on the longest context, the largest batch or the largest rank."""
+    note: str = next(note for note in document["notes"] if f"{what} that fits" in note)
+    return int(re.findall(r"[\d,]+", note)[0].replace(",", ""))
 
 
-@pytest.mark.parametrize("job", ["inference", "qlora"])
-@pytest.mark.parametrize(("what", "option"), [("context", "--context"), ("batch", "--batch")])
+@pytest.mark.parametrize(
+    ("job", "what", "option"),
+    [("inference", "context", "--context"), ("inference", "batch", "--batch"),
+     ("qlora", "context", "--context"), ("qlora", "batch", "--batch"), ("lora", "rank", "--rank")],
+)  # fmt: skip
 def test_the_limit_it_names_fits_and_the_next_does_not(
     job: str, what: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +34,22 @@ def test_the_limit_it_names_fits_and_the_next_does_not(
     named = limit(fits(question, capsys)[1], what)
     assert fits(f"{question} {option} {named}", capsys)[0] == 0
     assert fits(f"{question} {option} {named + 1}", capsys)[0] == 1
+
+
+def test_users_and_an_offload_split_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is served at once where it fits; where it does not, the layers that would."""
+    _, document = fits("llama-2-7b --gpu rtx-4090", capsys)
+    assert any("users at once" in note for note in document["notes"])
+    _, document = fits("llama-2-13b --gpu t4", capsys)
+    note = next(note for note in document["notes"] if "layers on the device" in note)
+    kept = int(re.findall(r"\d+", note)[0])
+    assert 0 < kept < 40
+    memory = document["question"]["memory"]
+    words = "infer llama-2-13b --engine transformers --context 4096 --gpu-layers"
+    for layers, holds in ((kept, True), (kept + 1, False)):
+        run([*words.split(), str(layers), "--vram", f"{memory}B", "--format", "json"])
+        device = json.loads(capsys.readouterr().out)["answer"][0]["rows"][-1]["cells"]
+        assert (max(c["value"] for c in device.values() if "value" in c) <= memory) == holds
 
 
 def test_it_agrees_with_train(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Annotated
 
 from llmsize import presets, units
+from llmsize.anatomy import traced
+from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.cli import declare, fits, options
 from llmsize.cli.estimate import format_named
@@ -148,10 +150,13 @@ def advise(
         _have(machine, days, _tokens(tokens, data), samples, epochs, mfu,
               options.price(machine, price, prices)),
         tuple(_models(model, Filter(commercial=commercial, context=context or 0))),
+        named=model is not None,
     )  # fmt: skip
     ranges = _ranges(case)
     planned = _pretraining(case, ranges) if "scratch" in planning.WAYS[case.task] else None
-    found = planning.ranked(_options(case, ranges, planned), case.task)
+    found = planning.ranked(
+        _options(case, ranges, planned), case.task, data=case.have.tokens is not None
+    )
     question = {
         "model": model, "machine": case.have.machine.title, "task": case.task,
         "seconds": case.have.seconds, "tokens": case.have.tokens, "samples": samples,
@@ -176,6 +181,8 @@ class Case:
     users: int
     have: Resources
     models: tuple[Architecture, ...]
+    named: bool = False
+    """Whether they are the one model that was asked about."""
 
     @property
     def format(self) -> Format:
@@ -307,7 +314,8 @@ def _options(
         if way in planning.WAYS[case.task]:
             for choice in _search(case, way, budget):
                 layers = choice.model.config.get("num_hidden_layers") or 32
-                yield planning.adapt(case.have, way, choice, int(layers))
+                active = count(traced(choice.model).weights.values()).active
+                yield planning.adapt(case.have, way, choice, int(layers), active, named=case.named)
     if planned is not None and isinstance(ranges["full", PLAIN], Term):
         yield planning.scratch(case.have, planned)
 
@@ -442,7 +450,7 @@ def _cells(case: Case, option: Option) -> dict[str, Cell]:
     memory: Cell = Absent("the path says how many parameters fit")
     if option.need is not None:
         memory = fact("memory", option.need, unit="bytes", source="the anatomy of the model")
-    return {
+    cells: dict[str, Cell] = {
         "parameters": fact(
             "parameters", int(option.parameters), unit="parameters", source="published count"
         ),
@@ -450,10 +458,10 @@ def _cells(case: Case, option: Option) -> dict[str, Cell]:
         "memory": memory,
         "verdict": option.verdict if option.in_time else f"{option.verdict}, takes too long",
         "time": option.seconds or Absent(idle),
-        "cost": option.cost or Absent(idle),
         "why": option.why,
         "on its own": _command(case, option),
     }
+    return cells if case.have.price is None else cells | {"cost": option.cost or Absent(idle)}
 
 
 def _command(case: Case, option: Option) -> str:

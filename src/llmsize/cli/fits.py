@@ -19,7 +19,7 @@ from llmsize.hardware import machine as machine_of
 from llmsize.ladder import typical
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices, Method
-from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
+from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
@@ -60,7 +60,7 @@ JOB_NAMES: dict[str, Job] = {
 }  # fmt: skip
 MOST_DEVICES = 4096
 HOPELESS = 2
-"""What needs so many budgets by the formulas is not counted exactly."""
+"""What needs so many budgets for its weights and states alone is not counted exactly."""
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
 
 
@@ -84,6 +84,9 @@ def fits(
     ] = "inference",
     batch: options.Batch = 1,
     context: options.Context = None,
+    rank: Annotated[
+        int, Option("--rank", help="Of the adapters of LoRA and QLoRA.", metavar="R", min=1)
+    ] = ADAPTERS.rank,
     which: Annotated[
         str,
         Option(
@@ -109,16 +112,21 @@ def fits(
         bool, Option("--all", help=f"List everything, not the first {SHOWN}.")
     ] = False,
 ) -> Estimate:  # fmt: skip
-    """The largest models that fit a memory, or whether one does (exit 0 or 1)."""
+    """The largest models that fit a memory, or whether one does (exit 0; 1 if it does not).
+
+    Tight, inside the error band, is 0 where it is within the memory, and 1 with --strict.
+    """
     context = context or CONTEXT
     if which:
-        return _which(which, model, dtype, _job(job), batch, context, everything)
+        asked = {"model": model, "which": which, "dtype": dtype or None, "job": job,
+                 "batch": batch, "context": context, "rank": rank}  # fmt: skip
+        return _which(asked, which, _job(job), everything)
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     if machine is None:
         raise LLMSizeError("no memory to fit into", hint="give `--vram 16GB` or `--gpu rtx-4090`")
     question = {
         "model": model, "memory": int(machine.usable.value), "devices": machine.devices,
-        "dtype": dtype or None, "job": job, "batch": batch, "context": context,
+        "dtype": dtype or None, "job": job, "batch": batch, "context": context, "rank": rank,
     }  # fmt: skip
     if model:
         return _one(question, options.architecture(model), machine, dtype, _job(job), strict)
@@ -137,7 +145,8 @@ def _job(text: str) -> Job:
 
 
 def _workload(question: dict[str, str | int | None], storage: Storage) -> Workload:
-    return workload(storage, int(question["batch"] or 1), int(question["context"] or CONTEXT))
+    made = workload(storage, int(question["batch"] or 1), int(question["context"] or CONTEXT))
+    return made._replace(lora=replace(made.lora, rank=int(question["rank"] or ADAPTERS.rank)))
 
 
 def workload(storage: Storage, batch: int, context: int) -> Workload:
@@ -167,8 +176,8 @@ def _step(model: Subject, work: Workload, job: Job) -> Question:
     recipe, full = work.storage.recipe, job == "full training"
     method: Method = "full" if full else "qlora" if recipe else "lora"
     choices = Choices(
-        method, work.batch, work.context, work.storage.format, recompute="full",
-        base=format_named(recipe.base) if recipe else None,
+        method, work.batch, work.context, work.storage.format, rank=work.lora.rank,
+        recompute="full", base=format_named(recipe.base) if recipe else None,
     )  # fmt: skip
     precision = work.precision if full else presets.get(Precision, "pure-16bit")
     stack = presets.get(Stack, "transformers")
@@ -215,22 +224,30 @@ def _one(
 
 
 def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
-    """The longest context and the largest batch that the memory leaves room for."""
+    """The longest context, the largest batch and the largest rank that there is room for."""
     budget, devices = machine.usable.value, machine.devices
 
     def most(setting: Callable[[int], Workload]) -> int:
-        found = largest(
-            lambda value: _exact(model, setting(value), job, devices).value <= budget,
-            highest=2**30,
-        )
-        return found or 0
+        def holds(value: int) -> bool:
+            try:
+                return _exact(model, setting(value), job, devices).value <= budget
+            except LLMSizeError:  # a rank above the dimensions of a layer
+                return False
+
+        return largest(holds, highest=2**30) or 0
 
     context = most(lambda value: work._replace(context=value))
     batch = most(lambda value: work._replace(batch=value))
-    return (
-        f"the longest context that fits has {context:,} tokens",
-        f"the largest batch that fits has {batch:,} sequences",
-    )
+    told = [f"the longest context that fits has {context:,} tokens"]
+    if job == "inference":
+        told.append(f"the largest batch that fits has {batch:,} sequences: users at once, each "
+                    f"with {work.context:,} tokens")  # fmt: skip
+    else:
+        told.append(f"the largest batch that fits has {batch:,} sequences")
+    if job in ("LoRA", "QLoRA"):
+        rank = most(lambda value: work._replace(lora=replace(work.lora, rank=value)))
+        told.append(f"the largest rank that fits is {rank:,}")
+    return tuple(told)
 
 
 def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
@@ -253,7 +270,24 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
     if found:
         done = " and ".join(change.name for change in found)
         told.insert(0, f"to make it fit: {done}; costs {', '.join(c.costs for c in found)}")
+    if job == "inference" and machine.devices == 1:
+        told += _split(model, work, int(budget))
     return tuple(told)
+
+
+def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
+    """How many layers the device holds if the others stay in host memory."""
+    from llmsize.cli.infer import offloaded
+
+    name = work.storage.recipe.name if work.storage.recipe else ""
+    try:
+        found = offloaded(model.architecture, name, context=work.context, batch=work.batch,
+                          memory=budget)  # fmt: skip
+    except LLMSizeError:  # a recipe that the engine does not read
+        return
+    if found is not None and found.gpu_layers:
+        kept = f"{found.gpu_layers} of {len(found.layers)} layers"
+        yield f"or keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
 
 
 def _stored_as(name: str) -> Callable[[Workload], Workload]:
@@ -271,20 +305,17 @@ _SMALLER: tuple[changes.Change[Workload], ...] = (
 
 
 def _which(
-    kind: str, name: str | None, dtype: str, job: Job, batch: int, context: int, everything: bool
-) -> Estimate:  # fmt: skip
+    question: dict[str, str | int | None], kind: str, job: Job, everything: bool
+) -> Estimate:
     """The hardware that is enough for a model, smallest first."""
     if kind not in OFFERS:
         raise LLMSizeError(
             f"unknown kind of hardware `{printable(kind)}`", hint="`--which gpu` or `instance`"
         )
-    if name is None:
+    if question["model"] is None:
         raise LLMSizeError("`--which` needs a model", hint="`llmsize fits llama-2-7b --which gpu`")
-    question: dict[str, str | int | None] = {
-        "model": name, "which": kind, "dtype": dtype or None, "job": job, "batch": batch,
-        "context": context,
-    }  # fmt: skip
-    model, work = _asked(question, options.architecture(name), dtype, job)
+    architecture = options.architecture(str(question["model"]))
+    model, work = _asked(question, architecture, str(question["dtype"] or ""), job)
     need = lru_cache(maxsize=64)(lambda devices: int(_exact(model, work, job, devices).value))
     machines = list(OFFERS[kind]())
     found = enough(
@@ -419,16 +450,25 @@ def _catalogue(
         return overview.subject(models[model])
 
     def size(model: Architecture, title: str) -> int | None:
+        least = (model.published_parameters or 0) * _least(works[title], job) / devices
+        if least > HOPELESS * budget:
+            return int(least)
         try:
-            need = _needed(traced(model.name), works[title], job, devices)
-            if need.value <= HOPELESS * budget:
-                need = _exact(traced(model.name), works[title], job, devices)
+            return int(_exact(traced(model.name), works[title], job, devices).value)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
-        return int(need.value)
 
     formats = [title for title in STORAGES if title != "fp32" and (title, job) not in NOT_SO]
     return search(models.values(), formats, size, budget, band=band_of(job).share)
+
+
+def _least(work: Workload, job: Job) -> float:
+    """Bytes of all devices together that no parameter does without."""
+    if job == "full training":
+        return float(sum(work.precision.bytes_per_parameter))
+    recipe = work.storage.recipe
+    format = format_named(recipe.base) if recipe else work.storage.format
+    return format.bits_per_element / 8
 
 
 def _models(chosen: list[Choice], job: Job) -> Table:

@@ -204,6 +204,18 @@ def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: s
     return Subject(architecture, traced(architecture), engine, format, cache)
 
 
+def offloaded(
+    architecture: Architecture, name: str, *, context: int, batch: int, memory: int
+) -> Serving | None:
+    """As many layers on a device of that memory as fit, the rest in host memory.
+
+    `name` is how the weights are stored; `None` if not even the rest of the model fits.
+    """
+    subject = _subject(architecture, presets.get(Engine, "transformers"), "", "")
+    made = replace(subject.stored(name), context=context, batch=batch)
+    return asking.largest_that_fits(made, "gpu-layers", Budget(memory))
+
+
 def _own_recipe(subject: Subject) -> str:
     """How the checkpoint itself is quantized, unless the engine has files of its own."""
     return subject.engine.recipe or recipe_name(subject.architecture.stored)

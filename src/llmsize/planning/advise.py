@@ -161,18 +161,26 @@ def _repeated_loss(law: ScalingLaw, plan: Allocation, tokens: float | None) -> f
     return solve(law, "L | N, D, U", N=plan.parameters, D=plan.tokens, U=min(tokens, plan.tokens))
 
 
-def adapt(have: Resources, way: Way, choice: Choice, layers: int) -> Option:
-    """The option of using one model of the catalogue in one way."""
+def adapt(
+    have: Resources, way: Way, choice: Choice, layers: int, active: float, named: bool = False
+) -> Option:
+    """The option of using one model of the catalogue, or the one that was named, in one way.
+
+    `active` are the parameters that one token meets, which a mixture of experts has fewer of.
+    """
     model = choice.model
-    parameters = model.published_parameters or 0
+    parameters = model.published_parameters or active
     seconds = None
     if way != "serve" and have.tokens:
-        seconds = _tuning_time(have, way, parameters, layers)
+        seconds = _tuning_time(have, way, active, layers)
+    why = "the model that was named" if named else "among the largest recent models that fit"
+    if way != "serve" and not have.tokens:
+        why += ", once there is text to train on"
     return Option(
         way, model.name, parameters, choice.format, choice.need, choice.verdict, seconds,
         _cost(have, seconds) if seconds else None,
         seconds is None or seconds.value <= have.seconds,
-        f"among the largest recent models that fit for {TITLES[way]}",
+        why,
     )  # fmt: skip
 
 
@@ -200,16 +208,18 @@ def scratch(have: Resources, found: Pretraining) -> Option:
     )  # fmt: skip
 
 
-def ranked(options: Iterable[Option], task: Task) -> list[Option]:
+def ranked(options: Iterable[Option], task: Task, *, data: bool) -> list[Option]:
     """The options for a task: feasible in time first, then the larger model.
 
     Between ways of tuning the same size, the one that changes more of the model comes first. A
-    chatbot starts from an existing model; only pretraining puts a new one first.
+    chatbot starts from an existing model, and without `data` to tune it with uses it as it is; only
+    pretraining puts a new one first.
     """
     order = WAYS[task]
 
     def key(option: Option) -> tuple[bool, bool, bool, float, int]:
-        last_resort = option.way in ("serve", "scratch") and task == "chatbot"
+        resorts = ("serve", "scratch") if data else ("lora", "qlora", "full", "scratch")
+        last_resort = option.way in resorts and task == "chatbot"
         new = option.way == "scratch" and task == "pretrain"
         return (
             not option.in_time, not new, last_resort, -option.parameters,
