@@ -91,6 +91,21 @@ def test_it_names_the_cheapest_change_and_the_devices(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("kind", ["gpu", "instance"])
+def test_a_format_that_a_card_lacks_is_refused(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A T4 has no bf16 and an A100 no fp8; quantized weights are multiplied in what it has."""
+    for words in ("--gpu t4 --dtype bf16 --job lora", "--gpu a100 --dtype fp8"):
+        assert run(["fits", "llama-2-7b", *words.split()]) == 2
+        assert "does not support" in capsys.readouterr().err
+    assert fits("llama-3.1-8b --gpu t4 --dtype nf4", capsys)[0] == 0
+    _, document = fits("llama-3.1-8b --gpu t4", capsys)
+    assert document["question"]["dtype"] == "fp16"
+    _, document = fits(f"llama-3.1-8b --which {kind} --dtype bf16 --all", capsys)
+    assert "T4" not in "".join(row["name"] for row in document["answer"][0]["rows"])
+
+
+@pytest.mark.parametrize("kind", ["gpu", "instance"])
 def test_hardware_is_listed_smallest_first(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is listed is enough, and what comes first has the least memory in all."""
     _, document = fits(f"llama-2-7b --which {kind} --all", capsys)

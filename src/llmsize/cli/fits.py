@@ -14,7 +14,8 @@ from llmsize.cli.declare import Option
 from llmsize.cli.estimate import default_precision, format_named
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
-from llmsize.hardware import Accelerator, Instance, Machine, rented
+from llmsize.formats import FP16
+from llmsize.hardware import Accelerator, Instance, Machine, peak, rented, supports
 from llmsize.hardware import machine as machine_of
 from llmsize.ladder import typical
 from llmsize.memory import overview
@@ -167,8 +168,10 @@ def _needed(model: Subject, work: Workload, job: Job, devices: int) -> Term:
 
 def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
     """The same for a known model, whose training step is walked operation by operation."""
-    formula = _needed(model, work, job, devices)
-    return formula if job == "inference" else tuning(_step(model, work, job), devices)
+    refused = job == "full training" and not work.storage.trainable
+    if job == "inference" or refused:
+        return _needed(model, work, job, devices)
+    return tuning(_step(model, work, job), devices)
 
 
 def _step(model: Subject, work: Workload, job: Job) -> Question:
@@ -185,11 +188,26 @@ def _step(model: Subject, work: Workload, job: Job) -> Question:
 
 
 def _asked(
-    question: dict[str, str | int | None], architecture: Architecture, dtype: str, job: Job
-) -> tuple[Subject, Workload]:
+    question: dict[str, str | int | None], architecture: Architecture, dtype: str, job: Job,
+    accelerator: Accelerator | None = None,
+) -> tuple[Subject, Workload]:  # fmt: skip
+    """The model, and what is done with it in `dtype` or in its own format.
+
+    Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for.
+    """
     own = options.own_dtype(architecture) or "fp16"
     storage = options.storage(dtype or ("nf4" if job == "QLoRA" else own))
+    if accelerator is not None and not multiplies(accelerator, storage.format.name):
+        if dtype and storage.recipe is None:
+            peak(accelerator, storage.format)  # raises, and says what it multiplies instead
+        name = storage.name if storage.recipe else FP16.name
+        storage = storage._replace(name=name, format=FP16)
     return overview.subject(architecture), _workload(question, storage)
+
+
+def multiplies(accelerator: Accelerator, format: str) -> bool:
+    """Whether products in a format are known to be possible, or nothing of the chip is known."""
+    return not accelerator.peak_tflops or supports(accelerator, format)
 
 
 def _one(
@@ -197,7 +215,7 @@ def _one(
     dtype: str, job: Job, strict: bool,
 ) -> Estimate:  # fmt: skip
     """Whether one model fits, part by part, and what to do if it does not."""
-    model, work = _asked(question, architecture, dtype, job)
+    model, work = _asked(question, architecture, dtype, job, machine.accelerator)
     needed, budget = _exact(model, work, job, machine.devices), int(machine.usable.value)
     said, name = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
@@ -317,7 +335,12 @@ def _which(
     architecture = options.architecture(str(question["model"]))
     model, work = _asked(question, architecture, str(question["dtype"] or ""), job)
     need = lru_cache(maxsize=64)(lambda devices: int(_exact(model, work, job, devices).value))
-    machines = list(OFFERS[kind]())
+    machines = [
+        machine for machine in OFFERS[kind]()
+        if machine.accelerator is None
+        or work.storage.recipe is not None
+        or multiplies(machine.accelerator, work.storage.format.name)
+    ]  # fmt: skip
     found = enough(
         [(machine, machine.devices, int(machine.usable.value)) for machine in machines],
         need, band=band_of(job).share,
