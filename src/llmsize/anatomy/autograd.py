@@ -35,15 +35,14 @@ class Node:
     def __init__(
         self,
         rule: Rule,
-        edges: tuple[Edge | None, ...],
-        saved: list[Tensor | None],
+        edges: list[Edge | None],
         layer: int,
         context: Any,
     ) -> None:
         """`edges` lead to the nodes of the inputs, or to `None` where no gradient is needed."""
         self.rule = rule
         self.edges = edges
-        self.saved = saved
+        self.saved: list[Tensor | None] = []
         self.layer = layer
         self.context = context
         self.grads: list[Tensor | None] = []
@@ -60,8 +59,11 @@ class Node:
         while len(grads) <= slot:
             grads.append(None)
         present = grads[slot]
-        grads[slot] = None
-        grads[slot] = grad if present is None else accumulated(tape, present, grad)
+        if present is None:
+            grads[slot] = grad
+        else:
+            grads[slot] = None
+            grads[slot] = accumulated(tape, present, grad)
 
 
 class Leaf(Node):
@@ -71,7 +73,7 @@ class Leaf(Node):
 
     def __init__(self, weight: Parameter) -> None:
         """A leaf for `weight`, used by nobody yet."""
-        super().__init__(_no_rule, (), [], -1, None)
+        super().__init__(_no_rule, [], -1, None)
         self.weight = weight
         self.uses = 0
         self.arrived = 0
@@ -114,9 +116,11 @@ def backward(tape: Tape, output: Tensor) -> None:
     seed = tape.new("ones_like", output.shape, output.format)
     node.receive(tape, output.slot, seed)
     del output, node
-    while tape.nodes:
-        current = tape.nodes.pop()
-        tape.enter(current.layer)
+    nodes = tape.nodes
+    while nodes:
+        current = nodes.pop()
+        if current.layer != tape.layer:
+            tape.enter(current.layer)
         if current.grads:
             run(tape, current)
         else:
@@ -128,27 +132,30 @@ def backward(tape: Tape, output: Tensor) -> None:
 
 def run(tape: Tape, node: Node) -> None:
     """Send a node's gradients on to its inputs, and let go of what it kept."""
-    checkpoint, node.checkpoint = node.checkpoint, None
+    checkpoint = node.checkpoint
     if checkpoint is not None:
+        node.checkpoint = None
         node.saved = checkpoint.recomputed(tape, node.place)
-    grads, node.grads = node.grads, []
-    sent = list(node.rule(tape, node, grads))
+    sent = list(node.rule(tape, node, node.grads))
     if checkpoint is not None:
         node.saved = []  # nobody else holds what was recomputed
+    grad = None
     for index, edge in enumerate(node.edges):
         grad = sent[index]
         if grad is not None:
-            fits = edge is not None and grad.shape == edge[2] and grad.format is edge[3]
-            if not fits:
-                sent[index] = None if edge is None else _fitted(tape, edge, grad)
-        del grad
-    node.saved, checkpoint = [], None
-    grads.clear()
+            if edge is None:
+                sent[index] = None
+            elif grad.format is not edge[3] or grad.shape != edge[2]:
+                sent[index] = _fitted(tape, edge, grad)
+    grad = checkpoint = None
+    node.saved.clear()
+    node.grads.clear()
     for index, edge in enumerate(node.edges):
-        grad, sent[index] = sent[index], None
-        if edge is not None and grad is not None:
-            edge[0].receive(tape, edge[1], grad)
-        del grad
+        if edge is not None:
+            grad, sent[index] = sent[index], None
+            if grad is not None:
+                edge[0].receive(tape, edge[1], grad)
+                grad = None
 
 
 def release(node: Node) -> None:

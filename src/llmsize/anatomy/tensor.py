@@ -76,9 +76,13 @@ class Storage:
         """From now on it lives for another reason."""
         was = self.what
         if was.role != role:
-            self.what = What(role, was.operation, was.layer, was.shape, was.format)
-            self.events.append((-self.bytes, was))
-            self.events.append((self.bytes, self.what))
+            what = self.what = What(role, was.operation, was.layer, was.shape, was.format)
+            self.events += ((-self.bytes, was), (self.bytes, what))
+
+    def keep(self) -> None:
+        """From now on it waits for the backward pass, if nothing else holds it yet."""
+        if self.what.role == "temporary":
+            self.becomes("kept")
 
 
 class Tensor:
@@ -94,6 +98,7 @@ class Tensor:
         node: Node | None = None,
         slot: int = 0,
         strides: Strides = None,
+        own: bool = False,
     ) -> None:
         """`storage` is `None` for what lives outside the step: weights and inputs.
 
@@ -105,7 +110,7 @@ class Tensor:
         self.node = node
         self.slot = slot
         self.strides = strides
-        self.own = False
+        self.own = own
         """Whether the storage was made for it; what views one made for another does not own it."""
 
     @property

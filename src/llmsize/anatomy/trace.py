@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Adapter, Linear
 from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
@@ -89,11 +90,10 @@ class Place(NamedTuple):
     """Of its weights' names; `{}` stands for the layer's index."""
     indices: Sequence[int]
     """Indices of the layers it stands for; empty outside of the layers."""
-    pattern: int
-    """Number of the first traced layer of the pattern that repeats with it."""
 
 
-OUTSIDE = Place("", (), -1)
+OUTSIDE = Place("", ())
+
 
 QUANTIZED = frozenset(
     (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
@@ -114,6 +114,8 @@ class Trace(Tape):
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
     """The traced layers, by their number; -1 is outside of the layers."""
+    course: list[Turn] = field(default_factory=list)
+    """All layers of the model from first to last. A traced layer has the number of its turn."""
     outline: bool = False
     """Whether one layer of each kind is enough: for weights and caches, not for lifetimes."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
@@ -194,7 +196,7 @@ class Trace(Tape):
         return weight
 
     def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
-        prefix, indices, _ = self.places[self.layer]
+        prefix, indices = self.places[self.layer]
         made = Parameter(prefix + name, shape, format, role, indices)
         self.weights[self.layer, name] = made
         return made
@@ -286,7 +288,7 @@ class Trace(Tape):
         *held: Tensor | None,
         carried: list[Tensor] | None = None,
     ) -> Tensor:
-        """`x` through one block a layer; layers that repeat are traced as few stand-ins.
+        """`x` through one block a layer; of layers that repeat few are traced.
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive, and what is in
@@ -298,11 +300,16 @@ class Trace(Tape):
             (kind, every > 0 and index % every == 0, index < frozen)
             for index, kind in enumerate(kinds)
         )
-        traced = one_of_each(marked) if self.outline else stand_ins(marked)
-        for (kind, checkpointed, _), indices, turn in traced:
-            number = len(self.places) - 1
-            self.places[number] = Place(f"{prefix}.{{}}.", indices, number - turn)
-            self.enter(number)
+        turns = one_of_each(marked) if self.outline else course(marked)
+        first, settled = len(self.course), self.outline
+        shown = self._follow(prefix, first, turns, range(len(turns)))
+        for number, (kind, checkpointed, _) in enumerate([turn.kind for turn in turns]):
+            if not settled and self._is_settled(x, carried, number):
+                settled = True
+                shown = self._follow(prefix, first, turns, shown_by(turns, number))
+            if shown[number] != number:
+                continue
+            self.enter(first + number)
             if checkpointed and self.grad:
                 again = partial(_block_of_kind, self, block, kind, carried, len(held))
                 inputs = (x, *held, *carried)
@@ -312,6 +319,31 @@ class Trace(Tape):
                 x = block(x, kind)
         self.enter(-1)
         return x
+
+    def _is_settled(self, x: Tensor, carried: Sequence[Tensor], number: int) -> bool:
+        """Whether layers from this turn on are alike if they and their neighbours are of one kind.
+
+        Not before something is trained; nor where some layers run again and what is carried comes
+        from further away.
+        """
+        trained = x.node is not None or not self.grad
+        far = self.setting.checkpoint_every > 1 and (carried or not number)
+        return trained and not far
+
+    def _follow(
+        self, prefix: str, first: int, turns: Sequence[Turn], shown: Sequence[int]
+    ) -> Sequence[int]:
+        """Take up a list of layers: its turns, from number `first` on, are `shown` by these."""
+        stands_for: dict[int, list[int]] = {}
+        self.course[first:] = [
+            turn._replace(pattern=first + turn.pattern, layer=first + by)
+            for turn, by in zip(turns, shown, strict=True)
+        ]
+        for turn in self.course[first:]:
+            stands_for.setdefault(turn.layer, []).extend(turn.indices)
+        for number, indices in stands_for.items():
+            self.places[number] = Place(f"{prefix}.{{}}.", sorted(indices))
+        return shown
 
 
 def _applied(
@@ -347,55 +379,3 @@ def _block_of_kind(
     finally:
         if t.replaying:
             carried.clear()
-
-
-MAX_PERIOD = 12
-"""The longest pattern of layers that is looked for."""
-
-
-def one_of_each(kinds: tuple[Kind, ...]) -> list[tuple[Kind, Sequence[int], int]]:
-    """The layers to trace for an outline: kind, the indices it stands for, and no turn."""
-    indices: dict[Kind, list[int]] = {}
-    for index, kind in enumerate(kinds):
-        indices.setdefault(kind, []).append(index)
-    return [(kind, found, 0) for kind, found in indices.items()]
-
-
-@lru_cache(maxsize=256)
-def stand_ins(kinds: tuple[Kind, ...]) -> tuple[tuple[Kind, Sequence[int], int], ...]:
-    """The layers to trace: kind, the indices each stands for, and its turn in a repeating pattern.
-
-    A pattern of `p` kinds that occurs `r` times in a row is traced three times: once, once for the
-    `r - 2` in the middle, once for the last. What a layer takes from its neighbours is then the
-    same for all that a stand-in stands for.
-    """
-    found: list[tuple[Kind, Sequence[int], int]] = []
-    start = 0
-    while start < len(kinds):
-        period, times = _repetition(kinds, start)
-        middle = times - 2
-        for turn, count in (
-            ((0, 1), (1, middle), (times - 1, 1))
-            if times > 3
-            else [(turn, 1) for turn in range(times)]
-        ):
-            begin = start + turn * period
-            found += [
-                (kinds[begin + i], range(begin + i, begin + i + count * period, period), i)
-                for i in range(period)
-            ]
-        start += period * times
-    return tuple(found)
-
-
-def _repetition(kinds: tuple[Kind, ...], start: int) -> tuple[int, int]:
-    """The shortest pattern from `start` on that covers most layers, and how often it occurs."""
-    best = (1, 1)
-    for period in range(1, min(MAX_PERIOD, (len(kinds) - start) // 4) + 1):
-        pattern = kinds[start : start + period]
-        times = 1
-        while kinds[start + times * period : start + (times + 1) * period] == pattern:
-            times += 1
-        if times > 3 and period * times > best[0] * best[1]:
-            best = (period, times)
-    return best

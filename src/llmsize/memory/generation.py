@@ -38,7 +38,7 @@ def generation(architecture: Architecture, setting: Setting) -> Generation:
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
     static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence
-    stored = sum(change * p.times for p in prompt_parts for change, w in p.events
+    stored = sum(change * p.times for p in prompt_parts for change, w in p.lasting()
                  if w.role == "cache")  # fmt: skip
     prefill, decode = peak(prompt_parts), peak(token_parts)
     return Generation(

@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
+from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
 from llmsize.anatomy.tensor import Event, What
 from llmsize.anatomy.trace import Trace
 
 
+class Passage:
+    """What happens in one traced layer, or outside of the layers, in one go."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        """Fold `events`."""
+        levels = [0, *accumulate([change for change, _ in events])]
+        self.events = events
+        self.net = levels[-1]
+        """Bytes that are alive after it and were not before."""
+        self.crest = max(levels)
+        """The most that is alive within it, above what was before."""
+        self.crest_at = levels.index(self.crest)
+        """How many events lead up to the crest."""
+
+    @cached_property
+    def lasting(self) -> Sequence[Event]:
+        """What it leaves alive, and what it releases that was alive before."""
+        return unmatched(self.events)
+
+    @cached_property
+    def again(self) -> Passage:
+        """The same for another layer: what all layers share is taken up and let go of once."""
+        own = [event for event in self.events if event[1].layer >= 0]
+        return self if len(own) == len(self.events) else Passage(own)
+
+
 class Stretch(NamedTuple):
-    """Events that happen `times` in a row: once, or once for each layer of a kind."""
+    """Passages that happen `times` in a row: once, or once for each layer of a kind."""
 
     phase: str
-    layer: int
-    """Number of the traced layer it begins with; -1 outside of the layers."""
+    turn: int
+    """Number of the turn it begins with; -1 outside of the layers."""
     times: int
-    events: Sequence[Event]
+    passages: Sequence[Passage]
     net: int
     """Bytes that are alive after one of them and were not before."""
     crest: int
     """The most that is alive within one of them, above what was before."""
-    crest_at: int
-    """How many events lead up to the crest."""
+    crest_in: int
+    """Index of the passage that has the crest."""
+
+    def lasting(self) -> Iterator[Event]:
+        """What one of them leaves alive, and what it releases that was alive before."""
+        for passage in self.passages:
+            yield from passage.lasting
 
 
 class Moment(NamedTuple):
@@ -33,6 +67,7 @@ class Moment(NamedTuple):
     operation: str
     """What has just been made."""
     layer: int
+    """Number of the turn of the layers at work; -1 outside of the layers."""
     bytes: int
     """Alive at this point, without what lives through the whole step."""
     live: dict[What, int]
@@ -40,28 +75,53 @@ class Moment(NamedTuple):
 
 
 def stretches(trace: Trace) -> Iterator[Stretch]:
-    """The tape in stretches; the layers of a pattern that repeats are one."""
-    segments = [*trace.segments, Segment("end", -1, len(trace.events))]
-    begin = 0
-    for index in range(1, len(segments)):
-        before, after = segments[begin], segments[index]
-        same = before.phase == after.phase and before.layer >= 0 and after.layer >= 0
-        place = trace.places[before.layer]
-        if same and place.pattern == trace.places[after.layer].pattern:
-            continue
-        if after.start > before.start:
-            events = trace.events[before.start : after.start]
-            yield _stretch(before, len(place.indices) or 1, events)
-        begin = index
+    """The tape in stretches, for all layers; those of a pattern that repeats are one."""
+    passed: dict[int, Passage] = {}
+    for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
+        passage = Passage(trace.events[segment.start : after.start])
+        if segment.layer >= 0:
+            passed[segment.layer] = passage
+        elif passage.events:
+            yield _stretch(segment.phase, -1, 1, [passage])
+        if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
+            yield from _along(trace.course, segment.phase, passed)
+            passed = {}
 
 
-def _stretch(segment: Segment, times: int, events: Sequence[Event]) -> Stretch:
-    live = crest = crest_at = 0
-    for index, (change, _) in enumerate(events, 1):
-        live += change
-        if live > crest:
-            crest, crest_at = live, index
-    return Stretch(segment.phase, segment.layer, times, events, live, crest, crest_at)
+def _along(course: Sequence[Turn], phase: str, passed: Mapping[int, Passage]) -> Iterator[Stretch]:
+    """All layers in the direction in which the traced ones were `passed`."""
+    first, *_, last = (*passed, *passed)
+    turns = [(number, turn) for number, turn in enumerate(course) if turn.layer in passed]
+    if first > last or phase == "backward":
+        turns.reverse()
+    for _, pattern in groupby(turns, lambda pair: pair[1].pattern):
+        together = list(pattern)
+        passages = [
+            passed[turn.layer] if turn.layer == number else passed[turn.layer].again
+            for number, turn in together
+        ]
+        number, turn = together[0]
+        if any(passage.events for passage in passages):
+            yield _stretch(phase, number, len(turn.indices), passages)
+
+
+def _stretch(phase: str, turn: int, times: int, passages: Sequence[Passage]) -> Stretch:
+    live = highest = highest_in = 0
+    for index, passage in enumerate(passages):
+        if live + passage.crest > highest:
+            highest, highest_in = live + passage.crest, index
+        live += passage.net
+    return Stretch(phase, turn, times, passages, live, highest, highest_in)
+
+
+def unmatched(events: Iterable[Event]) -> Sequence[Event]:
+    """Events without those of storages that come to life and go among them."""
+    found: dict[int, Event] = {}
+    for event in events:
+        what = id(event[1])
+        if found.pop(what, None) is None:
+            found[what] = event
+    return list(found.values())
 
 
 def level(parts: Sequence[Stretch]) -> int:
@@ -98,14 +158,17 @@ def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
     part = parts[at]
     live: dict[What, int] = {}
     for earlier in parts[:at]:
-        _add(live, earlier.events, earlier.times)
-    _add(live, part.events, turn)
-    _add(live, part.events[: part.crest_at], 1)
-    last = part.events[part.crest_at - 1][1].operation if part.crest_at else ""
-    return Moment(part.phase, last, part.layer, size, {w: n for w, n in live.items() if n})
+        _add(live, earlier.lasting(), earlier.times)
+    _add(live, part.lasting(), turn)
+    for before in part.passages[: part.crest_in]:
+        _add(live, before.lasting, 1)
+    highest = part.passages[part.crest_in]
+    _add(live, unmatched(highest.events[: highest.crest_at]), 1)
+    last = highest.events[highest.crest_at - 1][1].operation if highest.crest_at else ""
+    return Moment(part.phase, last, part.turn, size, {w: n for w, n in live.items() if n})
 
 
-def _add(live: dict[What, int], events: Sequence[Event], times: int) -> None:
+def _add(live: dict[What, int], events: Iterable[Event], times: int) -> None:
     if times:
         for change, what in events:
             live[what] = live.get(what, 0) + change * times

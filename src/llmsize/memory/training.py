@@ -10,6 +10,7 @@ rounding and the device's context are not in them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -120,7 +121,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         gradients=gradient_bytes(weights, run),
         kept=kept,
         casts=casts,
-        kept_per_layer=_middle_layer(trace, forward),
+        kept_per_layer=_middle_layer(trace),
         kept_in_layers=in_layers,
         kept_outside=kept - casts - in_layers,
         peaks={
@@ -136,11 +137,13 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     )
 
 
-def _place(trace: Trace, layer: int) -> str:
-    """The indices of the layers that a traced layer stands for."""
-    indices = trace.places[layer].indices
+def _place(trace: Trace, turn: int) -> str:
+    """The indices of the layers in a turn; nothing outside of the layers."""
+    if turn < 0:
+        return ""
+    indices = trace.course[turn].indices
     if len(indices) < 2:
-        return f"{indices[0]}" if indices else ""
+        return f"{indices[0]}"
     return f"{indices[0]} to {indices[-1]}"
 
 
@@ -150,7 +153,7 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
     for part in parts:
         highest = live + max(0, part.net * (part.times - 1)) + part.crest
         live += part.net * part.times
-        place = _place(trace, part.layer)
+        place = _place(trace, part.turn)
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
@@ -239,27 +242,24 @@ def _labelled(parts: Iterable[Stretch], *, casts: bool = False) -> int:
     return sum(
         change * part.times
         for part in parts
-        for change, what in part.events
+        for change, what in part.lasting()
         if (what.role == "cast" if casts else what.role != "cast" and what.layer >= 0)
     )
 
 
-def _middle_layer(trace: Trace, forward: Iterable[Stretch]) -> int:
+def _middle_layer(trace: Trace) -> int:
     """What the layer in the middle of the model keeps, without casts of weights.
 
-    What it frees of its predecessor, its successor frees of it.
+    Its successor frees some of what it makes.
     """
-    layers = 1 + max(place.indices[-1] for place in trace.places.values() if place.indices)
-    number = next(n for n, place in trace.places.items() if layers // 2 in place.indices)
-    pattern = trace.places[number].pattern
-    period = sum(place.pattern == pattern for place in trace.places.values())
+    layers = 1 + max(turn.indices[-1] for turn in trace.course)
+    middle = next(turn.layer for turn in trace.course if layers // 2 in turn.indices)
     return sum(
         change
-        for part in forward
-        if part.layer == pattern
-        for change, what in part.events
-        if what.role != "cast"
-        and (what.layer if what.layer >= pattern else what.layer + period) == number
+        for segment, after in pairwise(trace.segments)
+        if segment.phase == "forward" and segment.layer >= 0
+        for change, what in trace.events[segment.start : after.start]
+        if what.layer == middle and what.role != "cast"
     )
 
 
