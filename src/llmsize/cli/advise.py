@@ -362,6 +362,8 @@ def _path(case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining 
         title = f"{TITLES[way]}, {storage}: at most"
         context = f"--context {_context(case, way)}"
         batch = f" --batch {case.users}" if way == "serve" and case.users > 1 else ""
+        if isinstance(most, Term) and most.value >= fits.MOST:
+            most = Absent("more than any model has")
         rows.append(_step(title, most, f"llmsize fits {context}{batch} {case.words}"))
     if planned is not None:
         rows += _training_steps(case, planned)

@@ -26,7 +26,7 @@ from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
 from llmsize.planning.fits import Band, largest, smallest, verdict
-from llmsize.planning.needs import tuning
+from llmsize.planning.needs import estimated, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
@@ -159,19 +159,11 @@ def workload(storage: Storage, batch: int, context: int) -> Workload:
     )  # fmt: skip
 
 
-def _needed(model: Subject, work: Workload, job: Job, devices: int) -> Term:
-    """Bytes on the fullest device. Raises `LLMSizeError` for a job that makes no sense."""
-    needed = overview.on_each(overview.need(model, work, job), devices)
-    if isinstance(needed, str):
-        raise LLMSizeError(needed, hint="name another `--dtype` or `--job`")
-    return needed
-
-
 def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
     """The same for a known model, whose training step is walked operation by operation."""
     refused = job == "full training" and not work.storage.trainable
     if job == "inference" or refused:
-        return _needed(model, work, job, devices)
+        return estimated(model, work, job, devices)
     return tuning(_step(model, work, job), devices)
 
 
@@ -283,7 +275,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
         return (advice(_step(model, work, job), int(budget)), *told)
 
     def enough(changed: Workload) -> bool:
-        return _needed(model, changed, job, machine.devices).value <= budget
+        return estimated(model, changed, job, machine.devices).value <= budget
 
     found = changes.combination(work, _SMALLER, enough) if job == "inference" else None
     if found:
@@ -440,7 +432,7 @@ def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> C
 
     def holds(steps: int) -> bool:
         model = _typical(steps * STEP)
-        return _needed(model, work, job, machine.devices).value <= machine.usable.value
+        return estimated(model, work, job, machine.devices).value <= machine.usable.value
 
     found = largest(holds, highest=MOST // STEP)
     if found is None:

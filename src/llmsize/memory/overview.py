@@ -188,18 +188,22 @@ def article(parameters: int, format: Format) -> dict[Job, Parts]:
     return {"inference": serving, "full training": training, "LoRA": none, "QLoRA": none}
 
 
-def on_each(parts: Parts, devices: int) -> Term | str:
-    """What each of several devices holds: an even share, and the whole runtime's own memory."""
+def on_each(parts: Parts, devices: int, *beside: Term) -> Term | str:
+    """What each of several devices holds: an even share, and the whole runtime's own memory.
+
+    `beside` is what each of them holds whole, too, such as the activations of its own batch.
+    """
     if devices == 1:
         return sum_of(parts)
-    kept = sum_of({name: part for name, part in parts.items() if name != "runtime overhead"})
+    whole = {"runtime overhead", *(part.name for part in beside)}
+    kept = sum_of({name: part for name, part in parts.items() if name not in whole})
     if isinstance(kept, str):
         return kept
     share = term(
         "share of each device", "ceil(bytes / devices)", unit="bytes", bytes=kept.value,
         devices=devices, grade="assumed", note="all divided evenly",
     )  # fmt: skip
-    return total("total", share, RUNTIME)
+    return total("total", share, *beside, RUNTIME)
 
 
 def sum_of(parts: Mapping[str, Term | str], name: str = "total") -> Term | str:
@@ -326,10 +330,7 @@ def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
 
     Gradients appear as activations go, so this is less than all that the forward pass keeps.
     """
-    key = (run.setting, run.precision.name, run.optimizer.name)
-    if key not in model.steps:
-        model.steps[key] = training_step(model.architecture, run)
-    step = model.steps[key]
+    step = _followed(model, run)
     states = sum(part.value for part in step.static.parts if part.name != "gradients")
     beyond = max(step.total - int(states) - step.gradients, 0)
     where = f"the peak is in the {step.phase} pass"
@@ -337,6 +338,19 @@ def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
         "activations", beyond, "bytes", source="a training step followed tensor by tensor",
         grade=_weaker("formula", model.grade), note=f"beyond the model states; {where}",
     )  # fmt: skip
+
+
+def step_of(model: Subject, work: Workload, job: Job) -> TrainingStep:
+    """The training step of a job, followed tensor by tensor in the shape of the model."""
+    run = _full_run(work) if job == "full training" else _adapter_run(work)
+    return _followed(model, run)
+
+
+def _followed(model: Subject, run: TrainingRun) -> TrainingStep:
+    key = (run.setting, run.precision.name, run.optimizer.name)
+    if key not in model.steps:
+        model.steps[key] = training_step(model.architecture, run)
+    return model.steps[key]
 
 
 def _full_run(work: Workload) -> TrainingRun:

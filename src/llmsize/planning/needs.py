@@ -14,7 +14,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32
 from llmsize.memory.methods import training_run
-from llmsize.memory.overview import Subject, Workload, need, on_each
+from llmsize.memory.overview import Job, Subject, Workload, need, on_each, step_of
 from llmsize.memory.training import (
     TrainingRun,
     TrainingStep,
@@ -37,9 +37,35 @@ ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
 
 def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
     """Memory of each of `devices` that serve a model together."""
-    needed = on_each(need(model, work, "inference"), devices)
+    return estimated(model, work, "inference", devices)
+
+
+def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Term:
+    """The same by formulas, for a count of parameters in the shape of a known model.
+
+    Training on several devices divides the states; each has the activations of its own batch, and
+    the layers that are gathered. Raises `LLMSizeError` for a job that makes no sense.
+    """
+    parts = need(model, work, job)
+    weights, activations = parts["weights"], parts["activations"]
+    training = job != "inference" and isinstance(activations, Term)
+    whole: tuple[Term, ...] = ()
+    if devices > 1 and training and isinstance(weights, Term):
+        step = step_of(model, work, job)
+        scratch = step.step_scratch * model.parameters // model.shape_parameters // devices
+        alive = max(_at_the_loss(step) - int(step.static.value), scratch)
+        every = model.trace.weights.values()
+        gathered = term(
+            "gathered weights", "ceil(weights * fetched / layers) + outside * bytes_each",
+            unit="bytes", source=FSDP, grade="assumed", weights=weights.value, fetched=FETCHED,
+            layers=1 + max((index for w in every for index in w.indices), default=0),
+            outside=sum(prod(w.shape) for w in every if not w.indices),
+            bytes_each=work.storage.format.block_bytes,
+        )  # fmt: skip
+        whole = (_counted("activations", alive), gathered)
+    needed = on_each(parts, devices, *whole)
     if isinstance(needed, str):
-        raise LLMSizeError(needed, hint="name another format of the weights")
+        raise LLMSizeError(needed, hint="name another `--dtype` or `--job`")
     return needed
 
 
