@@ -227,5 +227,5 @@ def eager(
         weights = ops.scale(t, weights)
     weights = ops.add(t, weights, mask)
     weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
-    weights = ops.dropout(t, weights, dropout)
+    t.attention_weights = weights = ops.dropout(t, weights, dropout)
     return ops.matmul(t, weights, values)

@@ -259,18 +259,27 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
     """
     if not t.setting.cache:
         return k, v
-    past = min(t.setting.past, window - 1) if window else t.setting.past
-    whole = []
-    if window and not past:
+    if not window:
+        k = grown(t, k)
+        return k, grown(t, v)
+    past = min(t.setting.past, window - 1)
+    if not past:
         t.stored.append(t.new("window", (), INT64, "cache"))
-    for x in (k, v):
-        shape = (*x.shape[:2], past + x.shape[2], x.shape[3])
-        whole.append(t.new("cat", shape, x.format, "cache"))
-        if not window:
-            t.replace_cache(whole[-1], t.setting.past)
-    for copy in whole if window else ():  # a window's are both copied before the old ones go
+    whole = [t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
+             for x in (k, v)]  # fmt: skip
+    for copy in whole:  # both are copied before the old ones go
         t.replace_cache(copy, t.setting.past)
     return whole[0], whole[1]
+
+
+def grown(t: Trace, x: Tensor) -> Tensor:
+    """What is cached of all tokens: batch, heads, tokens, channels."""
+    if not t.setting.cache:
+        return x
+    past = t.setting.past
+    whole = t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
+    t.replace_cache(whole, past)
+    return whole
 
 
 def attend(

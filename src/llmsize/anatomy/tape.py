@@ -127,6 +127,9 @@ class Tape:
     casts: dict[int, Tensor] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     replaying: bool = False
+    attention_weights: Tensor | None = None
+    """What attention that is written out returns beside its result: its layer holds it to the
+    end."""
 
     def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
         """A tensor that an operation makes."""

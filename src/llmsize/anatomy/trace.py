@@ -317,6 +317,7 @@ class Trace(Tape):
                 del inputs
             else:
                 x = block(x, kind)
+            self.attention_weights = None
         self.enter(-1)
         return x
 
@@ -377,5 +378,6 @@ def _block_of_kind(
     try:
         return block(x, kind)
     finally:
+        t.attention_weights = None
         if t.replaying:
             carried.clear()

@@ -65,5 +65,5 @@ def _nominal(trace: Trace, setting: Setting) -> int:
         if cache.window:
             tokens = min(tokens, cache.window - 1)
         width = cache.kv_heads * (cache.key_dim + cache.value_dim)
-        total += setting.batch * tokens * (cache.expanded or width) * setting.format.block_bytes
+        total += setting.batch * tokens * width * setting.format.block_bytes
     return total

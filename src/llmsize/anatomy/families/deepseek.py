@@ -215,6 +215,8 @@ def latent_attention(
     rotation = around.rotation
     assert rotation is not None
     q_turned, k_turned = d.turn(t, q_turned, k_turned, rotation)
+    kv = kv.view(t.batch, 1, t.sequence, d.kv_rank)
+    kv, k_turned = blocks.store(t, kv, k_turned)
     expanded = s.heads * (d.query + d.value)
     t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
     q_whole = ops.cat(t, (q_plain, q_turned))
@@ -237,7 +239,7 @@ def latent_attention(
 def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:
     """Each head's key and value made of the latent, and of the key that all heads share."""
     kv = t.linear(kv, "self_attn.kv_b_proj", s.heads * (d.plain + d.value), role="kv_b")
-    kv = ops.split_heads(t, kv, s.heads)
+    kv = ops.split_heads(t, ops.reshape(t, kv, t.batch, kv.shape[2], kv.shape[3]), s.heads)
     k_plain, v = ops.split(t, kv, d.plain, d.value)
     k_turned = ops.repeat(t, k_turned, s.heads)
     shape = (*k_plain.shape[:-1], d.query)
@@ -280,6 +282,7 @@ def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: 
     q = ops.cat(t, (q_turned, q_plain))
     k = ops.cat(t, (k_turned, k_plain)).view(t.batch, 1, t.sequence, i.head_dim)
     t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))
+    k = blocks.grown(t, k)
     keys = ops.transpose(t, k, -1, -2)
     scores = ops.scale(t, ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32)))
     scores = ops.relu(t, scores)

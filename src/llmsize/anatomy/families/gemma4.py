@@ -136,6 +136,8 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     stored: KeyValues = {}
 
     def block(x: Tensor, kind: Kind) -> Tensor:
+        last = kind.reuses and t.setting.last_logits and not t.setting.training
+        x = last_token(t, x) if last else x
         residual = x
         x = power_norm(t, x, "input_layernorm")
         joined = s.joined and not kind.local
@@ -147,11 +149,18 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
         x = power_norm(t, x, "post_feedforward_layernorm")
         x = ops.add(t, residual, x)
         del residual
-        x = x if extra is None else add_input(t, s, x, ops.select(t, extra, 2))
+        if extra is not None:
+            own = ops.select(t, extra, 2)
+            x = add_input(t, s, x, last_token(t, own) if last else own)
         return scaled_in_place(t, x)
 
     x = t.layers("model.layers", block, embeddings, kinds, position_ids)
     return power_norm(t, x, "model.norm")
+
+
+def last_token(t: Trace, x: Tensor) -> Tensor:
+    """The last token of each sequence: layers that reuse keys need no other to go on from."""
+    return ops.narrow(t, x, 1, 1)
 
 
 def scaled_in_place(t: Trace, x: Tensor) -> Tensor:
@@ -221,7 +230,10 @@ def attention(
     keys are normalised or after.
     """
     d = reach.sizes
-    tables = blocks.by_token(reach.rotation)
+    tables, mask = blocks.by_token(reach.rotation), reach.mask
+    if x.shape[1] < t.sequence:
+        tables = Rotation(*[last_token(t, table) for table in tables])
+        mask = None if mask is None else ops.narrow(t, mask, 2, 1)
     name = "self_attn"
 
     def projected(part: str, heads: int) -> Tensor:
@@ -247,7 +259,7 @@ def attention(
         k, v = blocks.remember(t, k, v, reach.window)
     if kind.stores:
         stored[kind.local] = k, v
-    out = blocks.attend(t, q, k, v, reach.mask, dropout=d.attention_dropout)
+    out = blocks.attend(t, q, k, v, mask, dropout=d.attention_dropout)
     return t.linear(out, f"{name}.o_proj", d.hidden, bias=bias, role="o")
 
 

@@ -46,7 +46,8 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     rotation = around.rotation
     assert rotation is not None
     q, k = blocks.turn_halves(t, q, k, rotation)
-    out = attend_with_sinks(t, q, k, v, around.masks[window], window)
+    k, v = blocks.remember(t, k, v, window)
+    out = attend_with_sinks(t, q, k, v, around.masks[window])
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
@@ -56,7 +57,6 @@ def attend_with_sinks(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    window: int,
     *,
     sunk: bool = True,
     holds: bool = True,
@@ -67,7 +67,6 @@ def attend_with_sinks(
     that it is made of to the end.
     """
     assert mask is not None
-    k, v = blocks.remember(t, k, v, window)
     batch, heads, sequence, _ = q.shape
     keys, values = (ops.repeat(t, part, heads // k.shape[1]) for part in (k, v))
     scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, keys, -1, -2)))
@@ -84,6 +83,7 @@ def attend_with_sinks(
     del scores
     if sunk:
         weights = ops.slice_last(t, weights, tokens)
+    t.attention_weights = weights
     out = ops.merge_heads(t, ops.matmul(t, weights, values))
     held.clear()
     return out

@@ -5,7 +5,7 @@ transformers v5.23, models/mimo_v2_flash/modeling_mimo_v2_flash.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -59,5 +59,6 @@ def attention(
     v = ops.scale(t, ops.split_heads(t, v, kv_heads))
     q, k = decoder.turn(t, q, k, around, window)
     sunk = window > 0
-    out = attend_with_sinks(t, q, k, v, around.masks[window], window, sunk=sunk, holds=False)
+    k, v = blocks.remember(t, k, v, window)
+    out = attend_with_sinks(t, q, k, v, around.masks[window], sunk=sunk, holds=False)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
