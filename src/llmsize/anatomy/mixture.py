@@ -188,7 +188,7 @@ def chosen(t: Trace, m: Mixture, logits: Tensor, *, bounded: bool = False) -> tu
     else:
         scores = ops.softmax(t, logits, FP32 if m.scores == "softmax" else None)
     if m.correction:
-        indices = _corrected_choice(t, m, scores)
+        indices = corrected_choice(t, m, scores)
         weights = ops.gather(t, scores, indices)
     else:
         if m.grouped:
@@ -203,7 +203,7 @@ def chosen(t: Trace, m: Mixture, logits: Tensor, *, bounded: bool = False) -> tu
     return ops.scale(t, weights) if m.scaled else weights, indices
 
 
-def _corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
+def corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
     """The experts whose score with its correction is highest; no gradient passes here."""
     if m.correction in ("alike", "fp32") and not t.replaying:  # a buffer in every such layer
         format = FP32 if m.correction == "fp32" else t.setting.format

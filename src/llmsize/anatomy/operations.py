@@ -505,7 +505,7 @@ def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
     """
     whole = t.new("new_empty", shape, parts[0].format)
     for part in parts:
-        node = t.record(_assemble_backward, (whole, part), (), (*shape[:-1], part.shape[-1]))
+        node = t.record(_assemble_backward, (whole, part), (), part.shape)
         whole = Tensor(shape, whole.format, whole.storage, node)
     return whole
 
@@ -699,6 +699,13 @@ def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     strides = (0, *(grad.strides or row_major(grad.shape)))
     return (Tensor(node.context, grad.format, grad.storage, strides=strides),)
+
+
+def sum_over(t: Tape, x: Tensor, dim: int, *, keep: bool = False) -> Tensor:
+    """The sum over one dimension, which stays as 1 if asked to; its gradient is a view."""
+    node = t.record(_total_backward, (x,), (), x.shape)
+    left = (1,) if keep else ()
+    return attach(t.new("sum", (*x.shape[:dim], *left, *x.shape[dim + 1 :]), x.format), node)
 
 
 def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:

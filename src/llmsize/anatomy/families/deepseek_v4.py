@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
 from llmsize.anatomy.families.deepseek import Indexer
-from llmsize.anatomy.families.llama4 import norm_without_weights
+from llmsize.anatomy.families.gpt_oss import attend_with_sinks
+from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import FP32, INT64, Format
 
 SPARSE = 4
 """The ratio of compression at which an indexer picks among the compressed tokens."""
@@ -28,18 +30,23 @@ class Extra:
 
     streams: int
     """Residual streams beside each other (hyper-connections)."""
+    rounds: int
+    """How often the streams' mixing matrix is normalised by columns, and by rows between."""
     q_rank: int
     groups: int
     """Groups of heads whose outputs are projected apart."""
     output_rank: int
     window: int
     indexer: Indexer
+    hashed: int
+    """Layers, the first ones, whose experts a table of the vocabulary chooses."""
 
 
 def read(c: Config) -> Extra:
     """The extra dimensions from a `config.json`."""
     return Extra(
         streams=Dim(c.few("hc_mult", default=4), "streams"),
+        rounds=c.few("hc_sinkhorn_iters", default=20),
         q_rank=Dim(c.size("q_lora_rank"), "q_rank"),
         groups=Dim(c.size("o_groups"), "output_groups"),
         output_rank=Dim(c.size("o_lora_rank"), "output_rank"),
@@ -47,7 +54,9 @@ def read(c: Config) -> Extra:
         indexer=Indexer(
             Dim(c.size("index_n_heads"), "index_heads"),
             Dim(c.size("index_head_dim"), "index_head_dim"),
+            c.size("index_topk", default=512),
         ),
+        hashed=c.count("num_hash_layers"),
     )
 
 
@@ -55,29 +64,36 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     e = read(c)
     s = decoder.read(c, rotary=c.size("qk_rope_head_dim") / c.size("head_dim"))
-    m = mixture.read(c, scores="sigmoid")
+    m = mixture.read(c, scores="sigmoid", correction="alike")
 
-    def block(x: Tensor, ratio: int, around: Around) -> Tensor:
+    others: list[Tensor] = []
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        ratio, hashed = kind
+        around.carried.extend(others)
+        others.clear()
         post, mix, one = gather(t, s, e, x, "attn_hc")
-        one = blocks.rms_norm(t, one, "input_layernorm")
-        one = attention(t, s, e, one, around, ratio)
-        x = spread(t, s, e, post, mix, one, x)
+        attended = attention(t, s, e, fp32_norm(t, one, "input_layernorm"), around, ratio)
+        x = spread(t, s, e, post, mix, attended, x)
         post, mix, one = gather(t, s, e, x, "ffn_hc")
-        one = blocks.rms_norm(t, one, "post_attention_layernorm")
-        one = mixture.feed(t, s, m, one)
-        return spread(t, s, e, post, mix, one, x)
+        fed = feed(t, s, m, fp32_norm(t, one, "post_attention_layernorm"), hashed)
+        return spread(t, s, e, post, mix, fed, x)
 
     def begin(x: Tensor) -> Tensor:
         return mixture.take(t, x, (t.batch, t.sequence, e.streams, s.hidden), "expand")
 
-    def end(t: Trace, x: Tensor, name: str) -> Tensor:
-        return blocks.rms_norm(t, join(t, s, e, x), name)
+    def tables(t: Trace, x: Tensor, channels: int, format: Format | None) -> Rotation:
+        """One table for layers that compress; that of the others is carried along."""
+        others.extend(blocks.half_rotary(t, x, channels, format))
+        return blocks.half_rotary(t, x, channels, format)
 
-    # Pairs, because a kind that is a number would be a window
-    kinds = [("ratio", ratio) for ratio in ratios(c, s.layers)]
+    def end(t: Trace, x: Tensor, name: str) -> Tensor:
+        return fp32_norm(t, join(t, s, e, x), name)
+
+    kinds = [(ratio, i < e.hashed) for i, ratio in enumerate(ratios(c, s.layers))]
     return decoder.run(
-        t, s, lambda x, kind, around: block(x, kind[1], around), kinds, norm=end,
-        windows=(e.window,), begin=begin, masking="eager",
+        t, s, block, kinds, norm=end, windows=(e.window,), begin=begin, masking="eager",
+        rotary=tables,
     )  # fmt: skip
 
 
@@ -89,97 +105,266 @@ def ratios(c: Config, layers: int) -> list[int]:
     return list(listed[:layers])
 
 
+# --- residual streams -----------------------------------------------------------------------------
+
+
+def unweighted_norm(t: Trace, x: Tensor) -> Tensor:
+    """RMSNorm that does not scale, its factor in the input's format."""
+    wide = ops.to(t, x, FP32)
+    factor = ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, wide))))
+    del wide
+    return ops.mul(t, x, ops.to(t, factor, x.format))
+
+
 def gather(t: Trace, s: Sizes, e: Extra, x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """The streams joined to one, with the weights to spread its result over them again."""
     n = e.streams
-    flat = ops.to(t, x.view(t.batch, t.sequence, n * s.hidden), FP32)
-    flat = norm_without_weights(t, flat)
     matrix = t.weight(f"{name}.fn", ((2 + n) * n, n * s.hidden), "hyper_connection")
     offset = t.weight(f"{name}.base", ((2 + n) * n,), "hyper_connection")
-    factors = t.weight(f"{name}.scale", (3,), "hyper_connection")
-    weights = ops.linear(t, flat, ops.to(t, matrix, FP32))
-    weights = ops.add(t, weights, ops.to(t, offset, FP32))
-    pre, post, mix = ops.split(t, weights, n, n, n * n)
-    del factors
-    pre, post = ops.sigmoid(t, pre), ops.scale(t, ops.sigmoid(t, post))
-    mix = ops.softmax(t, mix.view(t.batch, t.sequence, n, n))
-    weighted = ops.mul(t, pre.view(t.batch, t.sequence, n, 1), x)
-    one = mixture.take(t, weighted, (t.batch, t.sequence, s.hidden), "sum")
+    factor = t.weight(f"{name}.scale", (3,), "hyper_connection")
+    flat = ops.to(t, ops.reshape(t, x, t.batch, t.sequence, n * s.hidden), FP32)
+    flat = unweighted_norm(t, flat)
+    flat = ops.linear(t, flat, ops.to(t, matrix, FP32))
+    pre, post, mix = ops.split(t, flat, n, n, n * n)
+    offsets = ops.split(t, offset, n, n, n * n)
+    factors = ops.split(t, factor, 1, 1, 1)
+    mix = ops.reshape(t, mix, t.batch, t.sequence, n, n)
+    square = ops.reshape(t, offsets[2], n, n)
+    pre = ops.shift(t, ops.sigmoid(t, scaled(t, pre, factors[0], offsets[0])))
+    post = ops.scale(t, ops.sigmoid(t, scaled(t, post, factors[1], offsets[1])))
+    mix = ops.shift(t, ops.softmax(t, scaled(t, mix, factors[2], square)))
+    mix = balanced(t, mix, e.rounds)
+    weights = ops.reshape(t, pre, t.batch, t.sequence, n, 1)
+    one = ops.sum_over(t, ops.mul(t, weights, x), 2)
     return post, mix, ops.to(t, one, x.format)
+
+
+def scaled(t: Trace, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """`x` times a number that is trained, and an offset added."""
+    return ops.add(t, ops.mul(t, x, ops.reshape(t, factor)), offset)
+
+
+def balanced(t: Trace, mix: Tensor, rounds: int) -> Tensor:
+    """The mixing matrix with columns, and rows in turn, that sum to one (Sinkhorn)."""
+    for turn in range(2 * rounds - 1):
+        sums = ops.sum_over(t, mix, 3 if turn % 2 else 2, keep=True)
+        sums = ops.shift(t, sums)
+        mix = ops.divide(t, mix, sums)
+    return mix
 
 
 def spread(
     t: Trace, s: Sizes, e: Extra, post: Tensor, mix: Tensor, one: Tensor, x: Tensor
 ) -> Tensor:
     """One result added to every stream, and the streams mixed."""
-    n = e.streams
-    post = ops.to(t, post, x.format).view(t.batch, t.sequence, n, 1)
-    added = ops.mul(t, post, one.view(t.batch, t.sequence, 1, s.hidden))
-    return ops.add(t, added, ops.matmul(t, ops.to(t, mix, x.format), x))
+    shape = (t.batch, t.sequence)
+    post = ops.reshape(t, ops.to(t, post, x.format), *shape, e.streams, 1)
+    added = ops.mul(t, post, ops.reshape(t, one, *shape, 1, s.hidden))
+    mixed = ops.matmul(t, ops.transpose(t, ops.to(t, mix, x.format), -1, -2), x)
+    return ops.add(t, added, mixed)
 
 
 def join(t: Trace, s: Sizes, e: Extra, x: Tensor) -> Tensor:
     """The streams joined for the head."""
     n = e.streams
-    flat = norm_without_weights(t, ops.to(t, x.view(t.batch, t.sequence, n * s.hidden), FP32))
     matrix = t.weight("model.hc_head.hc_fn", (n, n * s.hidden), "hyper_connection")
     offset = t.weight("model.hc_head.hc_base", (n,), "hyper_connection")
     factor = t.weight("model.hc_head.hc_scale", (1,), "hyper_connection")
-    weights = ops.mul(t, ops.linear(t, flat, ops.to(t, matrix, FP32)), ops.to(t, factor, FP32))
-    weights = ops.sigmoid(t, ops.add(t, weights, ops.to(t, offset, FP32)))
-    weighted = ops.mul(t, weights.view(t.batch, t.sequence, n, 1), x)
-    return ops.to(t, mixture.take(t, weighted, (t.batch, t.sequence, s.hidden), "sum"), x.format)
+    flat = ops.to(t, ops.reshape(t, x, t.batch, t.sequence, n * s.hidden), FP32)
+    flat = unweighted_norm(t, flat)
+    weights = ops.linear(t, flat, ops.to(t, matrix, FP32))
+    weights = ops.mul(t, weights, ops.to(t, factor, FP32))
+    weights = ops.shift(t, ops.sigmoid(t, ops.add(t, weights, ops.to(t, offset, FP32))))
+    weights = ops.reshape(t, weights, t.batch, t.sequence, n, 1)
+    return ops.to(t, ops.sum_over(t, ops.mul(t, weights, x), 2), x.format)
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def turn_last(t: Trace, x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotary embedding of neighbours among the last channels, in fp32, cast back."""
+    cosines, sines = (t.new("repeat", (*a.shape[:-1], 2 * a.shape[-1]), a.format) for a in rotation)
+    channels = cosines.shape[-1]
+    plain = ops.slice_last(t, x, x.shape[-1] - channels)
+    turned = ops.slice_last(t, x, channels)
+    turned = ops.to(
+        t,
+        ops.add(
+            t,
+            ops.mul(t, ops.to(t, turned, FP32), cosines),
+            ops.mul(t, ops.to(t, blocks.rotate_half(t, turned), FP32), sines),
+        ),
+        x.format,
+    )
+    return ops.cat(t, (plain, turned))
 
 
 def attention(t: Trace, s: Sizes, e: Extra, x: Tensor, around: Around, ratio: int) -> Tensor:
     """One key for all heads, which is the value too; near tokens whole, distant ones compressed."""
-    compressed = t.linear(x, "self_attn.q_a_proj", e.q_rank, role="q_a")
-    compressed = blocks.rms_norm(t, compressed, "self_attn.q_a_norm")
-    q = t.linear(compressed, "self_attn.q_b_proj", s.heads * s.head_dim, role="q_b")
-    q = norm_without_weights(t, ops.split_heads(t, q, s.heads))
-    kv = t.linear(x, "self_attn.kv_proj", s.head_dim, role="kv")
-    kv = ops.split_heads(t, blocks.rms_norm(t, kv, "self_attn.kv_norm"), 1)
-    q, kv = decoder.turn(t, q, kv, around)
+    rotation = around.tables[e.window]
+    mask = around.masks[e.window]
+    assert rotation is not None
+    assert mask is not None
+    queries = fp32_norm(
+        t, t.linear(x, "self_attn.q_a_proj", e.q_rank, role="q_a"), "self_attn.q_a_norm"
+    )
+    q = t.linear(queries, "self_attn.q_b_proj", s.heads * s.head_dim, role="q_b")
+    q = unweighted_norm(t, ops.split_heads(t, q, s.heads))
+    q = turn_last(t, q, rotation)
+    kv = fp32_norm(t, t.linear(x, "self_attn.kv_proj", s.head_dim, role="kv"), "self_attn.kv_norm")
+    kv = turn_last(t, ops.split_heads(t, kv, 1), rotation)
     t.remember(LayerCache("window", 1, s.head_dim, 0, e.window))
     if ratio:
-        compress(t, s, e, x, compressed, ratio)
-    sinks = t.weight("self_attn.sinks", (s.heads,), "sinks")
-    out = blocks.attend(t, q, kv, kv, around.masks[e.window])
-    del sinks
+        distant, bias = compress(t, s, e, x, queries, ratio)
+        kv = ops.cat(t, (kv, distant), 2)
+        mask = ops.cat(t, (mask, bias))
+    out = attend_with_sinks(t, q, kv, kv, mask)
+    out = ops.reshape(t, out, t.batch, t.sequence, s.heads, s.head_dim)
+    back = Rotation(rotation.cosines, t.new("neg", rotation.sines.shape, rotation.sines.format))
+    out = ops.transpose(t, turn_last(t, ops.transpose(t, out, 1, 2), back), 1, 2)
     return project(t, s, e, out)
 
 
-def compress(t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int) -> None:
-    """Groups of tokens made into one; at the smaller ratio an indexer picks among them."""
-    series = 2 if ratio == SPARSE else 1
-    compressor(t, x, "self_attn.compressor", s.head_dim, series, ratio, "kv")
-    if ratio == SPARSE:
-        i = e.indexer
-        name = "self_attn.compressor.indexer"
-        compressor(t, x, name, i.head_dim, series, ratio, "indexer")
-        t.linear(queries, f"{name}.q_b_proj", i.heads * i.head_dim, role="indexer")
-        t.linear(x, f"{name}.scorer.weights_proj", i.heads, role="indexer")
+def compress(
+    t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int
+) -> tuple[Tensor, Tensor]:
+    """Groups of tokens made into one key each, and what is added to their scores.
+
+    At the smaller ratio an indexer picks among them, through which no gradient passes.
+    """
+    name = "self_attn.compressor"
+    kv = compressor(t, x, name, s.head_dim, ratio, "kv", s.rotary)
+    count = kv.shape[2]
+    if ratio != SPARSE:
+        zeros = t.new("new_zeros", (t.batch, 1, t.sequence, count), x.format)
+        bias = t.new("masked_fill", zeros.shape, x.format)
+        del zeros
+        return kv, bias
+    grad, t.grad = t.grad, False
+    index(t, s, e, x, queries, ratio)
+    t.grad = grad
+    whole = t.new("new_full", (t.batch, 1, t.sequence, count + 1), x.format)
+    return kv, ops.slice_last(t, whole, count)
+
+
+def index(t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int) -> Tensor:
+    """The compressed tokens with the best scores."""
+    i, name = e.indexer, "self_attn.compressor.indexer"
+    keys = compressor(t, x, name, i.head_dim, ratio, "indexer", s.rotary)
+    rotation = own_tables(t, x, 1, t.sequence, s.rotary)
+    q = t.linear(queries, f"{name}.q_b_proj", i.heads * i.head_dim, role="indexer")
+    q = ops.transpose(t, turn_last(t, ops.split_heads(t, q, i.heads), rotation), 1, 2)
+    wide = ops.to(t, ops.transpose(t, keys, -1, -2), FP32)
+    scores = ops.relu(t, ops.matmul(t, ops.to(t, q, FP32), wide))
+    scores = ops.scale(t, scores)
+    weights = t.linear(x, f"{name}.scorer.weights_proj", i.heads, role="indexer")
+    weights = ops.scale(t, ops.to(t, weights, FP32))
+    weights = ops.reshape(t, weights, t.batch, t.sequence, i.heads, 1)
+    scores = ops.sum_over(t, ops.mul(t, scores, weights), 2)
+    _, indices = ops.topk(t, scores, min(i.chosen, scores.shape[-1]))
+    return indices
 
 
 def compressor(
-    t: Trace, x: Tensor, name: str, channels: int, series: int, ratio: int, role: str
-) -> None:
+    t: Trace, x: Tensor, name: str, channels: int, ratio: int, role: str, rotated: int
+) -> Tensor:
     """Keys that are also values, one for `ratio` tokens, weighted by a gate and their place."""
+    series = 2 if ratio == SPARSE else 1
+    count = t.sequence // ratio
     kv = t.linear(x, f"{name}.kv_proj", series * channels, role=role)
     gate = t.linear(x, f"{name}.gate_proj", series * channels, role=role)
     place = t.weight(f"{name}.position_bias", (ratio, series * channels), role)
-    groups = (t.batch, t.sequence // ratio, ratio, series * channels)
-    kv, gate = mixture.take(t, kv, groups, "slice"), mixture.take(t, gate, groups, "slice")
-    weights = ops.softmax(t, ops.add(t, gate, place))
-    joined = mixture.take(t, ops.mul(t, weights, kv), (*groups[:2], channels), "sum")
-    blocks.rms_norm(t, joined, f"{name}.kv_norm")
+    t.weight(f"{name}.kv_norm.weight", (channels,), "norm")
+    if not t.replaying:  # inverse frequencies, as those of the model
+        t.buffers += len(t.places[t.layer].indices) * 2 * FP32.block_bytes * rotated
     t.remember(LayerCache("full", 1, channels, 0, every=ratio))
+    if not count:
+        return t.new("new_zeros", (t.batch, 1, 0, channels), x.format)
+    groups = (t.batch, count, ratio, series * channels)
+    kv = ops.reshape(t, ops.narrow(t, kv, 1, count * ratio), *groups)
+    gate = ops.add(t, ops.reshape(t, ops.narrow(t, gate, 1, count * ratio), *groups), place)
+    if series == 2:
+        kv, gate = overlapped(t, kv), overlapped(t, gate)
+    weights = ops.to(t, ops.softmax(t, gate, FP32), kv.format)
+    joined = ops.sum_over(t, ops.mul(t, kv, weights), 2)
+    joined = fp32_norm(t, joined, f"{name}.kv_norm")
+    tables = own_tables(t, joined, t.batch, count, rotated)
+    return turn_last(t, ops.reshape(t, joined, t.batch, 1, count, channels), tables)
+
+
+def overlapped(t: Trace, x: Tensor) -> Tensor:
+    """Each group beside the one before it: half of the channels of either."""
+    batch, count, ratio, width = x.shape
+    shape = (batch, count, 2 * ratio, width // 2)
+    parts = [ops.slice_last(t, x, width // 2)]
+    if count > 1:
+        parts.append(ops.slice_last(t, ops.narrow(t, x, 1, count - 1), width // 2))
+    return ops.assemble(t, shape, parts)
+
+
+def own_tables(t: Trace, x: Tensor, batch: int, tokens: int, channels: int) -> Rotation:
+    """Cosines and sines that a layer makes itself, of compressed tokens or of all."""
+    grad, t.grad = t.grad, False
+    angles = t.new("mul", (batch, 1, tokens, channels // 2), FP32)
+    made = blocks.cosines_and_sines(t, angles, x.format)
+    t.grad = grad
+    return made
 
 
 def project(t: Trace, s: Sizes, e: Extra, x: Tensor) -> Tensor:
     """The output projection: groups of heads apart, then all together."""
-    group = s.heads * s.head_dim // e.groups
+    group, tokens = s.heads * s.head_dim // e.groups, t.batch * t.sequence
+    x = ops.reshape(t, x, t.batch, t.sequence, e.groups, group)
     weight = t.weight("self_attn.o_a_proj.weight", (e.groups * e.output_rank, group), "o")
-    apart = ops.linear(t, x.view(t.batch, t.sequence, e.groups, group), weight, None, e.output_rank)
-    joined = apart.view(t.batch, t.sequence, e.groups * e.output_rank)
+    by_group = ops.transpose(t, ops.reshape(t, weight, e.groups, e.output_rank, group), 1, 2)
+    rows = ops.transpose(t, ops.reshape(t, x, tokens, e.groups, group), 0, 1)
+    apart = ops.transpose(t, ops.matmul(t, rows, by_group), 0, 1)
+    apart = ops.reshape(t, apart, t.batch, t.sequence, e.groups, e.output_rank)
+    joined = ops.reshape(t, apart, t.batch, t.sequence, e.groups * e.output_rank)
     return t.linear(joined, "self_attn.o_b_proj", s.hidden, role="o")
+
+
+# --- experts --------------------------------------------------------------------------------------
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, hashed: bool) -> Tensor:
+    """Routed experts and one that every token passes."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    routing = route(t, s, m, tokens, hashed)
+    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", gate=limited_halves)
+    shared = shared_expert(t, s, m, x)
+    return ops.add(t, routed.view(*x.shape), shared)
+
+
+def route(t: Trace, s: Sizes, m: Mixture, tokens: Tensor, hashed: bool) -> mixture.Routing:
+    """Roots of softplus, of the experts that a table says or the best corrected ones."""
+    logits = mixture.router_logits(t, m, tokens, "mlp.gate", bias=False)
+    scores = ops.unary(t, "sqrt", ops.unary(t, "softplus", logits, keeps="input"), keeps="output")
+    if hashed:
+        if not t.replaying:
+            rows = len(t.places[t.layer].indices) * s.vocabulary
+            t.buffers += rows * m.chosen * INT64.block_bytes
+        indices = t.new("index", (tokens.shape[0], m.chosen), INT64)
+    else:
+        indices = mixture.corrected_choice(t, m, scores)
+    weights = ops.gather(t, scores, indices)
+    weights = ops.divide(t, weights, ops.shift(t, ops.total(t, weights)))
+    return mixture.Routing(ops.scale(t, weights), indices, logits)
+
+
+def limited_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The first half within bounds gates the second."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(t, x, half, half)
+    gate, up = ops.clamp(t, gate), ops.clamp(t, up, bounds=2)
+    return ops.mul(t, s.activation(t, gate), up)
+
+
+def shared_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """The shared expert, its gate and values within bounds."""
+    name = "mlp.shared_experts"
+    gate = ops.clamp(t, t.linear(x, f"{name}.gate_proj", m.shared, role="shared_gate"))
+    up = ops.clamp(t, t.linear(x, f"{name}.up_proj", m.shared, role="shared_up"), bounds=2)
+    product = ops.mul(t, s.activation(t, gate), up)
+    return t.linear(product, f"{name}.down_proj", s.hidden, role="shared_down")

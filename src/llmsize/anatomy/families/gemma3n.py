@@ -151,7 +151,7 @@ def projections(
     made = []
     for index, x in enumerate(inputs):
         name = f"model.altup_{kind}projections.{index}"
-        projected = t.linear(x, name, s.sizes.hidden, role="projection")
+        projected = ops.to(t, t.linear(x, name, s.sizes.hidden, role="projection"), x.format)
         own = ops.mean(t, ops.power(t, projected))
         own = ops.unary(t, "sqrt", ops.clamp(t, own), keeps="output")
         made.append(ops.divide(t, ops.mul(t, projected, size), own))
@@ -235,7 +235,7 @@ def predict(t: Trace, s: Shape, x: Tensor) -> Tensor:
     weights = ops.transpose(t, ops.reshape(t, weights, t.batch, t.sequence, n, n), 2, 3)
     mixed = ops.matmul(t, ops.permute(t, x, 1, 2, 3, 0), weights)
     mixed = ops.add_in_place(t, ops.permute(t, mixed, 3, 0, 1, 2), x)
-    return ops.contiguous(t, mixed)
+    return ops.to(t, ops.contiguous(t, mixed), x.format)
 
 
 def correct(t: Trace, s: Shape, predicted: Tensor, active: Tensor) -> Tensor:
@@ -245,7 +245,8 @@ def correct(t: Trace, s: Shape, predicted: Tensor, active: Tensor) -> Tensor:
     change = ops.repeat_first(t, change, s.streams)
     weights = ops.shift(t, correction(t, s, weights))
     weights = ops.permute(t, ops.reshape(t, weights, *weights.shape, 1), 2, 0, 1, 3)
-    return ops.contiguous(t, ops.add_in_place(t, ops.mul(t, change, weights), predicted))
+    moved = ops.add_in_place(t, ops.mul(t, change, weights), predicted)
+    return ops.to(t, ops.contiguous(t, moved), active.format)
 
 
 def correction(t: Trace, s: Shape, weights: Tensor) -> Tensor:
