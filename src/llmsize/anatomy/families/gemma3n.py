@@ -5,7 +5,7 @@ transformers v5.23, models/gemma3n/modeling_gemma3n.py (the text model).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,11 +100,11 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     position_ids = blocks.positions(t)
     masks = {window: blocks.mask(t, window) for window in (0, s.window)}
     size = magnitude(t, embeddings)
-    streams = [embeddings, *projections(t, s, [embeddings] * (s.streams - 1), "", size)]
-    x = stacked(t, streams)
+    projected = [embeddings] * (s.streams - 1)
+    streams = [embeddings, *projections(t, s, projected, "", size)]
     kinds = layer_kinds(c, d)
     reaches = {
-        local: Reach(d, window, blocks.rotary(t, x, d.rotary), masks[window])
+        local: Reach(d, window, blocks.rotary(t, embeddings, d.rotary), masks[window])
         for local, window in ((True, s.window), (False, 0))
         if any(kind.layer.local == local for kind in kinds)
     }
@@ -113,10 +113,11 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     def run(x: Tensor, kind: Kind) -> Tensor:
         return block(t, s, x, kind, reaches, stored, ops.select(t, extra, 2))
 
-    x = t.layers("model.layers", run, x, kinds, position_ids)
+    x = t.layers("model.layers", run, stacked(t, streams), kinds, position_ids)
+    del projected
     size = magnitude(t, ops.select(t, x, 0))
     streams = [ops.select(t, x, 0)]
-    others = (ops.select(t, x, 0) for _ in range(s.streams - 1))
+    others = [ops.select(t, x, 0) for _ in range(s.streams - 1)]
     streams += projections(t, s, others, "unembed_", size)
     x = stacked(t, streams)
     x = mixture.take(t, x, x.shape[1:], "mean")
@@ -144,17 +145,20 @@ def magnitude(t: Trace, x: Tensor) -> Tensor:
     return ops.power(t, ops.mean(t, ops.power(t, x)))
 
 
-def projections(
-    t: Trace, s: Shape, inputs: Iterable[Tensor], kind: str, size: Tensor
-) -> list[Tensor]:
-    """Each input projected and scaled to the magnitude of the first."""
+def projections(t: Trace, s: Shape, inputs: list[Tensor], kind: str, size: Tensor) -> list[Tensor]:
+    """Each input projected and scaled to the magnitude of the first.
+
+    What is left of `inputs` is the last projection, which the reference holds.
+    """
     made = []
-    for index, x in enumerate(inputs):
+    for index in range(len(inputs)):
+        x = inputs.pop()
         name = f"model.altup_{kind}projections.{index}"
         projected = ops.to(t, t.linear(x, name, s.sizes.hidden, role="projection"), x.format)
         own = ops.mean(t, ops.power(t, projected))
         own = ops.unary(t, "sqrt", ops.clamp(t, own), keeps="output")
         made.append(ops.divide(t, ops.mul(t, projected, size), own))
+    inputs.append(projected)
     return made
 
 
@@ -182,8 +186,8 @@ def block(
     attended = power_norm(t, attended, "post_attention_layernorm")
     gated = ops.add(t, active, attended)
     joined = ops.scale(t, ops.add(t, gated, beside))
-    fed = power_norm(t, joined, "pre_feedforward_layernorm")
-    raw = feed(t, s, fed, kind)
+    read = power_norm(t, joined, "pre_feedforward_layernorm")
+    raw = feed(t, s, read, kind)
     fed = power_norm(t, raw, "post_feedforward_layernorm")
     activated = ops.add(t, joined, fed)
     corrected = correct(t, s, predicted, activated)
@@ -195,7 +199,7 @@ def block(
     first = t.linear(first, "per_layer_projection", s.sizes.hidden, role="down")
     first = power_norm(t, first, "post_per_layer_input_norm")
     out = ops.add_to_last(t, corrected, first, s.streams - 1)
-    del beside, attended, gated, raw, activated
+    del beside, attended, gated, read, raw, activated
     return out
 
 

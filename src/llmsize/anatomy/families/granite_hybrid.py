@@ -20,7 +20,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     hybrid = c.text("model_type") == "granitemoehybrid"
     rotated = not hybrid or c.text("position_embedding_type") == "rope"
     s = decoder.read(c, rotary=1.0 if rotated else 0.0)
-    m = mixture.read(c, width="intermediate_size") if c.count("num_local_experts") else None
+    m = (
+        mixture.read(c, width="intermediate_size", scores="chosen")
+        if c.count("num_local_experts")
+        else None
+    )
     shared = Dim(c.count("shared_intermediate_size", default=1024 if hybrid else 0), "shared_width")
     mixer = read_mamba2(c, s.hidden)
     bias = c.flag("attention_bias")
@@ -39,7 +43,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = layer_kinds(c, s.layers, hybrid)
-    return decoder.run(t, s, block, kinds, begin=lambda x: ops.scale(t, x))
+    return decoder.run(t, s, block, kinds, begin=lambda x: ops.scale(t, x), end=(ops.scale,))
 
 
 def layer_kinds(c: Config, layers: int, hybrid: bool) -> list[str]:
