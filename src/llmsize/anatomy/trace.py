@@ -138,17 +138,18 @@ class Trace(Tape):
         experts: int = 0,
         chosen: int = 0,
         format: Format | None = None,
+        fixed: bool = False,
     ) -> Parameter:
         """The parameter `name` (relative to its layer), made when it is first asked for.
 
         `experts` says that its first dimension is routed experts, of which a token uses `chosen`.
-        It has a `format` of its own if the model says so.
+        It has a `format` of its own if the model says so; a `fixed` one is never trained.
         """
         weight = self.weights.get((self.layer, name))
         if weight is None:
             weight = self._weight(name, shape, format or self._format_of(role), role)
             weight.experts, weight.chosen = experts, chosen
-            if self._trains(role):
+            if self._trains(role) and not fixed:
                 weight.train()
         return weight
 

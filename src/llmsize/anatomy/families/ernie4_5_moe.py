@@ -65,7 +65,8 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, bias: bool) -> Tensor:
 def route(t: Trace, m: Mixture, tokens: Tensor) -> mixture.Routing:
     """A softmax in fp32, whatever autocast says, corrected for the choice."""
     autocast, t.autocast = t.autocast, None
-    t.weight("mlp.gate.moe_statics.e_score_correction_bias", (1, m.count), "router", format=FP32)
+    name = "mlp.gate.moe_statics.e_score_correction_bias"
+    t.weight(name, (1, m.count), "router", format=FP32, fixed=True)
     weight: Tensor = t.weight("mlp.gate.weight", (m.count, tokens.shape[-1]), "router", format=FP32)
     weight = t.adapted_matrix(weight, "mlp.gate.weight", "router")
     logits = ops.linear(t, ops.to(t, tokens, FP32), weight)

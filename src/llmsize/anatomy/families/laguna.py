@@ -71,7 +71,7 @@ def attention(
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, capped: bool) -> Tensor:
     """Routed experts, their sum scaled, and a shared one."""
-    t.weight("mlp.gate.e_score_correction_bias", (m.count,), "router")
+    t.weight("mlp.gate.e_score_correction_bias", (m.count,), "router", fixed=True)
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_")
     logits = ops.to(t, mixture.router_logits(t, m, tokens, "mlp.gate", bias=False), FP32)
