@@ -571,7 +571,6 @@ class Settings:
     lora_targets: str = "all-linear"
     lora_dropout: float = 0.0
     modules_to_save: list[str] = field(default_factory=list)
-    adapter_fp32: bool = True
     virtual_tokens: int = 20
     optimizer: str = "adamw_fused"
     master: bool = False
@@ -667,7 +666,7 @@ def add_adapter(model: Any, settings: Settings) -> Any:
     config = adapter_config(model, settings)
     # Everything is on the device already, and fake parameters cannot be moved in place.
     with mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self):
-        return get_peft_model(model, config, autocast_adapter_dtype=settings.adapter_fp32)
+        return get_peft_model(model, config)
 
 
 def build(settings: Settings) -> Run:
@@ -1013,7 +1012,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lora-targets", choices=["qv", "all-linear"], default="all-linear")
     p.add_argument("--lora-dropout", type=float, default=0.0)
     p.add_argument("--modules-to-save", nargs="*", default=[], help="trained whole, as copies")
-    p.add_argument("--adapters-as-weights", dest="adapter_fp32", action="store_false")
     p.add_argument("--virtual-tokens", type=int, default=20)
     optimizers = ["adamw_fused", "adamw_foreach"]
     p.add_argument("--optimizer", choices=optimizers, default="adamw_fused")

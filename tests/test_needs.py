@@ -9,21 +9,21 @@ from llmsize.cli.fits import _step as fits_step
 from llmsize.cli.fits import workload
 from llmsize.formats import Format
 from llmsize.memory import overview
-from llmsize.memory.methods import Choices, Method
+from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.needs import asker, estimated, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 
-PRECISION: dict[Method, str] = {"full": "mixed", "lora": "pure-16bit", "qlora": "pure-16bit"}
+PRECISION: dict[str, str] = {"full": "mixed", "lora": "pure-16bit", "qlora": "pure-16bit"}
 
 
-def step(name: str, method: Method) -> Question:
+def step(name: str, method: str) -> Question:
     return step_of(model(name), method)
 
 
-def step_of(architecture: Architecture, method: Method) -> Question:
+def step_of(architecture: Architecture, method: str) -> Question:
     """One sequence of 2,048 tokens, every layer recomputed."""
     base = presets.get(Format, "nf4") if method == "qlora" else None
     return Question(
@@ -44,7 +44,7 @@ def test_falcon_40b_by_qlora_is_of_the_30_gb_class() -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_more_devices_never_need_more_of_each(method: Method) -> None:
+def test_more_devices_never_need_more_of_each(method: str) -> None:
     """Dividing the states lowers what each device holds, down to its activations."""
     needs = [tuning(step("llama-3.1-8b", method), devices).value for devices in (1, 2, 8, 64)]
     assert needs == sorted(needs, reverse=True)
@@ -64,7 +64,7 @@ def test_formulas_agree_with_the_step_that_is_walked(name: str, job: Job) -> Non
 
 def test_quantizing_the_base_saves_memory_and_so_does_freezing_it() -> None:
     """QLoRA needs less than LoRA, and LoRA less than full training."""
-    ways: tuple[Method, ...] = ("qlora", "lora", "full")
+    ways: tuple[str, ...] = ("qlora", "lora", "full")
     needs = [tuning(step("llama-2-7b", way)).value for way in ways]
     assert needs == sorted(needs)
 

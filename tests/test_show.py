@@ -31,7 +31,7 @@ def test_a_model_has_its_parameters_by_meaning(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["show", "modls"], "did you mean `models`?"),
+        (["show", "modls"], "did you mean `models`"),
         (["show", "models", "lama-2-7b"], "did you mean `llama-2-7b`"),
         (["show", "laws", "kaplann"], "did you mean `kaplan`"),
     ],

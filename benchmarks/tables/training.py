@@ -16,7 +16,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.generation import generation
-from llmsize.memory.methods import Choices, Method, Recompute, training_run
+from llmsize.memory.methods import Choices, Recompute, training_run
 from llmsize.memory.training import Meter, TrainingRun, TrainingStep, metered, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.training import Question
@@ -131,15 +131,22 @@ STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unslot
           "torchtitan": "torchtitan"}  # fmt: skip
 """The framework of each source; transformers for all others."""
 
-METHODS: dict[str, Method] = {
-    "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms"
+METHODS = {
+    "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms",
+    "lora (lora-fa)": "lora-fa", "ia3": "ia3", "prompt_tuning": "prompt-tuning",
+    "ptuning": "p-tuning", "adapter (LLaMA-Adapter)": "llama-adapter",
+    "adaptionprompt": "llama-adapter", "adapter v2 on 4-bit base": "llama-adapter-v2",
 }  # fmt: skip
+
+VIRTUAL_TOKENS = {"prompt_tuning": 200, "ptuning": 20, "adaptionprompt": 100}
+"""Lengths of the prompts in PEFT's benchmark, as the trained parameters of its rows say."""
 
 OPTIMIZERS = {
     "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
     "AdamW8bit, fused in backward": "adamw-8bit", "AdamW, fused in backward": "adamw",
     "AdamW (fp32 states)": "adamw", "LoRA r=100 Adam": "adamw", "adamw_8bit": "adamw-8bit",
     "PagedAdamW (bnb, 32-bit)": "adamw-fp32", "Adam8bit (bnb)": "adamw-8bit",
+    "LoRA-FA AdamW": "adamw",
 }  # fmt: skip
 
 
@@ -147,7 +154,7 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
     """Published peaks of real runs on one device, in the meter that each was read with."""
     for row in rows:
         measured = row["kind"] in ("measured", "measured_derived") and row["grade"] == "A"
-        if not (measured and row["gpus"] == "1" and row["method"] in METHODS):
+        if not (measured and row["gpus"] == "1"):
             continue
         try:
             asked = _question(row)
@@ -236,7 +243,7 @@ def _published(row: Mapping[str, str]) -> Choices:
     targets = tuple(short.get(name, name) for name in modules.split(","))
     fp32 = row["weight_dtype"] == "fp32"
     return Choices(
-        method=METHODS[row["method"]],
+        method=METHODS.get(row["method"], row["method"]),
         batch=int(row["batch_per_device"]),
         sequence=int("".join(c for c in row["seq_len"].split(" ")[0] if c.isdigit()) or 512),
         padded=row["seq_len"].startswith("<="),
@@ -244,7 +251,8 @@ def _published(row: Mapping[str, str]) -> Choices:
         rank=int(row["lora_rank"] or 16),
         targets=targets,
         adapter_dropout=0.05 if row["source"] == "litgpt" else 0.0,  # litgpt/finetune/lora.py
-        base=presets.get(Format, _base(row["weight_dtype"])),
+        tokens=VIRTUAL_TOKENS.get(row["method"], 0),
+        base=_quantized(row),
         recompute=next((kind for kind in RECOMPUTED if row["recompute"].startswith(kind)), "none"),
         offload_checkpoints="offload" in row["recompute"],
         attention="eager" if row["attention"] == "eager" else "sdpa",
@@ -254,6 +262,12 @@ def _published(row: Mapping[str, str]) -> Choices:
 
 
 RECOMPUTED: tuple[Recompute, ...] = ("full", "selective")
+
+
+def _quantized(row: Mapping[str, str]) -> Format | None:
+    """The format of a quantized base, where there is one."""
+    quantized = row["method"] == "qlora" or "4-bit" in row["method"]
+    return presets.get(Format, _base(row["weight_dtype"])) if quantized else None
 
 
 def _base(weights: str) -> str:

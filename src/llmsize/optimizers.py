@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -91,11 +91,30 @@ def state_bytes(
     elements = prod(shape)
     if takes(optimizer, shape, role):
         states = {name: _format(optimizer, f, stepped) for name, f in optimizer.states.items()}
-        kept = _layout_bytes(optimizer, shape, states)
+        kept = _layout_bytes(optimizer, shape, states, stepped)
     else:
         formats = (_format(optimizer, f, stepped) for f in optimizer.others.values())
         kept = sum(stored_bytes(format, elements) for format in formats)
     return kept + optimizer.step_bytes
+
+
+def projected(optimizer: Optimizer, rank: int) -> Optimizer:
+    """The optimizer with its states of matrices in a subspace of that rank (GaLore).
+
+    The projections have the weights' format. Raises `LLMSizeError` for states that are no number
+    per element already.
+    """
+    if optimizer.layout not in ("elementwise", "block") or not optimizer.states:
+        raise LLMSizeError(
+            f"{optimizer.title or optimizer.name} has no states that could be projected",
+            hint="choose `adamw` or `adamw-8bit`",
+        )
+    return replace(
+        optimizer, layout="low_rank", rank=rank, projector=WEIGHT,
+        excludes=("embedding", "position", "head"),
+        others=optimizer.others or optimizer.states,
+        title=f"GaLore of rank {rank} with {optimizer.title or optimizer.name}",
+    )  # fmt: skip
 
 
 def takes(optimizer: Optimizer, shape: tuple[int, ...], role: str = "") -> bool:
@@ -105,7 +124,7 @@ def takes(optimizer: Optimizer, shape: tuple[int, ...], role: str = "") -> bool:
 
 
 def _layout_bytes(
-    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format]
+    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format], stepped: Format
 ) -> int:
     elements = prod(shape)
     match optimizer.layout:
@@ -123,19 +142,40 @@ def _layout_bytes(
                 for name, format in states.items()
             )
         case "low_rank":
-            return _low_rank_bytes(optimizer, shape, states)
+            return _low_rank_bytes(optimizer, shape, states, stepped)
 
 
 def _low_rank_bytes(
-    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format]
+    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format], stepped: Format
 ) -> int:
     *stack, rows, columns = shape
     short, long = sorted((rows, columns))
     rank = min(optimizer.rank, short)
     kept = sum(stored_bytes(format, rank * long) for format in states.values())
+    if optimizer.block:
+        kept += stored_bytes(FP32, -(-rank * long // optimizer.block)) * len(states)
     if optimizer.projector:
-        kept += stored_bytes(_format(optimizer, optimizer.projector, FP32), short * rank)
+        kept += stored_bytes(_format(optimizer, optimizer.projector, stepped), short * rank)
     return prod(stack) * kept
+
+
+def projection_bytes(
+    optimizer: Optimizer, shape: tuple[int, ...], role: str, format: Format
+) -> int:
+    """What a step in a subspace allocates for one weight of that `format`, at its highest.
+
+    The update is brought back whole and scaled; when the subspace is chosen anew, the gradient is
+    decomposed in fp32 (jiaweizzhao/GaLore, galore_torch/{adamw,galore_projector}.py; workspaces of
+    the decomposition are not counted). Weights that are not projected make two temporaries.
+    """
+    whole = stored_bytes(format, prod(shape))
+    if not takes(optimizer, shape, role):
+        return 2 * whole
+    short, long = sorted(shape[-2:])
+    rank = min(optimizer.rank, short)
+    update = 2 * whole + 3 * stored_bytes(format, rank * long)
+    decomposed = 2 * short * long + short * short
+    return max(update, stored_bytes(FP32, decomposed) if optimizer.projector else 0)
 
 
 def _format(optimizer: Optimizer, name: str, stepped: Format) -> Format:

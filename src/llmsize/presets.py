@@ -97,6 +97,10 @@ def folder(kind: type[Record]) -> str:
 
 
 def _built_in(subfolder: str) -> dict[str, Any]:
+    if subfolder == "methods":
+        from llmsize.memory.methods import METHODS
+
+        return dict(METHODS)
     from llmsize.formats import NATIVE
 
     return dict(NATIVE) if subfolder == "formats" else {}

@@ -21,6 +21,7 @@ def run_forward(
     An `outline` runs one layer of each kind, which is enough for weights and caches.
     Raises `LLMSizeError` for a configuration that does not describe a model.
     """
+    adapter = setting.adapter
     trace = Trace(
         grad=setting.training,
         autocast=setting.autocast,
@@ -29,12 +30,16 @@ def run_forward(
         setting=setting,
         outline=outline,
         batch=Dim(setting.batch, "batch"),
-        sequence=Dim(setting.sequence, "sequence"),
+        sequence=Dim(setting.sequence + (adapter.longer if adapter else 0), "sequence"),
     )
     forward = forward_of(architecture.family)
     trace.enter(-1, "forward")
     config = Config({"model_type": architecture.family, **architecture.config}, architecture.name)
-    return trace, forward(trace, config)
+    if adapter is not None:
+        adapter.begin(trace, config)
+    result = forward(trace, config)
+    trace.let_go(trace.held)
+    return trace, result
 
 
 def traced(architecture: Architecture) -> Trace:

@@ -18,6 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 
 if TYPE_CHECKING:
+    from llmsize.anatomy.config import Config
     from llmsize.anatomy.trace import Trace
 
 ALL_LINEAR = "all-linear"
@@ -49,6 +50,8 @@ class Adapter:
     """Format of what is trained; peft keeps it in fp32 over 16-bit weights."""
     tokens: int = 0
     """Virtual tokens that it puts in front."""
+    first: int = 0
+    """The first layer whose attention it changes."""
 
     @property
     def longer(self) -> int:
@@ -65,11 +68,18 @@ class Adapter:
     ) -> bool:
         """Whether it goes around the linear layer `module` of a model of this `model_type`."""
         if ALL_LINEAR in self.targets:
-            return role != "head"
+            return role not in ("head", "score")
         return module.rsplit(".", 1)[-1] in self.targets
 
+    def begin(self, t: Trace, c: Config) -> None:
+        """What it makes before the model runs."""
+
+    def embedded(self, t: Trace, x: Tensor) -> Tensor:
+        """What the layers get for the tokens' embeddings `x`."""
+        return x
+
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
-        """What a layer that it goes around gives for `x`."""
+        """What a linear layer that it goes around gives for `x`."""
         return layer.run(x)
 
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
@@ -78,6 +88,14 @@ class Adapter:
             f"`{layer.name}` is one projection, of which this method cannot adapt a part",
             hint="only lora and qlora can; or train with `--stack transformers`",
         )
+
+    def cached(self, t: Trace, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values by heads that attention sees."""
+        return k, v
+
+    def attended(self, t: Trace, q: Tensor, out: Tensor) -> Tensor:
+        """What attention gives for queries `q`, both by heads."""
+        return out
 
     def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
         """A parameter that is no linear layer, as it is used; `fused` layers are in it."""
@@ -95,6 +113,8 @@ class LoRA(Adapter):
     dropout: float = 0.0
     dora: bool = False
     """Whether the norm of each output channel's weights is trained, too (Liu et al. 2024)."""
+    fixed_down: bool = False
+    """Whether the factor next to the input is frozen (Zhang et al. 2023, arXiv:2308.03303)."""
 
     def adapts(
         self, module: str, role: str, family: str = "", *, once_linear: bool = False
@@ -112,7 +132,8 @@ class LoRA(Adapter):
                 f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
                 hint=f"a rank of at most {min(width, out)} adds anything",
             )
-        down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width))
+        trained = not self.fixed_down
+        down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
         result = layer.run(x)
         format = result.format
@@ -185,7 +206,8 @@ class LoRA(Adapter):
             return weight
         *stack, out, width = weight.shape
         rank, count = fused * self.rank, prod(stack)
-        down = t.adapter(f"{name}.lora_A.default.weight", (count * rank, width))
+        trained = not self.fixed_down
+        down = t.adapter(f"{name}.lora_A.default.weight", (count * rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
         return ops.merged_adapter(t, weight, up, down)
 
@@ -241,18 +263,26 @@ class Bottleneck(Adapter):
     (arXiv:2005.00247).
     """
 
-    width: int = 64
+    width: int = 0
+    """Of the bottleneck; 0 for a sixteenth of the layer's output."""
+    roles: tuple[str, ...] = ("o", "down")
+    """Roles of the linear layers that have one, unless there are `targets`."""
+
+    def adapts(self, module: str, role: str, family: str = "") -> bool:
+        """Whether there is a bottleneck behind the linear layer `module`."""
+        return Adapter.adapts(self, module, role) if self.targets else role in self.roles
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """`h + up(activation(down(h)))`."""
         hidden = layer.run(x)
-        if self.width > layer.out:
+        width = self.width or max(layer.out // 16, 1)
+        if width > layer.out:
             raise LLMSizeError(
-                f"a bottleneck of {self.width:,} is wider than `{layer.name}` ({layer.out})",
+                f"a bottleneck of {width:,} is wider than `{layer.name}` ({layer.out})",
                 hint=f"choose a width of at most {layer.out}",
             )
-        low = self._linear(t, ops.to(t, hidden, self.format), f"{layer.name}.adapter_down",
-                           self.width)  # fmt: skip
+        x = ops.to(t, hidden, self.format)
+        low = self._linear(t, x, f"{layer.name}.adapter_down", width)
         change = self._linear(t, ops.relu(t, low), f"{layer.name}.adapter_up", layer.out)
         return ops.to(t, ops.add(t, change, hidden), hidden.format)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from llmsize.anatomy import attention
+from llmsize.anatomy import attention, objectives
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import Kind, LayerCache
 from llmsize.anatomy.config import Config
@@ -23,8 +23,9 @@ from llmsize.formats import BOOL, FP32, INT64, Format
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
     """Token embeddings: batch, sequence, width."""
     table = t.weight(f"{name}.weight", (rows, width), role)
-    x = ops.embedding(t, table, t.batch, t.sequence)
-    return t.with_gradient(x) if t.setting.input_gradients else x
+    x = ops.embedding(t, table, t.batch, Dim(t.setting.sequence, "sequence"))
+    x = t.with_gradient(x) if t.setting.input_gradients else x
+    return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)
 
 
 def positions(t: Trace, sequences: int = 1) -> Tensor:
@@ -257,6 +258,8 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
 
     A window's cache is a view of what was copied last (transformers v5.23, cache_utils.py).
     """
+    if t.setting.adapter is not None:
+        k, v = t.setting.adapter.cached(t, k, v)
     if not t.setting.cache:
         return k, v
     if not window:
@@ -300,8 +303,10 @@ def attend(
     if t.setting.attention == "eager" or softcap:
         assert mask is not None
         out = attention.eager(t, q, k, v, mask, dropout=dropout, softcap=softcap)
-        return ops.merge_heads(t, out)
-    return ops.merge_heads(t, attention.attend(t, q, k, v, mask, dropout=dropout))
+    else:
+        out = attention.attend(t, q, k, v, mask, dropout=dropout)
+    adapter = t.attending
+    return ops.merge_heads(t, out if adapter is None else adapter.attended(t, q, out))
 
 
 def hand_back(t: Trace, returned: list[Tensor], weights: Tensor) -> None:
@@ -361,9 +366,12 @@ def causal_lm(
     what happens to the logits before anybody sees them, `loss` what makes the loss of them if it
     is not that of the next token.
     """
+    if t.setting.objective == "score":
+        return objectives.score(t, hidden)
+    if t.setting.objective == "log-probabilities":
+        return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
     if t.setting.training and t.setting.loss == "fused_linear":
-        weight = t.weights[-1, f"{tied}.weight"] if tied else None
-        weight = weight or t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+        weight = _head(t, hidden, vocabulary, head, tied)
         return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
     if t.setting.last_logits:
         hidden = Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
@@ -374,9 +382,17 @@ def causal_lm(
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:
         logits = step(t, logits)
+    if t.setting.objective == "policy":
+        return objectives.policy_logits(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = logits
     return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+
+
+def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
+    """The weight of the head, or of the embedding that it shares."""
+    weight = t.weights[-1, f"{tied}.weight"] if tied else None
+    return weight or t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
 
 
 SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
@@ -432,10 +448,11 @@ def mask(
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
     sequence outgrows a `window` (transformers v5.23, masking_utils.py).
     """
-    total = t.sequence + t.setting.past
+    prefix = t.setting.adapter.remembered if t.setting.adapter else 0
+    total = t.sequence + t.setting.past + prefix
     added = masking in ("eager", "alibi") or t.setting.attention == "eager"
     outgrown = window and total >= window
-    if not (added or masking == "always" or t.setting.padded or outgrown):
+    if not (added or masking == "always" or t.setting.padded or outgrown or prefix):
         return None
     batch = t.batch if t.setting.padded else Dim(1, "one")
     allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)

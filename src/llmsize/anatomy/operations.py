@@ -616,6 +616,12 @@ def _repeat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("sum", node.context, first(grads).format),)
 
 
+def tile(t: Tape, x: Tensor, times: int) -> Tensor:
+    """`x`, whose first dimension is 1, copied so many times."""
+    node = t.record(_repeat_backward, (x,), (), x.shape)
+    return attach(t.new("repeat", (times, *x.shape[1:]), x.format), node)
+
+
 # --- picking -----------------------------------------------------------------------------------
 
 

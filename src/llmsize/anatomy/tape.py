@@ -15,7 +15,7 @@ from llmsize.formats import Format, stored_bytes
 class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
-    __slots__ = ("chosen", "experts", "gradient", "indices", "name", "role")
+    __slots__ = ("chosen", "copied", "experts", "gradient", "indices", "name", "role")
 
     def __init__(
         self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
@@ -29,6 +29,8 @@ class Parameter(Tensor):
         """Routed experts whose weights these are, first dimension; 0 for what every token uses."""
         self.chosen = 0
         """Experts that one token is sent to."""
+        self.copied = False
+        """Whether it is a trained copy of a frozen weight that is there, too."""
         self.gradient: Tensor | None = None
 
     @property

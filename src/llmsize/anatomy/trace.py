@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Adapter, Linear
@@ -15,11 +15,19 @@ from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
 
+if TYPE_CHECKING:
+    from llmsize.anatomy.prompts import Prefixes
+
 Kind = TypeVar("Kind", bound=Hashable)
 
 Attention = Literal["sdpa", "eager"]
 Loss = Literal["eager", "chunked", "fused_linear"]
 """All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
+
+
+Objective = Literal["tokens", "log-probabilities", "policy", "score"]
+"""The loss of the next token; log-probabilities of tokens from tiles of logits, or from all logits
+at once; or one number for each sequence."""
 
 
 class Setting(NamedTuple):
@@ -47,6 +55,10 @@ class Setting(NamedTuple):
     loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss is one kernel that keeps the logits as they are, not an fp32 copy."""
+    objective: Objective = "tokens"
+    """What is made of the last hidden states."""
+    scored: int = 0
+    """Tokens of each sequence whose log-probabilities are wanted; 0 for all but the first."""
     loss_chunks: int = 8
     """Chunks of a chunked loss."""
     padded: bool = False
@@ -55,6 +67,8 @@ class Setting(NamedTuple):
     """Whether labels are given and tensors are kept for a backward pass."""
     trained: frozenset[str] | None = None
     """Roles of the model's own weights that are trained; `None` for all."""
+    modules_to_save: tuple[str, ...] = ()
+    """Last parts of the names of modules that are trained as copies beside the frozen ones."""
     frozen_layers: int = 0
     """The first layers, whose weights are frozen, and with them the embeddings."""
     adapter: Adapter | None = None
@@ -124,6 +138,10 @@ class Trace(Tape):
     """The tensors of the cache."""
     outputs: Tensor | None = None
     """The logits, where the caller holds them."""
+    held: list[Tensor | None] = field(default_factory=list)
+    """What the caller of the model holds until it has run."""
+    prefixes: Prefixes | None = None
+    """Trained keys and values in front of every layer's own."""
     buffers: int = 0
     """Bytes of the model's buffers: constants beside the weights."""
     batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
@@ -149,7 +167,8 @@ class Trace(Tape):
         if weight is None:
             weight = self._weight(name, shape, format or self._format_of(role), role)
             weight.experts, weight.chosen = experts, chosen
-            if self._trains(role) and not fixed:
+            weight.copied = name.split(".")[-2:][0] in self.setting.modules_to_save
+            if (self._trains(role) or weight.copied) and not fixed:
                 weight.train()
         return weight
 
@@ -187,14 +206,35 @@ class Trace(Tape):
         ]
         return [cache for _, cache in sorted(numbered, key=lambda pair: pair[0])]
 
-    def adapter(self, name: str, shape: Shape) -> Parameter:
-        """A trained parameter beside the model's own."""
+    @property
+    def attending(self) -> Adapter | None:
+        """The adapter, where it changes the attention of the layer at work."""
+        adapter = self.setting.adapter
+        if adapter is None or not adapter.first:
+            return adapter
+        indices = self.places[self.layer].indices
+        return None if indices and indices[0] < adapter.first else adapter
+
+    def adapter(self, name: str, shape: Shape, *, trained: bool = True) -> Parameter:
+        """A parameter beside the model's own, which is `trained` unless it is said to be fixed."""
         weight = self.weights.get((self.layer, name))
         if weight is None:
             assert self.setting.adapter is not None
             weight = self._weight(name, shape, self.setting.adapter.format, "adapter")
-            weight.train()
+            if trained:
+                weight.train()
         return weight
+
+    def let_go(self, tensors: list[Tensor | None]) -> None:
+        """Empty the list; what goes with it goes for every layer that a traced one stands for."""
+        while tensors:
+            storage = tensors[-1].storage if tensors[-1] is not None else None
+            alike = len(self.places[storage.what.layer].indices) if storage is not None else 1
+            before, storage = len(self.events), None
+            tensors.pop()
+            if len(self.events) > before and alike > 1:
+                change, what = self.events[-1]
+                self.events.append(((alike - 1) * change, what))
 
     def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
         prefix, indices = self.places[self.layer]
@@ -297,14 +337,15 @@ class Trace(Tape):
         """
         carried = [] if carried is None else carried
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
+        plain = self.setting.adapter.first if self.setting.adapter else 0
         marked = tuple(
-            (kind, every > 0 and index % every == 0, index < frozen)
+            (kind, every > 0 and index % every == 0, index < frozen, index < plain)
             for index, kind in enumerate(kinds)
         )
         turns = one_of_each(marked) if self.outline else course(marked)
         first, settled = len(self.course), self.outline
         shown = self._follow(prefix, first, turns, range(len(turns)))
-        for number, (kind, checkpointed, _) in enumerate([turn.kind for turn in turns]):
+        for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
             if not settled and self._is_settled(x, carried, number):
                 settled = True
                 shown = self._follow(prefix, first, turns, shown_by(turns, number))

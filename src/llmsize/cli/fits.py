@@ -20,7 +20,7 @@ from llmsize.hardware import Accelerator, Instance, Machine, peak, rented, suppo
 from llmsize.hardware import machine as machine_of
 from llmsize.ladder import typical
 from llmsize.memory import overview
-from llmsize.memory.methods import Choices, Method
+from llmsize.memory.methods import Choices
 from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
@@ -170,7 +170,7 @@ def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
 def _step(model: Subject, work: Workload, job: Job) -> Question:
     """The training step that `llmsize train --recompute full` is asked about."""
     recipe, full = work.storage.recipe, job == "full training"
-    method: Method = "full" if full else "qlora" if recipe else "lora"
+    method = "full" if full else "qlora" if recipe else "lora"
     choices = Choices(
         method, work.batch, work.context, work.storage.format, rank=work.lora.rank,
         recompute="full", base=format_named(recipe.base) if recipe else None,

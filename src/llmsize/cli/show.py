@@ -61,6 +61,9 @@ KINDS: dict[str, Kind] = {
         "llmsize.optimizers:Precision",
         {"weights, gradients, optimizer": "bytes_per_parameter", "title": "title"},
     ),
+    "methods": Kind(
+        "llmsize.memory.methods:Method", {"title": "title", "takes": "takes", "aliases": "aliases"}
+    ),
     "accelerators": Kind(
         "llmsize.hardware:Accelerator",
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
-from typing import Annotated, get_args
+from typing import Annotated
 
 from llmsize import presets, units
 from llmsize.anatomy import run_forward
@@ -18,7 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak
-from llmsize.memory.methods import Choices, Method, method_named, training_run
+from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
@@ -33,8 +33,6 @@ from llmsize.throughput import (
     training_flop,
     training_time,
 )
-
-METHODS = get_args(Method)
 
 EXAMPLES = (
     "llmsize time --params 7B --tokens 2T --gpu a100-sxm-80gb --gpus 1024",
@@ -96,7 +94,7 @@ def time(
     seq_len: SequenceLength = None,
     method: MethodName = "full",
     rank: Rank = 16,
-    targets: Targets = "all-linear",
+    targets: Targets = "",
     trained: Trained = None,
     recompute: Recompute = False,
     dtype: Format = "bf16",
@@ -145,9 +143,10 @@ def _choices(method: str, rank: int, targets: str, trained: int | None) -> Choic
             "--trained goes with a bare count",
             hint="of a MODEL, --method lora --rank 16 counts what is trained",
         )
-    base = presets.get(Quantized, "nf4") if method == "qlora" else None
-    names = tuple(name.strip() for name in targets.split(","))
-    return Choices(method_named(method), 1, 1, rank=rank, targets=names, base=base)
+    chosen = method_named(method).name
+    base = presets.get(Quantized, "nf4") if chosen in QUANTIZED else None
+    names = tuple(name.strip() for name in targets.split(",") if name.strip())
+    return Choices(chosen, 1, 1, rank=rank, targets=names, base=base)
 
 
 def _by_anatomy(

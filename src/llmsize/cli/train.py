@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from llmsize import presets, units
 from llmsize.cli import options
@@ -12,7 +12,20 @@ from llmsize.cli.options import Batch, Dtype, Gpu, Gpus, InstanceName, Model, Re
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Estimate, Row, Table
 from llmsize.formats import Format
-from llmsize.memory.methods import Choices, Recompute, method_named, training_run
+from llmsize.memory.methods import (
+    QUANTIZED,
+    Choices,
+    Recompute,
+    check_options,
+    method_named,
+    training_run,
+)
+from llmsize.memory.objectives import (
+    OBJECTIVES,
+    check_rollout,
+    objective_named,
+    reference_named,
+)
 from llmsize.memory.training import TrainingStep, device_memory, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
@@ -39,7 +52,8 @@ def train(
         str,
         Option(
             "--method",
-            help="`full`, `lora`, `qlora`, `dora`, `bitfit`, `norms`, `head` or `frozen`.",
+            help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
+            autocompletion=options.completing("methods"),
         ),
     ] = "full",
     batch: Batch = 1,
@@ -60,30 +74,83 @@ def train(
         ),
     ] = "pure-16bit",
     optimizer: Annotated[
-        str, Option("--optimizer", metavar="NAME", help="See `llmsize show optimizers`.",
+        str, Option("--optimizer", metavar="NAME", show_default=False,
+                          help="`llmsize show optimizers`; `adamw` if the method has none.",
                           autocompletion=options.completing("optimizers"))
-    ] = "adamw",
+    ] = "",
     stack: Annotated[
         str, Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
                           autocompletion=options.completing("stacks"))
     ] = "transformers",
     rank: Annotated[
-        int, Option("--rank", metavar="R", help="Rank of the adapters.",
-                          parser=lambda given: units.parse_count(str(given), "rank"))
-    ] = 16,
+        int | None,
+        Option("--rank", metavar="R", help="Rank of adapters or projections (16).",
+                     parser=lambda given: units.parse_count(str(given), "rank"))
+    ] = None,
     targets: Annotated[
-        str, Option("--targets", metavar="NAMES",
+        str, Option("--targets", metavar="NAMES", show_default=False,
                           help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")
-    ] = "all-linear",
+    ] = "",
     adapter_dropout: Annotated[
-        float, Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
-    ] = 0.0,
+        float | None,
+        Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
+    ] = None,
+    adapter_dtype: Annotated[
+        str, Option("--adapter-dtype", metavar="FORMAT", show_default=False,
+                          help="Format of the adapters, if not the stack's: `fp32`, `bf16`.",
+                          autocompletion=options.completing("formats"))
+    ] = "",
+    modules_to_save: Annotated[
+        str, Option("--modules-to-save", metavar="NAMES", show_default=False,
+                          help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")
+    ] = "",
+    width: Annotated[
+        int | None,
+        Option("--width", metavar="N", help="Width of bottlenecks (a sixteenth).",
+                     parser=lambda given: units.parse_count(str(given), "width"))
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        Option("--virtual-tokens", metavar="N", help="Tokens of a prompt, mostly 20.",
+                     parser=lambda given: units.parse_count(str(given), "virtual tokens"))
+    ] = None,
     base: Annotated[
-        str, Option("--base", metavar="FORMAT", help="Quantized base of `qlora`.")
-    ] = "nf4",
+        str, Option("--base", metavar="FORMAT", show_default=False,
+                          help="Quantized frozen weights: `nf4`, `llm-int8`, `gptq-int4-g128`.",
+                          autocompletion=options.completing("formats"))
+    ] = "",
+    upcast: Annotated[
+        bool, Option("--upcast", help="Keep in fp32 what is not quantized.")
+    ] = False,
     freeze: Annotated[
-        int, Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
-    ] = 0,
+        int | None, Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
+    ] = None,
+    objective: Annotated[
+        str, Option("--objective", metavar="NAME", help=f"{', '.join(OBJECTIVES)}.",
+                          autocompletion=lambda: list(OBJECTIVES))
+    ] = "sft",
+    reference: Annotated[
+        str, Option("--reference", metavar="KIND", show_default=False,
+                          help="Of a preference or policy: `model`, `adapter` (switched off), "
+                               "`precomputed` or `none`.")
+    ] = "",
+    completion: Annotated[
+        int | None,
+        Option("--completion", metavar="TOKENS", help="Written of --seq-len (half).",
+                     parser=lambda given: units.parse_count(str(given), "completion"))
+    ] = None,
+    rollouts: Annotated[
+        int | None,
+        Option("--rollouts", metavar="N", help="Sequences written at once (those of a step).",
+                     parser=lambda given: units.parse_count(str(given), "rollouts"))
+    ] = None,
+    engine_share: Annotated[
+        float, Option("--vllm-share", min=0.0, max=0.95, metavar="SHARE", show_default=False,
+                            help="Share of the device that vLLM takes to write: `0.3`.")
+    ] = 0.0,
+    engine_sleeps: Annotated[
+        bool, Option("--vllm-sleep", help="vLLM gives its memory back while training.")
+    ] = False,
     recompute: Annotated[
         str, Option("--recompute", help="`none`, `full` or `selective`.")
     ] = "none",
@@ -125,26 +192,56 @@ def train(
 ) -> Estimate:  # fmt: skip
     """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
     architecture = options.assuming(options.architecture(model), assume_family)
+    chosen, machine = method_named(method), options.machine(gpu, vram, gpus, instance, reserve)
+    budget = int(machine.usable.value) if machine else None
+    aim = objective_named(objective)
+    check_rollout(aim, completion=completion, rollouts=rollouts, engine=engine_share)
+    given = _given(
+        rank=rank, targets=_names(targets), adapter_dropout=adapter_dropout, width=width,
+        adapter_format=presets.get(Format, adapter_dtype) if adapter_dtype else None,
+        modules_to_save=_names(modules_to_save), tokens=tokens, frozen_layers=freeze,
+        base=presets.get(Format, base) if base else None, upcast=upcast or None,
+        completion=completion, rollouts=rollouts, engine=_engine(engine_share, budget),
+        reference=reference_named(reference) if reference else None,
+    )  # fmt: skip
+    check_options(chosen, given)
+    if chosen.name in QUANTIZED and "base" not in given:
+        given["base"] = presets.get(Format, "nf4")
     choices = Choices(
-        method=method_named(method), batch=batch, sequence=sequence,
-        format=presets.get(Format, dtype), rank=rank,
-        targets=tuple(part.strip() for part in targets.split(",") if part.strip()),
-        adapter_dropout=adapter_dropout,
-        base=presets.get(Format, base) if method == "qlora" else None,
-        frozen_layers=freeze, recompute=_recompute(recompute), recompute_every=every,
+        method=chosen.name, objective=aim.name, engine_sleeps=engine_sleeps, batch=batch,
+        sequence=sequence, format=presets.get(Format, dtype),
+        recompute=_recompute(recompute), recompute_every=every,
         offload_checkpoints=offload_checkpoints,
         attention="eager" if _attention(attention) == "eager" else "sdpa",
         padded=padded, accumulation=accumulate, fused_backward=fused_backward, compiled=compiled,
+        **given,
     )  # fmt: skip
     question = Question(
         architecture, choices, presets.get(Stack, stack),
-        presets.get(Precision, recipe), presets.get(Optimizer, optimizer),
+        presets.get(Precision, recipe),
+        presets.get(Optimizer, optimizer or chosen.optimizer or "adamw"),
     )  # fmt: skip
-    machine = options.machine(gpu, vram, gpus, instance, reserve)
-    budget = int(machine.usable.value) if machine else None
     if fit:
         question = _fitted(question, fit, budget)
     return _estimate(question, budget, timeline=timeline)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+def _engine(share: float, budget: int | None) -> int | None:
+    """Bytes of an inference engine that takes a share of the device."""
+    if not share:
+        return None
+    if budget is None:
+        raise LLMSizeError("a share of what?", hint="give a card: `--gpu h100` or `--vram 80GB`")
+    return int(share * budget)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _recompute(text: str) -> Recompute:
@@ -209,11 +306,12 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
     return Estimate(
         command="train",
         question={
-            "model": question.architecture.name, "method": choices.method, "batch": choices.batch,
+            "model": question.architecture.name, "method": choices.method,
+            "objective": choices.objective, "batch": choices.batch,
             "seq_len": choices.sequence, "dtype": choices.format.name,
             "recipe": question.precision.name, "optimizer": question.optimizer.name,
             "stack": question.stack.name, "recompute": choices.recompute,
-            "rank": choices.rank if choices.method in ("lora", "qlora", "dora") else None,
+            "rank": choices.rank if "rank" in method_named(choices.method).takes else None,
             "accumulate": choices.accumulation, "memory_bytes": budget,
         },
         headline=_headline(question, step, memory, budget),
@@ -226,7 +324,8 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
 
 def _headline(question: Question, step: TrainingStep, memory: Term, budget: int | None) -> str:
     choices = question.choices
-    what = f"{question.architecture.title or question.architecture.name}, {choices.method}, "
+    aim = "" if choices.objective == "sft" else f" for {choices.objective}"
+    what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
     what += f"{choices.batch} × {choices.sequence:,} tokens"
     said = f"{what}: {format_bytes(memory.value)} on the device"
     if budget is None:
@@ -274,8 +373,8 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             f"{question.choices.sequence:,} tokens are more than the {positions:,} positions that "
             "the model was made for"
         )
-    if question.choices.method == "dora":
-        told.append("what DoRA keeps for its column norms is not counted")
+    if note := objective_named(question.choices.objective).note:
+        told.append(note)
     return tuple(told)
 
 
@@ -283,11 +382,15 @@ def _notes(
     question: Question, step: TrainingStep, memory: Term, budget: int | None
 ) -> tuple[str, ...]:
     where = f"layer {step.place}" if step.place else "outside of the layers"
+    pass_ = step.phase in ("forward", "backward")
     told = [
-        f"the peak is in the {step.phase} pass"
-        + (f", at {step.moment.operation}, {where}" if step.phase != "step" else ""),
+        f"the peak is in the {step.phase}"
+        + (f" pass, at {step.moment.operation}, {where}" if pass_ else ""),
         f"{format_count(step.trained)} parameters are trained",
     ]
+    if step.stages:
+        highest = ", ".join(f"{name} {format_bytes(size)}" for name, size in step.peaks.items())
+        told.append(f"the highest of each moment: {highest}")
     if budget is not None and memory.value > budget:
         told.append(advice(question, budget))
     return tuple(told)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal
 
-from llmsize.anatomy import LoRA, Setting
+from llmsize.anatomy import Setting
+from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, LoRA
+from llmsize.anatomy.prompts import (
+    LlamaAdapter,
+    LlamaAdapterV2,
+    Prefix,
+    PromptTuning,
+    PTuning,
+)
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import BF16, FP32, NATIVE, Format
+from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
 from llmsize.memory.training import TrainingRun
-from llmsize.optimizers import Optimizer, Precision
+from llmsize.optimizers import Optimizer, Precision, projected
 from llmsize.stack import WEIGHT, Stack
-
-Method = Literal["full", "lora", "qlora", "dora", "bitfit", "norms", "head", "frozen"]
-"""All weights; adapters beside frozen weights, in 16 bit or quantized; adapters with trained
-magnitudes; biases alone; norms alone; the head alone; all but the first layers."""
 
 Recompute = Literal["none", "full", "selective"]
 """Nothing; every block; every block but attention and every second matrix product."""
@@ -22,14 +29,13 @@ Recompute = Literal["none", "full", "selective"]
 SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1), ("bmm", 1))
 """pytorch/torchtitan b5bcd76, torchtitan/distributed/activation_checkpoint.py"""
 
-TRAINED = {"bitfit": frozenset({"bias"}), "norms": frozenset({"norm"}), "head": frozenset({"head"})}
-
 
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What a user chooses for a step, in the field's words."""
 
-    method: Method = "full"
+    method: str = "full"
+    """One of `METHODS`."""
     batch: int = 1
     """Sequences of a micro-batch."""
     sequence: int = 2048
@@ -37,12 +43,22 @@ class Choices:
     format: Format = BF16
     """The 16-bit format, or fp32."""
     rank: int = 16
-    targets: tuple[str, ...] = ("all-linear",)
+    """Of low-rank adapters, or of GaLore's projections."""
+    targets: tuple[str, ...] = ()
+    """Names of the adapted layers; empty for the method's own."""
     adapter_dropout: float = 0.0
     adapter_format: Format | None = None
     """Absent for what the stack does."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained whole, as copies beside the frozen ones."""
+    width: int = 0
+    """Of bottlenecks; 0 for a sixteenth of the layer's."""
+    tokens: int = 0
+    """Virtual tokens; 0 for as many as are usual."""
     base: Format | None = None
-    """Format of a quantized base, for `qlora`."""
+    """Format of a quantized base."""
+    upcast: bool = False
+    """Whether what is not quantized is kept in fp32 (`prepare_model_for_kbit_training`)."""
     frozen_layers: int = 0
     recompute: Recompute = "none"
     recompute_every: int = 1
@@ -52,22 +68,165 @@ class Choices:
     padded: bool = False
     accumulation: int = 1
     fused_backward: bool = False
+    objective: str = "sft"
+    """One of `OBJECTIVES`."""
+    reference: Reference | None = None
+    """Absent for the objective's own: the model without its adapters, where it has some."""
+    completion: int = 0
+    """Tokens that a rollout writes; 0 for half of the sequence."""
+    rollouts: int = 0
+    """Sequences that are written at once; 0 for those of one optimizer step."""
+    engine: int = 0
+    """Bytes of an inference engine on the same device that writes them."""
+    engine_sleeps: bool = False
     compiled: bool = False
     """Whether `torch.compile` fuses norms, rotary embedding, gates and the loss."""
 
 
+Adapting = Callable[[Choices, Format], Adapter]
+"""An adapter from the choices and the format of what it trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to train: which weights, and what beside them."""
+
+    name: str
+    title: str
+    source: str
+    takes: tuple[str, ...] = ()
+    """The fields of `Choices`, of those in `OPTIONS`, that mean something for it."""
+    trained: frozenset[str] | None = frozenset()
+    """Roles of the model's own weights that are trained; `None` for all."""
+    adapter: Adapting | None = None
+    projected: bool = False
+    """Whether the optimizer keeps its states of matrices in a subspace of low rank."""
+    fused_backward: bool = False
+    """Whether each weight is stepped as soon as its gradient is there."""
+    optimizer: str = ""
+    """The only one it steps with."""
+    recomputable: bool = True
+    """Whether its library lets blocks be recomputed."""
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+
+LOW_RANK = ("rank", "targets", "adapter_dropout", "adapter_format", "modules_to_save")
+QUANTIZED_BASE = ("base", "upcast")
+OPTIONS = frozenset((*LOW_RANK, *QUANTIZED_BASE, "width", "tokens", "frozen_layers"))
+"""Choices that mean something for some methods only."""
+
+
+def _lora(c: Choices, format: Format, *, dora: bool = False, fixed: bool = False) -> LoRA:
+    return LoRA(
+        c.targets or (ALL_LINEAR,), format, rank=c.rank, dropout=c.adapter_dropout, dora=dora,
+        fixed_down=fixed,
+    )  # fmt: skip
+
+
+def _bottleneck(c: Choices, format: Format, *, roles: tuple[str, ...]) -> Bottleneck:
+    return Bottleneck(c.targets, format, width=c.width, roles=roles)
+
+
+def _prompt(
+    c: Choices, format: Format, *, kind: type[Adapter], tokens: int = 20, first: int = 0
+) -> Adapter:
+    return kind(format=format, tokens=c.tokens or tokens, first=first)
+
+
+PEFT = "peft v0.21, "
+_KNOWN = (
+    Method("full", "all weights", "every weight has a gradient and optimizer states",
+           takes=("frozen_layers",), trained=None),
+    Method("frozen", "all but the first layers", "the first layers and the embeddings are frozen",
+           takes=("frozen_layers",), trained=None),
+    Method("bitfit", "biases alone", "Zaken et al. 2022, arXiv:2106.10199",
+           takes=("frozen_layers",), trained=frozenset(("bias",))),
+    Method("norms", "norms alone", "Zhao et al. 2023, arXiv:2312.11420; peft's LN tuning",
+           takes=("frozen_layers",), trained=frozenset(("norm",)), aliases=("ln-tuning",)),
+    Method("head", "the head alone", "linear probing", trained=frozenset(("head",))),
+    Method("lomo", "all weights, each stepped by SGD as its gradient comes",
+           "Lv et al. 2023, arXiv:2306.09782", takes=("frozen_layers",), trained=None,
+           fused_backward=True, optimizer="sgd",
+           note="two gradients of the largest weights live at a time"),
+    Method("galore", "all weights, optimizer states in a subspace",
+           "Zhao et al. 2024, arXiv:2403.03507; https://github.com/jiaweizzhao/GaLore",
+           takes=("rank", "frozen_layers"), trained=None, projected=True,
+           note="gradients stay whole: add --fused-backward for the update layer by layer"),
+    Method("lora", "low-rank adapters",
+           "Hu et al. 2021, arXiv:2106.09685; " + PEFT + "lora/layer.py",
+           takes=LOW_RANK, adapter=_lora, aliases=("rslora",),
+           note="rsLoRA scales by another number: the same bytes"),
+    Method("lora-fa", "low-rank adapters whose first factor is frozen",
+           "Zhang et al. 2023, arXiv:2308.03303", takes=LOW_RANK,
+           adapter=partial(_lora, fixed=True), aliases=("lorafa",)),
+    Method("dora", "low-rank adapters and trained magnitudes",
+           "Liu et al. 2024, arXiv:2402.09353; " + PEFT + "lora/dora.py", takes=LOW_RANK,
+           adapter=partial(_lora, dora=True)),
+    Method("qlora", "low-rank adapters beside quantized weights",
+           "Dettmers et al. 2023, arXiv:2305.14314", takes=(*LOW_RANK, *QUANTIZED_BASE),
+           adapter=_lora),
+    Method("qdora", "DoRA beside quantized weights", "Liu et al. 2024, arXiv:2402.09353",
+           takes=(*LOW_RANK, *QUANTIZED_BASE), adapter=partial(_lora, dora=True)),
+    Method("ia3", "a factor for each channel",
+           "Liu et al. 2022, arXiv:2205.05638; " + PEFT + "ia3/layer.py",
+           takes=("targets", "adapter_format", "modules_to_save", *QUANTIZED_BASE),
+           adapter=lambda c, format: IA3(c.targets, format)),
+    Method("houlsby", "bottlenecks behind attention and feed-forward",
+           "Houlsby et al. 2019, arXiv:1902.00751", takes=("width", "targets", "adapter_format"),
+           adapter=partial(_bottleneck, roles=("o", "down")), aliases=("bottleneck", "adapter")),
+    Method("pfeiffer", "bottlenecks behind feed-forward", "Pfeiffer et al. 2020, arXiv:2005.00247",
+           takes=("width", "targets", "adapter_format"),
+           adapter=partial(_bottleneck, roles=("down",))),
+    Method("prompt-tuning", "embeddings of virtual tokens",
+           "Lester et al. 2021, arXiv:2104.08691; " + PEFT + "prompt_tuning/model.py",
+           takes=("tokens", *QUANTIZED_BASE), adapter=partial(_prompt, kind=PromptTuning),
+           aliases=("prompt", "prompt_tuning")),
+    Method("p-tuning", "virtual tokens through an encoder",
+           "Liu et al. 2021, arXiv:2103.10385; " + PEFT + "p_tuning/model.py",
+           takes=("tokens", *QUANTIZED_BASE), adapter=partial(_prompt, kind=PTuning),
+           aliases=("ptuning", "p_tuning")),
+    Method("prefix-tuning", "keys and values of virtual tokens in every layer",
+           "Li and Liang 2021, arXiv:2101.00190; " + PEFT + "prefix_tuning/model.py",
+           takes=("tokens", *QUANTIZED_BASE), adapter=partial(_prompt, kind=Prefix),
+           recomputable=False, aliases=("prefix", "prefix_tuning")),
+    Method("llama-adapter", "gated prompts in all layers but the first two",
+           "Zhang et al. 2023, arXiv:2303.16199; litgpt v0.5, litgpt/adapter.py",
+           takes=("tokens", "adapter_format", *QUANTIZED_BASE),
+           adapter=partial(_prompt, kind=LlamaAdapter, tokens=10, first=2)),
+    Method("llama-adapter-v2", "gated prompts, scales, biases and norms",
+           "Gao et al. 2023, arXiv:2304.15010; litgpt v0.5, litgpt/adapter_v2.py",
+           takes=("tokens", "adapter_format", *QUANTIZED_BASE), trained=frozenset(("norm",)),
+           adapter=partial(_prompt, kind=LlamaAdapterV2, tokens=10, first=2)),
+)  # fmt: skip
+
+QUANTIZED = ("qlora", "qdora")
+"""Methods that are nothing without a quantized base."""
+
+METHODS = {method.name: method for method in _KNOWN}
+"""Every method by its name: a new one is a line here, a new kind of adapter a class beside LoRA."""
+
+
 def method_named(name: str) -> Method:
-    """The method of that name. Raises `LLMSizeError` with close names."""
-    for known in get_args(Method):
-        if known == name.strip().lower():
-            method: Method = known
+    """The method of that name or alias. Raises `LLMSizeError` with close names."""
+    wanted = name.strip().lower()
+    for method in METHODS.values():
+        if wanted == method.name or wanted in method.aliases:
             return method
     raise LLMSizeError(
         f"unknown method `{printable(name)}`",
-        hint=did_you_mean(
-            name, get_args(Method), otherwise=f"known: {', '.join(get_args(Method))}"
-        ),
+        hint=did_you_mean(name, METHODS, otherwise=f"known: {', '.join(METHODS)}"),
     )
+
+
+def check_options(method: Method, given: Iterable[str]) -> None:
+    """Raise `LLMSizeError` for options, by their fields of `Choices`, that `method` has not."""
+    for option in given:
+        if option in OPTIONS and option not in method.takes:
+            takes = ", ".join(name.replace("_", " ") for name in method.takes) or "no such options"
+            raise LLMSizeError(
+                f"`{method.name}` has no {option.replace('_', ' ')}", hint=f"it takes {takes}"
+            )
 
 
 def training_run(
@@ -77,14 +236,57 @@ def training_run(
 
     Raises `LLMSizeError` for choices that do not go together.
     """
-    _check(choices, precision)
-    adapted = choices.method in ("lora", "qlora", "dora")
+    method = method_named(choices.method)
+    objective = objective_named(choices.objective)
+    _check(choices, method, precision, optimizer)
+    fused_backward = choices.fused_backward or method.fused_backward
+    return TrainingRun(
+        precision=precision,
+        optimizer=projected(optimizer, choices.rank) if method.projected else optimizer,
+        setting=_aimed(_setting(choices, method, stack, precision), choices, objective),
+        fused_optimizer=stack.fused_optimizer,
+        accumulation=choices.accumulation,
+        fused_backward=fused_backward,
+        objective=objective,
+        reference=_reference(choices, method, objective),
+        rollout=_rollout(choices) if objective.rollouts else None,
+    )
+
+
+def _reference(choices: Choices, method: Method, objective: Objective) -> Reference:
+    """The kind of reference. Raises `LLMSizeError` for one that the objective or method has not."""
+    chosen = choices.reference or objective.reference
+    if chosen != "none" and not (objective.rollouts or objective.reference != "none"):
+        raise LLMSizeError(f"`{objective.name}` has no reference", hint="leave out --reference")
+    if choices.reference is None and chosen == "model" and method.adapter is not None:
+        return "adapter"
+    if chosen == "adapter" and method.adapter is None:
+        raise LLMSizeError(
+            f"`{method.name}` has no adapters to switch off for a reference",
+            hint="choose `--method lora`, or `--reference model`",
+        )
+    return chosen
+
+
+def _rollout(choices: Choices) -> Rollout:
+    completion = choices.completion or max(choices.sequence // 2, 1)
+    if completion >= choices.sequence:
+        raise LLMSizeError(
+            f"{completion:,} written tokens leave nothing of {choices.sequence:,} for the prompt",
+            hint="--seq-len counts prompt and completion",
+        )
+    sequences = choices.rollouts or choices.batch * choices.accumulation
+    return Rollout(sequences, completion, choices.batch, choices.engine, choices.engine_sleeps)
+
+
+def _setting(choices: Choices, method: Method, stack: Stack, precision: Precision) -> Setting:
+    adapter = method.adapter(choices, _format(choices, stack)) if method.adapter else None
     checkpointed = choices.recompute != "none"
-    weights = FP32 if precision.weights == "fp32" and not adapted else choices.format
-    setting = Setting(
+    fp32 = precision.weights == "fp32" and adapter is None
+    return Setting(
         batch=choices.batch,
         sequence=choices.sequence,
-        format=weights,
+        format=FP32 if fp32 else choices.format,
         autocast=choices.format if precision.autocast else None,
         attention=choices.attention,
         fused_norm=stack.fused_norm or choices.compiled,
@@ -97,42 +299,44 @@ def training_run(
         compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
         training=True,
-        trained=frozenset() if adapted else TRAINED.get(choices.method),
+        trained=method.trained,
+        modules_to_save=choices.modules_to_save,
         frozen_layers=choices.frozen_layers,
+        adapter=adapter,
+        quantized=choices.base if "base" in method.takes else None,
+        upcast=choices.upcast,
         checkpoint_every=choices.recompute_every if checkpointed else 0,
         checkpoint_saves=SELECTIVE if choices.recompute == "selective" else (),
         offload_checkpoints=choices.offload_checkpoints,
-        input_gradients=adapted and checkpointed,
+        input_gradients=adapter is not None and checkpointed,
         keep_outputs=stack.keep_outputs,
     )
-    if adapted:
-        setting = setting._replace(adapter=_adapter(choices, stack))
-    if choices.method == "qlora":
-        setting = setting._replace(quantized=choices.base)
-    return TrainingRun(
-        precision=precision,
-        optimizer=optimizer,
-        setting=setting,
-        fused_optimizer=stack.fused_optimizer,
-        accumulation=choices.accumulation,
-        fused_backward=choices.fused_backward,
-    )
 
 
-def _adapter(choices: Choices, stack: Stack) -> LoRA:
+def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
+    """The setting for an objective: what the head gives, and of how many sequences."""
+    scored = _rollout(choices).completion if objective.rollouts else 0
+    saved = ("score",) if objective.head == "score" and setting.adapter is not None else ()
+    return setting._replace(
+        objective=objective.head, scored=scored,
+        batch=setting.batch * (1 + objective.pairs),
+        modules_to_save=(*setting.modules_to_save, *saved),
+    )  # fmt: skip
+
+
+def _format(choices: Choices, stack: Stack) -> Format:
+    """The format of adapters."""
     default = choices.format if stack.adapters == WEIGHT else NATIVE[stack.adapters]
-    return LoRA(
-        rank=choices.rank,
-        targets=choices.targets,
-        dropout=choices.adapter_dropout,
-        format=choices.adapter_format or default,
-        dora=choices.method == "dora",
-    )
+    return choices.adapter_format or default
 
 
-def _check(choices: Choices, precision: Precision) -> None:
-    if choices.method == "qlora" and choices.base is None:
-        raise LLMSizeError("qlora needs a quantized base", hint="give one, such as `--base nf4`")
+def _check(choices: Choices, method: Method, precision: Precision, optimizer: Optimizer) -> None:
+    if method.name in QUANTIZED and choices.base is None:
+        raise LLMSizeError(
+            f"{method.name} needs a quantized base", hint="give one, such as `--base nf4`"
+        )
+    if choices.upcast and choices.base is None:
+        raise LLMSizeError("only beside a quantized base is the rest upcast", hint="add `--base`")
     if choices.fused_backward and choices.accumulation > 1:
         raise LLMSizeError(
             "a fused backward pass keeps no gradients to accumulate",
@@ -140,9 +344,19 @@ def _check(choices: Choices, precision: Precision) -> None:
         )
     if choices.offload_checkpoints and choices.recompute == "none":
         raise LLMSizeError("there are no checkpoints to offload", hint="add `--recompute full`")
-    if choices.method == "frozen" and not choices.frozen_layers:
+    if choices.recompute != "none" and not method.recomputable:
+        raise LLMSizeError(
+            f"`{method.name}` does not work with recomputation: its cache would be filled twice",
+            hint="leave out --recompute, or choose `prompt-tuning`",
+        )
+    if method.name == "frozen" and not choices.frozen_layers:
         raise LLMSizeError(
             "no layers are frozen", hint="say how many: `--freeze 24` freezes the first 24"
+        )
+    if method.optimizer and optimizer.name != method.optimizer:
+        raise LLMSizeError(
+            f"`{method.name}` does not step with {optimizer.title or optimizer.name}",
+            hint=f"leave out --optimizer, or say `{method.optimizer}`",
         )
     if precision.autocast and choices.format is FP32:
         raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")

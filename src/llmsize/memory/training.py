@@ -9,7 +9,7 @@ rounding and the device's context are not in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -20,10 +20,11 @@ from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Shape
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
-from llmsize.errors import LLMSizeError
+from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
+from llmsize.memory.objectives import SFT, Companions, Objective, Reference, Rollout
 from llmsize.memory.timeline import Moment, Stretch, crest, level, peak, stretches
-from llmsize.optimizers import Optimizer, Precision, state_bytes
+from llmsize.optimizers import Optimizer, Precision, projection_bytes, state_bytes
 from llmsize.term import Term, fact, term, total
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class TrainingRun(NamedTuple):
     """Micro-batches whose gradients are added up before a step."""
     fused_backward: bool = False
     """Whether each weight is stepped as soon as its gradient is there, which then goes (LOMO)."""
+    objective: Objective = SFT
+    reference: Reference = "none"
+    rollout: Rollout | None = None
 
 
 class Point(NamedTuple):
@@ -85,6 +89,10 @@ class TrainingStep(NamedTuple):
     """What the optimizer allocates while it steps."""
     trained: int
     """Parameters that are trained."""
+    stages: Mapping[str, Term] = {}
+    """What is alive above `static` at the highest moments of other phases than those three."""
+    beside: Mapping[str, Term] = {}
+    """What another trained model has alive in each of those three phases."""
 
     @property
     def phase(self) -> str:
@@ -116,7 +124,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     base, scratch = int(static.value), step_scratch(weights, run)
     moment = peak(parts)
     kept, casts, in_layers = level(forward), _labelled(forward, casts=True), _labelled(forward)
-    return TrainingStep(
+    step = TrainingStep(
         static=static,
         gradients=gradient_bytes(weights, run),
         kept=kept,
@@ -135,6 +143,54 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         step_scratch=scratch,
         trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
     )
+    return step if run.objective is SFT else _accompanied(step, architecture, run)
+
+
+def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRun) -> TrainingStep:
+    """The step with the models and the moments that its objective brings."""
+    companions = Companions(
+        architecture, run.setting, run.objective, run.reference, run.rollout
+    )  # fmt: skip
+    resident, peaks, beside = list(companions.resident()), dict(step.peaks), {}
+    stages = {term.name: term for term in companions.moments(step.kept)}
+    if run.objective.critic:
+        value = training_step(architecture, _critic(run))
+        resident.append(total("value model", *value.static.parts, unit="bytes"))
+        beside = {
+            "forward": _bytes("kept by the value model", value.kept),
+            "backward": _bytes("kept by the value model", value.kept),
+            "step": _bytes("gradients of the value model", value.gradients),
+        }
+        own = value.peaks["backward"] - int(value.static.value)
+        stages["value model's backward"] = total(
+            "value model's backward", _bytes("gradients of the policy", step.gradients),
+            _bytes("value model's pass", own), unit="bytes",
+        )  # fmt: skip
+    static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
+    more, base = int(static.value - step.static.value), int(static.value)
+    peaks = {phase: size + more + _size(beside, phase) for phase, size in peaks.items()}
+    before = [Point(name, "other models", base, base + int(stages[name].value)) for name in stages]
+    own_timeline = [
+        p._replace(after=p.after + more, highest=p.highest + more) for p in step.timeline
+    ]
+    return step._replace(
+        static=static, stages=stages, beside=beside,
+        peaks=peaks | {name: base + int(term.value) for name, term in stages.items()},
+        timeline=(*before, *own_timeline),
+    )  # fmt: skip
+
+
+def _size(terms: Mapping[str, Term], name: str) -> int:
+    return int(terms[name].value) if name in terms else 0
+
+
+def _critic(run: TrainingRun) -> TrainingRun:
+    """How the value model is trained: whole, beside the policy."""
+    setting = run.setting._replace(
+        objective="score", adapter=None, trained=None, modules_to_save=(),
+        input_gradients=False,
+    )  # fmt: skip
+    return run._replace(objective=SFT, reference="none", rollout=None, setting=setting)
 
 
 def _place(trace: Trace, turn: int) -> str:
@@ -185,7 +241,7 @@ def stored(weight: Parameter, setting: Setting) -> int:
     if setting.quantized is not None and weight.role in QUANTIZED and len(weight.shape) > 1:
         rows, columns = prod(weight.shape[:-1]), weight.shape[-1]
         return matrix_bytes(setting.quantized, rows, columns) * weight.copies
-    return weight.bytes * weight.copies
+    return weight.bytes * weight.copies * (1 + weight.copied)
 
 
 def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
@@ -200,8 +256,13 @@ def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
 
 def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
     """What the optimizer allocates to step: a copy of the parameters unless it is fused, and the
-    gradients in the master weights' format."""
+    gradients in the master weights' format; or in a subspace, what one weight takes."""
     trained = [weight for weight in weights if weight.node is not None]
+    if run.optimizer.layout == "low_rank":
+        return max(
+            projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
+            for weight in trained
+        )
     stepped = sum(_stepped_bytes(weight, run) for weight in trained)
     recast = bool(run.precision.master) and not _main_gradients(run)
     return stepped * (int(not run.fused_optimizer) + int(recast))
@@ -266,13 +327,32 @@ def _middle_layer(trace: Trace) -> int:
 def _check(weights: Iterable[Parameter], setting: Setting) -> None:
     adapter = setting.adapter
     if adapter is not None and not any(weight.role == "adapter" for weight in weights):
-        names = sorted({w.name.split(".")[-2] for w in weights if w.role in QUANTIZED})
+        names = _modules(weight for weight in weights if weight.role in QUANTIZED)
+        if not adapter.targets:
+            raise LLMSizeError(
+                "the model has no part that the adapters go to", hint=f"it has {names}"
+            )
         raise LLMSizeError(
             f"no linear layer is called {' or '.join(adapter.targets)}",
-            hint=f"choose from {', '.join(names)}, or `all-linear`",
+            hint=f"choose from {names}, or `all-linear`",
         )
+    known = {_module(weight) for weight in weights}
+    for module in setting.modules_to_save:
+        if module not in known:
+            raise LLMSizeError(
+                f"no module is called {printable(module)}", hint=f"choose from {_modules(weights)}"
+            )
     if not any(weight.node is not None for weight in weights):
         raise LLMSizeError("nothing is trained", hint="train some weights or add an adapter")
+
+
+def _module(weight: Parameter) -> str:
+    return weight.name.split(".")[-2:][0]
+
+
+def _modules(weights: Iterable[Parameter]) -> str:
+    """The names of the modules of the model's own weights."""
+    return ", ".join(sorted({_module(w) for w in weights if w.role != "adapter"}))
 
 
 ROLES = {
@@ -290,15 +370,25 @@ SHOWN = 8
 
 def peak_memory(step: TrainingStep) -> Term:
     """Everything that is allocated at the highest moment of the step, by why it is there."""
-    if step.phase == "step":
+    if step.phase in step.stages:
+        moving = list(step.stages[step.phase].parts)
+    elif step.phase == "step":
         moving = [
-            _bytes("gradients", step.peaks["step"] - int(step.static.value) - step.step_scratch),
+            _bytes("gradients", _left(step)),
             _bytes("optimizer scratch", step.step_scratch),
         ]
     else:
         moving = [_role_term(step.moment, role) for role in ROLES]
+    if step.phase in step.beside:
+        moving.append(step.beside[step.phase])
     parts = [part for part in (*step.static.parts, *moving) if part.value]
     return total("allocated at the peak", *parts, unit="bytes")
+
+
+def _left(step: TrainingStep) -> int:
+    """What the backward pass leaves: the trained model's gradients."""
+    above = step.peaks["step"] - int(step.static.value) - _size(step.beside, "step")
+    return above - step.step_scratch
 
 
 def device_memory(step: TrainingStep, stack: Stack) -> Term:

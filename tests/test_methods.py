@@ -1,0 +1,195 @@
+"""Training methods against peft: trained parameters, states, what is kept, and both peaks.
+
+The rows have five layers of each model; benchmarks/measure_trace.py made them with `--mode`
+(transformers 5.23, peft 0.21, torch 2.13). Published counts are PEFT's MetaMath benchmark and
+LitGPT's resource tables, as in measured_training.csv.
+"""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.formats import BF16, FP32, Format
+from llmsize.memory.methods import METHODS, Choices, check_options, method_named, training_run
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+
+REFERENCE = Path(__file__).parent / "reference"
+QV = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
+
+with (REFERENCE / "method_traces.csv").open() as table:
+    ROWS = list(csv.DictReader(table))
+
+
+def run(choices: Choices, *, recipe: str = "pure-16bit", optimizer: str = "adamw") -> TrainingRun:
+    return training_run(
+        choices, presets.get(Stack, "transformers"), presets.get(Precision, recipe),
+        presets.get(Optimizer, optimizer),
+    )  # fmt: skip
+
+
+def traced(row: dict[str, str]) -> TrainingStep:
+    config = json.loads((REFERENCE / "configs" / f"{row['model']}.json").read_text())
+    layers = next(k for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
+    config[layers] = int(row["layers"])
+    model = Architecture(row["model"], config["model_type"], config, source="configs")
+    method, format = method_named(row["mode"]), FP32 if row["dtype"] == "fp32" else BF16
+    choices = Choices(
+        method=method.name, batch=int(row["batch"]), sequence=int(row["seq"]), format=format,
+        rank=int(row["lora_r"]), adapter_dropout=float(row["lora_dropout"]),
+        targets=QV if "rank" in method.takes and row["lora_targets"] == "qv" else (),
+        modules_to_save=tuple(row["modules_to_save"].split()),
+        tokens=int(row["virtual_tokens"]),
+        recompute="full" if row["checkpoint"] == "True" else "none",
+        attention="eager" if row["attn"] == "eager" else "sdpa",
+    )  # fmt: skip
+    step = run(choices)
+    autocast = BF16 if row["autocast"] == "bf16" else None
+    return training_step(model, step._replace(setting=step.setting._replace(autocast=autocast)))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
+def test_a_method_trains_keeps_and_peaks_as_peft_does(row: dict[str, str]) -> None:
+    """Counts, states, kept bytes and both peaks equal the traced step to the byte."""
+    step = traced(row)
+    static = {part.name: part.value for part in step.static.parts}
+    got = {
+        "params_trainable": step.trained,
+        "param_bytes": static["weights"],
+        "grad_bytes": step.gradients,
+        "optim_bytes": static["optimizer states"],
+        "act_end_fwd_bytes": step.kept,
+        "peak_fwd_bytes": step.peaks["forward"],
+        "peak_bwd_bytes": step.peaks["backward"],
+    }
+    assert got == {name: int(row[name]) for name in got}
+
+
+PUBLISHED = (
+    ("llama-3.2-3b", Choices("lora", rank=32, targets=("q_proj", "v_proj")), 9_175_040),
+    ("llama-3.2-3b", Choices("dora", rank=32, targets=("q_proj", "v_proj")), 9_289_728),
+    ("llama-3.2-3b", Choices("lora-fa", rank=32, targets=("q_proj", "v_proj")), 3_670_016),
+    ("llama-3.2-3b", Choices("ia3"), 286_720),
+    ("llama-3.2-3b", Choices("prompt-tuning", tokens=200), 614_400),
+    ("llama-3.2-3b", Choices("p-tuning", tokens=20), 28_382_208),
+    ("llama-3.2-3b", Choices("norms"), 175_104),
+    ("llama-2-7b", Choices("llama-adapter"), 1_229_760),
+    ("llama-2-7b", Choices("llama-adapter-v2"), 4_279_744),
+    ("stablelm-base-alpha-3b", Choices("llama-adapter"), 573_888),
+    ("stablelm-base-alpha-3b", Choices("llama-adapter-v2"), 2_125_248),
+)
+
+
+@pytest.mark.parametrize(("model", "choices", "published"), PUBLISHED)
+def test_trained_parameters_are_those_that_were_published(
+    model: str, choices: Choices, published: int
+) -> None:
+    """PEFT's and LitGPT's own counts, to the parameter."""
+    step = training_step(presets.get(Architecture, model), run(replace(choices, sequence=64)))
+    assert step.trained == published
+
+
+def test_houlsby_adapters_have_two_bottlenecks_a_layer() -> None:
+    """2 × (2hm + h + m) parameters a layer (Houlsby et al. 2019, section 2.1)."""
+    model = presets.get(Architecture, "gpt2")
+    step = training_step(model, run(Choices("houlsby", width=64, sequence=64)))
+    assert step.trained == 12 * 2 * (2 * 768 * 64 + 768 + 64)
+    one = training_step(model, run(Choices("pfeiffer", width=64, sequence=64)))
+    assert one.trained * 2 == step.trained
+
+
+def test_a_prefix_is_keys_and_values_of_every_layer() -> None:
+    """Tokens × layers × 2 × the width of keys (Li and Liang 2021): 20 × 32 × 2 × 1,024."""
+    model = presets.get(Architecture, "llama-3-8b")
+    step = training_step(model, run(Choices("prefix-tuning", sequence=64)))
+    assert step.trained == 20 * 32 * 2 * 1024
+
+
+def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
+    """Table 1 of GaLore: mr + 2nr for a matrix, so less than 2mn; the rank raises it."""
+    model = presets.get(Architecture, "smollm-135m")
+    states = [
+        training_step(model, run(Choices(method, rank=rank, sequence=64))).static.part(
+            "optimizer states"
+        ).value
+        for method, rank in (("galore", 32), ("galore", 128), ("full", 16))
+    ]  # fmt: skip
+    assert states[0] < states[1] < states[2]
+
+
+def test_lomo_keeps_neither_states_nor_all_gradients() -> None:
+    """LOMO steps every weight by SGD as its gradient comes (Lv et al. 2023)."""
+    model = presets.get(Architecture, "smollm-135m")
+    lomo = training_step(model, run(Choices("lomo", sequence=64), optimizer="sgd"))
+    full = training_step(model, run(Choices("full", sequence=64), optimizer="sgd"))
+    assert lomo.static.part("optimizer states").value == 0
+    assert lomo.total < full.total
+
+
+@pytest.mark.parametrize("base", ["nf4", "nf4-dq", "llm-int8", "gptq-int4-g128"])
+def test_a_quantized_base_is_smaller_and_is_dequantized_one_by_one(base: str) -> None:
+    """The weights shrink; a 16-bit copy of one matrix lives while it is used."""
+    model, format = presets.get(Architecture, "llama-3-8b"), presets.get(Format, base)
+    plain = training_step(model, run(Choices("lora", sequence=64)))
+    quantized = training_step(model, run(Choices("qlora", base=format, sequence=64)))
+    assert quantized.static.part("weights").value < 0.65 * plain.static.part("weights").value
+
+
+def test_upcasting_doubles_what_is_not_quantized() -> None:
+    """Embeddings, head and norms of Llama-3-8B are 1,050,939,392 parameters: 2 bytes more each."""
+    model, base = presets.get(Architecture, "llama-3-8b"), presets.get(Format, "nf4")
+    choices = Choices("qlora", base=base, sequence=64)
+    weights = [
+        training_step(model, run(replace(choices, upcast=upcast))).static.part("weights").value
+        for upcast in (False, True)
+    ]
+    assert weights[1] - weights[0] == 2 * (2 * 128_256 * 4096 + 65 * 4096)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_source_and_runs_or_says_why(name: str) -> None:
+    """On Qwen2.5, which has biases, norms and a tied head, all methods but the head's run."""
+    method = METHODS[name]
+    choices = Choices(
+        name, sequence=32, frozen_layers=4 if name == "frozen" else 0,
+        base=presets.get(Format, "nf4") if name in ("qlora", "qdora") else None,
+    )  # fmt: skip
+    assert method.source
+    if name == "head":
+        with pytest.raises(LLMSizeError, match="nothing is trained"):
+            training_step(presets.get(Architecture, "qwen2.5-0.5b"), run(choices))
+        return
+    step = run(choices, optimizer=method.optimizer or "adamw")
+    assert training_step(presets.get(Architecture, "qwen2.5-0.5b"), step).trained > 0
+
+
+def test_an_option_that_a_method_has_not_is_refused() -> None:
+    """IA3 has no rank, and the message says what it has."""
+    with pytest.raises(LLMSizeError, match="`ia3` has no rank"):
+        check_options(METHODS["ia3"], ["rank"])
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (Choices("prefix-tuning", recompute="full"), "does not work with recomputation"),
+        (Choices("lora", modules_to_save=("nonsense",)), "no module is called nonsense"),
+        (Choices("ia3", targets=("nonsense",)), "no linear layer is called nonsense"),
+        (Choices("houlsby", width=100_000), "is wider than"),
+        (Choices("dora", rank=100_000), "above the dimensions"),
+        (Choices("lomo"), "does not step with AdamW"),
+        (Choices("qlora"), "needs a quantized base"),
+        (Choices("llama-adapter"), "no part that the adapters go to"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(choices: Choices, message: str) -> None:
+    """One clear error each."""
+    with pytest.raises(LLMSizeError, match=message):
+        training_step(presets.get(Architecture, "gpt2"), run(replace(choices, sequence=32)))

@@ -1,0 +1,166 @@
+"""Preferences and policies: other heads, other models, other moments.
+
+The rows of objective_traces.csv have five layers of each model. The heads are TRL 1.16's own code
+(trl/kernels/chunked_logprob.py with its Triton kernels left out, trl/trainer/reward_trainer.py) on
+fake CUDA tensors, as benchmarks/measure_trace.py has them.
+"""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.cli import run as run_command
+from llmsize.errors import LLMSizeError
+from llmsize.formats import BF16, FP32
+from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.objectives import OBJECTIVES, objective_named
+from llmsize.memory.training import TrainingRun, TrainingStep, peak_memory, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+
+REFERENCE = Path(__file__).parent / "reference"
+TOLERANCE = 16_384
+OBJECTIVE = {"score": "reward", "log-probabilities": "dpo"}
+
+with (REFERENCE / "objective_traces.csv").open() as table:
+    ROWS = list(csv.DictReader(table))
+
+
+def run(choices: Choices) -> TrainingRun:
+    return training_run(
+        choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
+        presets.get(Optimizer, "adamw"),
+    )  # fmt: skip
+
+
+def step(**words: object) -> TrainingStep:
+    choices = Choices(**{"sequence": 256, "recompute": "full", **words})  # type: ignore[arg-type]
+    return training_step(presets.get(Architecture, "smollm-135m"), run(choices))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
+def test_a_head_keeps_and_peaks_as_trl_does(row: dict[str, str]) -> None:
+    """Within 16 KB: the tensors that say which tokens count are made in another way."""
+    config = json.loads((REFERENCE / "configs" / f"{row['model']}.json").read_text())
+    config["num_hidden_layers"] = int(row["layers"])
+    format = FP32 if row["dtype"] == "fp32" else BF16
+    choices = Choices(
+        row["mode"], objective=OBJECTIVE[row["head"]], batch=int(row["batch"]) // 2,
+        sequence=int(row["seq"]), format=format, reference="precomputed",
+        recompute="full" if row["checkpoint"] == "True" else "none",
+    )  # fmt: skip
+    if row["head"] == "score":
+        choices = replace(choices, reference=None)
+    asked = run(choices)
+    autocast = BF16 if row["autocast"] == "bf16" else None
+    asked = asked._replace(setting=asked.setting._replace(autocast=autocast))
+    model = Architecture(row["model"], config["model_type"], config, source="configs")
+    found = training_step(model, asked)
+    assert found.trained == int(row["params_trainable"])
+    assert found.kept == pytest.approx(int(row["act_end_fwd_bytes"]), abs=TOLERANCE)
+    assert found.peaks["forward"] == pytest.approx(int(row["peak_fwd_bytes"]), abs=TOLERANCE)
+    assert found.peaks["backward"] == pytest.approx(int(row["peak_bwd_bytes"]), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_parts_of_the_peak_sum_to_it(objective: str, method: str) -> None:
+    """Whatever the objective, everything alive at the highest moment is listed."""
+    found = step(objective=objective, method=method)
+    assert peak_memory(found).value == found.total == max(found.peaks.values())
+
+
+def test_a_reference_is_one_more_model_unless_adapters_are_switched_off() -> None:
+    """DPO of all weights holds 134,515,008 frozen ones beside them; with LoRA it holds none."""
+    full, lora = step(objective="dpo"), step(objective="dpo", method="lora")
+    before = step(objective="dpo", reference="precomputed")
+    assert full.static.part("reference model").value == 2 * 134_515_008
+    assert "reference" in lora.peaks
+    assert "reference model" not in {part.name for part in lora.static.parts}
+    assert "reference" not in before.peaks
+
+
+def test_a_pair_is_two_sequences() -> None:
+    """Chosen and rejected run in one batch: one pair of DPO is two sequences of GRPO."""
+    pair = step(objective="dpo", reference="precomputed")
+    two = step(objective="grpo", batch=2, completion=255)
+    assert pair.peaks["backward"] == pytest.approx(two.peaks["backward"], rel=1e-3)
+
+
+def test_ppo_has_four_models() -> None:
+    """Policy, reference, reward and value model; policy and value model have optimizer states."""
+    found = step(objective="ppo")
+    names = {part.name for part in found.static.parts}
+    assert {"weights", "reference model", "reward model", "value model"} <= names
+    value = found.static.part("value model")
+    assert value.value > 2 * found.static.part("reward model").value
+
+
+def test_more_rollouts_take_more_only_while_they_are_written() -> None:
+    """The cache of a rollout is gone when the policy is trained."""
+    few, many = (step(objective="grpo", rollouts=n) for n in (8, 64))
+    assert many.peaks["rollouts"] > few.peaks["rollouts"]
+    assert many.peaks["backward"] == few.peaks["backward"]
+
+
+def test_an_engine_that_sleeps_leaves_its_memory_to_training() -> None:
+    """vLLM on the same device is there throughout, or only while it writes."""
+    awake = step(objective="grpo", engine=10**9)
+    asleep = step(objective="grpo", engine=10**9, engine_sleeps=True)
+    assert awake.peaks["backward"] - asleep.peaks["backward"] == 10**9
+    assert awake.peaks["rollouts"] == asleep.peaks["rollouts"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (Choices(objective="sft", reference="model"), "has no reference"),
+        (Choices(objective="dpo", reference="adapter"), "no adapters to switch off"),
+        (Choices(objective="grpo", completion=2048), "leave nothing of 2,048"),
+    ],
+)
+def test_what_an_objective_has_not_is_refused(choices: Choices, message: str) -> None:
+    """One clear error each."""
+    with pytest.raises(LLMSizeError, match=message):
+        run(choices)
+
+
+def test_a_wrong_objective_gets_a_close_one() -> None:
+    """A misspelt name is answered with a close one."""
+    with pytest.raises(LLMSizeError, match="unknown objective `dpoo`"):
+        objective_named("dpoo")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--objective", "sft", "--completion", "100"],
+        ["--objective", "grpo", "--vllm-share", "0.3"],
+        ["--objective", "dpo", "--rollouts", "8"],
+        ["--method", "ia3", "--rank", "8"],
+        ["--method", "prompt-tuning", "--targets", "q_proj"],
+    ],
+)
+def test_the_command_refuses_what_does_not_apply(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, an error and a hint."""
+    assert run_command(["train", "smollm-135m", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "\nhint: " in told
+
+
+def test_the_command_says_when_what_lives(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rollouts, scoring and both passes of the policy each have their highest moment."""
+    words = ["smollm-135m", "--objective", "ppo", "--seq-len", "256", "--format", "plain"]
+    assert run_command(["train", *words]) == 0
+    told = capsys.readouterr().out
+    assert "the highest of each moment: forward" in told
+    assert "rollouts" in told
+    assert "scoring" in told
