@@ -45,7 +45,6 @@ def traced(row: dict[str, str]) -> TrainingStep:
         method=method.name, batch=int(row["batch"]), sequence=int(row["seq"]), format=format,
         rank=int(row["lora_r"]), adapter_dropout=float(row["lora_dropout"]),
         targets=QV if "rank" in method.takes and row["lora_targets"] == "qv" else (),
-        modules_to_save=tuple(row["modules_to_save"].split()),
         tokens=int(row["virtual_tokens"]),
         recompute="full" if row["checkpoint"] == "True" else "none",
         attention="eager" if row["attn"] == "eager" else "sdpa",
@@ -96,6 +95,16 @@ def test_trained_parameters_are_those_that_were_published(
     assert step.trained == published
 
 
+def test_modules_to_save_are_trained_copies_beside_the_frozen_ones() -> None:
+    """peft's own count and bytes for five layers of Llama-2-7B with embedding and head."""
+    base = presets.get(Architecture, "llama-2-7b")
+    model = replace(base, config={**base.config, "num_hidden_layers": 5})
+    choices = Choices("lora", sequence=64, modules_to_save=("embed_tokens", "lm_head"))
+    step = training_step(model, run(choices))
+    assert step.trained == 268_390_400
+    assert step.static.part("weights").value == 3_097_403_392
+
+
 def test_houlsby_adapters_have_two_bottlenecks_a_layer() -> None:
     """2 × (2hm + h + m) parameters a layer (Houlsby et al. 2019, section 2.1)."""
     model = presets.get(Architecture, "gpt2")
@@ -140,6 +149,18 @@ def test_a_quantized_base_is_smaller_and_is_dequantized_one_by_one(base: str) ->
     plain = training_step(model, run(Choices("lora", sequence=64)))
     quantized = training_step(model, run(Choices("qlora", base=format, sequence=64)))
     assert quantized.static.part("weights").value < 0.65 * plain.static.part("weights").value
+
+
+def test_an_int8_base_keeps_what_its_layers_read() -> None:
+    """bitsandbytes keeps the 16-bit input of every int8 layer, so more than beside NF4."""
+    model = presets.get(Architecture, "llama-3-8b")
+    kept = [
+        training_step(
+            model, run(Choices("qlora", base=presets.get(Format, base), sequence=512))
+        ).kept
+        for base in ("nf4", "llm-int8")
+    ]
+    assert kept[1] > kept[0]
 
 
 def test_upcasting_doubles_what_is_not_quantized() -> None:

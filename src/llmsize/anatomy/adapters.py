@@ -268,7 +268,9 @@ class Bottleneck(Adapter):
     roles: tuple[str, ...] = ("o", "down")
     """Roles of the linear layers that have one, unless there are `targets`."""
 
-    def adapts(self, module: str, role: str, family: str = "") -> bool:
+    def adapts(
+        self, module: str, role: str, family: str = "", *, once_linear: bool = False
+    ) -> bool:
         """Whether there is a bottleneck behind the linear layer `module`."""
         return Adapter.adapts(self, module, role) if self.targets else role in self.roles
 

@@ -15,7 +15,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import Strides, elementwise, moved, row_major, tidy, viewed
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor
-from llmsize.formats import BOOL, FP32, INT64, Format
+from llmsize.formats import BOOL, FP16, FP32, INT8, INT32, INT64, Format
 
 GradList = list[Tensor | None]
 
@@ -853,6 +853,22 @@ def dequantized_linear(
     whole = t.new("dequantize", weight.shape, x.format)
     result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
     del whole
+    return result
+
+
+def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
+    """`x @ weight.T` in int8 for a frozen weight in int8: `x` is quantized for it, and kept.
+
+    The weight is brought back to 16 bit in the backward pass only (bitsandbytes v0.50,
+    bitsandbytes/autograd/_functions.py, MatMul8bitLt); outliers are not counted.
+    """
+    node = t.record(_dequantized_backward, (x,), (x,), (x.shape, weight))
+    half = to(t, Tensor(x.shape, x.format, x.storage), FP16)
+    quantized = t.new("int8_vectorwise_quant", x.shape, INT8)
+    del half
+    product = t.new("int8_linear_matmul", (*x.shape[:-1], out), INT32)
+    result = attach(t.new("int8_mm_dequant", product.shape, x.format), node)
+    del quantized, product
     return result
 
 

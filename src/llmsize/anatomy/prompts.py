@@ -195,7 +195,9 @@ class LlamaAdapterV2(LlamaAdapter):
     trained, too.
     """
 
-    def adapts(self, module: str, role: str, family: str = "") -> bool:
+    def adapts(
+        self, module: str, role: str, family: str = "", *, once_linear: bool = False
+    ) -> bool:
         """Every linear layer, the head included."""
         return True
 

@@ -395,11 +395,20 @@ def _applied(
     return run(x, weight, bias, out)
 
 
+LLM_INT8 = "llm-int8"
+"""The format whose linear layers multiply in int8 instead of being brought back to 16 bit."""
+
+
 def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, out: int) -> Tensor:
     """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
     compute = t.autocast or t.setting.format
     keeps_input = t.setting.keeps_quantized_inputs
-    result = ops.dequantized_linear(t, ops.to(t, x, compute), weight, out, keeps_input=keeps_input)
+    if t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8:
+        result = ops.int8_linear(t, ops.to(t, x, compute), weight, out)
+    else:
+        result = ops.dequantized_linear(
+            t, ops.to(t, x, compute), weight, out, keeps_input=keeps_input
+        )
     if bias is not None:
         result = ops.add(t, result, ops.to(t, bias, compute))
     return ops.to(t, result, x.format)

@@ -61,9 +61,7 @@ KINDS: dict[str, Kind] = {
         "llmsize.optimizers:Precision",
         {"weights, gradients, optimizer": "bytes_per_parameter", "title": "title"},
     ),
-    "methods": Kind(
-        "llmsize.memory.methods:Method", {"title": "title", "takes": "takes", "aliases": "aliases"}
-    ),
+    "methods": Kind("llmsize.memory.methods:Method", {"title": "title", "aliases": "aliases"}),
     "accelerators": Kind(
         "llmsize.hardware:Accelerator",
         {
