@@ -133,6 +133,15 @@ def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
     assert states[0] < states[1] < states[2]
 
 
+def test_galore_in_8_bit_is_what_was_measured() -> None:
+    """LLaMA-Factory's table 4: 15.43 GB for Llama-2-7B, rank 128, 512 tokens, layer by layer."""
+    choices = Choices("galore", rank=128, sequence=512, recompute="full", fused_backward=True)
+    step = training_step(
+        presets.get(Architecture, "llama-2-7b"), run(choices, optimizer="adamw-8bit")
+    )
+    assert step.total == pytest.approx(15.43e9, rel=0.05)
+
+
 def test_lomo_keeps_neither_states_nor_all_gradients() -> None:
     """LOMO steps every weight by SGD as its gradient comes (Lv et al. 2023)."""
     model = presets.get(Architecture, "smollm-135m")

@@ -95,6 +95,8 @@ def state_bytes(
     else:
         formats = (_format(optimizer, f, stepped) for f in optimizer.others.values())
         kept = sum(stored_bytes(format, elements) for format in formats)
+        if optimizer.layout == "low_rank" and optimizer.block:
+            kept += stored_bytes(FP32, -(-elements // optimizer.block)) * len(optimizer.others)
     return kept + optimizer.step_bytes
 
 
@@ -112,7 +114,7 @@ def projected(optimizer: Optimizer, rank: int) -> Optimizer:
     return replace(
         optimizer, layout="low_rank", rank=rank, projector=WEIGHT,
         excludes=("embedding", "position", "head"),
-        others=optimizer.others or optimizer.states,
+        others=optimizer.states,
         title=f"GaLore of rank {rank} with {optimizer.title or optimizer.name}",
     )  # fmt: skip
 
