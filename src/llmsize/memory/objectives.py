@@ -224,6 +224,6 @@ def _cached(trace: Trace) -> int:
     return sum(
         change * part.times
         for part in stretches(trace)
-        for change, what in part.events
+        for change, what in part.lasting()
         if what.role == "cache"
     )
