@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,25 @@ def test_a_closed_pipe_is_quiet() -> None:
     )  # fmt: skip
     assert piped.stdout == "{\n"
     assert piped.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code"),
+    [("show models >&-", 3), ("show models >/dev/full", 3), ("show models nope 2>&-", 2)],
+)
+def test_nowhere_to_write(redirected: str, code: int) -> None:
+    """A closed output and a full disk are told in two lines; a closed stderr hides only words."""
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    ended = subprocess.run(
+        f"{sys.executable} -m llmsize {redirected}",
+        shell=True, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == code
+    assert [line.split()[0] for line in ended.stderr.splitlines() if line] == (
+        ["error:", "hint:"] if code == 3 else []
+    )
+    assert ended.stdout == ""
 
 
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:

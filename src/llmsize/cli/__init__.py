@@ -34,22 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(RARELY)
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = run(words)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _abandon_stdout()
     gc.freeze()  # what is left goes with the process, unexamined
     sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
     """The exit code of one command line; everything it has to say is written."""
+    if sys.stdout is None:
+        return _fail("standard output is closed", "send the answer to a file", UNDETERMINED)
     try:
         return _invoke(words)
     except LLMSizeError as mistake:
         return _fail(mistake.message, mistake.hint, mistake.exit_code)
     except BrokenPipeError:
-        _abandon_stdout()
+        from llmsize.cli.answering import abandon_stdout
+
+        abandon_stdout()
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -134,11 +134,6 @@ def _fail(message: str, hint: str, code: int) -> int:
     try:
         sys.stderr.write("\n\n".join(lines) + "\n")
         sys.stderr.flush()
-    except (OSError, ValueError):  # nobody reads stderr; the exit code still speaks
+    except (OSError, ValueError, AttributeError):  # nobody reads stderr; the exit code speaks
         pass
     return code
-
-
-def _abandon_stdout() -> None:
-    """After the reader left: keep the interpreter from writing to the pipe once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

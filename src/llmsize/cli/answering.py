@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from llmsize.cli import options
+from llmsize.errors import UndeterminedError
 from llmsize.estimate import Drawn, Estimate
 from llmsize.render import OutputFormat, Style, render
 
@@ -95,6 +96,23 @@ def _color(terminal: bool) -> bool:
 
 
 def write(text: str) -> None:
-    """Write to stdout; a character that its encoding does not have becomes `?`."""
+    """Write to stdout; a character that its encoding does not have becomes `?`.
+
+    Raises `BrokenPipeError` where the reader has left, `UndeterminedError` for a full disk.
+    """
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        abandon_stdout()
+        raise UndeterminedError(
+            f"cannot write the answer: {failure.strerror}", hint="send it somewhere else"
+        ) from None
+
+
+def abandon_stdout() -> None:
+    """After a write failed: keep the interpreter from writing the rest once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
