@@ -224,13 +224,14 @@ QUERY_NOT_KEY = frozenset(
 """Types whose queries IA3 scales in place of keys (peft v0.21, utils/constants.py)."""
 
 
-@dataclass(frozen=True, slots=True)
 class IA3(Adapter):
     """A trained factor for each channel (Liu et al. 2022, arXiv:2205.05638).
 
     Of a feed-forward layer the input is scaled, of others the output. Without `targets` those are
     keys, values and the last layer of the feed-forward, as peft has it.
     """
+
+    __slots__ = ()
 
     def adapts(
         self, module: str, role: str, family: str = "", *, once_linear: bool = False
