@@ -38,6 +38,7 @@ class _Line(NamedTuple):
 _INDICATORS = frozenset("-+.?:,[]{}#&*!|>'\"%@`")
 """What a plain word does not begin with here; YAML has a meaning for some of it."""
 _DOCUMENT = ("---", "...", "%")
+_NUMERIC = frozenset("-0123456789")
 _WORDS = {"true": True, "false": False, "null": None}
 _RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "~", "=", "<<"})
 _INTEGER = re.compile(r"-?(?:0|[1-9](?:_?[0-9])*)")
@@ -135,6 +136,8 @@ def _inline(lines: Sequence[_Line]) -> Any:
 
 def _shortened(text: str) -> str:
     """A line with a tab for its comment, because a word ends there."""
+    if "#" not in text:
+        return text
     if text.startswith("#"):
         return "\t"
     before, comment, _ = text.partition(" #")
@@ -182,21 +185,24 @@ def _after_comma(rest: Sequence[str], end: str) -> Sequence[str]:
 def _scalar(text: str) -> str | int | float | bool | None:
     """A word, a number, or text in double quotes; its lines are joined."""
     text = text.rstrip().replace("\n", " ")
-    if _QUOTED.fullmatch(text):
+    if text[:1] in _NUMERIC:
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+    elif _QUOTED.fullmatch(text):
         return text[1:-1].replace('\\"', '"')
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    return _WORDS[text] if text in _WORDS else _word(text)
+    elif text in _WORDS:
+        return _WORDS[text]
+    return _word(text)
 
 
 def _word(text: str) -> str:
     """Text without quotes that YAML takes as it stands."""
-    if not text or text[0] in _INDICATORS or text.endswith(":"):
+    if not text or text[0] in _INDICATORS or text[-1] == ":":
         raise _NotPlainError(text)
-    if any(mark in text for mark in (": ", "\t", "\n")):
+    if ": " in text or "\t" in text or "\n" in text or text.lower() in _RESERVED:
         raise _NotPlainError(text)
-    if text.lower() in _RESERVED or _OTHER_NUMBER.fullmatch(text):
+    if text[0] in _NUMERIC and _OTHER_NUMBER.fullmatch(text):
         raise _NotPlainError(text)
     return text
