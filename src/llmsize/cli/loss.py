@@ -6,11 +6,9 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets, units
-from llmsize.anatomy import traced
-from llmsize.anatomy.parameters import Parameters, count
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError, printable
@@ -33,6 +31,9 @@ from llmsize.scaling.run import (
 )
 from llmsize.term import Term, fact
 from llmsize.throughput import training_flop
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.parameters import Parameters
 
 EXAMPLES = (
     "llmsize loss --params 2B",
@@ -127,6 +128,9 @@ def _model(model: str | None, params: int | None) -> Parameters | None:
         raise LLMSizeError(
             "MODEL and --params both say how large it is", hint="leave one of them out"
         )
+    from llmsize.anatomy import traced
+    from llmsize.anatomy.parameters import count
+
     return count(traced(options.architecture(model)).weights.values())
 
 

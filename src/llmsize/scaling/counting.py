@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from llmsize.anatomy.parameters import Parameters
+from typing import TYPE_CHECKING
+
 from llmsize.scaling.laws import ScalingLaw, non_embedding_parameters, total_parameters
 from llmsize.units import format_count
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.parameters import Parameters
 
 
 def counted(law: ScalingLaw, model: Parameters) -> int:
