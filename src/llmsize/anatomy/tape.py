@@ -109,7 +109,7 @@ _make = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Tape:
     """The record of one pass, and the circumstances under which operations record."""
 

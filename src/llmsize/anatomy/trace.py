@@ -116,7 +116,7 @@ QUANTIZED = frozenset(
 """Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Trace(Tape):
     """A tape that knows the model's weights and the setting."""
 
