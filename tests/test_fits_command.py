@@ -104,3 +104,31 @@ def test_mistakes_are_named(
     assert captured.out == ""
     assert error in captured.err
     assert "\nhint: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("llama-3.1-8b", ["--dtype", "bf16", "--context", "32768"]),
+        ("gemma-3-12b", ["--dtype", "nf4", "--batch", "4"]),
+        ("mixtral-8x7b", ["--dtype", "bf16", "--gpus", "4"]),
+        ("qwen3.5-9b", ["--dtype", "bf16"]),
+        ("llama-3.2-3b", ["--dtype", "q4_k_m"]),
+    ],
+)
+def test_serving_needs_what_infer_says(
+    model: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One question has one answer, whichever command is asked: part by part, to the byte."""
+    memory = ["--vram", "200GB"]
+    fits = document(capsys, model, *words, *memory)
+    needed = {row["name"]: row["cells"]["bytes"]["value"] for row in fits["answer"][0]["rows"]}
+    quant = words[1]
+    stored = ["--engine", "llama.cpp", "--quant", quant] if quant.startswith("q") else []
+    stored = stored or (["--dtype", "bf16", "--quant", quant] if quant == "nf4" else words[:2])
+    assert run(["infer", model, *stored, *words[2:], *memory, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["answer"][0]["rows"]
+    fullest = max(rows[-1]["cells"], key=lambda place: rows[-1]["cells"][place]["value"])
+    inferred = {row["name"]: row["cells"][fullest]["value"] for row in rows}
+    assert needed.popitem()[1] == inferred.pop("total")
+    assert needed == inferred

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.cli import declare, fits, options
 from llmsize.cli.estimate import format_named
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
@@ -254,7 +256,9 @@ def _asks(case: Case, way: Way) -> Callable[[Architecture, str], Term]:
         )
         for storage in STORAGES["serve"]
     }  # fmt: skip
-    return lambda model, storage: serving(overview.subject(model), works[storage], devices)
+    return lambda model, storage: serving(
+        overview.subject(model), works[storage], partial(presets.get, Engine), devices
+    )
 
 
 def _storage(case: Case, name: str) -> Storage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated
 
 from llmsize import presets
@@ -158,6 +159,7 @@ def default_precision(storage: Storage) -> str:
     return "fp32" if storage.format.name == "fp32" else "mixed"
 
 
+@lru_cache(maxsize=512)
 def format_named(name: str) -> Format:
     """The format that a recipe names."""
     return presets.get(Format, name)

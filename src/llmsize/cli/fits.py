@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.estimate import default_precision, format_named
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import FP16
@@ -25,8 +26,8 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
-from llmsize.planning.fits import Band, largest, smallest, verdict
-from llmsize.planning.needs import estimated, tuning
+from llmsize.planning.fits import Band, largest, largest_near, smallest, verdict
+from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
@@ -160,9 +161,10 @@ def workload(storage: Storage, batch: int, context: int) -> Workload:
 
 
 def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
-    """The same for a known model, whose training step is walked operation by operation."""
-    refused = job == "full training" and not work.storage.trainable
-    if job == "inference" or refused:
+    """The same for a known model, whose passes are walked operation by operation."""
+    if job == "inference":
+        return serving(model, work, partial(presets.get, Engine), devices)
+    if job == "full training" and not work.storage.trainable:
         return estimated(model, work, job, devices)
     return tuning(_step(model, work, job), devices)
 
@@ -238,17 +240,21 @@ def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple
     """The longest context, the largest batch and the largest rank that there is room for."""
     budget, devices = machine.usable.value, machine.devices
 
-    def most(setting: Callable[[int], Workload]) -> int:
-        def holds(value: int) -> bool:
+    def most(setting: Callable[[int], Workload], known: int) -> int:
+        def need(value: int) -> float:
             try:
-                return _exact(model, setting(value), job, devices).value <= budget
-            except LLMSizeError:  # a rank above the dimensions of a layer
-                return False
+                return _exact(model, setting(value), job, devices).value
+            except LLMSizeError:  # a rank above a layer's dimensions, more slots than llama.cpp's
+                return float("inf")
 
-        return largest(holds, highest=2**30) or 0
+        each = (need(2 * known) - need(known)) / known  # nearly every need grows by a line
+        guess = int((budget - need(known)) / each) if 0 < each < float("inf") else 0
+        return largest_near(
+            lambda value: need(value) <= budget, known + guess, lowest=known, highest=2**30
+        )
 
-    context = most(lambda value: work._replace(context=value))
-    batch = most(lambda value: work._replace(batch=value))
+    context = most(lambda value: work._replace(context=value), work.context)
+    batch = most(lambda value: work._replace(batch=value), work.batch)
     told = [f"the longest context that fits has {context:,} tokens"]
     if job == "inference":
         told.append(f"the largest batch that fits has {batch:,} sequences: users at once, each "
@@ -256,7 +262,9 @@ def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple
     else:
         told.append(f"the largest batch that fits has {batch:,} sequences")
     if job in ("LoRA", "QLoRA"):
-        rank = most(lambda value: work._replace(lora=replace(work.lora, rank=value)))
+        rank = most(
+            lambda value: work._replace(lora=replace(work.lora, rank=value)), work.lora.rank
+        )
         told.append(f"the largest rank that fits is {rank:,}")
     return tuple(told)
 
@@ -275,7 +283,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
         return (advice(_step(model, work, job), int(budget)), *told)
 
     def enough(changed: Workload) -> bool:
-        return estimated(model, changed, job, machine.devices).value <= budget
+        return _exact(model, changed, job, machine.devices).value <= budget
 
     found = changes.combination(work, _SMALLER, enough) if job == "inference" else None
     if found:
@@ -470,6 +478,10 @@ def _catalogue(
         if least > HOPELESS * budget:
             return int(least)
         try:
+            if job == "inference":
+                held = sum(part.value for part in _held(traced(model.name), works[title]))
+                if held > budget * devices:
+                    return int(held)
             return int(_exact(traced(model.name), works[title], job, devices).value)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
@@ -485,6 +497,12 @@ def _least(work: Workload, job: Job) -> float:
     recipe = work.storage.recipe
     format = format_named(recipe.base) if recipe else work.storage.format
     return format.bits_per_element / 8
+
+
+def _held(model: Subject, work: Workload) -> Iterator[Term]:
+    """What serving takes before anything is computed, on all devices together."""
+    yield overview.stored(model, work.storage, work.format_of)
+    yield overview.cache(model, work)
 
 
 def _models(chosen: list[Choice], job: Job) -> Table:

@@ -346,7 +346,9 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
         peak = max(peak, logits * (question.format.block_bytes + FP32.block_bytes))
     elif every and first:
         peak += logits * FP32.block_bytes
-    ended = generation(question.architecture, setting._replace(sequence=question.context))
+    ended = begun
+    if prompt != question.context:
+        ended = generation(question.architecture, setting._replace(sequence=question.context))
     grown = 0 if chunk else ended.cache - begun.cache
     after = max(
         ended.decode_peak - ended.weights - ended.buffers - ended.cache,

@@ -94,6 +94,16 @@ def largest(holds: Callable[[int], bool], *, lowest: int = 1, highest: int = HIG
     return good
 
 
+def largest_near(
+    holds: Callable[[int], bool], guess: int, *, lowest: int = 1, highest: int = HIGHEST
+) -> int:
+    """The same where `lowest` holds and a `guess` is at hand: the better, the fewer questions."""
+    guess, step = min(max(guess, lowest), highest), 1
+    while guess > lowest and not holds(guess):
+        guess, step, highest = max(guess - step, lowest), step * 2, guess - 1
+    return largest(holds, lowest=guess, highest=highest) or guess
+
+
 def smallest(
     holds: Callable[[int], bool], *, lowest: int = 1, highest: int = HIGHEST
 ) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from math import prod
@@ -11,8 +12,9 @@ from typing import Literal
 
 from llmsize.anatomy import run_forward
 from llmsize.architecture import Architecture
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
-from llmsize.formats import FP32
+from llmsize.formats import FP16, FP32
 from llmsize.memory.methods import training_run
 from llmsize.memory.overview import Job, Subject, Workload, need, on_each, step_of
 from llmsize.memory.training import (
@@ -35,9 +37,39 @@ FSDP = "Zhao et al. 2023, arXiv:2304.11277, section 3; pytorch v2.9, torch/distr
 ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
 
 
-def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
-    """Memory of each of `devices` that serve a model together."""
+def serving(
+    model: Subject, work: Workload, engine_of: Callable[[str], Engine], devices: int = 1
+) -> Term:
+    """Memory of the fullest of `devices` that serve a model together, as `llmsize infer` has it.
+
+    `engine_of` looks up the facts of an engine: transformers, or llama.cpp for what only that runs.
+    A shape that stands in for a parameter count, and a format that nothing is computed in, follow
+    published rules instead. Raises `LLMSizeError` for a job that makes no sense.
+    """
+    storage = work.storage
+    computed = storage.format.block_elements == 1 and storage.format.block_bytes in (2, 4)
+    if not model.assumed and (computed or storage.recipe):
+        return _fullest(model, work, engine_of, devices)
     return estimated(model, work, "inference", devices)
+
+
+def _fullest(
+    model: Subject, work: Workload, engine_of: Callable[[str], Engine], devices: int
+) -> Term:
+    from llmsize.memory import serving as served  # with llama.cpp, which is large
+
+    storage = work.storage
+    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
+    kept = FP16 if gguf else storage.format
+    made = served.serving(
+        model.architecture, model.trace, engine_of("llama.cpp" if gguf else "transformers"),
+        storage.recipe, work.format_of, format=storage.format, keys=kept, values=kept,
+    )  # fmt: skip
+    question = replace(
+        made, context=work.context, batch=work.batch,
+        devices=max(1, min(devices, len(made.layers))),
+    )  # fmt: skip
+    return served.fullest(served.need(question))
 
 
 def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Term:
