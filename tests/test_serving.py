@@ -128,7 +128,37 @@ def test_layers_are_divided_and_none_is_lost() -> None:
     for knobs in ({"devices": 3}, {"gpu_layers": 10}, {"devices": 2, "gpu_layers": 7}):
         places = need(served("llama-3.1-8b", **knobs))
         for part in ("weights", "KV cache"):
-            assert sum(p.part(part).value for p in places) == one.part(part).value
+            held = [kept.value for p in places for kept in p.parts if kept.name == part]
+            assert sum(held) == one.part(part).value
+
+
+def test_beams_are_rows_of_the_cache() -> None:
+    """Four beams keep four caches and, while they change places, a layer's keys once more."""
+    one, four = (
+        need(served("llama-3.1-8b", context=1024, rows=rows, reordered=rows > 1))[0]
+        for rows in (1, 4)
+    )
+    assert four.part("KV cache").value == 4 * one.part("KV cache").value
+    assert four.part("weights").value == one.part("weights").value
+    keys = four.part("KV cache").value // (2 * 32)
+    assert four.part("activations").value >= keys
+
+
+def test_layers_on_disk_are_read_for_every_token() -> None:
+    """The disk has what the host would have; other engines read nothing while they run."""
+    host, disk = (
+        need(served("llama-3.1-8b", gpu_layers=8, offload=place))[-1] for place in ("host", "disk")
+    )
+    assert (host.name, disk.name) == ("host", "disk")
+    assert host.value == disk.value
+    with pytest.raises(LLMSizeError, match="disk"):
+        need(served("llama-3.1-8b", "llama.cpp", gpu_layers=8, offload="disk"))
+
+
+def test_experts_are_padded_for_the_kernels() -> None:
+    """gpt-oss-120b takes 64.38 GiB in vLLM on an H100, its tensors 60.77 (rows of 2,880)."""
+    kept = need(served("gpt-oss-120b", "vllm", "mxfp4"))[0].part("weights").value / GIB
+    assert kept == pytest.approx(64.38, rel=0.01)
 
 
 @pytest.mark.parametrize("engine", presets.names(Engine))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Allocation = Literal["grown", "pool", "buffers"]
@@ -35,6 +36,9 @@ class Engine:
     quantizes: tuple[str, ...] = ()
     """Roles that it quantizes beside those of a recipe. Given only where a model is loaded in
     16 bit and quantized on the device, its matrices of queries, keys and values joined."""
+    padded: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Formats of experts whose rows are padded for its kernels, and to a multiple of how many
+    elements."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
     utilization: float = 0.0

@@ -15,10 +15,10 @@ from llmsize.cli.declare import Option
 from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Estimate, Row, Table
+from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, Machine
-from llmsize.memory.serving import PLAIN_SERVER, Serving, fullest, need, pool, serving
+from llmsize.memory.serving import ELSEWHERE, PLAIN_SERVER, Serving, fullest, need, pool, serving
 from llmsize.memory.serving import adapters as adapters_of
 from llmsize.memory.serving import draft as draft_of
 from llmsize.memory.weights import Recipe
@@ -108,6 +108,17 @@ def infer(
         Option("--gpu-layers", metavar="N", min=0, show_default="all",
                      help="Layers on the devices; the others are in host memory."),
     ] = None,
+    stages: Annotated[
+        int, Option("--stages", metavar="N", min=1,
+                    help="Of a pipeline; each has its share of the devices.")
+    ] = 1,
+    beams: Annotated[
+        int, Option("--beams", metavar="N", min=1, help="Beams of each sequence.")
+    ] = 1,
+    returned: Annotated[
+        int, Option("--num-return-sequences", metavar="N", min=1,
+                    help="Continuations of each prompt.")
+    ] = 1,
     shared: Annotated[
         int, Option("--shared-prefix", metavar="TOKENS", min=0,
                           help="Tokens that all sequences begin with; a pool keeps them once.")
@@ -137,8 +148,8 @@ def infer(
         bool, Option("--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")
     ] = True,
     offload: Annotated[
-        str, Option("--offload", metavar="cpu", show_default=False,
-                          help="`cpu`: as many layers on the devices as fit, the rest on the host.")
+        str, Option("--offload", metavar="PLACE", show_default=False,
+                          help="`cpu`, `disk`: as many layers on the devices as fit, others there.")
     ] = "",
     fit: Annotated[
         str, Option("--fit", metavar="WHAT", show_default=False,
@@ -158,7 +169,7 @@ def infer(
     subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype)
     contexts, batches = _values(context, "context"), _values(batch, "batch")
     quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
-    devices = machine.devices if machine else gpus or 1
+    devices = _staged(machine.devices if machine else gpus or 1, stages)
     server = replace(
         PLAIN_SERVER, ubatch=ubatch, cpu_moe_layers=cpu_moe, tensor_split=_shares(tensor_split),
         flash_attention=flash_attention,
@@ -171,7 +182,8 @@ def infer(
     def asked(name: str, tokens: int, sequences: int) -> Serving:
         made = replace(
             subject.stored(name), context=tokens, prompt=min(prompt or 0, tokens), batch=sequences,
-            devices=devices, gpu_layers=gpu_layers, server=server, shared=shared,
+            devices=devices, stages=stages, gpu_layers=gpu_layers, server=server, shared=shared,
+            rows=max(beams, returned), reordered=beams > 1,
         )  # fmt: skip
         held = [_adapters(made, adapters, rank)] if adapters else []
         if draft:
@@ -188,8 +200,20 @@ def infer(
     question = asked(quants[0], contexts[0], batches[0])
     name = quants[0]
     if offload or fit:
+        if offload == "disk":
+            question = replace(question, offload="disk")
         question, name = _solved(question, name, _what(offload, fit), budget, subject)
     return _estimate(question, name, machine, budget)
+
+
+def _staged(devices: int, stages: int) -> int:
+    """Devices of each stage of a pipeline."""
+    if devices % stages:
+        raise LLMSizeError(
+            f"{devices} devices are not divided into {stages} stages",
+            hint="`--gpus` is the number of all devices",
+        )
+    return devices // stages
 
 
 def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: str) -> Subject:
@@ -272,10 +296,10 @@ def _values(text: str, what: str) -> list[int]:
 
 
 def _what(offload: str, fit: str) -> str:
-    if offload and (fit or offload != "cpu"):
+    if offload and (fit or offload not in ("cpu", "disk")):
         raise LLMSizeError(
             f"cannot offload to `{printable(offload)}`",
-            hint="`--offload cpu` alone solves for the layers on the devices",
+            hint="`--offload cpu` or `disk` alone solves for the layers on the devices",
         )
     if not offload and fit not in FITTED:
         raise LLMSizeError(
@@ -335,7 +359,8 @@ def _estimate(
             "model": question.architecture.name, "engine": question.engine.name,
             "quant": name or None, "dtype": question.format.name, "kv_dtype": question.keys.name,
             "context": question.context, "prompt": question.prompt or question.context,
-            "batch": question.batch, "devices": question.devices,
+            "batch": question.batch, "rows": question.rows,
+            "devices": question.devices * question.stages, "stages": question.stages,
             "gpu_layers": question.gpu_layers,
             "memory_bytes": budget.memory if budget else None,
             "gpu_memory_utilization": _share(question, budget),
@@ -365,9 +390,9 @@ def _headline(
     what += f"{question.batch} × {question.context:,} tokens: {format_bytes(place.value)}"
     if len(places) > 1:
         what += f" on {place.name}, the fullest" if question.devices > 1 else " on the device"
-    host = next((p for p in places if p.name == "host"), None)
+    host = next((p for p in places if p.name in ELSEWHERE), None)
     if host is not None:
-        what += f" and {format_bytes(host.value)} on the host"
+        what += f" and {format_bytes(host.value)} on the {host.name}"
     if budget is None:
         return what
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
@@ -380,9 +405,9 @@ ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit
 
 def _table(places: tuple[Term, ...]) -> Table:
     """Parts by place; of many devices the fullest alone."""
-    devices = [place for place in places if place.name != "host"]
+    devices = [place for place in places if place.name not in ELSEWHERE]
     if len(devices) > SHOWN_DEVICES:
-        places = (fullest(places), *(place for place in places if place.name == "host"))
+        places = (fullest(places), *(place for place in places if place.name in ELSEWHERE))
     parts = {place.name: {part.name: part for part in place.parts} for place in places}
     rows = [
         Row(row, {place: held[row] for place, held in parts.items() if row in held})
@@ -394,10 +419,19 @@ def _table(places: tuple[Term, ...]) -> Table:
 
 
 def _bounds(question: Serving, accelerator: Accelerator) -> Table:
-    first = asking.first_token(question, accelerator)
-    later = asking.tokens_per_second(question, accelerator)
-    rows = (Row("time to first token", {"at best": first}), Row("tokens/s", {"at best": later}))
-    return Table("bounds of speed", ("at best",), rows, heading="what")
+    first: dict[str, Cell] = {"at best": asking.first_token(question, accelerator)}
+    later: dict[str, Cell] = {"at best": asking.tokens_per_second(question, accelerator)}
+    columns = ["at best"]
+    if accelerator.measured_matmul_tflops and asking.rate(question, accelerator) in SIXTEEN_BIT:
+        columns.append("at the measured rate")
+        first[columns[1]] = asking.first_token(question, accelerator, measured=True)
+        later[columns[1]] = Absent("the measured rate is of matrix products, not of memory")
+    rows = (Row("time to first token", first), Row("tokens/s", later))
+    return Table("bounds of speed", tuple(columns), rows, heading="what")
+
+
+SIXTEEN_BIT = ("bf16", "fp16")
+"""Rates that the measured matrix products stand for."""
 
 
 def _assumptions(question: Serving) -> Iterator[str]:

@@ -8,9 +8,11 @@ buffers whose sizes its own allocator decides: those are simulated in `memory/ll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from math import prod
+from typing import Literal
 
 from llmsize.anatomy import LoRA, Setting, Trace
 from llmsize.anatomy.cache import LayerCache
@@ -49,6 +51,9 @@ TRITON = (
 )
 
 
+ELSEWHERE = ("host", "disk")
+"""Places that are no device."""
+
 PLAIN_SERVER = llamacpp.Server(context=1)
 """llama.cpp's own defaults."""
 
@@ -76,6 +81,10 @@ class Serving:
     """Tokens of each prompt; 0 for the whole context."""
     batch: int = 1
     """Sequences at once."""
+    rows: int = 1
+    """Continuations of each that are computed side by side: beams, or sequences to return."""
+    reordered: bool = False
+    """Whether rows change places after every token, as beams do."""
     shared: int = 0
     """Tokens at the beginning that all sequences have in common and keep once."""
     devices: int = 1
@@ -83,6 +92,8 @@ class Serving:
     """Of a pipeline; each has `devices` devices."""
     gpu_layers: int | None = None
     """Layers on the devices, the others in host memory; all unless given."""
+    offload: Literal["host", "disk"] = "host"
+    """Where those others are."""
     beside: tuple[Term, ...] = ()
     """What the first device, or with tensor parallelism every one, has besides: adapters, a draft
     model."""
@@ -183,7 +194,8 @@ def draft(question: Serving) -> Term:
 
 def fullest(places: Iterable[Term]) -> Term:
     """The device that needs the most; the host is no device."""
-    return max((place for place in places if place.name != "host"), key=lambda place: place.value)
+    devices = (place for place in places if place.name not in ELSEWHERE)
+    return max(devices, key=lambda place: place.value)
 
 
 def _check(question: Serving) -> None:
@@ -194,6 +206,18 @@ def _check(question: Serving) -> None:
         raise LLMSizeError(
             f"{engine.title} keeps every layer on the devices",
             hint="`--gpu-layers` and `--offload` are for llama.cpp, Ollama and transformers",
+        )
+    if question.rows > 1 and engine.allocation != "grown":
+        raise LLMSizeError(
+            f"{engine.title} keeps no beams", hint="give them as sequences: `--batch`"
+        )
+    if question.stages > 1 and engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{engine.title} has no stages of its own", hint="it splits layers by `--gpus` alone"
+        )
+    if question.offload == "disk" and engine.allocation != "grown":
+        raise LLMSizeError(
+            f"{engine.title} reads no layers from disk while it runs", hint="`--offload cpu`"
         )
     parts = question.devices if engine.split == "layers" else question.stages
     if parts > max(layers, 1):
@@ -218,16 +242,24 @@ def _check_heads(heads: int, devices: int) -> None:
         )
 
 
-def weights_of(stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads: int = 0) -> Term:
+def weights_of(
+    stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads: int = 0,
+    padded: Mapping[str, int] | None = None,
+) -> Term:  # fmt: skip
     """Bytes of the tensors on one of `ways` devices that share their matrices.
 
-    Keys and values are cut by whole heads, so at most `kv_heads` ways.
+    Keys and values are cut by whole heads, so at most `kv_heads` ways. `padded` has the formats
+    whose experts' rows the engine pads, and to a multiple of how many elements.
     """
     sizes: dict[str, int] = {}
+    stored = list(stored)
+    hidden = next((w.shape[-1] for w, _ in stored if w.role == "embedding"), 0)
     for weight, format in stored:
         cut = ways if weight.role in SHARDED else 1
         if weight.role in ("k", "v"):
             cut = min(ways, kv_heads or 1)
+        if padded and hidden and weight.role.startswith("expert_") and format.name in padded:
+            weight = _padded(weight, padded[format.name], hidden)
         sizes[format.name] = sizes.get(format.name, 0) - (-weight_bytes(weight, format) // cut)
     source = "tensors of the checkpoint, each in the format of the recipe"
     parts = (
@@ -237,6 +269,14 @@ def weights_of(stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads:
     return total("weights", *parts, unit="bytes")
 
 
+def _padded(weight: Weight, multiple: int, hidden: int) -> Weight:
+    """Experts whose inputs are padded, whichever way round the library keeps them."""
+    experts, *matrix = weight.shape
+    inputs = prod(matrix) // hidden if weight.role.endswith("down") else hidden
+    outputs = prod(matrix) // inputs
+    return weight._replace(shape=(experts, outputs, -(-inputs // multiple) * multiple))
+
+
 def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) -> tuple[Term, ...]:
     """The KV cache of all sequences on one device, and the recurrent state if there is one."""
     layers = question.layers if layers is None else layers
@@ -244,10 +284,11 @@ def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) ->
     if question.engine.allocation == "pool" and question.policy.windows == "reserved":
         cached = [_pool_share(question, layers, ways)]
     else:
-        own = _cached(question, layers, ways, question.context - question.shared, question.batch)
+        rows = question.batch * question.rows
+        own = _cached(question, layers, ways, question.context - question.shared, rows)
         common = _cached(question, layers, ways, question.shared, 1) if question.shared else []
         cached = [part for part in (*own, *common) if part.name != "recurrent state"]
-    state = [part for part in _cached(question, layers, ways, 1, question.batch)
+    state = [part for part in _cached(question, layers, ways, 1, question.batch * question.rows)
              if part.name == "recurrent state"]  # fmt: skip
     found = (total("KV cache", *cached, unit="bytes"),)
     return (*found, total("recurrent state", *state)) if state else found
@@ -288,7 +329,9 @@ def _grown(question: Serving) -> tuple[Term, ...]:
     edges = [round(count * device / question.devices) for device in range(question.devices + 1)]
     places = []
     for device, (first, end) in enumerate(pairwise(edges)):
-        held = cache_of(question, question.layers[first:end])
+        # layers on visit leave their keys and values on the device that ran them
+        visiting = question.layers[count:] if device == 0 else ()
+        held = cache_of(question, (*question.layers[first:end], *visiting))
         workspace = activations(question, first=device == 0, last=end == layers)
         parts = [weights_of(_within(question, first, end)), *held, workspace]
         if question.engine.quantizes:
@@ -297,8 +340,7 @@ def _grown(question: Serving) -> tuple[Term, ...]:
             parts.append(_visiting(question, count))
         places.append(total(f"GPU {device}", *parts, _beside(question)))
     if count < layers:
-        host = cache_of(question, question.layers[count:])
-        places.append(total("host", weights_of(_within(question, count, layers)), *host))
+        places.append(total(question.offload, weights_of(_within(question, count, layers))))
     return tuple(places)
 
 
@@ -337,11 +379,14 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
     chunk = question.engine.prefill
     prompt = min(question.prompt or question.context, chunk or question.context)
     setting = Setting(
-        batch=question.batch, sequence=prompt, format=_computed(question.format), last_logits=True
+        batch=question.batch * question.rows,
+        sequence=prompt,
+        format=_computed(question.format),
+        last_logits=True,
     )
     begun = generation(question.architecture, setting)
     peak = begun.prefill_peak - begun.weights - begun.buffers - begun.cache
-    logits = question.batch * prompt * vocabulary(question.trace)
+    logits = setting.batch * prompt * vocabulary(question.trace)
     if every and last:
         peak = max(peak, logits * (question.format.block_bytes + FP32.block_bytes))
     elif every and first:
@@ -353,9 +398,21 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
     after = max(
         ended.decode_peak - ended.weights - ended.buffers - ended.cache,
         (question.engine.cache_copies - 1) * sum(int(part.value) for part in cache_of(question)),
+        _reordering(question),
     )
     return fact("activations", max(peak - grown, after) + begun.buffers, unit="bytes",
                 source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
+
+
+def _reordering(question: Serving) -> int:
+    """The keys of a layer in their new order, before the old ones go."""
+    if not question.reordered:
+        return 0
+    return max(
+        int(layers[0].value) * layer.key_dim // (layer.key_dim + layer.value_dim)
+        for layer in question.layers if layer.key_dim
+        for layers in [cache_of(question, (layer,))]
+    )  # fmt: skip
 
 
 def _compiled(question: Serving) -> Iterator[Term]:
@@ -405,7 +462,9 @@ def _pooled(question: Serving) -> tuple[Term, ...]:
     places = []
     for stage, (first, end) in enumerate(pairwise(edges)):
         own = replace(question, weights=_within(question, first, end))
-        kept = weights_of(own.weights, question.devices, _kv_heads(question))
+        kept = weights_of(
+            own.weights, question.devices, _kv_heads(question), question.engine.padded
+        )
         held = cache_of(question, question.layers[first:end])
         parts = [kept, *held, warm_up(own, last=end == layers)]
         if question.engine.graphs:

@@ -9,10 +9,19 @@ from llmsize.anatomy.flops import forward_flop_per_token
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, bandwidth, peak, supports
-from llmsize.memory.serving import Serving, cache_of, fullest, hidden_size, need, pool, vocabulary
+from llmsize.memory.serving import (
+    ELSEWHERE,
+    Serving,
+    cache_of,
+    fullest,
+    hidden_size,
+    need,
+    pool,
+    vocabulary,
+)
 from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change
-from llmsize.planning.fits import largest
+from llmsize.planning.fits import largest, smallest
 from llmsize.term import Term, fact, term
 
 LONGEST = 2**24
@@ -113,6 +122,12 @@ def changes(
                 f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
                 "speed: the others run from host memory", lambda q: split,
             ))  # fmt: skip
+    if question.engine.allocation == "buffers" and (least := _experts_on_host(question, budget)):
+        known.append(Change(
+            f"keep the experts of {least} layers in host memory (`--cpu-moe {least}`)", 3.8,
+            "speed: those experts run from host memory",
+            lambda q: replace(q, server=replace(q.server, cpu_moe_layers=least)),
+        ))  # fmt: skip
     if question.engine.split != "none":
         several = question.devices * 2
         known.append(Change(
@@ -120,6 +135,18 @@ def changes(
             lambda q: replace(q, devices=several),
         ))  # fmt: skip
     return [change for change in known if _possible(change, question)]
+
+
+def _experts_on_host(question: Serving, budget: Budget) -> int:
+    """The fewest layers whose experts llama.cpp must keep on the host; 0 if none is enough."""
+    if not any(weight.role.startswith("expert_") for weight, _ in question.weights):
+        return 0
+
+    def holds(layers: int) -> bool:
+        server = replace(question.server, cpu_moe_layers=layers)
+        return fits(replace(question, server=server), budget)
+
+    return smallest(holds, highest=len(question.layers)) or 0
 
 
 def _storing(other: Serving) -> Callable[[Serving], Serving]:
@@ -143,7 +170,7 @@ def bus_bytes(question: Serving) -> Term:
     transformers brings the weights to the device; llama.cpp runs the layers on the host and only
     the hidden state crosses.
     """
-    host = next((place for place in need(question) if place.name == "host"), None)
+    host = next((place for place in need(question) if place.name in ELSEWHERE), None)
     if host is None or question.gpu_layers is None:
         return fact("bus bytes per token", 0, unit="bytes", source="nothing is in host memory")
     if question.engine.allocation == "buffers":
@@ -158,20 +185,27 @@ def bus_bytes(question: Serving) -> Term:
     )  # fmt: skip
 
 
-def first_token(question: Serving, accelerator: Accelerator) -> Term:
-    """Seconds to the first token: no less than the FLOP of the prompts and the bytes of weights."""
+def first_token(question: Serving, accelerator: Accelerator, *, measured: bool = False) -> Term:
+    """Seconds to the first token: no less than the FLOP of the prompts and the bytes of weights.
+
+    At the published rate, or at the fastest matrix product that was `measured` on the card.
+    """
     prompt = question.prompt or question.context
     per_token = forward_flop_per_token(question.trace, max(1, prompt // 2)).value
     spared = 2 * vocabulary(question.trace) * hidden_size(question.trace)
     ways = question.devices if question.engine.split == "tensor" else 1
+    fastest = peak(accelerator, rate(question, accelerator)).value
+    if measured:
+        fastest = (accelerator.measured_matmul_tflops or 0) * 1e12
     return term(
         "time to first token",
         "max(sequences * (prompt * flop_per_token - (prompt - 1) * head) / (devices * peak), "
         "weight_bytes / (devices * bandwidth)) + bus_bytes / bus",
         unit="seconds", grade="formula", source="roofline, Williams et al. 2009",
-        note="a bound: at the full rate of the card, nothing waiting",
+        note="a bound: at the " + ("rate measured" if measured else "full rate of the card")
+        + ", nothing waiting",
         sequences=question.batch, prompt=prompt, flop_per_token=per_token, head=spared,
-        peak=peak(accelerator, rate(question, accelerator)).value, devices=ways,
+        peak=fastest, devices=ways,
         weight_bytes=_read(question, prompt * question.batch),
         bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
     )  # fmt: skip
