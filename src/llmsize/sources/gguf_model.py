@@ -12,6 +12,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.gguf import GGUF
+from llmsize.sources.gguf_hybrid import hybrid
 
 LARGEST = 2**32
 MAX_LAYERS = 10_000
@@ -32,6 +33,7 @@ FAMILIES = {
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "gpt-oss": "gpt_oss",
     "smollm3": "smollm3", "mamba": "mamba", "mamba2": "mamba2", "jamba": "jamba",
     "falcon-h1": "falcon_h1", "ernie4_5": "ernie4_5", "kimi-linear": "kimi_linear",
+    "granitehybrid": "granitemoehybrid", "lfm2": "lfm2",
     "dbrx": "dbrx", "seed_oss": "seed_oss", "dots1": "dots1", "apertus": "apertus",
 }  # fmt: skip
 """`general.architecture` → `model_type`."""
@@ -86,7 +88,7 @@ GEMMA3N_CACHED = 20
 SIGMOID = 2
 
 
-class _Keys:
+class Keys:
     """The keys of the file's architecture, each checked when it is asked for."""
 
     def __init__(self, gguf: GGUF) -> None:
@@ -145,7 +147,7 @@ def architecture(gguf: GGUF, name: str) -> Architecture:
     Without a family of the same meaning, `family` is the name that llama.cpp gives it.
     Raises `LLMSizeError` for metadata that no model can have.
     """
-    keys = _Keys(gguf)
+    keys = Keys(gguf)
     family = _family(keys)
     config: dict[str, Any] = {"model_type": family, "num_hidden_layers": keys.layers()}
     for key, field in {**FIELDS, **STATE_SPACE.get(family, {})}.items():
@@ -156,6 +158,8 @@ def architecture(gguf: GGUF, name: str) -> Architecture:
         config[EXPERTS.get(family, "num_experts")] = experts
     config["vocab_size"] = keys.number("vocab_size") or gguf.lengths.get("tokenizer.ggml.tokens")
     config.update(_head_sizes(keys), **_from_tensors(gguf))
+    tensors = frozenset(tensor.name for tensor in gguf.checkpoint.tensors)
+    config.update(hybrid(keys, family, tensors))
     return Architecture(
         name=name,
         family=family,
@@ -168,7 +172,7 @@ def architecture(gguf: GGUF, name: str) -> Architecture:
     )
 
 
-def _family(keys: _Keys) -> str:
+def _family(keys: Keys) -> str:
     if keys.name == "llama" and keys.number("expert_count"):
         return "mixtral"
     if keys.name == "deepseek2" and keys.number("expert_gating_func") == SIGMOID:
@@ -181,7 +185,7 @@ def _title(gguf: GGUF) -> str:
     return title if isinstance(title, str) and title.isprintable() else ""
 
 
-def _head_sizes(keys: _Keys) -> dict[str, int]:
+def _head_sizes(keys: Keys) -> dict[str, int]:
     rotary = keys.number("rope.dimension_count")
     key, value = (keys.number(f"attention.{which}_length") for which in ("key", "value"))
     if keys.has("attention.kv_lora_rank"):
@@ -205,7 +209,7 @@ def _from_tensors(gguf: GGUF) -> dict[str, bool]:
 
 def layer_caches(gguf: GGUF) -> tuple[LayerCache, ...]:
     """What each layer keeps of the tokens, by the file's own keys."""
-    keys = _Keys(gguf)
+    keys = Keys(gguf)
     layers = keys.layers()
     heads = keys.per_layer("attention.head_count", layers, 0)
     kv_heads = _kv_heads(keys, heads)
@@ -222,7 +226,7 @@ def layer_caches(gguf: GGUF) -> tuple[LayerCache, ...]:
     )
 
 
-def _layer(keys: _Keys, heads: int, kv_heads: int, window: int, state: int) -> LayerCache:
+def _layer(keys: Keys, heads: int, kv_heads: int, window: int, state: int) -> LayerCache:
     if not kv_heads:
         return LayerCache("recurrent", state=state) if state else LayerCache("none")
     even = keys.number("embedding_length") // heads if heads else 0
@@ -239,7 +243,7 @@ def _layer(keys: _Keys, heads: int, kv_heads: int, window: int, state: int) -> L
     return LayerCache("window" if window else "full", kv_heads, key, value, window, state=beside)
 
 
-def _kv_heads(keys: _Keys, heads: list[int]) -> list[int]:
+def _kv_heads(keys: Keys, heads: list[int]) -> list[int]:
     """KV heads of each layer; none in a recurrent one."""
     layers = len(heads)
     if keys.has("attention.head_count_kv"):
@@ -257,7 +261,7 @@ def _kv_heads(keys: _Keys, heads: list[int]) -> list[int]:
     return [0 if r else n for n, r in zip(counts, is_recurrent, strict=True)]
 
 
-def _windows(keys: _Keys, layers: int) -> list[int]:
+def _windows(keys: Keys, layers: int) -> list[int]:
     """The window of each layer; 0 where it attends to all tokens."""
     window = keys.number("attention.sliding_window")
     if keys.name == "llama4" and (window or not keys.has("attention.sliding_window")):
@@ -276,7 +280,7 @@ def _windows(keys: _Keys, layers: int) -> list[int]:
     return [0 if at % every == full else window for at in range(layers)]
 
 
-def _state(keys: _Keys, heads: int) -> int:
+def _state(keys: Keys, heads: int) -> int:
     """Elements of a recurrent layer's state for one sequence (`n_embd_r` + `n_embd_s`)."""
     if width := keys.number("kda.head_dim"):
         kernel = keys.number("ssm.conv_kernel", 4)
