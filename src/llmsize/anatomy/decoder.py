@@ -229,14 +229,11 @@ def tables(
     rotary: Table,
 ) -> Mapping[int, blocks.Rotation | None]:
     """Cosines and sines for each window, the same for all or `apart`; `None` without rotation."""
-    if not s.rotary:
-        return dict.fromkeys((0, *windows))
     if not apart:
-        return dict.fromkeys((0, *windows), rotary(t, x, s.rotary, format))
-    return {
-        window: rotary(t, x, s.local_rotary if window else s.rotary, format)
-        for window in sorted(windows)
-    }
+        rotation = rotary(t, x, s.rotary, format) if s.rotary else None
+        return dict.fromkeys((0, *windows), rotation)
+    channels = {window: s.local_rotary if window else s.rotary for window in sorted(windows)}
+    return {w: rotary(t, x, size, format) if size else None for w, size in channels.items()}
 
 
 def add_positions(t: Trace, x: Tensor, name: str, rows: int, sequences: int = 1) -> Tensor:
