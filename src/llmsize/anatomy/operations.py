@@ -458,6 +458,41 @@ def _spread_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (out,)
 
 
+def length(t: Tape, x: Tensor) -> Tensor:
+    """The Euclidean length of the last dimension, which stays as 1; keeps both."""
+    node = t.record(_length_backward, (x,), (x,))
+    out = attach(t.new("linalg_vector_norm", (*x.shape[:-1], 1), x.format), node)
+    keep_output(t, node, out)
+    return out
+
+
+def _length_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad, x = first(grads), node.saved[0]
+    assert x is not None
+    ratio = t.new("div", grad.shape, grad.format)
+    filled = t.new("masked_fill", grad.shape, grad.format)
+    out = t.new("norm_backward", x.shape, grad.format)
+    del ratio, filled
+    return (out,)
+
+
+def convolution(t: Tape, x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
+    """A convolution along the last dimension; keeps its input and weight."""
+    x, weight, bias = cast(t, x), cast(t, weight), cast(t, bias)
+    node = t.record(
+        _convolution_backward, (x, weight, bias), (x, weight), (x.shape, weight.shape, bias.shape)
+    )
+    return attach(t.new("convolution", shape, x.format), node)
+
+
+def _convolution_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return [
+        t.new("convolution_backward", shape, grad.format) if node.needs(index) else None
+        for index, shape in enumerate(node.context)
+    ]
+
+
 def expand(t: Tape, x: Tensor, *shape: int) -> Tensor:
     """The same numbers again along dimensions of one entry, a view; gradients are summed."""
     if shape == x.shape:

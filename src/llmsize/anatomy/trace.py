@@ -360,6 +360,7 @@ class Trace(Tape):
             else:
                 x = block(x, kind)
             self.attention_weights = None
+        carried.clear()
         self.enter(-1)
         return x
 
