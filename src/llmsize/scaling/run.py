@@ -42,8 +42,7 @@ def complete(run: Run) -> Run:
 
     Raises `LLMSizeError` for a run with more known than agrees, or with nothing known.
     """
-    if run.steps and run.batch and run.tokens is None and run.compute is None:
-        run = replace(run, tokens=run.steps * run.batch)
+    run = _tokens_of_steps(run)
     n, d, c = run.parameters, run.tokens, run.compute
     if n and d and c and not math.isclose(6 * n * d, c, rel_tol=0.01):
         raise LLMSizeError(
@@ -61,6 +60,23 @@ def complete(run: Run) -> Run:
     if d and c:
         return replace(run, parameters=c / (6 * d))
     return run
+
+
+def _tokens_of_steps(run: Run) -> Run:
+    if run.steps is None and run.batch is None:
+        return run
+    if run.steps is None or run.batch is None:
+        raise LLMSizeError(
+            "steps and their batch go together", hint="give both: --steps 250k --batch 512K"
+        )
+    tokens = run.steps * run.batch
+    if run.tokens and not math.isclose(run.tokens, tokens, rel_tol=0.01):
+        raise LLMSizeError(
+            f"{run.steps:g} steps of {run.batch:g} tokens are {tokens:.3g} tokens, not "
+            f"{run.tokens:.3g}",
+            hint="leave out one of the three; tokens are steps × batch",
+        )
+    return run if run.tokens or run.compute else replace(run, tokens=tokens)
 
 
 def loss_of(law: ScalingLaw, run: Run) -> Term:
