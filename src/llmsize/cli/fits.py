@@ -62,8 +62,6 @@ JOB_NAMES: dict[str, Job] = {
     "inference": "inference", "lora": "LoRA", "qlora": "QLoRA", "full": "full training"
 }  # fmt: skip
 MOST_DEVICES = 4096
-HOPELESS = 2
-"""What needs so many budgets for its weights and states alone is not counted exactly."""
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
 
 
@@ -442,7 +440,10 @@ def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> C
         model = _typical(steps * STEP)
         return estimated(model, work, job, machine.devices).value <= machine.usable.value
 
-    found = largest(holds, highest=MOST // STEP)
+    # what the weights alone allow is near: few shapes are traced from a quarter of it upwards
+    allowed = machine.usable.value * machine.devices / _least(work, job)
+    near = min(max(int(allowed / 4 / STEP), 1), MOST // STEP)
+    found = largest(holds, lowest=near, highest=MOST // STEP) or largest(holds, highest=near)
     if found is None:
         return Absent("not even a million parameters fit")
     return fact(
@@ -467,7 +468,7 @@ def _catalogue(
 ) -> Iterator[Choice]:
     """The presets that fit for a job, largest first, in the most precise format that does."""
     models = {n: m for n, m in presets.every(Architecture).items() if wanted(m, filter)}
-    budget, devices = int(machine.usable.value), machine.devices
+    budget, devices, band = int(machine.usable.value), machine.devices, band_of(job).share
 
     @lru_cache(maxsize=1)
     def traced(model: str) -> Subject:
@@ -475,7 +476,7 @@ def _catalogue(
 
     def size(model: Architecture, title: str) -> int | None:
         least = (model.published_parameters or 0) * _least(works[title], job) / devices
-        if least > HOPELESS * budget:
+        if least > budget * (1 + band):
             return int(least)
         try:
             if job == "inference":
@@ -487,7 +488,7 @@ def _catalogue(
             return None
 
     formats = [title for title in STORAGES if title != "fp32" and (title, job) not in NOT_SO]
-    return search(models.values(), formats, size, budget, band=band_of(job).share)
+    return search(models.values(), formats, size, budget, band=band)
 
 
 def _least(work: Workload, job: Job) -> float:
