@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,9 +98,9 @@ class Adapter:
         """What attention gives for queries `q`, both by heads."""
         return out
 
-    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
-        """A parameter that is no linear layer, as it is used; `fused` layers are in it."""
-        return weight
+    def merger(self, t: Trace, weight: Tensor, name: str, fused: int) -> Callable[[], Tensor]:
+        """What gives a parameter that is no linear layer as it is used; it has `fused` layers."""
+        return lambda: weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +198,24 @@ class LoRA(Adapter):
         whole = ops.add(t, weight, ops.scale(t, change))
         return t.new("linalg_vector_norm", (change.shape[-1],), whole.format)
 
-    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
+    def merger(self, t: Trace, weight: Tensor, name: str, fused: int) -> Callable[[], Tensor]:
         """Experts are adapted one by one, with `fused` times the rank where several are in one.
 
-        peft/tuners/lora/layer.py, `ParamWrapper`: the product is added into a copy of the weight.
+        peft/tuners/lora/layer.py, `ParamWrapper`: the product is added into a copy of the weight,
+        once to try it out (torch.nn.utils.parametrize) and then for every use.
         """
         if not (t.once_linear and ALL_LINEAR in self.targets):
-            return weight
+            return lambda: weight
         *stack, out, width = weight.shape
         rank, count = fused * self.rank, prod(stack)
         trained = not self.fixed_down
         down = t.adapter(f"{name}.lora_A.default.weight", (count * rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
-        return ops.merged_adapter(t, weight, up, down)
+        if len(weight.shape) == 2:
+            return partial(ops.merged_adapter, t, weight, up, down)
+        up_cast, down_cast = ops.to(t, up, weight.format), ops.to(t, down, weight.format)
+        t.new("baddbmm", weight.shape, weight.format)
+        return partial(ops.add_product, t, weight, up_cast, down_cast)
 
 
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")

@@ -17,7 +17,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.operations import GradList, attach, first
-from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT32, INT64, Format
@@ -238,27 +238,35 @@ def run_experts(
     """
     width = inner or s.hidden
     rows = tokens.shape[0] * m.chosen
+    up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
+    role = f"expert_{up.removesuffix('_proj')}"
+    matrix = partial(_matrix, t, m, transposed=transposed)
+    upper: Tensor = matrix(f"{name}.{up}", tokens.shape[-1], out, role)
+    lower: Tensor = matrix(f"{name}.down_proj", m.width, width, "expert_down")
+    with_lower = t.merger(lower, f"{name}.down_proj")
+    with_upper = t.merger(upper, f"{name}.{up}", fused=2 if gated else 1)
     experts, order = t.new("sort", (rows,), INT64), t.new("sort", (rows,), INT64)
     chosen = ops.index(t, tokens, t.new("floor_divide", (rows,), INT64))
     weights = ops.index(t, ops.reshape(t, routing.weights, rows), order)
     as_whole = t.new("to", (rows,), INT32)
     counts = t.new("histc", (m.count,), INT32)
     ends = t.new("cumsum", (m.count,), INT32)
-    up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
     offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
-    grouped = partial(_grouped, t, m, ends, transposed=transposed)
-    x = grouped(chosen, f"{name}.{up}", out, f"expert_{up.removesuffix('_proj')}", offset)
+    upper = with_upper()
+    x = _grouped(t, chosen, upper, ends, out, offset)
     join = gate or (gated_halves if gated else activated)
     x = join(t, s, x)
     offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
-    x = grouped(x, f"{name}.down_proj", width, "expert_down", offset)
+    lower = with_lower()
+    x = _grouped(t, x, lower, ends, width, offset)
     weighted = ops.mul(t, x, weights.view(rows, 1))
     back, counted = t.new("empty_like", (rows,), INT64), t.new("arange", (rows,), INT64)
     del counted
     weighted = ops.index(t, weighted, back)
     summed = ops.sum_chosen(t, weighted, m.chosen)
-    del experts, as_whole, counts, offset
-    return ops.to(t, summed, tokens.format)
+    result = ops.to(t, summed, tokens.format)
+    del experts, as_whole, counts, offset, upper, lower
+    return result
 
 
 Gate = Callable[[Trace, Sizes, Tensor], Tensor]
@@ -282,23 +290,18 @@ def _row_biases(t: Trace, m: Mixture, name: str, out: int, experts: Tensor) -> T
     return ops.index(t, offsets, experts)
 
 
+def _matrix(
+    t: Trace, m: Mixture, name: str, width: int, out: int, role: str, *, transposed: bool
+) -> Parameter:
+    """The weights of every expert, from `width` to `out`."""
+    shape = (m.count, width, out) if transposed else (m.count, out, width)
+    return t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
+
+
 def _grouped(
-    t: Trace,
-    m: Mixture,
-    ends: Tensor,
-    x: Tensor,
-    name: str,
-    out: int,
-    role: str,
-    offset: Tensor | None,
-    *,
-    transposed: bool,
+    t: Trace, x: Tensor, weight: Tensor, ends: Tensor, out: int, offset: Tensor | None
 ) -> Tensor:
     """A linear layer of each expert for the rows of its tokens, with a bias for each row."""
-    width = x.shape[-1]
-    shape = (m.count, width, out) if transposed else (m.count, out, width)
-    weight: Tensor = t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
-    weight = t.adapted_matrix(weight, name, role, fused=2 if role.endswith("gate_up") else 1)
     x = ops.grouped_linear(t, x, weight, ends, out)
     return x if offset is None else ops.add_in_place(t, x, offset)
 

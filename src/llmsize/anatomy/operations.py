@@ -928,22 +928,30 @@ def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -
 
 
 def merged_adapter(t: Tape, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """`weight + up @ down` as a tensor of its own.
-
-    A stack of matrices takes its factors in its own format and keeps them; one matrix takes their
-    product in the factors' format.
-    """
-    if len(weight.shape) == 2:
-        change = to(t, scale(t, linear(t, up, down, out=weight.shape[1])), weight.format)
-        return add(t, weight, change)
-    up, down = to(t, up, weight.format), to(t, down, weight.format)
-    node = t.record(_merged_backward, (up, down), (up, down), (up.shape, down.shape))
-    return attach(t.new("baddbmm", weight.shape, weight.format), node)
+    """`weight + up @ down` as a tensor of its own, from their product in the factors' format."""
+    change = to(t, scale(t, linear(t, up, down, out=weight.shape[1])), weight.format)
+    return add(t, weight, change)
 
 
-def _merged_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    format = first(grads).format
-    return [t.new("bmm_backward", shape, format) for shape in node.context]
+def add_product(t: Tape, base: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`base + scale * a @ b` in one kernel (`baddbmm`), broadcast; keeps the factors."""
+    base, a, b = (cast(t, x) for x in (base, a, b))
+    node = t.record(_add_product_backward, (a, b), (a, b))
+    shape = broadcast(base.shape, (*a.shape[:-1], b.shape[-1]))
+    return attach(t.new("baddbmm", shape, a.format), node)
+
+
+def _add_product_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    made: list[Tensor | None] = []
+    for index, factor in enumerate(node.saved):
+        assert factor is not None
+        if not node.needs(index):
+            made.append(None)
+            continue
+        product = t.new("bmm_backward", factor.shape, first(grads).format)
+        made.append(t.new("mul", factor.shape, first(grads).format))
+        del product
+    return made
 
 
 def embedding(t: Tape, table: Tensor, *shape: int, indices: Tensor | None = None) -> Tensor:

@@ -317,8 +317,12 @@ class Trace(Tape):
 
         `fused` says how many layers are in it.
         """
+        return self.merger(weight, name, fused=fused)()
+
+    def merger(self, weight: Tensor, name: str, *, fused: int = 1) -> Callable[[], Tensor]:
+        """What gives such a parameter for each of its uses."""
         adapter = self.setting.adapter
-        return weight if adapter is None else adapter.merged(self, weight, name, fused)
+        return (lambda: weight) if adapter is None else adapter.merger(self, weight, name, fused)
 
     def layers(
         self,

@@ -98,7 +98,7 @@ def attention(
     q = ops.reshape(t, q, rows, sequence, s.head_dim)
     k = ops.transpose(t, ops.reshape(t, k, rows, total, s.head_dim), -1, -2)
     v = ops.reshape(t, v, rows, total, s.head_dim)
-    products = add_product(t, biases, q, k)
+    products = ops.add_product(t, biases, q, k)
     scores = ops.reshape(t, products, batch, s.heads, sequence, total)
     scores = ops.add(t, scores, mask)
     weights = ops.to(t, ops.softmax(t, scores, FP32), q.format)
@@ -108,23 +108,6 @@ def attention(
     context = ops.merge_heads(t, context)
     out = t.linear(context, "self_attention.dense", s.hidden, bias=True, role="o")
     return ops.add(t, residual, ops.dropout(t, out, dropout)), weights
-
-
-def add_product(t: Tape, biases: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`biases + scale * a @ b` in one kernel (`baddbmm`); keeps the factors."""
-    biases, a, b = (ops.cast(t, x) for x in (biases, a, b))
-    node = t.record(_add_product_backward, (a, b), (a, b))
-    return attach(t.new("baddbmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
-
-
-def _add_product_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    made = []
-    for factor in node.saved:
-        assert factor is not None
-        product = t.new("bmm_backward", factor.shape, first(grads).format)
-        made.append(t.new("mul", factor.shape, first(grads).format))
-        del product
-    return made
 
 
 def gelu(t: Tape, x: Tensor) -> Tensor:

@@ -86,8 +86,10 @@ def attention(t: Trace, s: Sizes, x: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     scores = ops.add(t, ops.reshape(t, scores, batch, s.heads, sequence, total), mask)
     scores = ops.limited(t, scores, t.new("full", (), FP32), "maximum")
     scores = ops.reshape(t, scores, rows, sequence, total)
-    wide = FP32 if scores.format is FP16 else scores.format
-    weights = ops.to(t, ops.softmax(t, scores, wide), scores.format)
+    if scores.format is FP16:
+        weights = ops.to(t, ops.softmax(t, scores, FP32), FP16)
+    else:
+        weights = ops.softmax(t, scores)
     del scores
     dropped = ops.dropout(t, weights, s.attention_dropout)
     out = ops.matmul(t, dropped, v)
