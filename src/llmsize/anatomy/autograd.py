@@ -168,8 +168,9 @@ def release(node: Node) -> None:
 
 def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
     """A gradient in its input's size and format: what was broadcast is summed, then cast."""
-    _, _, shape, format = edge
-    if grad.shape != shape and prod(grad.shape) != prod(shape):
+    node, _, shape, format = edge
+    row = type(node) is Leaf and len(grad.shape) > len(shape)  # of a weight: summed also if alone
+    if grad.shape != shape and (row or prod(grad.shape) != prod(shape)):
         grad = tape.new("sum", shape, grad.format)
     if grad.format is not format:
         strides = elementwise(grad.shape, (grad.shape, grad.strides))

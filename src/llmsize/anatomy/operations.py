@@ -789,7 +789,10 @@ def _divide_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 
 def cast(t: Tape, x: Tensor) -> Tensor:
-    """`x` as autocast hands it to a matrix product; a trained weight's copy is made once."""
+    """`x` as autocast hands it to a matrix product; a trained weight's copy is made once.
+
+    A view of a weight is copied for every use.
+    """
     if t.autocast is None or x.format is t.autocast or x.format is not FP32:
         return x
     from llmsize.anatomy.tape import Parameter
@@ -798,9 +801,11 @@ def cast(t: Tape, x: Tensor) -> Tensor:
         return to(t, x, t.autocast)
     copy = t.casts.get(id(x))
     if copy is None:
-        copy = t.casts[id(x)] = to(t, x, t.autocast)
+        copy = to(t, x, t.autocast)
         assert copy.storage is not None
         copy.storage.becomes("cast")
+        if not x.viewed:
+            t.casts[id(x)] = copy
     return copy
 
 

@@ -15,7 +15,7 @@ from llmsize.formats import Format, stored_bytes
 class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
-    __slots__ = ("chosen", "copied", "experts", "gradient", "indices", "name", "role")
+    __slots__ = ("chosen", "copied", "experts", "gradient", "indices", "name", "role", "viewed")
 
     def __init__(
         self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
@@ -31,6 +31,8 @@ class Parameter(Tensor):
         """Experts that one token is sent to."""
         self.copied = False
         """Whether it is a trained copy of a frozen weight that is there, too."""
+        self.viewed = False
+        """Whether products take a view of it, of which autocast makes a copy for every use."""
         self.gradient: Tensor | None = None
 
     @property

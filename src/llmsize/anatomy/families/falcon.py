@@ -119,7 +119,8 @@ def one_after_the_other(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around)
 
 
 def linear(t: Trace, b: Block, x: Tensor, name: str, out: int, role: str) -> Tensor:
-    """A linear layer that adds its bias apart."""
+    """A product with the transposed weight, and a bias that is added apart."""
+    t.weight(f"{name}.weight", (out, x.shape[-1]), role).viewed = True
     x = t.linear(x, name, out, role=role)
     return ops.add(t, x, t.weight(f"{name}.bias", (out,), "bias")) if b.bias else x
 
