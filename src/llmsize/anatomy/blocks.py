@@ -28,6 +28,13 @@ def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -
     return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)
 
 
+def scaled_embeddings(t: Trace, x: Tensor) -> Tensor:
+    """Embeddings that their own layer scales: a gradient asked for is that of the scaled ones."""
+    if not t.setting.input_gradients:
+        return ops.scale(t, x)
+    return t.with_gradient(ops.scale(t, Tensor(x.shape, x.format, x.storage)))
+
+
 def positions(t: Trace, sequences: int = 1) -> Tensor:
     """The position of each token of one sequence, or of each."""
     counted = t.new("arange", (sequences, t.sequence), INT64)

@@ -11,7 +11,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import BOOL
+from llmsize.formats import BOOL, FP32
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -63,5 +63,6 @@ def xielu(t: Trace, x: Tensor) -> Tensor:
 
 
 def softplus(t: Trace, x: Tensor) -> Tensor:
-    """Keeps its input."""
+    """Keeps its input. Under autocast it runs in fp32."""
+    x = ops.to(t, x, FP32) if t.autocast else x
     return ops.unary(t, "softplus", x, keeps="input")

@@ -7,7 +7,6 @@ models/gemma3/modeling_gemma3.py (the text model).
 from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
-from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, gemma_norm
 from llmsize.anatomy.tensor import Tensor
@@ -50,7 +49,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 def scaled(t: Trace, x: Tensor) -> Tensor:
     """Embeddings times a number, which is a buffer of its own."""
     t.buffers += t.setting.format.block_bytes
-    return ops.scale(t, x)
+    return blocks.scaled_embeddings(t, x)
 
 
 def windows(c: Config, layers: int) -> list[int]:

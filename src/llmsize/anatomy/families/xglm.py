@@ -32,7 +32,8 @@ def model(t: Trace, s: Sizes, c: Config) -> Tensor:
     inner_dropout = c.number("activation_dropout")
     rows = c.size("max_position_embeddings", default=2048) + EXTRA_POSITIONS
     t.buffers += rows * s.hidden * t.setting.format.block_bytes
-    embeddings = ops.scale(t, blocks.embed(t, EMBEDDING, s.vocabulary, s.hidden))
+    embeddings = blocks.embed(t, EMBEDDING, s.vocabulary, s.hidden)
+    embeddings = blocks.scaled_embeddings(t, embeddings)
     mask = blocks.mask(t, masking="eager")
     assert mask is not None
     position_ids = t.new("arange", (1, t.sequence), INT64)
