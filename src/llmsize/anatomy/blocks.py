@@ -32,7 +32,8 @@ def scaled_embeddings(t: Trace, x: Tensor) -> Tensor:
     """Embeddings that their own layer scales: a gradient asked for is that of the scaled ones."""
     if not t.setting.input_gradients:
         return ops.scale(t, x)
-    return t.with_gradient(ops.scale(t, Tensor(x.shape, x.format, x.storage)))
+    x.node = None  # and nobody waits for that of what they were before
+    return t.with_gradient(ops.scale(t, x))
 
 
 def positions(t: Trace, sequences: int = 1) -> Tensor:
