@@ -49,3 +49,16 @@ def test_runs_of_2023_are_met_within_a_tenth() -> None:
     answers = [a for a in measured_training(rows) if a.got is not None]
     assert len(answers) >= 13
     assert max(abs(a.got / a.expected - 1) for a in answers) <= 0.1  # type: ignore[operator]
+
+
+def test_torchtunes_own_table_is_met_within_an_eighth() -> None:
+    """Each step of the README's cumulative table, from nothing saved to QLoRA."""
+    rows = [
+        row for row in csv.DictReader(MEASURED.open(newline="")) if row["source"] == "torchtune"
+    ]
+    errors = {
+        a.id: abs(a.got / a.expected - 1) for a in measured_training(rows) if a.got is not None
+    }
+    assert len(errors) >= 9
+    assert sorted(errors.values())[len(errors) // 2] <= 0.02
+    assert max(errors.values()) <= 0.125

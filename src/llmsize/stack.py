@@ -28,6 +28,10 @@ class Stack:
     keeps_quantized_inputs: bool = False
     """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
     pull request 1270 mended)."""
+    repeats_keys: bool = False
+    """Whether shared keys and values are repeated for their queries before attention."""
+    fp32_logits: bool = False
+    """Whether the model itself hands out fp32 logits where the loss takes all at once."""
     loss: str = "eager"
     """`eager`, `chunked` or `fused_linear`."""
     compiled_loss: bool = False

@@ -7,6 +7,7 @@ live as long as there, since a tensor lives as long as its last name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from llmsize.anatomy import attention, objectives
@@ -308,6 +309,9 @@ def attend(
     `dropout` is the share of weights that training leaves out. No fused kernel limits scores: with
     a `softcap` attention is written out.
     """
+    groups = q.shape[1] // k.shape[1]
+    if t.setting.repeats_keys and groups > 1:
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention == "eager" or softcap:
         assert mask is not None
         out = attention.eager(t, q, k, v, mask, dropout=dropout, softcap=softcap)
@@ -383,6 +387,26 @@ def causal_lm(
         return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
     if t.setting.last_logits:
         hidden = Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
+    project = partial(_logits, t, vocabulary, head, tied, bias, end)
+    if t.setting.objective == "policy":
+        return objectives.policy_logits(t, project(hidden))
+    if t.setting.training and t.setting.loss == "chunked":
+        return chunked_loss(t, hidden, project)
+    logits = project(hidden)
+    if t.setting.keep_outputs or not t.setting.training:
+        t.outputs = logits
+    return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+
+
+def _logits(
+    t: Trace,
+    vocabulary: int,
+    head: str,
+    tied: str,
+    bias: bool,
+    end: Sequence[Activation],
+    hidden: Tensor,
+) -> Tensor:
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
         logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"], offset)
@@ -390,11 +414,7 @@ def causal_lm(
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:
         logits = step(t, logits)
-    if t.setting.objective == "policy":
-        return objectives.policy_logits(t, logits)
-    if t.setting.keep_outputs or not t.setting.training:
-        t.outputs = logits
-    return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+    return logits
 
 
 def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
@@ -409,10 +429,9 @@ SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
 
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss of the labels shifted by one token; transformers computes it in fp32."""
-    if t.setting.loss == "chunked":
-        return chunked_loss(t, logits, shifted_labels(t))
     if t.setting.compiled_loss:
-        return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
+        scores = ops.to(t, logits, FP32) if t.setting.fp32_logits else logits
+        return ops.compiled_cross_entropy(t, scores, shifted_labels(t))
     scores = ops.to(t, logits, FP32)
     labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
     targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
@@ -426,14 +445,16 @@ def shifted_labels(t: Trace) -> Tensor:
     return t.new("copy", (t.batch, t.sequence), INT64)
 
 
-def chunked_loss(t: Trace, logits: Tensor, targets: Tensor) -> Tensor:
-    """torchtune's CEWithChunkedOutputLoss: fp32 logits of some tokens at a time."""
-    chunks = t.setting.loss_chunks
-    size = -(-t.sequence // chunks)
-    total = None
-    for start in range(0, t.sequence, size):
-        tokens = min(size, t.sequence - start)
-        part = ops.chunk(t, logits, tokens, len(range(0, t.sequence, size)))
+def chunked_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The head and the loss of some tokens at a time: torchtune's CEWithChunkedOutputLoss.
+
+    The logits of all chunks are there before the first loss; the loss makes each of them fp32.
+    """
+    size = -(-t.sequence // t.setting.loss_chunks)
+    sizes = [min(size, t.sequence - start) for start in range(0, t.sequence, size)]
+    parts = [project(ops.contiguous(t, part)) for part in ops.split_tokens(t, hidden, *sizes)]
+    targets, total = shifted_labels(t), None
+    for part in parts:
         if t.setting.compiled_loss:
             loss = ops.compiled_cross_entropy(t, part, targets)
         else:

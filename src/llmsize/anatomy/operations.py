@@ -378,15 +378,6 @@ def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("slice_backward", node.context, first(grads).format),)
 
 
-def chunk(t: Tape, x: Tensor, tokens: int, chunks: int) -> Tensor:
-    """Some of the tokens of batch, sequence, width, made apart from the others by the head.
-
-    Its gradient is one of `chunks` that make up the gradient of `x`: it needs no copy.
-    """
-    shape = (x.shape[0], tokens, x.shape[-1])
-    return Tensor(shape, x.format, x.storage, x.node, x.slot)
-
-
 def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Views of `x` along the last dimension; their gradients are concatenated."""
     node = t.record(_split_backward, (x,), (), x.shape)
@@ -394,6 +385,18 @@ def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
         Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, _part_of_last(x, size))
         for slot, size in enumerate(sizes)
     )
+
+
+def split_tokens(t: Tape, x: Tensor, *sizes: int) -> list[Tensor]:
+    """Views of batch, sequence, width along the sequence; their gradients are concatenated."""
+    node = t.record(_split_backward, (x,), (), x.shape)
+    batch, _, width = x.shape
+    shapes = [(batch, size, width) for size in sizes]
+    strides = x.strides or row_major(x.shape)
+    return [
+        Tensor(shape, x.format, x.storage, node, slot, tidy(shape, strides))
+        for slot, shape in enumerate(shapes)
+    ]
 
 
 def _split_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -52,6 +52,10 @@ class Setting(NamedTuple):
     """Activations in one kernel also where the reference implementation writes them out."""
     fused_qkv: bool = False
     """One projection for q, k and v; the values stay a view of what it gives."""
+    repeats_keys: bool = False
+    """Whether shared keys and values are repeated for their queries whatever the kernel takes."""
+    fp32_logits: bool = False
+    """Whether all logits are made fp32 before the loss, which a compiled one cannot avoid."""
     loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss is one kernel that keeps the logits as they are, not an fp32 copy."""

@@ -295,6 +295,8 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         fused_activation=stack.fused_activation or choices.compiled,
         fused_qkv=stack.fused_qkv,
         keeps_quantized_inputs=stack.keeps_quantized_inputs,
+        repeats_keys=stack.repeats_keys,
+        fp32_logits=stack.fp32_logits,
         loss=stack.loss,  # type: ignore[arg-type]
         compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
