@@ -47,7 +47,8 @@ aten = torch.ops.aten
 MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MODES = ("full", "lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix", "llama-adapter")
+MODES = ("full", "lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix", "llama-adapter",
+         "hira")  # fmt: skip
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 ENGINE_TENSOR_COUNT, ENGINE_STORAGE_COUNT = 4, 2
@@ -643,6 +644,9 @@ def adapter_config(model: Any, settings: Settings) -> Any:
             use_rslora=settings.mode == "rslora",
             task_type=task,
         )
+    if settings.mode == "hira":
+        targets = lora_target_modules(model, settings.lora_targets)
+        return peft.HiraConfig(task_type=task, r=settings.lora_r, target_modules=targets)
     if settings.mode == "ia3":
         return peft.IA3Config(task_type=task)
     if settings.mode == "prompt":

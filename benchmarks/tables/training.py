@@ -133,7 +133,7 @@ STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unslot
 
 METHODS = {
     "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms",
-    "lora (lora-fa)": "lora-fa", "ia3": "ia3", "prompt_tuning": "prompt-tuning",
+    "lora (lora-fa)": "lora-fa", "hira": "hira", "ia3": "ia3", "prompt_tuning": "prompt-tuning",
     "ptuning": "p-tuning", "adapter (LLaMA-Adapter)": "llama-adapter",
     "adaptionprompt": "llama-adapter", "adapter v2 on 4-bit base": "llama-adapter-v2",
 }  # fmt: skip

@@ -162,6 +162,19 @@ class LoRA(Adapter):
         change = ops.scale(t, change)
         return ops.add(t, result, change)
 
+    def _factors(
+        self, t: Trace, x: Tensor, layer: Linear, down: str, up: str
+    ) -> tuple[Parameter, Parameter]:
+        """Both factors, next to the input and to the output."""
+        name, width, out = layer.name, x.shape[-1], layer.out
+        if self.rank > min(width, out):
+            raise LLMSizeError(
+                f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
+                hint=f"a rank of at most {min(width, out)} adds anything",
+            )
+        first = t.adapter(f"{name}.{down}", (self.rank, width), trained=not self.fixed_down)
+        return first, t.adapter(f"{name}.{up}", (out, self.rank))
+
     def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
         return ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
 
@@ -216,6 +229,30 @@ class LoRA(Adapter):
         up_cast, down_cast = ops.to(t, up, weight.format), ops.to(t, down, weight.format)
         t.new("baddbmm", weight.shape, weight.format)
         return partial(ops.add_product, t, weight, up_cast, down_cast)
+
+
+class HiRA(LoRA):
+    """A low-rank product that the weight is multiplied with (Huang et al. 2025, ICLR).
+
+    Both the product and what it makes of the weight are as large as the weight, in fp32.
+    """
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/hira/layer.py, `Linear.forward`."""
+        down, up = self._factors(t, x, layer, "hira_A.default", "hira_B.default")
+        result = layer.run(x)
+        product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
+        x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
+        changed = ops.mul(t, t.whole(layer), ops.transpose(t, product, 0, 1))
+        change = ops.linear(t, x, changed, out=layer.out)
+        del changed
+        return ops.to(t, ops.add(t, result, change), result.format)
+
+    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
+        """Experts that are no linear layers are left alone."""
+        return weight
 
 
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")

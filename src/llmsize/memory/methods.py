@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from llmsize.anatomy import Setting
-from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, LoRA
+from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, HiRA, LoRA
 from llmsize.anatomy.prompts import (
     LlamaAdapter,
     LlamaAdapterV2,
@@ -124,6 +124,10 @@ def _lora(c: Choices, format: Format, *, dora: bool = False, fixed: bool = False
     )  # fmt: skip
 
 
+def _hira(c: Choices, format: Format) -> HiRA:
+    return HiRA(c.targets or (ALL_LINEAR,), format, rank=c.rank, dropout=c.adapter_dropout)
+
+
 def _bottleneck(c: Choices, format: Format, *, roles: tuple[str, ...]) -> Bottleneck:
     return Bottleneck(c.targets, format, width=c.width, roles=roles)
 
@@ -163,6 +167,10 @@ _KNOWN = (
     Method("dora", "low-rank adapters and trained magnitudes",
            "Liu et al. 2024, arXiv:2402.09353; " + PEFT + "lora/dora.py", takes=LOW_RANK,
            adapter=partial(_lora, dora=True)),
+    Method("hira", "low-rank products that the weights are multiplied with",
+           "Huang et al. 2025, ICLR; " + PEFT + "hira/layer.py",
+           takes=("rank", "targets", "adapter_dropout", "adapter_format", "modules_to_save"),
+           adapter=_hira),
     Method("qlora", "low-rank adapters beside quantized weights",
            "Dettmers et al. 2023, arXiv:2305.14314", takes=(*LOW_RANK, *QUANTIZED_BASE),
            adapter=_lora),
