@@ -206,6 +206,14 @@ def test_an_option_that_a_method_has_not_is_refused() -> None:
         check_options(METHODS["ia3"], ["rank"])
 
 
+@pytest.mark.parametrize("method", ["prefix-tuning", "llama-adapter"])
+def test_a_model_without_attention_has_no_place_for_a_prefix(method: str) -> None:
+    """Mamba keeps no keys and values."""
+    model = presets.get(Architecture, "mamba-130m")
+    with pytest.raises(LLMSizeError, match=r"reads what is trained|no part that|has no"):
+        training_step(model, run(Choices(method, sequence=32)))
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

@@ -143,6 +143,7 @@ def test_a_wrong_objective_gets_a_close_one() -> None:
         ["--objective", "grpo", "--vllm-share", "0.3"],
         ["--objective", "dpo", "--rollouts", "8"],
         ["--method", "ia3", "--rank", "8"],
+        ["--method", "ia3", "--fit", "rank", "--vram", "24GB"],
         ["--method", "prompt-tuning", "--targets", "q_proj"],
     ],
 )

@@ -33,6 +33,13 @@ def looked_up(t: Trace, name: str, width: int, tokens: int, sequences: int) -> T
     return ops.embedding(t, table, sequences, tokens, indices=indices)
 
 
+def _only_decoder(c: Config) -> None:
+    if c.flag("is_encoder_decoder"):
+        raise c.error(
+            "has an encoder, whose prompt is not modelled", "use adapters, such as `lora`"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class PromptTuning(Adapter):
     """Embeddings of virtual tokens are trained (Lester et al. 2021, arXiv:2104.08691)."""
@@ -41,6 +48,10 @@ class PromptTuning(Adapter):
     def longer(self) -> int:
         """Every sequence is that much longer for all layers and the loss."""
         return self.tokens
+
+    def begin(self, t: Trace, c: Config) -> None:
+        """Nothing is made before the model runs."""
+        _only_decoder(c)
 
     def embedded(self, t: Trace, x: Tensor) -> Tensor:
         """The prompt and the tokens' embeddings; the caller holds what it is made of."""
@@ -106,6 +117,11 @@ class Prefixes:
 
     def joined(self, t: Trace, x: Tensor, slot: int) -> Tensor:
         """Keys or values of the layer at work behind those of the virtual tokens, which go."""
+        if x.shape[1::2] != self.shape[1::2]:
+            raise LLMSizeError(
+                "keys and values of this model are not alike, and no prefix fits both",
+                hint="use `prompt-tuning` or `lora`",
+            )
         prefix = Tensor(self.shape, self.format, None, self.node, 2 * t.layer + slot)
         whole = ops.cat(t, (prefix, x), dim=2)
         t.held.append(whole)
@@ -143,6 +159,7 @@ class Prefix(Adapter):
         """The cache is made before the model runs."""
         from llmsize.anatomy.decoder import read
 
+        _only_decoder(c)
         s = read(c)
         width = 2 * s.layers * s.kv_heads * s.head_dim
         made = looked_up(t, "embedding", width, self.tokens, t.batch)

@@ -269,6 +269,9 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
             f"cannot solve for `{printable(what)}`",
             hint=did_you_mean(what, FITTED, otherwise=f"choose from {', '.join(FITTED)}"),
         )
+    method = method_named(question.choices.method)
+    if what == "rank":
+        check_options(method, ["rank"])
     if budget is None:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
 

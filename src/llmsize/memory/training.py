@@ -113,6 +113,11 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     trace, loss = run_forward(architecture, run.setting)
     weights = list(trace.weights.values())
     _check(weights, run.setting)
+    if loss.node is None:
+        raise LLMSizeError(
+            "nothing in the model reads what is trained",
+            hint="such a model has no place for it: use `lora`, or train some of its weights",
+        )
     trace.leave_autocast()
     trace.accumulating = run.accumulation > 1 or run.fused_backward or _main_gradients(run)
     trace.enter(-1, "backward")
