@@ -29,6 +29,10 @@ accuracy:
 startup:
     python benchmarks/startup.py
 
+# How long an estimate takes once the model is loaded.
+speed:
+    python benchmarks/speed.py
+
 # Write the generated pages and the transcripts of all pages anew.
 docs:
     python docs/generate.py

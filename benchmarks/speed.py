@@ -1,0 +1,113 @@
+"""How long an estimate takes once the model is loaded: `python benchmarks/speed.py [--check]`.
+
+Processor time of one process, the least of some runs. Time goes with the events of a trace (births
+and deaths of tensors), so those are shown beside it: unlike time, they are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from llmsize import presets
+from llmsize.anatomy import LoRA, Setting, run_forward, traced
+from llmsize.anatomy.autograd import backward
+from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
+from llmsize.memory.training import TrainingRun, training_step
+from llmsize.optimizers import Optimizer, Precision
+
+RUNS = 15
+FULL = Setting(batch=2, sequence=2048, training=True)
+ADAPTED = FULL._replace(trained=frozenset(), adapter=LoRA(rank=16, targets=("all-linear",)))
+SETTINGS = {
+    "full": FULL,
+    "LoRA": ADAPTED,
+    "recomputed": FULL._replace(checkpoint_every=1),
+}
+BUDGETS = {
+    ("gpt2", "full"): 4.0,
+    ("llama-3-8b", "full"): 5.0,
+    ("llama-3-8b", "LoRA"): 8.0,
+    ("llama-3-8b", "recomputed"): 7.0,
+    ("mixtral-8x7b", "full"): 7.0,
+    ("qwen3-30b-a3b", "full"): 8.0,
+    ("mamba-2.8b", "full"): 3.0,
+    ("gemma-3-27b", "full"): 18.0,
+    ("gemma-3-27b", "LoRA"): 25.0,
+    ("deepseek-v3", "full"): 18.0,
+    ("deepseek-v3", "LoRA"): 21.0,
+}
+"""Milliseconds for a training step of a model: half as much again as a slow core takes."""
+
+COUNTING = {"llama-3-8b": 1.0, "deepseek-v3": 3.0, "jamba-v0.1": 3.0}
+"""The same for counting its parameters."""
+
+
+class Line(NamedTuple):
+    """One measurement."""
+
+    what: str
+    milliseconds: float
+    budget: float
+    events: int
+
+
+def least(ask: Callable[[], object], runs: int) -> float:
+    """Milliseconds of processor time of the fastest of some runs."""
+    took = []
+    for _ in range(runs):
+        begin = time.process_time()
+        ask()
+        took.append(time.process_time() - begin)
+    return min(took) * 1000
+
+
+def events(model: Architecture, setting: Setting) -> int:
+    """How many tensors come to life and go in the trace of a step."""
+    trace, loss = run_forward(model, setting)
+    trace.leave_autocast()
+    trace.enter(-1, "backward")
+    backward(trace, loss)
+    return len(trace.events)
+
+
+def lines(runs: int) -> Iterator[Line]:
+    """Every measurement in turn."""
+    precision, optimizer = presets.get(Precision, "bf16"), presets.get(Optimizer, "adamw")
+    for (name, how), budget in BUDGETS.items():
+        model, setting = presets.get(Architecture, name), SETTINGS[how]
+        run = TrainingRun(precision, optimizer, setting)
+        took = least(lambda model=model, run=run: training_step(model, run), runs)
+        yield Line(f"{name}, {how}", took, budget, events(model, setting))
+    for name, budget in COUNTING.items():
+        model = presets.get(Architecture, name)
+        took = least(lambda model=model: count(traced(model).weights.values()), runs)
+        yield Line(f"{name}, parameters", took, budget, len(traced(model).events))
+
+
+def main() -> int:
+    """Print the times; 1 if `--check` finds one above its budget."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    arguments = parser.parse_args()
+    late = False
+    for line in lines(arguments.runs):
+        late |= line.milliseconds > line.budget
+        print(
+            f"{line.milliseconds:7.2f} ms (budget {line.budget:4.1f})  "
+            f"{line.events:6,} events  {line.what}",
+            flush=True,
+        )
+    return 1 if arguments.check and late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
