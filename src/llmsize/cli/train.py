@@ -45,151 +45,132 @@ EXAMPLES = (
 RECOMPUTE: tuple[Recompute, ...] = ("none", "full", "selective")
 FITTED = {"batch": "sequences", "seq-len": "tokens", "rank": ""}
 
+# fmt: off
+MethodName = Annotated[str, Option(
+    "--method", help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
+    autocompletion=options.completing("methods"))]
+Length = Annotated[int, Option(
+    "--seq-len", help="Tokens per sequence.", metavar="TOKENS",
+    parser=lambda given: units.parse_count(str(given), "sequence length"))]
+PrecisionName = Annotated[str, Option(
+    "--recipe", metavar="NAME",
+    help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+    autocompletion=options.completing("precisions"))]
+OptimizerName = Annotated[str, Option(
+    "--optimizer", metavar="NAME", show_default=False,
+    help="`llmsize show optimizers`; `adamw` if the method has none.",
+    autocompletion=options.completing("optimizers"))]
+StackName = Annotated[str, Option(
+    "--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
+    autocompletion=options.completing("stacks"))]
+Rank = Annotated[int | None, Option(
+    "--rank", metavar="R", help="Rank of adapters or projections (16).",
+    parser=lambda given: units.parse_count(str(given), "rank"))]
+Targets = Annotated[str, Option(
+    "--targets", metavar="NAMES", show_default=False,
+    help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")]
+AdapterDropout = Annotated[float | None, Option(
+    "--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")]
+AdapterFormat = Annotated[str, Option(
+    "--adapter-dtype", metavar="FORMAT", show_default=False,
+    help="Format of the adapters, if not the stack's: `fp32`, `bf16`.",
+    autocompletion=options.completing("formats"))]
+ModulesToSave = Annotated[str, Option(
+    "--modules-to-save", metavar="NAMES", show_default=False,
+    help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")]
+Width = Annotated[int | None, Option(
+    "--width", metavar="N", help="Width of bottlenecks (a sixteenth).",
+    parser=lambda given: units.parse_count(str(given), "width"))]
+VirtualTokens = Annotated[int | None, Option(
+    "--virtual-tokens", metavar="N", help="Tokens of a prompt, mostly 20.",
+    parser=lambda given: units.parse_count(str(given), "virtual tokens"))]
+BaseFormat = Annotated[str, Option(
+    "--base", metavar="FORMAT", show_default=False,
+    help="Quantized frozen weights: `nf4`, `llm-int8`, `gptq-int4-g128`.",
+    autocompletion=options.completing("formats"))]
+Upcast = Annotated[bool, Option("--upcast", help="Keep in fp32 what is not quantized.")]
+FrozenLayers = Annotated[int | None, Option(
+    "--freeze", metavar="N", min=0, help="Freeze the first N layers.")]
+ObjectiveName = Annotated[str, Option(
+    "--objective", metavar="NAME", help=f"{', '.join(OBJECTIVES)}.",
+    autocompletion=lambda: list(OBJECTIVES))]
+ReferenceName = Annotated[str, Option(
+    "--reference", metavar="KIND", show_default=False,
+    help="Of a preference or policy: `model`, `adapter` (switched off), "
+         "`precomputed` or `none`.")]
+CompletionTokens = Annotated[int | None, Option(
+    "--completion", metavar="TOKENS", help="Written of --seq-len (half).",
+    parser=lambda given: units.parse_count(str(given), "completion"))]
+Rollouts = Annotated[int | None, Option(
+    "--rollouts", metavar="N", help="Sequences written at once (those of a step).",
+    parser=lambda given: units.parse_count(str(given), "rollouts"))]
+EngineShare = Annotated[float, Option(
+    "--vllm-share", min=0.0, max=0.95, metavar="SHARE", show_default=False,
+    help="Share of the device that vLLM takes to write: `0.3`.")]
+EngineSleeps = Annotated[bool, Option(
+    "--vllm-sleep", help="vLLM gives its memory back while training.")]
+RecomputeName = Annotated[str, Option("--recompute", help="`none`, `full` or `selective`.")]
+Every = Annotated[int, Option("--every", min=1, metavar="K", help="Recompute every K-th block.")]
+OffloadCheckpoints = Annotated[bool, Option(
+    "--offload-checkpoints", help="Keep checkpoints in host memory.")]
+Attention = Annotated[str, Option("--attention", help="`sdpa` or `eager`.")]
+Padded = Annotated[bool, Option("--padded", help="The batch has padding and an attention mask.")]
+Accumulate = Annotated[int, Option(
+    "--accumulate", min=1, metavar="N", help="Micro-batches per optimizer step.")]
+FusedBackward = Annotated[bool, Option(
+    "--fused-backward", help="Step each weight as its gradient comes.")]
+Compiled = Annotated[bool, Option(
+    "--compile", help="torch.compile fuses norms, gates and the loss.")]
+Timeline = Annotated[bool, Option(
+    "--timeline", help="Draw what is alive from start to end of the step.")]
+Fit = Annotated[str, Option(
+    "--fit", metavar="WHAT", show_default=False,
+    help=f"Solve for the largest {', '.join(FITTED)} that fits.")]
+# fmt: on
+
 
 def train(
     model: Model,
-    method: Annotated[
-        str,
-        Option(
-            "--method",
-            help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
-            autocompletion=options.completing("methods"),
-        ),
-    ] = "full",
+    method: MethodName = "full",
     batch: Batch = 1,
-    sequence: Annotated[
-        int,
-        Option(
-            "--seq-len", help="Tokens per sequence.", metavar="TOKENS",
-            parser=lambda given: units.parse_count(str(given), "sequence length"),
-        ),
-    ] = 2048,
+    sequence: Length = 2048,
     dtype: Dtype = "bf16",
-    recipe: Annotated[
-        str,
-        Option(
-            "--recipe", metavar="NAME",
-            help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
-            autocompletion=options.completing("precisions"),
-        ),
-    ] = "pure-16bit",
-    optimizer: Annotated[
-        str, Option("--optimizer", metavar="NAME", show_default=False,
-                          help="`llmsize show optimizers`; `adamw` if the method has none.",
-                          autocompletion=options.completing("optimizers"))
-    ] = "",
-    stack: Annotated[
-        str, Option("--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
-                          autocompletion=options.completing("stacks"))
-    ] = "transformers",
-    rank: Annotated[
-        int | None,
-        Option("--rank", metavar="R", help="Rank of adapters or projections (16).",
-                     parser=lambda given: units.parse_count(str(given), "rank"))
-    ] = None,
-    targets: Annotated[
-        str, Option("--targets", metavar="NAMES", show_default=False,
-                          help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")
-    ] = "",
-    adapter_dropout: Annotated[
-        float | None,
-        Option("--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")
-    ] = None,
-    adapter_dtype: Annotated[
-        str, Option("--adapter-dtype", metavar="FORMAT", show_default=False,
-                          help="Format of the adapters, if not the stack's: `fp32`, `bf16`.",
-                          autocompletion=options.completing("formats"))
-    ] = "",
-    modules_to_save: Annotated[
-        str, Option("--modules-to-save", metavar="NAMES", show_default=False,
-                          help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")
-    ] = "",
-    width: Annotated[
-        int | None,
-        Option("--width", metavar="N", help="Width of bottlenecks (a sixteenth).",
-                     parser=lambda given: units.parse_count(str(given), "width"))
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        Option("--virtual-tokens", metavar="N", help="Tokens of a prompt, mostly 20.",
-                     parser=lambda given: units.parse_count(str(given), "virtual tokens"))
-    ] = None,
-    base: Annotated[
-        str, Option("--base", metavar="FORMAT", show_default=False,
-                          help="Quantized frozen weights: `nf4`, `llm-int8`, `gptq-int4-g128`.",
-                          autocompletion=options.completing("formats"))
-    ] = "",
-    upcast: Annotated[
-        bool, Option("--upcast", help="Keep in fp32 what is not quantized.")
-    ] = False,
-    freeze: Annotated[
-        int | None, Option("--freeze", metavar="N", min=0, help="Freeze the first N layers.")
-    ] = None,
-    objective: Annotated[
-        str, Option("--objective", metavar="NAME", help=f"{', '.join(OBJECTIVES)}.",
-                          autocompletion=lambda: list(OBJECTIVES))
-    ] = "sft",
-    reference: Annotated[
-        str, Option("--reference", metavar="KIND", show_default=False,
-                          help="Of a preference or policy: `model`, `adapter` (switched off), "
-                               "`precomputed` or `none`.")
-    ] = "",
-    completion: Annotated[
-        int | None,
-        Option("--completion", metavar="TOKENS", help="Written of --seq-len (half).",
-                     parser=lambda given: units.parse_count(str(given), "completion"))
-    ] = None,
-    rollouts: Annotated[
-        int | None,
-        Option("--rollouts", metavar="N", help="Sequences written at once (those of a step).",
-                     parser=lambda given: units.parse_count(str(given), "rollouts"))
-    ] = None,
-    engine_share: Annotated[
-        float, Option("--vllm-share", min=0.0, max=0.95, metavar="SHARE", show_default=False,
-                            help="Share of the device that vLLM takes to write: `0.3`.")
-    ] = 0.0,
-    engine_sleeps: Annotated[
-        bool, Option("--vllm-sleep", help="vLLM gives its memory back while training.")
-    ] = False,
-    recompute: Annotated[
-        str, Option("--recompute", help="`none`, `full` or `selective`.")
-    ] = "none",
-    every: Annotated[
-        int, Option("--every", min=1, metavar="K", help="Recompute every K-th block.")
-    ] = 1,
-    offload_checkpoints: Annotated[
-        bool, Option("--offload-checkpoints", help="Keep checkpoints in host memory.")
-    ] = False,
-    attention: Annotated[
-        str, Option("--attention", help="`sdpa` or `eager`.")
-    ] = "sdpa",
-    padded: Annotated[
-        bool, Option("--padded", help="The batch has padding and an attention mask.")
-    ] = False,
-    accumulate: Annotated[
-        int, Option("--accumulate", min=1, metavar="N",
-                          help="Micro-batches per optimizer step.")
-    ] = 1,
-    fused_backward: Annotated[
-        bool, Option("--fused-backward", help="Step each weight as its gradient comes.")
-    ] = False,
-    compiled: Annotated[
-        bool, Option("--compile", help="torch.compile fuses norms, gates and the loss.")
-    ] = False,
-    timeline: Annotated[
-        bool, Option("--timeline", help="Draw what is alive from start to end of the step.")
-    ] = False,
-    fit: Annotated[
-        str, Option("--fit", metavar="WHAT", show_default=False,
-                          help=f"Solve for the largest {', '.join(FITTED)} that fits.")
-    ] = "",
+    recipe: PrecisionName = "pure-16bit",
+    optimizer: OptimizerName = "",
+    stack: StackName = "transformers",
+    rank: Rank = None,
+    targets: Targets = "",
+    adapter_dropout: AdapterDropout = None,
+    adapter_dtype: AdapterFormat = "",
+    modules_to_save: ModulesToSave = "",
+    width: Width = None,
+    tokens: VirtualTokens = None,
+    base: BaseFormat = "",
+    upcast: Upcast = False,
+    freeze: FrozenLayers = None,
+    objective: ObjectiveName = "sft",
+    reference: ReferenceName = "",
+    completion: CompletionTokens = None,
+    rollouts: Rollouts = None,
+    engine_share: EngineShare = 0.0,
+    engine_sleeps: EngineSleeps = False,
+    recompute: RecomputeName = "none",
+    every: Every = 1,
+    offload_checkpoints: OffloadCheckpoints = False,
+    attention: Attention = "sdpa",
+    padded: Padded = False,
+    accumulate: Accumulate = 1,
+    fused_backward: FusedBackward = False,
+    compiled: Compiled = False,
+    timeline: Timeline = False,
+    fit: Fit = "",
     gpu: Gpu = None,
     vram: Vram = None,
     gpus: Gpus = None,
     instance: InstanceName = None,
     reserve: Reserve = 0,
     assume_family: options.AssumeFamily = "",
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
     architecture = options.assuming(options.architecture(model), assume_family)
     chosen, machine = method_named(method), options.machine(gpu, vram, gpus, instance, reserve)
