@@ -66,102 +66,95 @@ class Subject:
         )  # fmt: skip
 
 
+# fmt: off
+EngineName = Annotated[str, Option(
+    "--engine", metavar="NAME", help="See `llmsize show engines`.",
+    autocompletion=options.completing(Engine))]
+Contexts = Annotated[str, Option(
+    "--context", metavar="TOKENS",
+    help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")]
+Prompt = Annotated[int | None, Option(
+    "--prompt", metavar="TOKENS", show_default="the whole context", help="Tokens of each prompt.",
+    parser=lambda given: units.parse_count(str(given), "prompt"))]
+Batches = Annotated[str, Option(
+    "--batch", metavar="N", help="Sequences at once, or several to compare.")]
+Quantization = Annotated[str, Option(
+    "--quant", metavar="RECIPE", show_default="the checkpoint's own",
+    help="How weights are stored, or several: `llmsize show recipes`.",
+    autocompletion=options.completing(Recipe))]
+ComputeFormat = Annotated[str, Option(
+    "--dtype", metavar="FORMAT", show_default="the checkpoint's own",
+    help="What is computed in: `bf16`, `fp16`, `fp32`.")]
+CacheFormat = Annotated[str, Option(
+    "--kv-dtype", metavar="FORMAT", show_default="the engine's own",
+    help="Format of the cache, such as `fp8` or `q8_0`.")]
+Utilization = Annotated[float | None, Option(
+    "--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
+    help="Share of a device that an engine with a pool allocates.")]
+GpuLayers = Annotated[int | None, Option(
+    "--gpu-layers", metavar="N", min=0, show_default="all",
+    help="Layers on the devices; the others are in host memory.")]
+Stages = Annotated[int, Option(
+    "--stages", metavar="N", min=1, help="Of a pipeline; each has its share of the devices.")]
+Beams = Annotated[int, Option("--beams", metavar="N", min=1, help="Beams of each sequence.")]
+Returned = Annotated[int, Option(
+    "--num-return-sequences", metavar="N", min=1, help="Continuations of each prompt.")]
+SharedPrefix = Annotated[int, Option(
+    "--shared-prefix", metavar="TOKENS", min=0,
+    help="Tokens that all sequences begin with; a pool keeps them once.")]
+Adapters = Annotated[int, Option(
+    "--adapters", metavar="N", min=0, help="LoRA adapters served at once.")]
+AdapterRank = Annotated[int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")]
+DraftModel = Annotated[str, Option(
+    "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.")]
+Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")]
+CpuMoe = Annotated[int, Option(
+    "--cpu-moe", metavar="N", min=0, help="llama.cpp: layers whose experts stay in host memory.")]
+TensorSplit = Annotated[str, Option(
+    "--tensor-split", metavar="SHARES", show_default="equal",
+    help="llama.cpp: share of the layers of every device, such as `3,1`.")]
+FlashAttention = Annotated[bool, Option(
+    "--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")]
+Offload = Annotated[str, Option(
+    "--offload", metavar="PLACE", show_default=False,
+    help="`cpu`, `disk`: as many layers on the devices as fit, others there.")]
+Fit = Annotated[str, Option(
+    "--fit", metavar="WHAT", show_default=False,
+    help=f"Solve for the best {', '.join(FITTED)} that fits.")]
+# fmt: on
+
+
 def infer(
     model: Model,
-    engine: Annotated[
-        str, Option("--engine", metavar="NAME", help="See `llmsize show engines`.",
-                          autocompletion=options.completing(Engine))
-    ] = "transformers",
-    context: Annotated[
-        str, Option("--context", metavar="TOKENS",
-                          help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")
-    ] = "4096",
-    prompt: Annotated[
-        int | None,
-        Option("--prompt", metavar="TOKENS", show_default="the whole context",
-                     help="Tokens of each prompt.",
-                     parser=lambda given: units.parse_count(str(given), "prompt")),
-    ] = None,
-    batch: Annotated[
-        str, Option("--batch", metavar="N", help="Sequences at once, or several to compare.")
-    ] = "1",
-    quant: Annotated[
-        str, Option("--quant", metavar="RECIPE", show_default="the checkpoint's own",
-                          help="How weights are stored, or several: `llmsize show recipes`.",
-                          autocompletion=options.completing(Recipe))
-    ] = "",
-    dtype: Annotated[
-        str, Option("--dtype", metavar="FORMAT", show_default="the checkpoint's own",
-                          help="What is computed in: `bf16`, `fp16`, `fp32`.")
-    ] = "",
-    kv_dtype: Annotated[
-        str, Option("--kv-dtype", metavar="FORMAT", show_default="the engine's own",
-                          help="Format of the cache, such as `fp8` or `q8_0`.")
-    ] = "",
-    utilization: Annotated[
-        float | None,
-        Option("--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
-                     help="Share of a device that an engine with a pool allocates."),
-    ] = None,
-    gpu_layers: Annotated[
-        int | None,
-        Option("--gpu-layers", metavar="N", min=0, show_default="all",
-                     help="Layers on the devices; the others are in host memory."),
-    ] = None,
-    stages: Annotated[
-        int, Option("--stages", metavar="N", min=1,
-                    help="Of a pipeline; each has its share of the devices.")
-    ] = 1,
-    beams: Annotated[
-        int, Option("--beams", metavar="N", min=1, help="Beams of each sequence.")
-    ] = 1,
-    returned: Annotated[
-        int, Option("--num-return-sequences", metavar="N", min=1,
-                    help="Continuations of each prompt.")
-    ] = 1,
-    shared: Annotated[
-        int, Option("--shared-prefix", metavar="TOKENS", min=0,
-                          help="Tokens that all sequences begin with; a pool keeps them once.")
-    ] = 0,
-    adapters: Annotated[
-        int, Option("--adapters", metavar="N", min=0, help="LoRA adapters served at once.")
-    ] = 0,
-    rank: Annotated[
-        int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")
-    ] = 16,
-    draft: Annotated[
-        str, Option("--draft", metavar="MODEL", show_default=False,
-                          help="A draft model for speculative decoding.")
-    ] = "",
-    ubatch: Annotated[
-        int, Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")
-    ] = 512,
-    cpu_moe: Annotated[
-        int, Option("--cpu-moe", metavar="N", min=0,
-                          help="llama.cpp: layers whose experts stay in host memory.")
-    ] = 0,
-    tensor_split: Annotated[
-        str, Option("--tensor-split", metavar="SHARES", show_default="equal",
-                          help="llama.cpp: share of the layers of every device, such as `3,1`.")
-    ] = "",
-    flash_attention: Annotated[
-        bool, Option("--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")
-    ] = True,
-    offload: Annotated[
-        str, Option("--offload", metavar="PLACE", show_default=False,
-                          help="`cpu`, `disk`: as many layers on the devices as fit, others there.")
-    ] = "",
-    fit: Annotated[
-        str, Option("--fit", metavar="WHAT", show_default=False,
-                          help=f"Solve for the best {', '.join(FITTED)} that fits.")
-    ] = "",
+    engine: EngineName = "transformers",
+    context: Contexts = "4096",
+    prompt: Prompt = None,
+    batch: Batches = "1",
+    quant: Quantization = "",
+    dtype: ComputeFormat = "",
+    kv_dtype: CacheFormat = "",
+    utilization: Utilization = None,
+    gpu_layers: GpuLayers = None,
+    stages: Stages = 1,
+    beams: Beams = 1,
+    returned: Returned = 1,
+    shared: SharedPrefix = 0,
+    adapters: Adapters = 0,
+    rank: AdapterRank = 16,
+    draft: DraftModel = "",
+    ubatch: Ubatch = 512,
+    cpu_moe: CpuMoe = 0,
+    tensor_split: TensorSplit = "",
+    flash_attention: FlashAttention = True,
+    offload: Offload = "",
+    fit: Fit = "",
     gpu: Gpu = None,
     vram: Vram = None,
     gpus: Gpus = None,
     instance: InstanceName = None,
     reserve: Reserve = 0,
     assume_family: options.AssumeFamily = "",
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Memory to serve MODEL with an engine: weights, cache, workspace, and what is left."""
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     budget = Budget(int(machine.usable.value), utilization) if machine else None
