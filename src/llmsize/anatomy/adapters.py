@@ -98,6 +98,9 @@ class Adapter:
         """What attention gives for queries `q`, both by heads."""
         return out
 
+    def idle(self, t: Trace, name: str, width: int, out: int) -> None:
+        """Make what it has beside a linear layer whose weight is used without the layer."""
+
     def merger(self, t: Trace, weight: Tensor, name: str, fused: int) -> Callable[[], Tensor]:
         """What gives a parameter that is no linear layer as it is used; it has `fused` layers."""
         return lambda: weight
@@ -161,6 +164,12 @@ class LoRA(Adapter):
             change = ops.index_copy(t, change, layer.out)
         change = ops.scale(t, change)
         return ops.add(t, result, change)
+
+    def idle(self, t: Trace, name: str, width: int, out: int) -> None:
+        """Two factors that never get a gradient."""
+        down = f"{name}.lora_A.default.weight"
+        t.adapter(down, (self.rank, width), trained=not self.fixed_down)
+        t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
 
     def _factors(
         self, t: Trace, x: Tensor, layer: Linear, down: str, up: str

@@ -88,6 +88,17 @@ class Leaf(Node):
             self.weight.store_gradient(tape, self.grads.pop())
 
 
+class Mark(Node):
+    """A place in the record: when the backward pass comes by, something is done."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[Tape], None], layer: int) -> None:
+        """Do `action` at this place."""
+        super().__init__(_no_rule, [], layer, None)
+        self.action = action
+
+
 def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Grads:
     return ()
 
@@ -123,6 +134,8 @@ def backward(tape: Tape, output: Tensor) -> None:
             tape.enter(current.layer)
         if current.grads:
             run(tape, current)
+        elif type(current) is Mark:
+            current.action(tape)
         else:
             release(current)
         del current
@@ -146,7 +159,8 @@ def run(tape: Tape, node: Node) -> None:
             if edge is None:
                 sent[index] = None
             elif grad.format is not edge[3] or grad.shape != edge[2]:
-                sent[index] = _fitted(tape, edge, grad)
+                grad = None
+                _fit(tape, edge, sent, index)
     grad = checkpoint = None
     node.saved.clear()
     node.grads.clear()
@@ -166,8 +180,10 @@ def release(node: Node) -> None:
         checkpoint.forget(node.place)
 
 
-def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
-    """A gradient in its input's size and format: what was broadcast is summed, then cast."""
+def _fit(tape: Tape, edge: Edge, sent: list[Tensor | None], index: int) -> None:
+    """Bring a gradient to its input's size, then to its format; each step lets go of the last."""
+    grad, sent[index] = sent[index], None
+    assert grad is not None
     node, _, shape, format = edge
     row = type(node) is Leaf and len(grad.shape) > len(shape)  # of a weight: summed also if alone
     if grad.shape != shape and (row or prod(grad.shape) != prod(shape)):
@@ -176,4 +192,4 @@ def _fitted(tape: Tape, edge: Edge, grad: Tensor) -> Tensor:
         strides = elementwise(grad.shape, (grad.shape, grad.strides))
         grad = tape.new("to", grad.shape, format)
         grad.strides = strides
-    return grad
+    sent[index] = grad

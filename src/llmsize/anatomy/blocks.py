@@ -116,6 +116,20 @@ def complex_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = N
     return Rotation(table, table)
 
 
+def rotary_in_sections(
+    t: Trace, x: Tensor, channels: int, format: Format | None = None
+) -> Rotation:
+    """The same where each token of each sequence has three positions: time, height and width."""
+    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    format = format or x.format
+    angles = t.new("mul", (3, t.batch, t.sequence, channels // 2), FP32)
+    cosines = ops.scale(t, ops.unary(t, "cos", angles))
+    sines = ops.scale(t, ops.unary(t, "sin", angles))
+    sines = t.new("cat", (t.batch, 1, t.sequence, channels), FP32)
+    cosines = t.new("cat", (t.batch, 1, t.sequence, channels), FP32)
+    return Rotation(ops.to(t, cosines, format), ops.to(t, sines, format))
+
+
 def rotate_half(t: Trace, x: Tensor) -> Tensor:
     """The second half of the channels, negated, before the first."""
     half = x.shape[-1] // 2
@@ -385,8 +399,7 @@ def causal_lm(
     if t.setting.training and t.setting.loss == "fused_linear":
         weight = _head(t, hidden, vocabulary, head, tied)
         return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
-    if t.setting.last_logits:
-        hidden = Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
+    hidden = asked_for(t, hidden)
     project = partial(_logits, t, vocabulary, head, tied, bias, end)
     if t.setting.objective == "policy":
         return objectives.policy_logits(t, project(hidden))
@@ -421,6 +434,18 @@ def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Te
     """The weight of the head, or of the embedding that it shares."""
     weight = t.weights[-1, f"{tied}.weight"] if tied else None
     return weight or t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+
+
+def asked_for(t: Trace, hidden: Tensor) -> Tensor:
+    """What the head is given: all tokens, or a view of the last one."""
+    if not t.setting.last_logits:
+        return hidden
+    return Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
+
+
+def in_fp32(t: Tape, x: Tensor) -> Tensor:
+    """`x` in fp32."""
+    return ops.to(t, x, FP32)
 
 
 SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)

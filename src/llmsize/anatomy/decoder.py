@@ -120,7 +120,9 @@ def read(
 
 
 def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
-    """How many channels of a head are rotated in layers of that kind."""
+    """How many channels of a head are rotated in layers of that kind; none by default: none."""
+    if not default:
+        return 0
     nested = c.value("rope_parameters", "rope_scaling")
     if isinstance(nested, dict) and isinstance(nested.get(kind), dict):
         nested = nested[kind]
@@ -131,7 +133,7 @@ def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
         "partial_rotary_factor", "rotary_pct", "inner", default=default
     )
     channels = c.count("rotary_dim") or int(head_dim * share)
-    if default and not 0 < channels <= head_dim:
+    if not 0 < channels <= head_dim:
         raise c.error(
             f"rotates {channels:,} of the {head_dim} channels of a head",
             "correct `head_dim` or `partial_rotary_factor`",

@@ -37,6 +37,12 @@ def moved(shape: Shape, strides: Strides, order: Sequence[int]) -> Strides:
     return tidy(tuple([shape[i] for i in order]), tuple([old[i] for i in order]))
 
 
+def channels_last(shape: Shape) -> Strides:
+    """The strides of four dimensions whose second one lies closest."""
+    batch, channels, height, width = shape
+    return moved((batch, height, width, channels), None, (0, 3, 1, 2))
+
+
 def viewed(shape: Shape, strides: Strides, new: Shape) -> tuple[bool, Strides]:
     """Whether a tensor can be seen in the shape `new` without a copy, and its strides then."""
     if strides is None:

@@ -222,9 +222,10 @@ def clamp(t: Tape, x: Tensor, bounds: int = 1) -> Tensor:
 
 def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
+    zero = t.new("scalar_tensor", (), grad.format)
     within = [t.new("le", grad.shape, BOOL) for _ in range(node.context)]
     out = laid_out(t.new("where", grad.shape, grad.format), grad)
-    del within
+    del zero, within
     return (out,)
 
 
@@ -378,12 +379,15 @@ def _slice_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("slice_backward", node.context, first(grads).format),)
 
 
-def split(t: Tape, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-    """Views of `x` along the last dimension; their gradients are concatenated."""
+def split(t: Tape, x: Tensor, *sizes: int, dim: int = -1) -> tuple[Tensor, ...]:
+    """Views of `x` along a dimension; their gradients are concatenated."""
     node = t.record(_split_backward, (x,), (), x.shape)
+    strides = x.strides or row_major(x.shape)
+    before, after = x.shape[:dim], x.shape[dim:][1:]
+    shapes = [(*before, size, *after) for size in sizes]
     return tuple(
-        Tensor((*x.shape[:-1], size), x.format, x.storage, node, slot, _part_of_last(x, size))
-        for slot, size in enumerate(sizes)
+        Tensor(shape, x.format, x.storage, node, slot, tidy(shape, strides))
+        for slot, shape in enumerate(shapes)
     )
 
 
@@ -479,13 +483,13 @@ def _length_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (out,)
 
 
-def convolution(t: Tape, x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
+def convolution(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
     """A convolution along the last dimension; keeps its input and weight."""
-    x, weight, bias = cast(t, x), cast(t, weight), cast(t, bias)
-    node = t.record(
-        _convolution_backward, (x, weight, bias), (x, weight), (x.shape, weight.shape, bias.shape)
-    )
-    return attach(t.new("convolution", shape, x.format), node)
+    offsets = [cast(t, bias)] if bias is not None else []
+    weight = cast(t, weight)
+    inputs = [cast(t, x), weight, *offsets]
+    node = t.record(_convolution_backward, inputs, inputs[:2], [i.shape for i in inputs])
+    return attach(t.new("convolution", shape, inputs[0].format), node)
 
 
 def _convolution_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -563,20 +567,21 @@ def transpose(t: Tape, x: Tensor, a: int, b: int) -> Tensor:
     """A view with two dimensions exchanged."""
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]
-    return _rearranged(x, order, t.record(_transpose_backward, (x,), (), order))
+    return rearranged(x, order, t.record(_transpose_backward, (x,), (), order))
 
 
 def permute(t: Tape, x: Tensor, *order: int) -> Tensor:
     """A view with the dimensions in that order."""
     back = sorted(range(len(order)), key=order.__getitem__)
-    return _rearranged(x, order, t.record(_transpose_backward, (x,), (), back))
+    return rearranged(x, order, t.record(_transpose_backward, (x,), (), back))
 
 
 def _transpose_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (_rearranged(first(grads), node.context),)
+    return (rearranged(first(grads), node.context),)
 
 
-def _rearranged(x: Tensor, order: Sequence[int], node: Node | None = None) -> Tensor:
+def rearranged(x: Tensor, order: Sequence[int], node: Node | None = None) -> Tensor:
+    """A view with the dimensions in another order, as the output of `node`."""
     shape = tuple([x.shape[i] for i in order])
     return Tensor(shape, x.format, x.storage, node, 0, moved(x.shape, x.strides, order))
 
@@ -612,22 +617,22 @@ def split_heads(t: Tape, x: Tensor, heads: int) -> Tensor:
     batch, sequence, width = x.shape
     node = t.record(_split_heads_backward, (x,), (), x.shape)
     by_token = _reshaped(t, x, (batch, sequence, heads, width // heads))
-    return _rearranged(by_token, (0, 2, 1, 3), node)
+    return rearranged(by_token, (0, 2, 1, 3), node)
 
 
 def _split_heads_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (_reshaped(t, _rearranged(first(grads), (0, 2, 1, 3)), node.context),)
+    return (_reshaped(t, rearranged(first(grads), (0, 2, 1, 3)), node.context),)
 
 
 def merge_heads(t: Tape, x: Tensor) -> Tensor:
     """The heads' channels side by side: a copy, unless they are laid out so already."""
     batch, heads, sequence, channels = x.shape
     node = t.record(_merge_heads_backward, (x,), (), (batch, sequence, heads, channels))
-    return _reshaped(t, _rearranged(x, (0, 2, 1, 3)), (batch, sequence, heads * channels), node)
+    return _reshaped(t, rearranged(x, (0, 2, 1, 3)), (batch, sequence, heads * channels), node)
 
 
 def _merge_heads_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (_rearranged(_reshaped(t, first(grads), node.context), (0, 2, 1, 3)),)
+    return (rearranged(_reshaped(t, first(grads), node.context), (0, 2, 1, 3)),)
 
 
 def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
@@ -820,15 +825,22 @@ def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     outer = broadcast(a.shape[:-2], b.shape[:-2])
     a = batched(t, expand(t, a, *outer, *a.shape[-2:]))
     b = batched(t, expand(t, b, *outer, *b.shape[-2:]))
+    out = bmm(t, a, b)
+    del casts
+    return out
+
+
+def bmm(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of stacks of matrices as they are; keeps the factor the other one needs."""
+    b = cast(t, b)
+    a = cast(t, a)
     node = t.record(
         _matmul_backward,
         (a, b),
         (b if a.node is not None else None, a if b.node is not None else None),
         (a.shape, b.shape),
     )
-    out = attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
-    del casts
-    return out
+    return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
 
 
 def batched(t: Tape, x: Tensor) -> Tensor:
@@ -865,7 +877,7 @@ def linear(
     """
     bias = cast(t, bias) if bias is not None else None
     weight = cast(t, weight)
-    x = cast(t, x)
+    x = flat(t, cast(t, x))
     inputs = (x, weight) if bias is None else (x, weight, bias)
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))

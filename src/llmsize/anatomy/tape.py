@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from sys import getrefcount
 from typing import Any, NamedTuple
+from weakref import ref
 
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
 from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What
@@ -61,6 +63,10 @@ class Segment(NamedTuple):
     """Number of the traced layer; -1 outside of the layers."""
     start: int
     """Index of its first event."""
+
+
+UNUSED = 2
+"""References to a node that only the record has: the record's, and that of the question."""
 
 
 class EndOfRecomputation(Exception):
@@ -134,6 +140,10 @@ class Tape:
     attention_weights: Tensor | None = None
     """What attention that is written out returns beside its result: its layer holds it to the
     end."""
+    touched: dict[int, ref[Storage]] | None = None
+    """What has been made or kept in the turn of a loop that stands for many, by identity."""
+    turn_start: int = 0
+    """Number of events before that turn, on the way back."""
 
     def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
         """A tensor that an operation makes."""
@@ -141,6 +151,8 @@ class Tape:
         if self.checkpoint_saves and self.checkpoint is not None:
             return Tensor(shape, format, self._saved_result(what, self.checkpoint))
         storage = Storage(self.events, what, stored_bytes(format, prod(shape)))
+        if self.touched is not None:
+            self.touched[id(storage)] = ref(storage)
         return Tensor(shape, format, storage, None, 0, None, True)
 
     def _saved_result(self, what: What, checkpoint: Checkpoint) -> Storage:
@@ -209,10 +221,16 @@ class Tape:
         if self.checkpoint is not None:
             self._keep_in(self.checkpoint, node, tensors)
             return
+        self._hold(node, tensors)
+
+    def _hold(self, node: Node, tensors: tuple[Tensor | None, ...]) -> None:
         for tensor in tensors:
             node.saved.append(tensor)
-            if tensor is not None and tensor.storage is not None:
-                tensor.storage.keep()
+            storage = tensor.storage if tensor is not None else None
+            if storage is not None:
+                storage.keep()
+                if self.touched is not None:
+                    self.touched[id(storage)] = ref(storage)
 
     def _keep_in(
         self, checkpoint: Checkpoint, node: Node, tensors: tuple[Tensor | None, ...]
@@ -225,13 +243,25 @@ class Tape:
                 node.checkpoint = checkpoint
             node.saved += [None] * len(tensors)
             return
-        for tensor in tensors:
-            node.saved.append(tensor)
-            if tensor is not None and tensor.storage is not None:
-                tensor.storage.keep()
+        self._hold(node, tensors)
         checkpoint.wanted -= present
         if present and not checkpoint.wanted:
             raise EndOfRecomputation
+
+    def forget_unused(self) -> None:
+        """Let go of the last nodes whose results nobody has, as PyTorch does at once."""
+        checkpoint = self.checkpoint
+        nodes = checkpoint.nodes if self.replaying and checkpoint is not None else self.nodes
+        for place in reversed(range(len(nodes))):
+            if type(nodes[place]) is not Node or getrefcount(nodes[place]) > UNUSED:
+                break
+            for edge in nodes[place].edges:
+                if edge is not None and type(edge[0]) is Leaf:
+                    edge[0].uses -= 1
+            edge = None
+            nodes[place].edges, nodes[place].saved = [], []
+            if not self.replaying:
+                nodes.pop()
 
     def run(
         self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool = False

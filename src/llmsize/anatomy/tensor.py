@@ -57,20 +57,30 @@ Event = tuple[int, What]
 """Bytes that come to life (positive) or are released (negative)."""
 
 
+class Later(int):
+    """Bytes that go in later turns of a loop of which one turn stands for many."""
+
+
 class Storage:
     """Bytes on the device, from the operation that makes them to their last reference."""
 
-    __slots__ = ("bytes", "events", "what")
+    __slots__ = ("__weakref__", "bytes", "events", "others", "what")
 
     def __init__(self, events: list[Event], what: What, size: int) -> None:
         """Bring `size` bytes to life."""
         self.events = events
         self.bytes = size
+        self.others: Others | None = None
+        """The like of it, made in the turns of a loop that its turn stands for."""
         self.what = what
         events.append((size, what))
 
     def __del__(self) -> None:
         self.events.append((-self.bytes, self.what))
+
+    def repeat(self, times: int) -> None:
+        """Stand for `times` more of the kind."""
+        self.others = Others(self.events, What(*self.what), times * self.bytes)
 
     def becomes(self, role: Role) -> None:
         """From now on it lives for another reason."""
@@ -78,11 +88,22 @@ class Storage:
         if was.role != role:
             what = self.what = What(role, was.operation, was.layer, was.shape, was.format)
             self.events += ((-self.bytes, was), (self.bytes, what))
+            if self.others is not None:
+                self.others.becomes(role)
 
     def keep(self) -> None:
         """From now on it waits for the backward pass, if nothing else holds it yet."""
         if self.what.role == "temporary":
             self.becomes("kept")
+
+
+class Others(Storage):
+    """What a storage stands for; it goes when the turns do in which it was made."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.events.append((Later(-self.bytes), self.what))
 
 
 class Tensor:

@@ -195,6 +195,11 @@ class Trace(Tape):
         if not self.replaying:
             self.caches.append((self.layer, cache))
 
+    def add_buffer(self, size: int) -> None:
+        """Count a constant of that many bytes in every layer like the one at work."""
+        if not self.replaying:
+            self.buffers += len(self.places[self.layer].indices) * size
+
     def replace_cache(self, whole: Tensor, past: int) -> None:
         """Hold `whole` for the next token, and let go of the `past` tokens copied into it."""
         self.stored.append(whole)
@@ -305,6 +310,13 @@ class Trace(Tape):
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
         run = partial(_quantized if self._quantizes(role) else ops.linear, self)
         return Linear(name, role, weight, offset, out, partial(_applied, run, weight, offset, out))
+
+    def bare_weight(self, name: str, out: int, width: int, role: str) -> Parameter:
+        """The weight of a linear layer that is used without the layer, and without its adapter."""
+        adapter = self.setting.adapter
+        if adapter is not None and adapter.adapts(name, role, self.family):
+            adapter.idle(self, name, width, out)
+        return self.weight(f"{name}.weight", (out, width), role)
 
     def whole(self, layer: Linear) -> Tensor:
         """The weight of a layer, brought back to 16 bit if it is quantized."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from llmsize import presets, units
+from llmsize.anatomy import traced
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.options import Batch, Dtype, Gpu, Gpus, InstanceName, Model, Reserve, Vram
@@ -359,6 +360,11 @@ def _assumptions(question: Question) -> tuple[str, ...]:
         )
     if note := objective_named(question.choices.objective).note:
         told.append(note)
+    if any(weight.role == "ssm" for weight in traced(question.architecture).weights.values()):
+        told.append(
+            "recurrent layers run in PyTorch, as transformers has them without the kernels of "
+            "mamba-ssm and flash-linear-attention, which keep much less"
+        )
     return tuple(told)
 
 

@@ -21,7 +21,7 @@ class Generation:
     weights: int
     buffers: int
     cache: int
-    """Keys and values of the prompt that later tokens can see."""
+    """Keys and values of the prompt that later tokens can see, and recurrent states."""
     prefill: Moment
     """The highest moment of the prompt's pass, without weights and buffers."""
     decode: Moment
@@ -38,13 +38,15 @@ def generation(architecture: Architecture, setting: Setting) -> Generation:
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
     static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence
-    stored = sum(change * p.times for p in prompt_parts for change, w in p.lasting()
-                 if w.role == "cache")  # fmt: skip
+    kept = [(change * p.times, w) for p in prompt_parts for change, w in p.lasting()
+            if w.role == "cache"]  # fmt: skip
+    stored = sum(change for change, _ in kept)
+    states = sum(change for change, what in kept if what.operation == "state")
     prefill, decode = peak(prompt_parts), peak(token_parts)
     return Generation(
         weights=weights,
         buffers=prompt.buffers,
-        cache=_nominal(prompt, setting),
+        cache=_nominal(prompt, setting) + states,
         prefill=prefill,
         decode=decode,
         prefill_peak=static + prefill.bytes,

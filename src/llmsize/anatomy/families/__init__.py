@@ -16,6 +16,7 @@ TYPES = {
     "apertus": ("apertus",),
     "arcee": ("arcee",),
     "baichuan": ("baichuan",),
+    "bamba": ("bamba",),
     "beam": ("beam",),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2", "cohere2_moe"),

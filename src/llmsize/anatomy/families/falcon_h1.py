@@ -5,11 +5,13 @@ transformers v5.23, models/falcon_h1/modeling_falcon_h1.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, recurrent
+from functools import partial
+
+from llmsize.anatomy import blocks, decoder, state_space
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
-from llmsize.anatomy.recurrent import Mamba2
+from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -23,26 +25,49 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: side_by_side(t, s, mixer, x, around, bias),
-            lambda x: decoder.gated(t, s, x, name="feed_forward", bias=mlp_bias),
-            names=("input_layernorm", "pre_ff_layernorm"),
-        )
+        residual = x
+        x = blocks.rms_norm(t, x, "input_layernorm")
+        mixed = state_space.mamba2(t, mixer, x, "mamba")
+        mixed = ops.scale(t, mixed)
+        attended = attention(t, s, ops.scale(t, x), around, bias)
+        attended = ops.scale(t, attended)
+        x = ops.add(t, mixed, attended)
+        x = ops.add(t, residual, x)
+        residual = x
+        x = blocks.rms_norm(t, x, "pre_ff_layernorm")
+        x = feed(t, s, x, mlp_bias)
+        return ops.add(t, residual, x)
 
     return decoder.run(
-        t, s, block, ["full"] * s.layers, names=NAMES, begin=lambda x: ops.scale(t, x)
+        t, s, block, ["full"] * s.layers, names=NAMES, begin=partial(ops.scale, t), end=(ops.scale,)
     )
 
 
-def side_by_side(
-    t: Trace, s: Sizes, mixer: Mamba2, x: Tensor, around: Around, bias: bool
-) -> Tensor:
-    """Both read the same input; their outputs are scaled and added."""
-    mixed = ops.scale(t, recurrent.mamba2(t, mixer, x, "mamba"))
-    attended = decoder.attention(t, s, ops.scale(t, x), around, bias=bias)
-    return ops.add(t, mixed, ops.scale(t, attended))
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
+    """Grouped-query attention with scaled keys."""
+    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    q = ops.split_heads(t, q, s.heads)
+    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
+    k = ops.split_heads(t, k, s.kv_heads)
+    k = ops.scale(t, k)
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    v = ops.split_heads(t, v, s.kv_heads)
+    q, k = decoder.turn(t, q, k, around)
+    k, v = blocks.remember(t, k, v)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def feed(t: Trace, s: Sizes, x: Tensor, bias: bool) -> Tensor:
+    """The gated MLP with its gate and its output scaled."""
+    project = partial(t.linear, x, out=s.intermediate, bias=bias)
+    product = ops.mul(
+        t,
+        project(name="feed_forward.up_proj", role="up"),
+        s.activation(t, ops.scale(t, project(name="feed_forward.gate_proj", role="gate"))),
+    )
+    product = t.linear(product, "feed_forward.down_proj", s.hidden, bias=bias, role="down")
+    return ops.scale(t, product)
 
 
 def read_mamba2(c: Config, hidden: int) -> Mamba2:
@@ -58,5 +83,7 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
         kernel=c.size("mamba_d_conv", default=4),
         bias=c.flag("mamba_proj_bias"),
         conv_bias=c.flag("mamba_conv_bias", default=True),
+        chunk=c.size("mamba_chunk_size", default=256),
         normed=c.flag("mamba_rms_norm"),
+        scaled=True,
     )

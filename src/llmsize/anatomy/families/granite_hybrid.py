@@ -5,12 +5,14 @@ transformers v5.23, models/granitemoehybrid and models/granitemoeshared (attenti
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, mixture, recurrent
+from functools import partial
+
+from llmsize.anatomy import blocks, decoder, mixture, state_space
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.recurrent import Mamba2
+from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -21,7 +23,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     rotated = not hybrid or c.text("position_embedding_type") == "rope"
     s = decoder.read(c, rotary=1.0 if rotated else 0.0)
     m = (
-        mixture.read(c, width="intermediate_size", scores="chosen")
+        mixture.read(c, scores="chosen", width="intermediate_size")
         if c.count("num_local_experts")
         else None
     )
@@ -30,20 +32,20 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: ops.scale(
-                t,
-                recurrent.mamba2(t, mixer, x, "mamba")
-                if kind == "mamba"
-                else decoder.attention(t, s, x, around, bias=bias, position=rotated),
-            ),
-            lambda x: ops.scale(t, feed(t, s, m, x, shared)),
-        )
+        residual = x
+        x = blocks.rms_norm(t, x, "input_layernorm")
+        if kind == "mamba":
+            x = state_space.mamba2(t, mixer, x, "mamba")
+        else:
+            x = decoder.attention(t, s, x, around, bias=bias, position=rotated)
+        x = ops.add(t, residual, ops.scale(t, x))
+        residual = x
+        x = blocks.rms_norm(t, x, "post_attention_layernorm")
+        x = feed(t, s, m, x, shared)
+        return ops.add(t, residual, ops.scale(t, x))
 
     kinds = layer_kinds(c, s.layers, hybrid)
-    return decoder.run(t, s, block, kinds, begin=lambda x: ops.scale(t, x), end=(ops.scale,))
+    return decoder.run(t, s, block, kinds, begin=partial(ops.scale, t), end=(ops.scale,))
 
 
 def layer_kinds(c: Config, layers: int, hybrid: bool) -> list[str]:
@@ -74,6 +76,7 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
         kernel=c.size("mamba_d_conv", default=4),
         bias=c.flag("mamba_proj_bias"),
         conv_bias=c.flag("mamba_conv_bias", default=True),
+        chunk=c.size("mamba_chunk_size", default=256),
     )
 
 

@@ -84,9 +84,14 @@ def local_layers(c: Config, layers: int) -> list[bool]:
 
 def convolve(t: Trace, x: Tensor, name: str, kernel: int) -> Tensor:
     """A short convolution added to its input."""
-    mixed = recurrent.convolve(t, x, f"{name}.conv1d", kernel, activated=False)
     recurrent.remember(t, 0, x.shape[-1], kernel)
-    return ops.add(t, mixed, x)
+    format = x.format
+    x = ops.to(t, x, FP32)
+    residual = x
+    x = ops.transpose(t, recurrent.without_padding(t, x), 1, 2)
+    x = recurrent.convolve(t, x, f"{name}.conv1d", kernel, activated=False)
+    x = ops.transpose(t, x, 1, 2)
+    return ops.to(t, ops.add(t, x, residual), format)
 
 
 def attention(t: Trace, r: Reach, x: Tensor, around: Around, kernel: int) -> Tensor:

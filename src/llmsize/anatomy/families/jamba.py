@@ -5,7 +5,7 @@ transformers v5.23, models/jamba/modeling_jamba.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, state_space
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -17,7 +17,7 @@ NAMES = Names(norm="model.final_layernorm")
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.0)
-    m = mixture.read(c, width="intermediate_size")
+    m = mixture.read(c, normed=False, width="intermediate_size")
     mixer = read_mamba(c, s.hidden)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
@@ -28,7 +28,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: (
                 decoder.attention(t, s, x, around, position=False)
                 if attends
-                else recurrent.mamba(t, mixer, x, "mamba")
+                else state_space.mamba(t, mixer, x, "mamba")
             ),
             lambda x: (
                 mixture.feed(
@@ -49,10 +49,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(t, s, block, kinds, names=NAMES)
 
 
-def read_mamba(c: Config, hidden: int) -> recurrent.Mamba:
+def read_mamba(c: Config, hidden: int) -> state_space.Mamba:
     """The mixer from a `config.json`."""
     rank = c.value("mamba_dt_rank")
-    return recurrent.Mamba(
+    return state_space.Mamba(
         hidden=hidden,
         inner=Dim(c.size("mamba_expand", default=2) * hidden, "inner"),
         state=Dim(c.size("mamba_d_state", default=16), "state"),
@@ -61,4 +61,5 @@ def read_mamba(c: Config, hidden: int) -> recurrent.Mamba:
         bias=c.flag("mamba_proj_bias"),
         conv_bias=c.flag("mamba_conv_bias", default=True),
         norm=blocks.rms_norm,
+        fused_in_training=False,
     )

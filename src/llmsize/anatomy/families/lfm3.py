@@ -87,7 +87,9 @@ def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tenso
     both = t.linear(x, "conv.in_proj", 3 * s.hidden, bias=bias, role="conv")
     into, out_of, x = ops.split(t, both, *[s.hidden] * 3)
     x = ops.mul(t, into, x)
+    x = ops.transpose(t, x, 1, 2)
     x = recurrent.convolve(t, x, "conv.conv", kernel, bias=bias, activated=False)
+    x = ops.transpose(t, x, 1, 2)
     recurrent.remember(t, 0, s.hidden, kernel)
     return t.linear(ops.mul(t, out_of, x), "conv.out_proj", s.hidden, bias=bias, role="conv")
 

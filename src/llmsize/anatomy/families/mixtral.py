@@ -6,6 +6,7 @@ transformers v5.23, the modeling file of each type under models/.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
@@ -115,8 +116,9 @@ def feed_beside_gated_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tenso
     shared = decoder.gated(t, s, tokens, name="mlp.shared_expert", width=m.shared, role="shared_")
     routing = mixture.route(t, m, tokens, "mlp.gate")
     routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
-    gate = ops.sigmoid(t, t.linear(tokens, "mlp.shared_expert_gate", 1, role="router"))
-    return ops.add(t, routed, ops.mul(t, gate, shared)).view(*x.shape)
+    gate = partial(t.linear, tokens, "mlp.shared_expert_gate", 1, role="router")
+    shared = ops.mul(t, ops.sigmoid(t, gate()), shared)
+    return ops.add(t, routed, shared).view(*x.shape)
 
 
 def sparse_mixer(t: Trace, scores: Tensor) -> mixture.Routing:

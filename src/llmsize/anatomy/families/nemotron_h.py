@@ -5,14 +5,15 @@ transformers v5.23, models/nemotron_h/modeling_nemotron_h.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, state_space
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.recurrent import Mamba2
+from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 NAMES = Names(embedding="model.embeddings", norm="model.norm_f")
 
@@ -36,9 +37,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
-        x = blocks.rms_norm(t, x, "norm")
+        x = norm(t, x, "norm")
         if kind == "mamba":
-            x = recurrent.mamba2(t, mixer, x, "mixer")
+            x = state_space.mamba2(t, mixer, x, "mixer")
         elif kind == "attention":
             x = decoder.attention(t, s, x, around, position=False, name="mixer")
         elif kind == "moe" and m is not None:
@@ -47,7 +48,16 @@ def forward(t: Trace, c: Config) -> Tensor:
             x = plain(t, s, x, "mixer", s.intermediate, "")
         return ops.add(t, residual, x)
 
-    return decoder.run(t, s, block, kinds, names=NAMES)
+    return decoder.run(t, s, block, kinds, norm=norm, names=NAMES, end=(blocks.in_fp32,))
+
+
+def norm(t: Trace, x: Tensor, name: str) -> Tensor:
+    """RMSNorm with its weight in fp32."""
+    weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
+    format = x.format
+    x = ops.to(t, x, FP32)
+    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    return ops.to(t, ops.mul(t, ops.to(t, weight, FP32), x), format)
 
 
 def layer_kinds(c: Config) -> list[str]:
@@ -75,6 +85,7 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
         kernel=c.size("conv_kernel", default=4),
         bias=c.flag("use_bias", "mamba_proj_bias"),
         conv_bias=c.flag("use_conv_bias", default=True),
+        chunk=c.size("chunk_size", default=128),
     )
 
 

@@ -5,12 +5,14 @@ transformers v5.23, models/qwen3_next, models/qwen3_5, models/qwen3_5_moe (the t
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.delta_rule import DeltaNet, delta_rule
 from llmsize.anatomy.families.mixtral import feed_beside_gated_expert
-from llmsize.anatomy.recurrent import DeltaNet
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -38,7 +40,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers) if m else [False] * s.layers
     kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
-    return decoder.run(t, s, block, kinds, norm=gemma_norm)
+    rotary = blocks.rotary if joined else blocks.rotary_in_sections
+    return decoder.run(t, s, block, kinds, norm=gemma_norm, rotary=rotary)
 
 
 def read_delta_net(c: Config, hidden: int) -> DeltaNet:
@@ -66,12 +69,17 @@ def attention_layers(c: Config, layers: int) -> list[bool]:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
     """Grouped-query attention whose output passes a gate made beside the queries."""
-    width = s.heads * s.head_dim
+    tokens, width = (t.batch, t.sequence), s.heads * s.head_dim
     both = t.linear(x, "self_attn.q_proj", 2 * width, bias=bias, role="q")
-    q, gate = ops.split(t, both, width, width)
-    q = gemma_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
+    q, gate = ops.split(
+        t, ops.reshape(t, both, *tokens, s.heads, 2 * s.head_dim), s.head_dim, s.head_dim
+    )
+    del both
+    gate = ops.reshape(t, gate, *tokens, width)
+    q = ops.transpose(t, gemma_norm(t, q, "self_attn.q_norm"), 1, 2)
     k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    k = gemma_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
+    k = ops.reshape(t, k, *tokens, s.kv_heads, s.head_dim)
+    k = ops.transpose(t, gemma_norm(t, k, "self_attn.k_norm"), 1, 2)
     v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
@@ -83,15 +91,35 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
 
 def delta_net(t: Trace, d: DeltaNet, x: Tensor, joined: bool) -> Tensor:
     """Gated DeltaNet; Qwen3-Next has two projections where Qwen3.5 has four."""
-    mixed = 2 * d.keys + d.values
+    x = recurrent.without_padding(t, x)
     if joined:
-        everything = t.linear(x, "linear_attn.in_proj_qkvz", mixed + d.values, role="ssm")
-        scalars = t.linear(x, "linear_attn.in_proj_ba", 2 * d.value_heads, role="ssm")
-        qkv, gate = ops.split(t, everything, mixed, d.values)
-        beta, decay = ops.split(t, scalars, d.value_heads, d.value_heads)
-    else:
-        qkv = t.linear(x, "linear_attn.in_proj_qkv", mixed, role="ssm")
-        gate = t.linear(x, "linear_attn.in_proj_z", d.values, role="ssm")
-        beta = t.linear(x, "linear_attn.in_proj_b", d.value_heads, role="ssm")
-        decay = t.linear(x, "linear_attn.in_proj_a", d.value_heads, role="ssm")
-    return recurrent.delta_rule(t, d, qkv, beta, decay, gate, "linear_attn")
+        return joined_delta_net(t, d, x)
+    heads = (t.batch, t.sequence, d.value_heads, d.value_dim)
+    project = partial(t.linear, x, role="ssm")
+    return delta_rule(
+        t,
+        d,
+        "linear_attn",
+        project("linear_attn.in_proj_qkv", 2 * d.keys + d.values),
+        project("linear_attn.in_proj_z", d.values).view(*heads),
+        project("linear_attn.in_proj_b", d.value_heads),
+        project("linear_attn.in_proj_a", d.value_heads),
+    )
+
+
+def joined_delta_net(t: Trace, d: DeltaNet, x: Tensor) -> Tensor:
+    """The parts lie side by side in each head of the keys, and are copied apart."""
+    shared = d.value_heads // d.key_heads
+    sizes = (d.key_dim, d.key_dim, shared * d.value_dim, shared * d.value_dim)
+    tokens = (t.batch, t.sequence)
+    wide = t.linear(x, "linear_attn.in_proj_qkvz", d.key_heads * sum(sizes), role="ssm")
+    narrow = t.linear(x, "linear_attn.in_proj_ba", 2 * d.value_heads, role="ssm")
+    q, k, v, gate = ops.split(t, ops.reshape(t, wide, *tokens, d.key_heads, sum(sizes)), *sizes)
+    by_key = ops.reshape(t, narrow, *tokens, d.key_heads, 2 * shared)
+    beta, decay = ops.split(t, by_key, shared, shared)
+    v, gate = [ops.reshape(t, y, *tokens, d.value_heads, d.value_dim) for y in (v, gate)]
+    beta, decay = [ops.reshape(t, y, *tokens, d.value_heads) for y in (beta, decay)]
+    q, k, v = [ops.reshape(t, y, *tokens, y.shape[2] * y.shape[3]) for y in (q, k, v)]
+    mixed = [ops.cat(t, (q, k, v))]
+    del q, k, v
+    return delta_rule(t, d, "linear_attn", mixed.pop(), gate, beta, decay)

@@ -1,0 +1,39 @@
+"""Bamba: Mamba-2 layers with a few attention layers among them, an MLP in each.
+
+transformers v5.23, models/bamba/modeling_bamba.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import decoder, state_space
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Names
+from llmsize.anatomy.families.granite_hybrid import read_mamba2
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+NAMES = Names(norm="model.final_layernorm")
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c, rotary=0.5)
+    mixer = read_mamba2(c, s.hidden)
+    bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+
+    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+        return decoder.pre_norm(
+            t,
+            x,
+            lambda x: (
+                decoder.attention(t, s, x, around, bias=bias)
+                if kind == "attention"
+                else state_space.mamba2(t, mixer, x, "mamba")
+            ),
+            lambda x: decoder.gated(t, s, x, name="feed_forward", bias=mlp_bias),
+            names=("input_layernorm", "pre_ff_layernorm"),
+        )
+
+    listed = c.sequence("attn_layer_indices") or ()
+    kinds = ["attention" if i in listed else "mamba" for i in range(s.layers)]
+    return decoder.run(t, s, block, kinds, names=NAMES)

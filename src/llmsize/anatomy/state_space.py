@@ -1,0 +1,335 @@
+"""Mamba and Mamba-2 as transformers computes them without the kernels of mamba-ssm.
+
+transformers v5.23, models/mamba/modeling_mamba.py and models/mamba2/modeling_mamba2.py: Mamba goes
+through the tokens one by one, Mamba-2 through chunks of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy import recurrent
+from llmsize.anatomy.decoder import Norm
+from llmsize.anatomy.loops import turns
+from llmsize.anatomy.scan_operations import (
+    cumsum,
+    einsum,
+    exp,
+    inverted,
+    pad,
+    repeat_interleave,
+    softplus,
+    stack_turns,
+    triangle,
+    unsqueeze,
+)
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba:
+    """The dimensions of a Mamba mixer."""
+
+    hidden: int
+    inner: int
+    state: int
+    rank: int
+    """Channels that the time steps are made of."""
+    kernel: int
+    bias: bool
+    conv_bias: bool
+    norm: Norm | None = None
+    """Of time steps and of what enters and leaves the state (Jamba, Falcon-Mamba)."""
+    fused_in_training: bool = True
+    """Whether one kernel for the whole mixer is asked for first."""
+
+
+def mamba(t: Trace, m: Mamba, hidden: Tensor, name: str) -> Tensor:
+    """Selective state space: every channel with states of its own."""
+    format = hidden.format
+    hidden = recurrent.without_padding(t, hidden)
+    both = t.linear(hidden, f"{name}.in_proj", 2 * m.inner, bias=m.bias, role="ssm")
+    both = ops.transpose(t, both, 1, 2)
+    decay = recurrent.decay(t, f"{name}.A_log", m.inner, m.state)
+    if t.setting.training and m.fused_in_training:  # handed to a kernel that is not there
+        handed = [t.new("to", (m.inner,), FP32) for _ in range(2 * (format is not FP32))]
+        del handed
+    x, gate = ops.split(t, both, m.inner, m.inner, dim=1)
+    x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
+    x = recurrent.without_padding(t, ops.transpose(t, x, 1, 2))
+    steps, into, out_of = selection(t, m, x, name)
+    weight = t.bare_weight(f"{name}.dt_proj", m.inner, m.rank, "ssm")
+    offset: Tensor = t.weight(f"{name}.dt_proj.bias", (m.inner,), "bias")
+    steps = ops.contiguous(t, ops.transpose(t, ops.linear(t, steps, weight), 1, 2))
+    offset = ops.to(t, offset, FP32)
+    skip = t.weight(f"{name}.D", (m.inner,), "ssm")
+    selected = Selected(steps, decay, into, out_of, gate, offset)
+    if recurrent.continues(t):
+        out = unsqueeze(t, selective_update(t, ops.select(t, x, 1), selected, skip), 2)
+    else:
+        out, state = selective_scan(t, ops.transpose(t, x, 1, 2), selected, ops.to(t, skip, FP32))
+        recurrent.store_state(t, state)
+    recurrent.remember(t, m.inner * m.state, m.inner, m.kernel)
+    by_token = ops.transpose(t, out, 1, 2)
+    return t.linear(
+        ops.to(t, by_token, format), f"{name}.out_proj", m.hidden, bias=m.bias, role="ssm"
+    )
+
+
+class Selected(NamedTuple):
+    """What a selective state space makes of its input, and its weights."""
+
+    steps: Tensor
+    """Batch, channels, tokens."""
+    decay: Tensor
+    into: Tensor
+    """Batch, tokens, state."""
+    out_of: Tensor
+    gate: Tensor
+    offset: Tensor
+
+
+def selection(t: Trace, m: Mamba, x: Tensor, name: str) -> Sequence[Tensor]:
+    """Time steps, what enters the state and what leaves it, of every token."""
+    both = t.linear(x, f"{name}.x_proj", m.rank + 2 * m.state, role="ssm")
+    parts = ops.split(t, both, m.rank, m.state, m.state)
+    if m.norm is None:
+        return parts
+    names = ("dt_layernorm", "b_layernorm", "c_layernorm")
+    return [m.norm(t, part, f"{name}.{n}") for part, n in zip(parts, names, strict=True)]
+
+
+def selective_scan(t: Trace, x: Tensor, s: Selected, skip: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`mamba_selective_scan` of x as batch, channels, tokens; with the last state for the cache."""
+    batch, inner, tokens = x.shape
+    width = s.decay.shape[1]
+    steps = ops.add(t, s.steps, unsqueeze(t, ops.to(t, s.offset, s.steps.format), 1))
+    steps = softplus(t, steps)
+    by_channel = ops.reshape(t, s.decay, 1, inner, 1, width)
+    discrete = exp(t, ops.mul(t, by_channel, unsqueeze(t, steps, 3)))
+    entering = ops.mul(t, unsqueeze(t, steps, 3), ops.to(t, unsqueeze(t, s.into, 1), FP32))
+    driven = ops.mul(t, entering, ops.to(t, unsqueeze(t, x, 3), FP32))
+    state = t.new("zeros", (batch, inner, width), x.format)
+    outputs = []
+    for _ in turns(t, tokens):
+        state = ops.mul(t, ops.select(t, discrete, 2), state)
+        state = ops.add(t, state, ops.select(t, driven, 2))
+        seen = ops.to(t, state, x.format)
+        out = ops.matmul(t, seen, unsqueeze(t, ops.select(t, s.out_of, 1), 2))
+        del seen
+        outputs.append(ops.select(t, out, 2))
+    out = stack_turns(t, outputs, tokens)
+    out = ops.add(t, out, ops.mul(t, x, ops.reshape(t, skip, 1, inner, 1)))
+    out = ops.mul(t, out, ops.silu(t, s.gate))
+    return out, state if t.setting.cache else None
+
+
+def selective_update(t: Trace, x: Tensor, s: Selected, skip: Tensor) -> Tensor:
+    """`mamba_selective_state_update`: one token, x as batch, channels."""
+    batch, inner = x.shape
+    width = s.decay.shape[1]
+    steps = ops.add(t, ops.select(t, s.steps, 2), ops.to(t, s.offset, s.steps.format))
+    steps = softplus(t, steps)
+    decayed = exp(t, ops.mul(t, unsqueeze(t, ops.to(t, steps, FP32), 2), s.decay))
+    into = unsqueeze(t, ops.to(t, ops.select(t, s.into, 1), FP32), 1)
+    entering = ops.mul(t, unsqueeze(t, ops.to(t, steps, FP32), 2), into)
+    del into
+    driven = ops.mul(t, entering, unsqueeze(t, ops.to(t, x, FP32), 2))
+    kept = Tensor((batch, inner, width), FP32, None)
+    state = ops.add(t, ops.mul(t, kept, decayed), driven)
+    seen = ops.to(t, state, s.out_of.format)
+    out = ops.select(t, ops.matmul(t, seen, unsqueeze(t, ops.select(t, s.out_of, 1), 2)), 2)
+    del seen
+    out = ops.add(t, out, ops.mul(t, x, skip))
+    out = ops.mul(t, out, ops.silu(t, ops.select(t, s.gate, 2)))
+    return ops.to(t, out, x.format)
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2:
+    """The dimensions of a Mamba-2 mixer."""
+
+    hidden: int
+    heads: int
+    head_dim: int
+    groups: int
+    """Groups of heads that share what enters and leaves the state."""
+    state: int
+    kernel: int
+    bias: bool
+    conv_bias: bool
+    chunk: int = 256
+    """Tokens that are computed at once."""
+    normed: bool = True
+    """Whether the gated output is normalised."""
+    scaled: bool = False
+    """Whether the input and all channels of its projection are multiplied by constants."""
+
+    @property
+    def inner(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+
+def mamba2(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
+    """State space with one decay for each head."""
+    format = hidden.format
+    hidden = recurrent.without_padding(t, hidden)
+    if m.scaled:
+        hidden = ops.scale(t, hidden)
+    shared = m.groups * m.state
+    sizes = (m.inner, m.inner + 2 * shared, m.heads)
+    both = t.linear(hidden, f"{name}.in_proj", sum(sizes), bias=m.bias, role="ssm")
+    if m.scaled:
+        scales = Tensor((1, 1, both.shape[-1]), t.setting.format, None)
+        t.add_buffer(scales.bytes)
+        both = ops.mul(t, both, scales)
+    decay = recurrent.decay(t, f"{name}.A_log", m.heads)
+    gate, x, steps = ops.split(t, both, *sizes)
+    x = ops.transpose(t, x, 1, 2)
+    x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
+    x = recurrent.without_padding(t, ops.transpose(t, x, 1, 2))
+    hidden, into, out_of = ops.split(t, x, m.inner, shared, shared)
+    offset = t.weight(f"{name}.dt_bias", (m.heads,), "ssm")
+    skip = t.weight(f"{name}.D", (m.heads,), "ssm")
+    recurrent.remember(t, m.inner * m.state, m.inner + 2 * shared, m.kernel)
+    by_head = (t.batch, t.sequence, m.heads, m.head_dim)
+    by_group = (t.batch, t.sequence, m.groups, m.state)
+    parts = Parts(
+        ops.reshape(t, hidden, *by_head), steps, decay,
+        ops.reshape(t, into, *by_group), ops.reshape(t, out_of, *by_group), offset, skip,
+    )  # fmt: skip
+    if recurrent.continues(t):
+        out = chunk_update(t, m, parts)
+    else:
+        out, state = chunk_scan(t, m, parts)
+        recurrent.store_state(t, state)
+    del parts
+    out = ops.reshape(t, out, t.batch, t.sequence, m.inner)
+    out = gated_norm(t, m, out, gate, f"{name}.norm")
+    return t.linear(ops.to(t, out, format), f"{name}.out_proj", m.hidden, bias=m.bias, role="ssm")
+
+
+class Parts(NamedTuple):
+    """What goes into the state of Mamba-2 and comes out: by heads, and by groups of heads."""
+
+    x: Tensor
+    steps: Tensor
+    decay: Tensor
+    into: Tensor
+    out_of: Tensor
+    offset: Tensor
+    skip: Tensor
+
+
+def chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
+    """`mamba2_chunk_scan`: within chunks, from chunk to chunk, and from their states to outputs.
+
+    The letters of the products: batch, chunk, l and s positions in it, head, p channel, n state.
+    """
+    batch, tokens = c.x.shape[:2]
+    steps = softplus(t, ops.add(t, c.steps, c.offset))
+    steps = ops.clamp(t, steps, 2)
+    x = ops.to(t, c.x, FP32)
+    into = repeat_interleave(t, ops.to(t, c.into, FP32), m.heads // m.groups, 2)
+    out_of = repeat_interleave(t, ops.to(t, c.out_of, FP32), m.heads // m.groups, 2)
+    padded = -(-tokens // m.chunk) * m.chunk
+    skipped = ops.mul(t, unsqueeze(t, c.skip, 1), pad(t, x, 1, padded))
+    x = ops.mul(t, x, ops.to(t, unsqueeze(t, steps, 3), FP32))
+    decay = ops.mul(t, c.decay, ops.to(t, steps, FP32))
+    x, decay, into, out_of = [
+        in_chunks(t, part, padded, m.chunk) for part in (x, decay, into, out_of)
+    ]
+    decay = ops.permute(t, decay, 0, 3, 1, 2)
+    decays = cumsum(t, decay)
+    lower = exp(t, segment_sum(t, decay))
+    scores = einsum(t, "bclhn,bcshn->bclsh", out_of, into)
+    scores_decayed = ops.mul(t, scores, ops.permute(t, lower, 0, 2, 3, 4, 1))
+    within = einsum(t, "bclsh,bcshp->bclhp", scores_decayed, x)
+    to_end = exp(t, ops.sub(t, ops.narrow(t, decays, 3, 1), decays))
+    entering = ops.mul(t, into, unsqueeze(t, ops.permute(t, to_end, 0, 2, 3, 1), 4))
+    states = einsum(t, "bclhn,bclhp->bchpn", entering, x)
+    before = t.new("zeros_like", (batch, 1, *states.shape[2:]), states.format)
+    states = ops.cat(t, (before, states), 1)
+    chunks = padded // m.chunk
+    between = segment_sum(t, pad(t, ops.select(t, decays, 3), 2, chunks + 1))
+    between = ops.transpose(t, exp(t, between), 1, 3)
+    all_states = einsum(t, "bzch,bzhpn->bchpn", between, states)
+    states = ops.narrow(t, all_states, 1, chunks)
+    last = ops.select(t, all_states, 1)
+    from_start = exp(t, decays)
+    across = einsum(t, "bclhn,bchpn->bclhp", out_of, states)
+    passed = ops.mul(t, across, unsqueeze(t, ops.permute(t, from_start, 0, 2, 3, 1), 4))
+    out = ops.contiguous(t, ops.add(t, within, passed))
+    out = ops.add(t, ops.reshape(t, out, batch, padded, m.heads, m.head_dim), skipped)
+    if padded > tokens:
+        out = ops.narrow(t, out, 1, tokens)
+    return out, last if t.setting.cache else None
+
+
+def chunk_update(t: Trace, m: Mamba2, c: Parts) -> Tensor:
+    """`mamba2_selective_state_update`: one token."""
+    by_channel = (t.batch, m.heads, m.head_dim)
+    states = (*by_channel, m.state)
+    x = c.x.view(*by_channel)
+    steps = ops.expand(t, ops.transpose(t, c.steps, 1, 2), *by_channel)
+    steps = softplus(t, ops.add(t, steps, c.offset.view(m.heads, 1)))
+    decay = ops.expand(t, c.decay.view(1, m.heads, 1, 1), *states)
+    decayed = exp(t, ops.mul(t, unsqueeze(t, ops.to(t, steps, FP32), 3), decay))
+    into = for_heads(t, m, c.into).view(t.batch, m.heads, 1, m.state)
+    entering = ops.mul(t, unsqueeze(t, steps, 3), into)
+    driven = ops.mul(t, entering, unsqueeze(t, x, 3))
+    state = ops.add(t, ops.mul(t, Tensor(states, FP32, None), decayed), driven)
+    out_of = for_heads(t, m, c.out_of)
+    state = ops.to(t, state, out_of.format)
+    out = ops.bmm(
+        t,
+        state.view(t.batch * m.heads, m.head_dim, m.state),
+        out_of.view(t.batch * m.heads, m.state, 1),
+    )
+    out = out.view(*by_channel)
+    return ops.add(t, out, ops.mul(t, x, c.skip.view(m.heads, 1)))
+
+
+def for_heads(t: Trace, m: Mamba2, x: Tensor) -> Tensor:
+    """What a group of heads shares, a copy for each of them."""
+    x = x.view(t.batch, m.groups, 1, m.state)
+    x = ops.expand(t, x, t.batch, m.groups, m.heads // m.groups, m.state)
+    return ops.contiguous(t, x)
+
+
+def in_chunks(t: Trace, x: Tensor, padded: int, chunk: int) -> Tensor:
+    """Padded to whole chunks, which become a dimension."""
+    whole = pad(t, x, 1, padded)
+    return ops.reshape(t, whole, x.shape[0], padded // chunk, chunk, *x.shape[2:])
+
+
+def segment_sum(t: Trace, x: Tensor) -> Tensor:
+    """Sums over all stretches of the last dimension, as differences are unstable."""
+    size = x.shape[-1]
+    x = ops.expand(t, unsqueeze(t, x, len(x.shape)), *x.shape, size)
+    mask = triangle(t, size)
+    x = ops.masked_fill(t, x, inverted(t, mask))
+    sums = cumsum(t, x)
+    mask = triangle(t, size)
+    return ops.masked_fill(t, sums, inverted(t, mask))
+
+
+def gated_norm(t: Trace, m: Mamba2, x: Tensor, gate: Tensor, name: str) -> Tensor:
+    """`MambaRMSNormGated`: gated, then normalised by groups, in fp32."""
+    format = x.format
+    if not m.normed:
+        return ops.mul(t, x, ops.silu(t, gate))
+    weight = t.weight(f"{name}.weight", (m.inner,), "norm")
+    x = ops.to(t, x, FP32)
+    x = ops.mul(t, x, ops.silu(t, ops.to(t, gate, FP32)))
+    groups = ops.reshape(t, x, *x.shape[:-1], m.groups, m.inner // m.groups)
+    variance = ops.mean(t, ops.power(t, groups))
+    groups = ops.mul(t, groups, ops.rsqrt(t, ops.shift(t, variance)))
+    x = ops.reshape(t, groups, *x.shape)
+    return ops.mul(t, weight, ops.to(t, x, format))
