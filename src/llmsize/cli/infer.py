@@ -9,6 +9,7 @@ from typing import Annotated
 
 from llmsize import presets, units
 from llmsize.anatomy import LoRA, Trace, traced
+from llmsize.anatomy.vision import tower_parameters
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
@@ -392,7 +393,8 @@ def _headline(
 
 
 ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit from the host",
-        "left by quantizing", "matrix unpacked", "CUDA graphs", "LoRA adapters", "draft model",
+        "left by quantizing", "matrix unpacked", "CUDA graphs", "vision tower", "LoRA adapters",
+        "draft model",
         "context and libraries")  # fmt: skip
 
 
@@ -433,6 +435,9 @@ def _assumptions(question: Serving) -> Iterator[str]:
         yield f"{engine.title} {engine.versions}: measured are {', '.join(engine.measured)}"
     else:
         yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
+    config = question.architecture.config
+    if config.get("vision_config") and tower_parameters(config, "") is None:
+        yield "the vision tower is of a kind that llmsize does not know and is not counted"
     positions = question.architecture.context_length
     if positions is not None and question.context > positions:
         yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "

@@ -17,6 +17,7 @@ from typing import Literal
 from llmsize.anatomy import LoRA, Setting, Trace
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.vision import tower_parameters
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
@@ -163,7 +164,18 @@ def need(question: Serving) -> tuple[Term, ...]:
     _check(question)
     kinds = {"buffers": _buffers, "pool": _pooled, "grown": _grown}
     first, *others = kinds[question.engine.allocation](question)
-    return (total(first.name, *first.parts, *question.beside), *others)
+    return (total(first.name, *first.parts, *_tower(question), *question.beside), *others)
+
+
+def _tower(question: Serving) -> Iterator[Term]:
+    """The vision tower of the checkpoint, in 16 bit; llama.cpp has it in a file of its own."""
+    architecture = question.architecture
+    parameters = tower_parameters(architecture.config, architecture.name)
+    if parameters and question.engine.allocation != "buffers":
+        yield term(
+            "vision tower", "parameters * element", unit="bytes", parameters=parameters,
+            element=question.format.block_bytes, source="vision_config of the checkpoint",
+        )  # fmt: skip
 
 
 def adapters(question: Serving, count: int, lora: LoRA) -> Term:
