@@ -254,3 +254,11 @@ def test_an_unknown_graph_is_said_not_guessed() -> None:
     name = "kimi-linear-48b-a3b"
     with pytest.raises(LLMSizeError, match="not known"):
         model(architecture(name), trace(name), recipe("Q8_0"), format_of)
+
+
+def test_a_convolution_over_one_token_is_refused() -> None:
+    """What no model has is an error, not a crash."""
+    narrow = architecture("mamba-130m")
+    narrow = replace(narrow, config={**narrow.config, "conv_kernel": 1})
+    with pytest.raises(LLMSizeError, match="one token"):
+        model(narrow, traced(narrow), recipe("Q8_0"), format_of)

@@ -241,6 +241,11 @@ def _state_sizes(file: Checkpoint, caches: tuple[LayerCache, ...]) -> Iterator[t
             yield ()
         else:
             columns = (kernel[1] - 1) * kernel[0]
+            if not columns:
+                raise LLMSizeError(
+                    "a convolution over one token keeps nothing",
+                    hint="llama.cpp runs no such model",
+                )
             yield tuple(size for size in (columns, cache.state - columns) if size)
 
 
@@ -317,7 +322,8 @@ def _mixed(
     shape, role, linear = weight.shape, weight.role, ".linear_attn." in weight.name
     first = weight.name.rpartition(".")[0] + ".dt_proj" in modules
     if name == "attn_qkvz.weight":
-        values = config.size("linear_num_value_heads") * config.size("linear_value_head_dim")
+        heads = config.size("linear_num_value_heads", default=32)
+        values = heads * config.size("linear_value_head_dim", default=128)
         rows, columns = shape
         yield Weight(f"{place}attn_qkv.weight", (rows - values, columns), "qkv", weight.layer)
         yield Weight(f"{place}attn_gate.weight", (values, columns), role, weight.layer)
