@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 PACKED = frozenset({"int32", "uint8", "int16", "uint16", "uint32"})
 """Plain integers in which weights of fewer bits are packed; their elements are not parameters."""
@@ -16,8 +17,7 @@ COMPANIONS = (
 """Last parts of the names of tensors that a quantized weight brings along (fp8, int8, GPTQ)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """One tensor in a file."""
 
     name: str
