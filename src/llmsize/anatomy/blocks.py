@@ -407,7 +407,7 @@ def causal_lm(
         return chunked_loss(t, hidden, project)
     logits = project(hidden)
     if t.setting.keep_outputs or not t.setting.training:
-        t.outputs = logits
+        t.outputs = (logits,)
     return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
 
 

@@ -91,7 +91,7 @@ def policy_logits(t: Trace, logits: Tensor) -> Tensor:
     """
     batch, sequence, vocabulary = logits.shape
     shape = (batch, t.setting.scored or sequence - 1, vocabulary)
-    t.outputs = logits
+    t.outputs = (logits,)
     node = t.record(_selected_backward, (logits,), (), (logits.shape, shape, logits.format))
     chosen = attach(t.new("gather", shape[:2], logits.format), node)
     for _ in range(batch):

@@ -140,8 +140,8 @@ class Trace(Tape):
     """What the traced layers keep of their tokens, by the layers' numbers."""
     stored: list[Tensor] = field(default_factory=list)
     """The tensors of the cache."""
-    outputs: Tensor | None = None
-    """The logits, where the caller holds them."""
+    outputs: tuple[Tensor, ...] | None = None
+    """The logits, and what comes beside them, where the caller holds them."""
     held: list[Tensor | None] = field(default_factory=list)
     """What the caller of the model holds until it has run."""
     prefixes: Prefixes | None = None

@@ -67,7 +67,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
     x = ops.scale(t, decoded) if s.tied else decoded
-    return blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
+    result = blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
+    if t.outputs is not None:
+        t.outputs = (*t.outputs, encoded)
+    return result
 
 
 def loss(t: Trace, logits: Tensor) -> Tensor:
