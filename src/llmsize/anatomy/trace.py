@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Adapter, Linear
+from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
@@ -255,8 +256,7 @@ class Trace(Tape):
         """`x` as a leaf that wants a gradient, which stays with it."""
         leaf = Parameter("inputs", x.shape, x.format, "inputs", ())
         leaf.storage = x.storage
-        leaf.train()
-        return leaf
+        return Tensor(x.shape, x.format, x.storage, Leaf(leaf))
 
     def linear(
         self,
