@@ -184,6 +184,7 @@ def run(
     embedding: int = 0,
     masking: Masking = "as needed",
     padded_positions: bool = False,
+    handed_positions: bool = True,
     turned_in: Format | None = None,
     turned_apart: bool = False,
     rotary: Table = blocks.rotary,
@@ -195,8 +196,9 @@ def run(
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
     first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
     layers; `end` is what happens to the logits. With `padded_positions` each sequence
-    has its own. `turned_in` is the format of cosines and sines if not that of the embeddings;
-    layers with a window have some of their own if they are `turned_apart`; `rotary` makes them.
+    has its own; recomputed layers keep them if `handed_positions`. `turned_in` is the format of
+    cosines and sines if not that of the embeddings; layers with a window have some of their own
+    if they are `turned_apart`; `rotary` makes them.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden))
@@ -206,8 +208,8 @@ def run(
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
     around = Around(tables(t, s, embeddings, used, turned_in, turned_apart, rotary), masks, [])
     x = t.layers(
-        names.layers, partial(_within, block, around), embeddings, kinds, *held,
-        carried=around.carried,
+        names.layers, partial(_within, block, around), embeddings, kinds,
+        *(held if handed_positions else held[1:]), carried=around.carried,
     )  # fmt: skip
     x = norm(t, x, names.norm)
     del embeddings, held, masks, around  # the model returns before its head begins

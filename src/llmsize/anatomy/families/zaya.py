@@ -49,7 +49,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(i == 0, listed[i] == "hybrid_sliding") for i in range(s.layers)]
     return decoder.run(
         t, s, block, kinds, windows={window if local else 0 for _, local in kinds}, norm=end,
-        begin=begin, turned_in=narrow, turned_apart=True, head_bias=c.flag("lm_head_bias"),
+        begin=begin, turned_in=narrow, turned_apart=True,
+        handed_positions=False, head_bias=c.flag("lm_head_bias"),
     )  # fmt: skip
 
 
