@@ -1,0 +1,168 @@
+"""What serving a model takes on every device, by the rules of the engine that runs it.
+
+Engines come in three kinds. transformers and MLX let the cache grow and hold what a pass needs
+while it runs: both are simulated tensor by tensor. vLLM, SGLang and TensorRT-LLM give a pool what
+weights and a warm-up leave: the warm-up follows constants fitted to logs. llama.cpp allocates
+buffers whose sizes its own allocator decides: those are simulated in `memory/llamacpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from llmsize.anatomy import LoRA
+from llmsize.anatomy.vision import tower_parameters
+from llmsize.errors import LLMSizeError
+from llmsize.memory.kv_cache import pool_tokens
+from llmsize.memory.serving import buffers, grown, pooled
+from llmsize.memory.serving.parts import cache_of, hidden_size, kv_heads_of, vocabulary
+from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
+from llmsize.term import Term, term, total
+
+__all__ = [
+    "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "cache_of", "draft", "fullest",
+    "hidden_size", "need", "pool", "serving", "vocabulary",
+]  # fmt: skip
+
+ELSEWHERE = ("host", "disk")
+"""Places that are no device."""
+
+
+def need(question: Serving) -> tuple[Term, ...]:
+    """Bytes in every place: a sum of parts for each device, and for the host if it holds some.
+
+    Raises `LLMSizeError` for a question that makes no sense for the engine.
+    """
+    _check(question)
+    kinds = {"buffers": buffers.places, "pool": pooled.places, "grown": grown.places}
+    first, *others = kinds[question.engine.allocation](question)
+    return (total(first.name, *first.parts, *_tower(question), *question.beside), *others)
+
+
+def _tower(question: Serving) -> Iterator[Term]:
+    """The vision tower of the checkpoint, in 16 bit; llama.cpp has it in a file of its own."""
+    architecture = question.architecture
+    parameters = tower_parameters(architecture.config, architecture.name)
+    if parameters and question.engine.allocation != "buffers":
+        yield term(
+            "vision tower", "parameters * element", unit="bytes", parameters=parameters,
+            element=question.format.block_bytes, source="vision_config of the checkpoint",
+        )  # fmt: skip
+
+
+def adapters(question: Serving, count: int, lora: LoRA) -> Term:
+    """`count` LoRA adapters that are held at once, in the format that is computed in."""
+    size = 0
+    for weight, _ in question.weights:
+        name = weight.name.removesuffix(".weight")
+        linear = len(weight.shape) == 2 and weight.role not in ("embedding", "position")
+        if linear and lora.adapts(name, weight.role):
+            size += sum(weight.shape)
+    return term(
+        "LoRA adapters", "adapters * rank * channels * element", unit="bytes",
+        source="Hu et al. 2021, arXiv:2106.09685", adapters=count, rank=lora.rank, channels=size,
+        element=question.format.block_bytes, 
+        note="inputs and outputs of every adapted layer; whole on every device",
+    )  # fmt: skip
+
+
+def draft(question: Serving) -> Term:
+    """A draft model for speculative decoding, beside the model that it drafts for."""
+    place = need(question)[0]
+    apart = ["context and libraries", "CUDA graphs"]
+    if question.engine.allocation != "buffers":
+        apart.append("activations")
+    parts = [part for part in place.parts if part.name not in apart]
+    return total("draft model", *(replace(part, name=f"draft {part.name}") for part in parts))
+
+
+def fullest(places: Iterable[Term]) -> Term:
+    """The device that needs the most; the host is no device."""
+    devices = (place for place in places if place.name not in ELSEWHERE)
+    return max(devices, key=lambda place: place.value)
+
+
+def _check(question: Serving) -> None:
+    layers, engine = len(question.layers), question.engine
+    if question.devices > 1 and engine.split == "none":
+        raise LLMSizeError(f"{engine.title} runs on one device", hint="leave out `--gpus`")
+    if question.gpu_layers is not None and engine.allocation == "pool":
+        raise LLMSizeError(
+            f"{engine.title} keeps every layer on the devices",
+            hint="`--gpu-layers` and `--offload` are for llama.cpp, Ollama and transformers",
+        )
+    if question.rows > 1 and engine.allocation != "grown":
+        raise LLMSizeError(
+            f"{engine.title} keeps no beams", hint="give them as sequences: `--batch`"
+        )
+    if question.stages > 1 and engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{engine.title} has no stages of its own", hint="it splits layers by `--gpus` alone"
+        )
+    if question.offload == "disk" and engine.allocation != "grown":
+        raise LLMSizeError(
+            f"{engine.title} reads no layers from disk while it runs", hint="`--offload cpu`"
+        )
+    parts = question.devices if engine.split == "layers" else question.stages
+    if parts > max(layers, 1):
+        raise LLMSizeError(
+            f"{parts} devices for {layers} layers", hint="a layer is the least that one can hold"
+        )
+    if question.shared and (engine.allocation != "pool" or question.shared > question.context):
+        raise LLMSizeError(
+            f"{engine.title} shares no prefix of {question.shared:,} tokens",
+            hint="vLLM, SGLang and TensorRT-LLM share one that is no longer than the context",
+        )
+    if engine.split == "tensor":
+        _check_heads(kv_heads_of(question), question.devices)
+
+
+def _check_heads(heads: int, devices: int) -> None:
+    fewer, more = sorted((max(heads, 1), devices))
+    if heads > 1 and more % fewer:
+        raise LLMSizeError(
+            f"{heads} KV heads are not divided by {devices} devices",
+            hint="take a number of devices that divides them, or a multiple of them",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a card leaves to the cache."""
+
+    bytes: int
+    """On each device; negative where weights and activations do not fit."""
+    tokens: int
+    sequences: float
+    """How many sequences of the asked length there is room for, by what grows with them."""
+
+
+def pool(question: Serving, memory: int, utilization: float | None = None) -> Pool:
+    """The KV pool on a device of `memory` bytes: the engine's share less what is needed first.
+
+    Context and CUDA graphs are outside of that share. Raises `LLMSizeError` for an engine without
+    a pool and for an impossible share.
+    """
+    share = question.engine.utilization if utilization is None else utilization
+    if question.engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{question.engine.title} has no pool", hint="`--engine vllm` allocates ahead"
+        )
+    if not 0 < share <= 1:
+        raise LLMSizeError(f"a share of {share:g} is impossible", hint="give one from 0 to 1")
+    place = fullest(need(question))
+    outside = ("KV cache", "CUDA graphs", "context")
+    spared = sum(int(part.value) for part in place.walk() if part.name in outside)
+    left = int(memory * share) - (int(place.value) - spared)
+    layers = question.layers[: -(-len(question.layers) // question.stages)]
+    if all(layer.kind in ("recurrent", "none") for layer in layers):
+        state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
+        return Pool(left, 0, max(0, left + state) * question.batch / state if state else 0.0)
+    tokens = 0
+    if left > 0:
+        tokens = pool_tokens(
+            layers, left, keys=question.keys, values=question.values, policy=question.policy,
+            tensor_parallel=question.devices,
+        )  # fmt: skip
+    return Pool(left, tokens, tokens / question.context)

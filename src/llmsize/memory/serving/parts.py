@@ -1,0 +1,153 @@
+"""Parts that engines of several kinds hold: weights, cache, and what the runtime takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from llmsize.anatomy import Trace
+from llmsize.anatomy.cache import LayerCache
+from llmsize.engine import Engine
+from llmsize.formats import Format
+from llmsize.memory.kv_cache import kv_cache, pool_token_bytes
+from llmsize.memory.serving.question import Serving, Stored
+from llmsize.memory.weights import Weight, weight_bytes
+from llmsize.term import Term, fact, term, total
+
+SHARDED = frozenset(
+    (*("embedding", "head", "q", "k", "v", "qkv", "o", "q_b", "kv_b", "gate", "up", "gate_up"),
+     *("down", "expert_gate", "expert_up", "expert_gate_up", "expert_down"),
+     *("shared_gate", "shared_up", "shared_gate_up", "shared_down"))
+)  # fmt: skip
+"""Roles of matrices that tensor parallelism cuts; all others are on every device."""
+
+
+def weights_of(
+    stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads: int = 0,
+    padded: Mapping[str, int] | None = None,
+) -> Term:  # fmt: skip
+    """Bytes of the tensors on one of `ways` devices that share their matrices.
+
+    Keys and values are cut by whole heads, so at most `kv_heads` ways. `padded` has the formats
+    whose experts' rows the engine pads, and to a multiple of how many elements.
+    """
+    sizes: dict[str, int] = {}
+    stored = list(stored)
+    hidden = next((w.shape[-1] for w, _ in stored if w.role == "embedding"), 0)
+    for weight, format in stored:
+        cut = ways if weight.role in SHARDED else 1
+        if weight.role in ("k", "v"):
+            cut = min(ways, kv_heads or 1)
+        if padded and hidden and weight.role.startswith("expert_") and format.name in padded:
+            weight = _padded(weight, padded[format.name], hidden)
+        sizes[format.name] = sizes.get(format.name, 0) - (-weight_bytes(weight, format) // cut)
+    source = "tensors of the checkpoint, each in the format of the recipe"
+    parts = (
+        fact(f"tensors in {name}", size, unit="bytes", source=source)
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1])
+    )
+    return total("weights", *parts, unit="bytes")
+
+
+def _padded(weight: Weight, multiple: int, hidden: int) -> Weight:
+    """Experts whose inputs are padded, whichever way round the library keeps them."""
+    experts, *matrix = weight.shape
+    inputs = prod(matrix) // hidden if weight.role.endswith("down") else hidden
+    outputs = prod(matrix) // inputs
+    return weight._replace(shape=(experts, outputs, -(-inputs // multiple) * multiple))
+
+
+def within(question: Serving, first: int, end: int) -> Stored:
+    """Tensors of the layers from `first` up to `end`.
+
+    Embeddings come with the first layer, the last norm and the output matrix after the last.
+    """
+    layers = len(question.layers)
+    last = end + 1 if end == layers else end
+
+    def place(weight: Weight) -> int:
+        if weight.layer >= 0:
+            return weight.layer
+        return 0 if weight.role in ("embedding", "position") else layers
+
+    return tuple(pair for pair in question.weights if first <= place(pair[0]) < last)
+
+
+def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) -> tuple[Term, ...]:
+    """The KV cache of all sequences on one device, and the recurrent state if there is one."""
+    layers = question.layers if layers is None else layers
+    ways = question.devices if question.engine.split == "tensor" else 1
+    if question.engine.allocation == "pool" and question.policy.windows == "reserved":
+        cached = [_pool_share(question, layers, ways)]
+    else:
+        rows = question.batch * question.rows
+        own = _cached(question, layers, ways, question.context - question.shared, rows)
+        common = _cached(question, layers, ways, question.shared, 1) if question.shared else []
+        cached = [part for part in (*own, *common) if part.name != "recurrent state"]
+    state = [part for part in _cached(question, layers, ways, 1, question.batch * question.rows)
+             if part.name == "recurrent state"]  # fmt: skip
+    found = (total("KV cache", *cached, unit="bytes"),)
+    return (*found, total("recurrent state", *state)) if state else found
+
+
+def _cached(
+    question: Serving, layers: tuple[LayerCache, ...], ways: int, tokens: int, sequences: int
+) -> tuple[Term, ...]:
+    """What `sequences` of so many tokens keep; an encoder has read the whole prompt."""
+    return kv_cache(
+        layers, context=tokens, keys=question.keys, values=question.values, sequences=sequences,
+        policy=question.policy, tensor_parallel=ways,
+        encoder_context=question.prompt or question.context,
+    ).parts  # fmt: skip
+
+
+def _pool_share(question: Serving, layers: tuple[LayerCache, ...], ways: int) -> Term:
+    return term(
+        "blocks of the pool",
+        "(sequences * ceil((tokens - shared) / block) + ceil(shared / block)) * block "
+        "* bytes_per_token",
+        unit="bytes", sequences=question.batch, tokens=question.context, shared=question.shared,
+        block=question.policy.token_block,
+        bytes_per_token=pool_token_bytes(
+            layers, question.keys, question.values, question.policy, ways
+        ),
+        source="vLLM v0.19.0, v1/core/kv_cache_utils.py",
+    )  # fmt: skip
+
+
+def runtime(question: Serving) -> Term:
+    """What is used before anything is loaded, and beside the framework's allocator."""
+    engine = question.engine
+    several = question.devices * question.stages > 1
+    context = (engine.context_parallel if several else 0) or engine.context
+    libraries = (engine.libraries_parallel if question.devices > 1 else 0) or engine.libraries
+    return total(
+        "context and libraries",
+        *(fitted(engine, name, size)
+          for name, size in (("context", context), ("libraries", libraries))),
+        unit="bytes",
+    )  # fmt: skip
+
+
+def fitted(engine: Engine, name: str, size: int) -> Term:
+    """A size in bytes that a preset gives, and what it was fitted to if it was."""
+    told = f"n = {engine.fitted_to}" if engine.fitted_to else "as another engine's"
+    return Term(
+        name, size, "bytes", source=engine.source, note=told,
+        grade="fitted" if engine.fitted_to else "assumed",
+    )  # fmt: skip
+
+
+def kv_heads_of(question: Serving) -> int:
+    """KV heads of the layer that has the most; 0 without attention."""
+    return max((layer.kv_heads for layer in question.layers), default=0)
+
+
+def vocabulary(trace: Trace) -> int:
+    """Entries of the token embedding."""
+    return next(int(w.shape[0]) for w in trace.weights.values() if w.role == "embedding")
+
+
+def hidden_size(trace: Trace) -> int:
+    """Channels of the residual stream."""
+    return next(int(w.shape[-1]) for w in trace.weights.values() if w.role == "embedding")

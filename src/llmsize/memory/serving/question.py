@@ -1,0 +1,120 @@
+"""The question: one engine serving one model, and how its weights are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llmsize.anatomy import Trace
+from llmsize.anatomy.cache import LayerCache
+from llmsize.architecture import Architecture
+from llmsize.engine import Engine
+from llmsize.errors import LLMSizeError
+from llmsize.formats import Format
+from llmsize.memory import llamacpp
+from llmsize.memory.kv_cache import CachePolicy
+from llmsize.memory.llamacpp.gguf import layer_caches, model
+from llmsize.memory.weights import FormatOf, Recipe, Weight, checkpoint, formats_of
+from llmsize.term import Term
+
+Stored = tuple[tuple[Weight, Format], ...]
+
+PLAIN_SERVER = llamacpp.Server(context=1)
+"""llama.cpp's own defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """One engine serving one model: all that decides its memory."""
+
+    architecture: Architecture
+    trace: Trace
+    engine: Engine
+    weights: Stored
+    """Every tensor with the format it is stored in."""
+    format: Format
+    """What is computed in."""
+    keys: Format
+    values: Format
+    recipe: Recipe | None = None
+    """How they were quantized, if they are."""
+    file: llamacpp.Model | None = None
+    """The GGUF file, for llama.cpp."""
+    context: int = 4096
+    """Tokens of each sequence, prompt and answer together."""
+    prompt: int = 0
+    """Tokens of each prompt; 0 for the whole context."""
+    batch: int = 1
+    """Sequences at once."""
+    rows: int = 1
+    """Continuations of each that are computed side by side: beams, or sequences to return."""
+    reordered: bool = False
+    """Whether rows change places after every token, as beams do."""
+    shared: int = 0
+    """Tokens at the beginning that all sequences have in common and keep once."""
+    devices: int = 1
+    stages: int = 1
+    """Of a pipeline; each has `devices` devices."""
+    gpu_layers: int | None = None
+    """Layers on the devices, the others in host memory; all unless given."""
+    offload: Literal["host", "disk"] = "host"
+    """Where those others are."""
+    beside: tuple[Term, ...] = ()
+    """What the first device, or with tensor parallelism every one, has besides: adapters, a draft
+    model."""
+    server: llamacpp.Server = PLAIN_SERVER
+    """Options of llama.cpp that have no name here: its batch, its flash attention, and so on."""
+
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """What every layer caches."""
+        if self.engine.allocation == "buffers":
+            return layer_caches(self.architecture, self.trace)
+        return tuple(self.trace.layer_caches())
+
+    @property
+    def policy(self) -> CachePolicy:
+        """How the engine keeps the cache."""
+        return CachePolicy(self.engine.token_block, self.engine.windows, self.engine.latent)
+
+
+def serving(
+    architecture: Architecture, trace: Trace, engine: Engine, recipe: Recipe | None,
+    format_of: FormatOf, *, format: Format, keys: Format, values: Format,
+) -> Serving:  # fmt: skip
+    """A model stored by `recipe`, or in `format`, ready to be asked about.
+
+    Raises `LLMSizeError` for a recipe that the engine cannot load.
+    """
+    gguf = recipe is not None and recipe.kept == "fp32"
+    if gguf != (engine.allocation == "buffers"):
+        raise LLMSizeError(
+            f"{engine.title} does not run weights in `{recipe.name if recipe else format.name}`",
+            hint="llama.cpp and Ollama run GGUF types such as `q4_k_m`; the other engines run "
+            "`nf4`, `awq`, `gptq`, `fp8`, …",
+        )
+    file = None
+    if recipe is not None and engine.quantizes:
+        recipe = replace(recipe, quantizes=(*recipe.quantizes, *engine.quantizes))
+    if recipe is None:
+        tensors = checkpoint(architecture, trace).weights
+        stored: Stored = tuple((weight, format) for weight in tensors)
+    elif gguf:
+        file = model(architecture, trace, recipe, format_of)
+        stored = file.tensors
+    else:
+        tensors_of = checkpoint(architecture, trace)
+        stored = tuple(formats_of(tensors_of, recipe, format_of, own=format))
+    if not gguf and ("any" in engine.unties or (recipe and recipe.name in engine.unties)):
+        stored = _untied(stored)
+    return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
+
+
+def _untied(stored: Stored) -> Stored:
+    """The tensors, with an output matrix of its own in place of a tied one."""
+    if any(weight.role == "head" for weight, _ in stored):
+        return stored
+    return stored + tuple(
+        (weight._replace(name="lm_head.weight", role="head"), format)
+        for weight, format in stored if weight.role == "embedding"
+    )  # fmt: skip
