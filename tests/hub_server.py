@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 TOKEN = "hf_dummy"  # noqa: S105
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,15 +64,19 @@ def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
     span = request.headers.get("Range", "")
     hub.asked.append((request.path, span, request.headers.get("Authorization", "")))
     time.sleep(hub.seconds)
-    match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path)
+    match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(request.path)) or (
+        re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)\?recursive=true(.*)", request.path)
+    )
     model, revision, file = match.groups() if match else ("", "", "")
-    known = {name.rpartition("/")[0] for name in hub.files}
+    known = {"/".join(name.split("/")[:2]) for name in hub.files}
     if model in hub.gated:
         return _send(request, hub, 403, b"", {"X-Error-Code": "GatedRepo"})
     if model not in known:
         return _send(request, hub, 404, b"", {"X-Error-Code": "RepoNotFound"})
     if revision not in ("main", COMMIT):
         return _send(request, hub, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+    if request.path.startswith("/api/"):
+        return _send(request, hub, 200, _tree(hub, model), {"Content-Type": "application/json"})
     body = hub.files.get(f"{model}/{file}")
     if body is None:
         return _send(request, hub, 404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -81,6 +87,21 @@ def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
     part = body[start : end + 1]
     headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(body)}"
     return _send(request, hub, 206, part, headers)
+
+
+def _tree(hub: Hub, model: str) -> bytes:
+    """The list of a model's files, as the Hub gives it."""
+    files = [name for name in hub.files if name.startswith(f"{model}/")]
+    listed = [
+        {
+            "type": "file",
+            "path": name.removeprefix(f"{model}/"),
+            "oid": COMMIT,
+            "size": len(hub.files[name]),
+        }
+        for name in files
+    ]
+    return json.dumps(listed).encode()
 
 
 def _send(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import header, safetensors
+from checkpoints import gguf, header, safetensors
 from hub_server import COMMIT, TOKEN, Hub, serve
 
 from llmsize.errors import LLMSizeError
@@ -124,7 +124,7 @@ def test_each_refusal_has_its_own_line(tmp_path: Path) -> None:
     host = server.url.removeprefix("http://")
     assert missing["error"] == f"there is no model `o/nothing` on {host}, or it is private"
     assert revision["error"] == "`o/m` has no revision `v9`"
-    assert empty["error"] == "`o/empty` has neither a `config.json` nor safetensors"
+    assert empty["error"] == "`o/empty` has neither a `config.json` nor safetensors nor GGUF"
     assert [gated["exit"], missing["exit"], revision["exit"], empty["exit"]] == [3, 3, 3, 2]
 
 
@@ -186,6 +186,84 @@ def test_without_the_extra_the_hint_installs_it(tmp_path: Path) -> None:
     assert found["hint"] == "install the extra: `pip install 'llmsize[hub]'`"
 
 
+def quantized(folder: Path, tokens: int = 8, kind: int = 12, *, part: int = 0) -> bytes:
+    """A small llama in GGUF with one matrix of q4_k (12) or q8_0 (8)."""
+    metadata = {
+        "general.architecture": "llama", "llama.block_count": 2, "llama.context_length": 512,
+        "llama.embedding_length": 256, "llama.feed_forward_length": 512,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+        "tokenizer.ggml.tokens": [f"token-{i:020}" for i in range(tokens)],
+    }  # fmt: skip
+    if part:
+        metadata = {"general.architecture": "llama"} if part > 1 else metadata
+        metadata |= {"split.no": part - 1, "split.count": 2}
+    matrix = ("token_embd.weight" if part < 2 else "output.weight", [256, 4096], kind)
+    size = 256 * 4096 // (256 if kind == 12 else 32) * (144 if kind == 12 else 34)
+    return gguf(folder / "any.gguf", metadata, [(*matrix, size)]).read_bytes()
+
+
+@needs_library
+def test_a_gguf_repository_is_read_by_ranges(tmp_path: Path) -> None:
+    """A vocabulary beyond the first range takes more ranges, and the weights stay there."""
+    body = quantized(tmp_path, tokens=60_000) + bytes(20_000_000)
+    files = {"o/m-GGUF/m.Q4_K_M.gguf": body, "o/m-GGUF/mmproj-f16.gguf": b"", "o/x/a": b""}
+    with serve(Hub(files)) as server:
+        found = ask("o/m-GGUF", tmp_path, server.url)
+    assert (found["family"], found["hub_id"]) == ("llama", "o/m-GGUF")
+    assert (found["tensors"], found["bytes"]) == (1, 4096 * 144)
+    asked = [(path, span) for path, span, _ in server.asked if path.endswith("Q4_K_M.gguf")]
+    assert [span for _, span in asked] == ["bytes=0-1048575", "bytes=1048576-2097151"]
+    assert server.sent < 2_200_000
+    assert {token for _, _, token in server.asked} == {f"Bearer {TOKEN}"}
+
+
+@needs_library
+def test_of_several_quantizations_one_is_asked_for(tmp_path: Path) -> None:
+    """They are named by what tells them apart, and each can be asked for by that or by its file."""
+    small, large = quantized(tmp_path), quantized(tmp_path, kind=8)
+    files = {
+        "o/m/m-1b-Q4_K_M.gguf": small, "o/m/m-1b-Q4_K_S.gguf": small, "o/m/m-1b-Q8_0.gguf": large,
+        "o/m/config.json": b"{}", "o/n/m-UD-Q4_K_M.gguf": small, "o/n/m-Q4_K_M.gguf": large,
+    }  # fmt: skip
+    with serve(Hub(files)) as server:
+        chosen = ask("o/m:Q8_0", tmp_path, server.url)
+        by_file = ask(f"hf:o/m@{COMMIT}:m-1b-q4_k_m.gguf", tmp_path, server.url)
+        wrong = ask("o/m:Q4_K_X", tmp_path, server.url)
+        which = ask("o/n", tmp_path, server.url)
+        exact = ask("o/n:q4_k_m", tmp_path, server.url)
+    assert (chosen["bytes"], by_file["bytes"], exact["bytes"]) == (
+        4096 * 8 * 34, 4096 * 144, 4096 * 8 * 34,
+    )  # fmt: skip
+    listed = "Q4_K_M, Q4_K_S, Q8_0"
+    message = f"`o/m` has 3 GGUF models, and none is clearly `Q4_K_X`: {listed}"
+    assert (wrong["error"], wrong["exit"]) == (message, 2)
+    assert which["error"] == "`o/n` has 2 GGUF models: Q4_K_M, UD-Q4_K_M"
+    assert which["hint"] == "name one of them: `o/n:Q4_K_M`"
+
+
+@needs_library
+def test_the_parts_of_a_split_gguf_are_all_read(tmp_path: Path) -> None:
+    """Parts lie in a folder of their quantization; one that is missing is named."""
+    first, second = (quantized(tmp_path, part=part) for part in (1, 2))
+    path = "o/m/Q4_K_M/m-Q4_K_M-0000{}-of-00002.gguf"
+    whole = {path.format(1): first, path.format(2): second}
+    with serve(Hub(whole)) as server:
+        found = ask("o/m:Q4_K_M", tmp_path, server.url)
+    with serve(Hub({path.format(1): first})) as server:
+        missing = ask("o/m", tmp_path, server.url)
+    assert (found["tensors"], found["bytes"]) == (2, 2 * 4096 * 144)
+    assert "m-Q4_K_M-00002-of-00002.gguf` is missing" in missing["error"]
+
+
+def test_a_cached_gguf_needs_no_library(tmp_path: Path) -> None:
+    """A quantization that was downloaded is found by its name in the cache."""
+    folder = cache(tmp_path)
+    (folder / "m-Q4_K_M.gguf").write_bytes(quantized(tmp_path))
+    found = ask("o/m:Q4_K_M", tmp_path)
+    assert (found["bytes"], found["hub_id"]) == (4096 * 144, "o/m")
+    assert not found["imported"]
+
+
 def cache(home: Path, *, reference: str = COMMIT) -> Path:
     """A Hub cache as huggingface_hub lays it out: references, and links to blobs."""
     repository = home / "hub" / "models--o--m"
@@ -225,7 +303,22 @@ def test_a_reference_cannot_lead_out_of_the_cache(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "o", "o/", "/m", "o/m/x", "../m", "o/..", "o/m@", "o/m@../x", "o/m@a..b", "ö/m"]
+    "text",
+    [
+        "",
+        "o",
+        "o/",
+        "/m",
+        "o/m/x",
+        "../m",
+        "o/..",
+        "o/m@",
+        "o/m@../x",
+        "o/m@a..b",
+        "ö/m",
+        "o/m:",
+        "o/m:../x",
+    ],
 )
 def test_other_texts_are_no_ids(text: str) -> None:
     """An id becomes part of paths and addresses, so its form is strict."""

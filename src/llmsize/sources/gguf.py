@@ -5,16 +5,18 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
+from llmsize.sources.quantized import PART
 from llmsize.sources.reading import Budget, entries, open_regular
 from llmsize.sources.safetensors import MAX_ELEMENTS, checkpoint
 
@@ -51,7 +53,6 @@ _SCALARS = {
     11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 Value = int | float | bool | str | tuple[int | float | bool, ...]
 
@@ -67,67 +68,91 @@ class GGUF:
     checkpoint: Checkpoint
 
 
+class Readable(Protocol):
+    """A file, here or elsewhere, that is read on from its start."""
+
+    def read(self, count: int, /) -> bytes:
+        """The next `count` bytes, fewer only at the end."""
+
+    def close(self) -> None:
+        """No more will be read."""
+
+
+Opening = Callable[[], tuple[Readable, int]]
+"""Opens a file, and says how many bytes it has."""
+
+
 def read_gguf(path: Path) -> GGUF:
     """Metadata and tensors of a file, or of every part of a split one.
 
     Raises `LLMSizeError` for a file that is broken or cut off, and for a part that is missing.
     """
-    paths = parts(path)
-    first = _file(paths[0], Budget(MAX_HEADER))
+    names = parts(path.name, entries(path.parent) if PART.fullmatch(path.name) else ())
+    paths = [path.parent / name for name in names]
+    return read_parts({str(part): partial(open_regular, part) for part in paths})
+
+
+def read_parts(openings: Mapping[str, Opening]) -> GGUF:
+    """Metadata and tensors of a model in one or more files, by what each is called."""
+    (where, first_opening), *others = openings.items()
+    first = _file(where, first_opening, Budget(MAX_HEADER))
     later = Budget(MAX_HEADER // 4)  # no vocabulary is repeated in them
-    rest = [_file(other, later).checkpoint.tensors for other in paths[1:]]
+    rest = [_file(*other, later).checkpoint.tensors for other in others]
     tensors = (*first.checkpoint.tensors, *(tensor for part in rest for tensor in part))
-    announced = first.metadata.get("split.count", len(paths))
-    if len(paths) > 1 and announced != len(paths):
-        raise _broken(path, f"it has {len(paths)} parts, its header announces {announced}")
+    announced = first.metadata.get("split.count", len(openings))
+    if others and announced != len(openings):
+        raise _broken(where, f"it has {len(openings)} parts, its header announces {announced}")
     adapter = first.metadata.get("general.type") == "adapter"
-    source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    source = f"{where} and {len(others)} more" if others else where
     whole = replace(checkpoint(tensors, source), adapter=adapter)
     return GGUF(first.metadata, first.lengths, whole)
 
 
-def parts(path: Path) -> list[Path]:
-    """The files of a split model, of which `path` is any; else `path` alone."""
-    match = _PART.fullmatch(path.name)
+def parts(name: str, beside: Collection[str]) -> Sequence[str]:
+    """The files of a split model, of which `name` is any and `beside` are all; else `name` alone.
+
+    Raises `LLMSizeError` if one is not there.
+    """
+    match = PART.fullmatch(name)
     if not match:
-        return [path]
+        return [name]
     stem, count = match[1], int(match[3])
     names = [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
-    if not 0 < count <= MAX_PARTS or path.name not in names:
-        raise _broken(path, "its name is not that of a part")
-    missing = [name for name in names if name not in set(entries(path.parent))]
+    if not 0 < count <= MAX_PARTS or name not in names:
+        raise _broken(name, "its name is not that of a part")
+    missing = sorted(set(names).difference(beside))
     if missing:
         raise LLMSizeError(
             f"`{printable(missing[0])}` is missing: {len(missing)} of {count} parts are not there",
-            hint=f"download every part into `{printable(str(path.parent))}`",
+            hint="every part must lie in the same folder",
         )
-    return [path.parent / name for name in names]
+    return names
 
 
-def _file(path: Path, budget: Budget) -> GGUF:
-    file, size = open_regular(path)
-    with file:
-        cursor = _Cursor(file, min(size, budget.left), size, path)
+def _file(where: str, opening: Opening, budget: Budget) -> GGUF:
+    file, size = opening()
+    with closing(file):
+        cursor = _Cursor(file, min(size, budget.left), size, where)
         if cursor.take(4) != b"GGUF":
-            raise _broken(path, "it does not start with `GGUF`")
+            raise _broken(where, "it does not start with `GGUF`")
         version = cursor.number(_U32)
         if version not in (2, 3):
-            raise _broken(path, f"version {version} is not 2 or 3 (little-endian)")
+            raise _broken(where, f"version {version} is not 2 or 3 (little-endian)")
         tensor_count, key_count = cursor.number(_U64), cursor.number(_U64)
         if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
-            raise _broken(path, f"it announces {tensor_count:,} tensors and {key_count:,} keys")
+            raise _broken(where, f"it announces {tensor_count:,} tensors and {key_count:,} keys")
         metadata, lengths = _metadata(cursor, key_count)
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
-    budget.spend(cursor.place, path)
-    _check_places(infos, cursor.place, metadata.get("general.alignment", 32), size, path)
-    return GGUF(metadata, lengths, Checkpoint(tuple(tensor for tensor, _ in infos), str(path)))
+    budget.spend(cursor.place, where)
+    _check_places(infos, cursor.place, metadata.get("general.alignment", 32), size, where)
+    return GGUF(metadata, lengths, Checkpoint(tuple(tensor for tensor, _ in infos), where))
 
 
 class _Cursor:
     """Reads on from the start of a file, never past `limit`."""
 
-    def __init__(self, file: BinaryIO, limit: int, size: int, path: Path) -> None:
-        self.file, self.path = file, path
+    def __init__(self, file: Readable, limit: int, size: int, where: str) -> None:
+        self.file, self.where = file, where
         self.limit = limit
         self.is_capped = limit < size
         self.data = bytearray()
@@ -139,10 +164,13 @@ class _Cursor:
         if end <= len(self.data):
             return
         if end <= self.limit:
-            self.data += self.file.read(max(_CHUNK, end - len(self.data)))
+            ahead = max(_CHUNK, len(self.data))  # doubled: few requests where a read is one
+            self.data += self.file.read(
+                max(end, min(self.limit, len(self.data) + ahead)) - len(self.data)
+            )
         if end > len(self.data):
             past = f"{self.limit:,} bytes of header" if self.is_capped else "its end"
-            raise _broken(self.path, f"it goes on past {past}")
+            raise _broken(self.where, f"it goes on past {past}")
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
@@ -168,16 +196,16 @@ class _Cursor:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            raise _broken(self.path, "a name in it is not UTF-8") from None
+            raise _broken(self.where, "a name in it is not UTF-8") from None
         if not text.isprintable():
-            raise _broken(self.path, f"a name in it has control characters: {printable(text)}")
+            raise _broken(self.where, f"a name in it has control characters: {printable(text)}")
         return text
 
     def skip_strings(self, count: int) -> None:
         """Leave out `count` strings; the only loop over a vocabulary, so it is tight."""
         self.strings += count
         if self.strings > MAX_STRINGS:
-            raise _broken(self.path, f"it announces {self.strings:,} strings")
+            raise _broken(self.where, f"it announces {self.strings:,} strings")
         unpack, place, end = _U64.unpack_from, self.place, len(self.data)
         for _ in range(count):
             if place + 8 > end:
@@ -196,7 +224,7 @@ def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[str, 
     for _ in range(count):
         key = cursor.text()
         if key in seen:
-            raise _broken(cursor.path, f"the key `{printable(key)}` occurs twice")
+            raise _broken(cursor.where, f"the key `{printable(key)}` occurs twice")
         seen.add(key)
         kind = cursor.number(_U32)
         if kind == _ARRAY:
@@ -210,7 +238,7 @@ def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[str, 
             else:
                 cursor.skip(length)
         else:
-            metadata[key] = cursor.number(_scalar(kind, cursor.path))
+            metadata[key] = cursor.number(_scalar(kind, cursor.where))
     return metadata, lengths
 
 
@@ -222,16 +250,16 @@ def _array(
     if kind == _STRING:
         cursor.skip_strings(count)
         return None
-    scalar = _scalar(kind, cursor.path)
+    scalar = _scalar(kind, cursor.where)
     if count > MAX_KEPT_ARRAY:
         cursor.skip(count * scalar.size)
         return None
     return tuple(value for (value,) in scalar.iter_unpack(cursor.take(count * scalar.size)))
 
 
-def _scalar(kind: int, path: Path) -> struct.Struct:
+def _scalar(kind: int, where: str) -> struct.Struct:
     if kind not in _SCALARS:
-        raise _broken(path, f"a value in it is of the unknown type {kind}")
+        raise _broken(where, f"a value in it is of the unknown type {kind}")
     return _SCALARS[kind]
 
 
@@ -240,39 +268,39 @@ def _tensor_info(cursor: _Cursor) -> tuple[StoredTensor, int]:
     name = cursor.text()
     dimensions = cursor.number(_U32)
     if dimensions > 4:
-        raise _broken(cursor.path, f"`{printable(name)}` has {dimensions:,} dimensions")
+        raise _broken(cursor.where, f"`{printable(name)}` has {dimensions:,} dimensions")
     innermost_first = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions))
     kind, offset = cursor.number(_U32), cursor.number(_U64)
     if kind not in TYPES:
         raise LLMSizeError(
-            f"`{printable(str(cursor.path))}`: `{printable(name)}` is of ggml type {kind}, "
+            f"`{printable(cursor.where)}`: `{printable(name)}` is of ggml type {kind}, "
             "which llmsize does not know",
             hint="it may be newer than this llmsize, or a type that llama.cpp has removed",
         )
     format, block_elements, block_bytes = TYPES[kind]
     elements, row = prod(innermost_first), innermost_first[0] if dimensions else 1
     if elements > MAX_ELEMENTS or row % block_elements:
-        raise _broken(cursor.path, f"`{printable(name)}` has the shape {innermost_first}")
+        raise _broken(cursor.where, f"`{printable(name)}` has the shape {innermost_first}")
     size = elements // block_elements * block_bytes
     return StoredTensor(name, innermost_first[::-1], format, size), offset
 
 
 def _check_places(
-    infos: list[tuple[StoredTensor, int]], end: int, alignment: Value, size: int, path: Path
+    infos: list[tuple[StoredTensor, int]], end: int, alignment: Value, size: int, where: str
 ) -> None:
     if type(alignment) is not int or not 0 < alignment <= 2**20:
-        raise _broken(path, f"its alignment is {printable(str(alignment))}")
+        raise _broken(where, f"its alignment is {printable(str(alignment))}")
     start = -(-end // alignment) * alignment
     reached = 0
     for tensor, offset in sorted(infos, key=lambda info: info[1]):
         if offset < reached:
-            raise _broken(path, f"`{tensor.name}` overlaps another tensor")
+            raise _broken(where, f"`{tensor.name}` overlaps another tensor")
         reached = offset + tensor.bytes
     if infos and start + reached > size:
-        raise _broken(path, f"it is cut off: {size:,} of {start + reached:,} bytes are there")
+        raise _broken(where, f"it is cut off: {size:,} of {start + reached:,} bytes are there")
 
 
-def _broken(path: Path, reason: str) -> LLMSizeError:
+def _broken(where: str, reason: str) -> LLMSizeError:
     return LLMSizeError(
-        f"`{printable(str(path))}` is not a sound GGUF file: {reason}", hint="download it again"
+        f"`{printable(where)}` is not a sound GGUF file: {reason}", hint="download it again"
     )

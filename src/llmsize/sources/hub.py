@@ -10,27 +10,35 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint, StoredTensor
-from llmsize.errors import LLMSizeError, UndeterminedError, printable
+from llmsize.errors import LLMSizeError, UndeterminedError, did_you_mean, printable
 from llmsize.sources import config, safetensors
-from llmsize.sources.local import ADAPTER, CONFIG, WEIGHTS, Source, read_path
+from llmsize.sources.local import ADAPTER, CONFIG, WEIGHTS, Source, gguf_source, read_path
+from llmsize.sources.quantized import among, gguf_models, labels, stem
 from llmsize.sources.reading import MAX_JSON, entries, kind_of, mapping, parse_json, read_small
 
 FIRST_READ = 100_000
 """Bytes asked of a safetensors file at first: most headers are shorter."""
 TIMEOUT = 10.0
 """Seconds that the Hub may be silent; `HF_HUB_DOWNLOAD_TIMEOUT` sets another."""
+MAX_LISTED = 40
+"""GGUF models of a repository that an error names."""
 DEADLINE = 120.0
 """Seconds for all of one model."""
 CONNECTIONS = 8
+GGUF_READ = 2**20
+"""Bytes asked of a GGUF file at first; a vocabulary takes some more of such reads."""
+MAX_FILES = 1000
+"""Files that the Hub lists in one answer."""
 QUIET = 1.0
 """Seconds before progress is told."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -44,26 +52,33 @@ class HubId:
     name: str
     """`organisation/name`."""
     revision: str = "main"
+    quantization: str = ""
+    """Which of its GGUF files, by the end of the name (`Q4_K_M`) or all of it."""
 
     def __str__(self) -> str:
-        return self.name if self.revision == "main" else f"{self.name}@{self.revision}"
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.name + revision + (self.quantization and f":{self.quantization}")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form `organisation/name`, with or without `@revision`."""
-    return _ID.fullmatch(text.partition("@")[0]) is not None
+    """Whether `text` is `organisation/name`, with or without `@revision` and `:quantization`."""
+    return _ID.fullmatch(text.partition(":")[0].partition("@")[0]) is not None
 
 
 def parse(text: str) -> HubId:
-    """`organisation/name`, optionally `@revision`. Raises `LLMSizeError` for anything else."""
-    name, at, revision = text.partition("@")
-    good = _ID.fullmatch(name) and (not at or _REVISION.fullmatch(revision)) and ".." not in text
-    if not good:
+    """`organisation/name`, optionally `@revision`, optionally `:quantization`.
+
+    Raises `LLMSizeError` for anything else.
+    """
+    whole, *quantization = text.split(":", 1)
+    name, *revision = whole.split("@", 1)
+    good = _ID.fullmatch(name) and all(map(_REVISION.fullmatch, revision + quantization))
+    if not good or ".." in text:
         raise LLMSizeError(
             f"`{printable(text)}` is no model of the Hub",
-            hint="write `hf:organisation/name` or `hf:organisation/name@revision`",
+            hint="write `hf:organisation/name`, with `@revision` or `:Q4_K_M` behind it if need be",
         )
-    return HubId(name, revision or "main")
+    return HubId(name, *(revision or ["main"]), *quantization)
 
 
 def cached(model: HubId) -> Source | None:
@@ -73,10 +88,21 @@ def cached(model: HubId) -> Source | None:
     if kind_of(snapshot) != "folder":
         return None
     names = entries(snapshot)
+    models = gguf_models([*names, *_one_deeper(snapshot, names)])
+    if model.quantization or (models and CONFIG not in names):
+        chosen = among(models, model.quantization)
+        source = read_path(snapshot / chosen) if chosen else None
+        return source and replace(source, architecture=_named(source.architecture, model))
     if not {CONFIG, ADAPTER, *WEIGHTS}.intersection(names):
         return None
     source = read_path(snapshot, model.name.partition("/")[2], need_weights=False)
     return replace(source, architecture=_named(source.architecture, model))
+
+
+def _one_deeper(folder: Path, names: Sequence[str]) -> list[str]:
+    """Files in the folders of `folder`: split models often have one each."""
+    inner = [name for name in names if kind_of(folder / name) == "folder"]
+    return [f"{name}/{file}" for name in inner for file in entries(folder / name)]
 
 
 def _cache_folder() -> Path:
@@ -115,16 +141,55 @@ def fetch(model: HubId) -> Source:
         )
     remote = _Remote(model)
     with _progress(f"asking {remote.host} for `{model}`") as tell:
+        if model.quantization:
+            return _gguf(remote, gguf_models(remote.files()))
         architecture = _architecture(remote)
         checkpoint = _checkpoint(remote, tell)
         adapter = _adapter(remote) if not architecture else None
-    if not architecture and not checkpoint:
-        raise LLMSizeError(
-            f"`{model}` has neither a `{CONFIG}` nor safetensors",
-            hint="of a GGUF repository, download one file and give its path",
-        )
+        if not architecture and not checkpoint:
+            return _gguf(remote, gguf_models(remote.files()))
+        models = {} if checkpoint else gguf_models(remote.files())
     note = "" if checkpoint else "no safetensors: bytes are estimated, not read"
+    if models:
+        note += f"; {len(models)} GGUF, to read one: `{_for_example(model, models)}`"
     return Source(remote.url(""), architecture, checkpoint, adapter=adapter, note=note)
+
+
+def _gguf(remote: _Remote, models: dict[str, str]) -> Source:
+    """Header of the one GGUF model, or of the one that the user chose."""
+    from llmsize.sources import gguf
+
+    model = remote.model
+    if not models:
+        what = "no GGUF" if model.quantization else f"neither a `{CONFIG}` nor safetensors nor GGUF"
+        raise remote.error(f"`{model.name}` has {what}")
+    chosen = among(models, model.quantization)
+    if not chosen:
+        raise _which(model, models)
+    names = gguf.parts(chosen, remote.files())
+    read = gguf.read_parts({remote.url(name): partial(remote.open, name) for name in names})
+    source = gguf_source(read, stem(chosen).rpartition("/")[2])
+    return replace(source, architecture=_named(source.architecture, model))
+
+
+def _which(model: HubId, models: dict[str, str]) -> LLMSizeError:
+    """Names the GGUF models among which the user has to choose."""
+    names = sorted(labels(models).values())
+    listed = printable(", ".join(names[:MAX_LISTED]))
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    ask = f"name one of them: `{_for_example(model, models)}`"
+    count = f"{len(names)} GGUF model" + "s" * (len(names) > 1)
+    if not model.quantization:
+        return LLMSizeError(f"`{model}` has {count}: {listed}{more}", hint=ask)
+    return LLMSizeError(
+        f"`{model.name}` has {count}, and none is clearly `{model.quantization}`: {listed}{more}",
+        hint=did_you_mean(model.quantization, names, otherwise=ask),
+    )
+
+
+def _for_example(model: HubId, models: dict[str, str]) -> str:
+    names = sorted(labels(models).values())
+    return printable(str(replace(model, quantization=next(iter(names), ""))))
 
 
 def _is_set(variable: str) -> bool:
@@ -193,6 +258,7 @@ class _Remote:
         self.until = time.monotonic() + DEADLINE
         self.tensors = 0
         self.parsing = Lock()
+        self._files: list[str] | None = None
 
     def url(self, file: str) -> str:
         """The address of a file, or of the model."""
@@ -201,7 +267,7 @@ class _Remote:
 
     def read(self, file: str, limit: int) -> bytes | None:
         """The whole of a small file; `None` if the model has none of that name."""
-        got = self._get(file, 0, limit)
+        got = self.get(file, 0, limit)
         if got is None:
             return None
         data, size = got
@@ -209,9 +275,36 @@ class _Remote:
             raise self.error(f"`{self.url(file)}` has {size:,} bytes, more than {limit:,}")
         return data
 
+    def files(self) -> list[str]:
+        """Paths of all files of the model, from the first answer of the Hub's listing."""
+        if self._files is None:
+            self._files = self._listing()
+        return self._files
+
+    def _listing(self) -> list[str]:
+        from urllib.parse import quote
+
+        site = self.url("").removesuffix(f"/{self.model.name}")
+        revision = quote(self.model.revision, safe="")
+        address = f"{site}/api/models/{self.model.name}/tree/{revision}?recursive=true&expand=false"
+        with self._answer(address, {}) as response:
+            data = self._bytes(response, MAX_JSON) if response else b"[]"
+        listed = parse_json(data, address)
+        if not isinstance(listed, list) or len(listed) >= MAX_FILES:
+            raise self.error(f"`{self.model.name}` has too many files, or no list of them")
+        paths = [entry.get("path") for entry in listed if isinstance(entry, dict)]
+        return [path for path in paths if isinstance(path, str) and _is_plain(path)]
+
+    def open(self, file: str) -> tuple[_Ranges, int]:
+        """A file to read on from its start, and its bytes."""
+        got = self.get(file, 0, GGUF_READ)
+        if got is None:
+            raise self.error(f"`{self.model.name}` lacks a file that it lists")
+        return _Ranges(self, file, got[0]), got[1]
+
     def header(self, file: str) -> list[StoredTensor] | None:
         """The tensors that the header of a safetensors file lists."""
-        got = self._get(file, 0, FIRST_READ)
+        got = self.get(file, 0, FIRST_READ)
         if got is None:
             return None
         data, size = got
@@ -219,7 +312,7 @@ class _Remote:
         if size < 8 or length > min(size - 8, MAX_JSON):
             raise self.error(f"`{self.url(file)}` has a header of impossible length")
         if 8 + length > len(data):
-            more = self._get(file, len(data), 8 + length - len(data))
+            more = self.get(file, len(data), 8 + length - len(data))
             data += more[0] if more else b""
         with self.parsing:  # one at a time: an unfolded header takes ten times its bytes
             if self.tensors > safetensors.MAX_TENSORS:
@@ -228,18 +321,27 @@ class _Remote:
             self.tensors += len(part)
         return part
 
-    def _get(self, file: str, start: int, count: int) -> tuple[bytes, int] | None:
-        """At most `count` bytes from `start`, and the size of the file."""
+    def get(self, file: str, start: int, count: int) -> tuple[bytes, int] | None:
+        """At most `count` bytes from `start`, and the size of the file; `None` if it is missing."""
         span = {"range": f"bytes={start}-{start + count - 1}"}
+        with self._answer(self.url(file), span) as response:
+            if response is None:
+                return None
+            size = _size(response)
+            if size is None or (start and response.status_code != 206):
+                raise self.error(f"{self.host} does not answer for parts of a file")
+            return self._bytes(response, count), size
+
+    @contextmanager
+    def _answer(self, address: str, headers: dict[str, str]) -> Iterator[Any]:
+        """The response for an address, its body not yet read; `None` if nothing is there."""
         http = self.http
         try:
             with self.stream(
-                "GET", self.url(file), headers=self.headers | span, timeout=self.timeout,
+                "GET", address, headers=self.headers | headers, timeout=self.timeout,
                 follow_redirects=True,
             ) as response:  # fmt: skip
-                if not self._is_there(response, file):
-                    return None
-                return self._body(response, start, count)
+                yield response if self._is_there(response) else None
         except http.TimeoutException:
             raise UndeterminedError(
                 f"{self.host} did not answer within {self.timeout:g} s",
@@ -251,12 +353,10 @@ class _Remote:
                 hint="check the network and HF_ENDPOINT, or give a local folder or preset",
             ) from None
 
-    def _body(self, response: Any, start: int, count: int) -> tuple[bytes, int]:
+    def _bytes(self, response: Any, count: int) -> bytes:
+        """At most `count` bytes of the body, as they come."""
         if response.headers.get("content-encoding", "identity") != "identity":
             raise self.error(f"{self.host} answers in an encoding that was not asked for")
-        size = _size(response)
-        if size is None or (start and response.status_code != 206):
-            raise self.error(f"{self.host} does not answer for parts of a file")
         data = bytearray()
         for chunk in response.iter_raw():
             data += chunk
@@ -264,9 +364,9 @@ class _Remote:
                 break
             if time.monotonic() > self.until:
                 raise self.http.ReadTimeout("too slow")
-        return bytes(data[:count]), size
+        return bytes(data[:count])
 
-    def _is_there(self, response: Any, file: str) -> bool:
+    def _is_there(self, response: Any) -> bool:
         """Whether the file came. Raises `UndeterminedError` if the model cannot be read at all."""
         status, code = response.status_code, response.headers.get("x-error-code", "")
         if status in (200, 206):
@@ -299,6 +399,30 @@ class _Remote:
     def error(self, message: str) -> LLMSizeError:
         """An error about what the Hub holds."""
         return LLMSizeError(message, hint=f"see {self.url('')}")
+
+
+class _Ranges:
+    """A file on the Hub, read on range by range."""
+
+    def __init__(self, remote: _Remote, file: str, start: bytes) -> None:
+        self.remote, self.file, self.held = remote, file, start
+        self.place = len(start)
+
+    def read(self, count: int, /) -> bytes:
+        """The next `count` bytes, fewer only at the end."""
+        part, self.held = self.held[:count], self.held[count:]
+        if len(part) < count and (got := self.remote.get(self.file, self.place, count - len(part))):
+            part += got[0]
+            self.place += len(got[0])
+        return part
+
+    def close(self) -> None:
+        """Nothing stays open between two ranges."""
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a listed path can stand in an address and on a screen as it is."""
+    return path.isprintable() and ".." not in path and not path.startswith("/")
 
 
 def _timeout() -> float:

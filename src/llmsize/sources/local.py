@@ -12,12 +12,14 @@ from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.config import MAX_CONFIG, read_config
+from llmsize.sources.quantized import gguf_models, stem
 from llmsize.sources.reading import entries, kind_of, mapping, parse_json, read_small
 from llmsize.sources.safetensors import read_safetensors, shards
 from llmsize.sources.torch_bin import read_torch
 
 if TYPE_CHECKING:
     from llmsize.anatomy.cache import LayerCache
+    from llmsize.sources.gguf import GGUF
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 SUFFIXES = (".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -100,22 +102,27 @@ def _with_config(path: Path, checkpoint: Checkpoint, name: str) -> Source:
 
 
 def _gguf(path: Path) -> Source:
-    from llmsize.sources import gguf, gguf_model  # they load the anatomy
+    from llmsize.sources.gguf import read_gguf
 
-    read = gguf.read_gguf(path)
+    return gguf_source(read_gguf(path), stem(path.name))
+
+
+def gguf_source(read: GGUF, name: str) -> Source:
+    """The model whose headers were read: its shape, tensors and caches."""
+    from llmsize.sources import gguf_model
+
     if read.checkpoint.adapter or read.metadata.get("general.architecture") == "clip":
-        return Source(str(path), None, read.checkpoint, note="holds no language model of its own")
-    name = _gguf_stem(path.name)
+        return Source(
+            read.checkpoint.source,
+            checkpoint=read.checkpoint,
+            note="holds no language model of its own",
+        )
     return Source(
         read.checkpoint.source,
         gguf_model.architecture(read, name),
         read.checkpoint,
         gguf_model.layer_caches(read),
     )
-
-
-def _gguf_stem(name: str) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".gguf"))
 
 
 def _folder(folder: Path, name: str, need_weights: bool) -> Source:
@@ -134,9 +141,9 @@ def _folder(folder: Path, name: str, need_weights: bool) -> Source:
     if paths and not missing:
         read = read_torch if paths[0].suffix == ".bin" else read_safetensors
         return Source(str(folder), architecture, read(paths, str(folder)), adapter=adapter)
-    models = sorted({_gguf_stem(n) for n in names if n.endswith(".gguf") and "mmproj" not in n})
+    models = gguf_models(names)
     if len(models) == 1:
-        source = _gguf(folder / next(n for n in names if _gguf_stem(n) == models[0]))
+        source = _gguf(folder / next(iter(models.values())))
         return replace(source, architecture=architecture or source.architecture)
     note = f"{len(models)} GGUF models: give one of the files" if models else "no weights"
     if architecture or adapter:

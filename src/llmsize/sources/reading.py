@@ -84,11 +84,11 @@ class Budget:
     def __init__(self, left: int = MAX_HEADERS) -> None:
         self.left = left
 
-    def spend(self, count: int, path: Path) -> None:
+    def spend(self, count: int, where: Path | str) -> None:
         """Count another header. Raises `LLMSizeError` when it is one too many."""
         self.left -= count
         if self.left < 0:
-            raise _refuse(path, "the headers of this model are larger than those of any other")
+            raise _refuse(where, "the headers of this model are larger than those of any other")
 
 
 def entries(folder: Path) -> list[str]:
@@ -130,9 +130,9 @@ def _reason(failure: OSError | ValueError) -> str:
     return known or (failure.strerror or "the disk does not answer").lower()
 
 
-def _refuse(path: Path, reason: str) -> LLMSizeError:
+def _refuse(where: Path | str, reason: str) -> LLMSizeError:
     return LLMSizeError(
-        f"cannot read `{printable(str(path))}`: {reason}",
+        f"cannot read `{printable(str(where))}`: {reason}",
         hint="give a `config.json`, a `.safetensors`, `.gguf` or `.bin` file, or their folder",
     )
 
