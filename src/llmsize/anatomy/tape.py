@@ -129,6 +129,8 @@ class Tape:
     """Operations whose results checkpoints keep, and every how manieth of each."""
     accumulating: bool = False
     """Whether every gradient exists already, from an earlier micro-batch."""
+    offloaded: dict[int, int] = field(default_factory=dict)
+    """Bytes of checkpoints in host memory, by the turn of the layers that run again from them."""
     events: list[Event] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
@@ -268,6 +270,9 @@ class Tape:
     ) -> Tensor:
         """Run `block` as a checkpoint: keep its inputs only."""
         checkpoint = self.checkpoint = Checkpoint(block, inputs, offloaded=offloaded)
+        if offloaded:
+            moved = [x for x in inputs if isinstance(x, Tensor) and x.storage is not None]
+            self.offloaded[self.layer] = sum(x.bytes for x in moved)
         for tensor in checkpoint.inputs:
             storage = getattr(tensor, "storage", None)
             if storage is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from llmsize import presets, units
 from llmsize.anatomy import traced
+from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
-from llmsize.cli.options import Batch, Dtype, Gpu, Gpus, InstanceName, Model, Reserve, Vram
+from llmsize.cli.options import Batch, Dtype, Gpu, InstanceName, Model, Reserve, Vram
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Estimate, Row, Table
 from llmsize.formats import Format
+from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (
     QUANTIZED,
     Choices,
@@ -27,7 +30,13 @@ from llmsize.memory.objectives import (
     objective_named,
     reference_named,
 )
-from llmsize.memory.training import TrainingStep, device_memory, training_step
+from llmsize.memory.training import (
+    Offload,
+    TrainingRun,
+    TrainingStep,
+    device_memory,
+    training_step,
+)
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest
@@ -114,6 +123,15 @@ RecomputeName = Annotated[str, Option("--recompute", help="`none`, `full` or `se
 Every = Annotated[int, Option("--every", min=1, metavar="K", help="Recompute every K-th block.")]
 OffloadCheckpoints = Annotated[bool, Option(
     "--offload-checkpoints", help="Keep checkpoints in host memory.")]
+OffloadName = Annotated[str, Option(
+    "--offload", metavar="WHAT", help="To host memory: `none`, `optimizer`, or all `parameters`.",
+    autocompletion=lambda: list(get_args(Offload)))]
+Replicas = Annotated[int | None, Option(
+    "--gpus", metavar="N", show_default="1", rich_help_panel="Hardware",
+    help="Replicas: each holds everything, and the buckets in which DDP sums gradients.",
+    parser=lambda given: units.parse_count(str(given), "number of GPUs"))]
+BucketViews = Annotated[bool, Option(
+    "--gradient-as-bucket-view", help="DDP's gradients are views of its buckets.")]
 Attention = Annotated[str, Option("--attention", help="`sdpa` or `eager`.")]
 Padded = Annotated[bool, Option("--padded", help="The batch has padding and an attention mask.")]
 Accumulate = Annotated[int, Option(
@@ -158,6 +176,7 @@ def train(
     recompute: RecomputeName = "none",
     every: Every = 1,
     offload_checkpoints: OffloadCheckpoints = False,
+    offload: OffloadName = "none",
     attention: Attention = "sdpa",
     padded: Padded = False,
     accumulate: Accumulate = 1,
@@ -167,7 +186,8 @@ def train(
     fit: Fit = "",
     gpu: Gpu = None,
     vram: Vram = None,
-    gpus: Gpus = None,
+    gpus: Replicas = None,
+    bucket_views: BucketViews = False,
     instance: InstanceName = None,
     reserve: Reserve = 0,
     assume_family: options.AssumeFamily = "",
@@ -196,6 +216,8 @@ def train(
         offload_checkpoints=offload_checkpoints,
         attention="eager" if _attention(attention) == "eager" else "sdpa",
         padded=padded, accumulation=accumulate, fused_backward=fused_backward, compiled=compiled,
+        offload=_offload(offload), replicas=machine.devices if machine else gpus or 1,
+        bucket_views=bucket_views,
         **given,
     )  # fmt: skip
     question = Question(
@@ -233,6 +255,17 @@ def _recompute(text: str) -> Recompute:
     raise LLMSizeError(
         f"unknown way to recompute `{printable(text)}`",
         hint=did_you_mean(text, RECOMPUTE, otherwise=f"choose from {', '.join(RECOMPUTE)}"),
+    )
+
+
+def _offload(text: str) -> Offload:
+    known: tuple[Offload, ...] = get_args(Offload)
+    for place in known:
+        if text.strip().lower() == place:
+            return place
+    raise LLMSizeError(
+        f"cannot offload `{printable(text)}`",
+        hint=did_you_mean(text, known, otherwise=f"choose from {', '.join(known)}"),
     )
 
 
@@ -282,10 +315,10 @@ def _with(question: Question, what: str, value: int) -> Question:
 def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Estimate:
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)
-    memory = device_memory(step, question.stack)
+    memory, host = device_memory(step, question.stack), host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
     choices = question.choices
-    answer = [_table(memory)]
+    answer = [_table(memory), *_host_tables(host, question.architecture, run)]
     if timeline:
         answer.append(_timeline(step))
     return Estimate(
@@ -297,9 +330,10 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
             "recipe": question.precision.name, "optimizer": question.optimizer.name,
             "stack": question.stack.name, "recompute": choices.recompute,
             "rank": choices.rank if "rank" in method_named(choices.method).takes else None,
-            "accumulate": choices.accumulation, "memory_bytes": budget,
+            "accumulate": choices.accumulation, "offload": choices.offload,
+            "gpus": choices.replicas, "memory_bytes": budget,
         },
-        headline=_headline(question, step, memory, budget),
+        headline=_headline(question, memory, host, budget),
         answer=tuple(answer),
         assumptions=_assumptions(question),
         notes=_notes(question, step, memory, budget),
@@ -307,12 +341,15 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
     )  # fmt: skip
 
 
-def _headline(question: Question, step: TrainingStep, memory: Term, budget: int | None) -> str:
+def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
     choices = question.choices
     aim = "" if choices.objective == "sft" else f" for {choices.objective}"
     what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
     what += f"{choices.batch} × {choices.sequence:,} tokens"
-    said = f"{what}: {format_bytes(memory.value)} on the device"
+    where = f"each of {choices.replicas} devices" if choices.replicas > 1 else "the device"
+    said = f"{what}: {format_bytes(memory.value)} on {where}"
+    if host.value:
+        said += f" and {format_bytes(host.value)} in host memory"
     if budget is None:
         return said
     verdict = "fits" if memory.value <= budget else "does not fit"
@@ -327,6 +364,23 @@ def _table(memory: Term) -> Table:
     rows += [Row(part.name, {"memory": part}) for part in beside]
     rows.append(Row("device memory", {"memory": memory}))
     return Table("memory at the peak of the step", ("memory",), tuple(rows), heading="what")
+
+
+def _host_tables(host: Term, architecture: Architecture, run: TrainingRun) -> Iterator[Table]:
+    """What lives in host memory, and what crosses the bus; nothing where nothing does."""
+    if host.value:
+        yield Table("host memory", ("memory",), (*_rows(host), Row(host.name, {"memory": host})),
+                    heading="what")  # fmt: skip
+        crossing = bus_traffic(architecture, run)
+        yield Table("over the bus in a step", ("bytes",),
+                    (*(Row(part.name, {"bytes": part}) for part in crossing.parts),
+                     Row("altogether", {"bytes": crossing})), heading="what")  # fmt: skip
+    if paged := evictable(architecture, run):
+        yield Table("paging", ("memory",), (Row(paged.name, {"memory": paged}),), heading="what")
+
+
+def _rows(memory: Term) -> tuple[Row, ...]:
+    return tuple(Row(part.name, {"memory": part}) for part in memory.parts)
 
 
 def _timeline(step: TrainingStep) -> Table:
@@ -358,7 +412,8 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             f"{question.choices.sequence:,} tokens are more than the {positions:,} positions that "
             "the model was made for"
         )
-    if note := objective_named(question.choices.objective).note:
+    choices = question.choices
+    if note := objective_named(choices.objective).note:
         told.append(note)
     if any(weight.role == "ssm" for weight in traced(question.architecture).weights.values()):
         told.append(

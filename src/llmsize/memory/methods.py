@@ -19,7 +19,7 @@ from llmsize.anatomy.prompts import (
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import BF16, FP32, NATIVE, Format
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
-from llmsize.memory.training import TrainingRun
+from llmsize.memory.training import Offload, TrainingRun
 from llmsize.optimizers import Optimizer, Precision, projected
 from llmsize.stack import WEIGHT, Stack
 
@@ -79,6 +79,11 @@ class Choices:
     engine: int = 0
     """Bytes of an inference engine on the same device that writes them."""
     engine_sleeps: bool = False
+    offload: Offload = "none"
+    replicas: int = 1
+    """Devices that train the same model on different batches."""
+    bucket_views: bool = False
+    """DDP's `gradient_as_bucket_view`."""
     compiled: bool = False
     """Whether `torch.compile` fuses norms, rotary embedding, gates and the loss."""
 
@@ -247,6 +252,7 @@ def training_run(
     method = method_named(choices.method)
     objective = objective_named(choices.objective)
     _check(choices, method, precision, optimizer)
+    _check_places(choices, method, optimizer)
     fused_backward = choices.fused_backward or method.fused_backward
     return TrainingRun(
         precision=precision,
@@ -258,6 +264,9 @@ def training_run(
         objective=objective,
         reference=_reference(choices, method, objective),
         rollout=_rollout(choices) if objective.rollouts else None,
+        offload=choices.offload,
+        replicas=choices.replicas,
+        bucket_views=choices.bucket_views,
     )
 
 
@@ -370,3 +379,30 @@ def _check(choices: Choices, method: Method, precision: Precision, optimizer: Op
         )
     if precision.autocast and choices.format is FP32:
         raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")
+
+
+def _check_places(choices: Choices, method: Method, optimizer: Optimizer) -> None:
+    """Raise `LLMSizeError` for places of states that do not go together."""
+    at_once = choices.fused_backward or method.fused_backward
+    if choices.offload != "none" and at_once:
+        raise LLMSizeError(
+            "a fused backward pass steps on the device, where offloaded states are not",
+            hint="leave out --fused-backward, or --offload",
+        )
+    if choices.offload != "none" and optimizer.pageable:
+        raise LLMSizeError(
+            f"{optimizer.title or optimizer.name} moves its states to the host itself",
+            hint="leave out --offload, or choose an optimizer that is not paged",
+        )
+    if choices.replicas > 1 and choices.offload != "none":
+        raise LLMSizeError(
+            "replicas that offload divide their states among them, which is not counted here",
+            hint="estimate one device, or leave out --offload",
+        )
+    if choices.replicas > 1 and at_once:
+        raise LLMSizeError(
+            "replicas sum their gradients after a fused backward pass has used them",
+            hint="leave out --gpus, or the fused backward pass",
+        )
+    if choices.bucket_views and choices.replicas < 2:
+        raise LLMSizeError("one device has no buckets", hint="add `--gpus 2` or more")

@@ -9,6 +9,7 @@ rounding and the device's context are not in them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from math import ceil, prod
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from llmsize.stack import Stack
 
 
+Offload = Literal["none", "optimizer", "parameters"]
+"""What lives in host memory: nothing; what the optimizer steps on and with; the weights, too."""
+
+
 class TrainingRun(NamedTuple):
     """The knobs of one step of training on one device."""
 
@@ -47,6 +52,11 @@ class TrainingRun(NamedTuple):
     objective: Objective = SFT
     reference: Reference = "none"
     rollout: Rollout | None = None
+    offload: Offload = "none"
+    replicas: int = 1
+    """Devices that each hold everything and sum their gradients (data parallel)."""
+    bucket_views: bool = False
+    """Whether gradients are views of the buckets in which replicas sum them."""
 
 
 class Point(NamedTuple):
@@ -119,7 +129,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
             hint="such a model has no place for it: use `lora`, or train some of its weights",
         )
     trace.leave_autocast()
-    trace.accumulating = run.accumulation > 1 or run.fused_backward or _main_gradients(run)
+    trace.accumulating = run.fused_backward or _leave(run) or _stay(run)
     trace.enter(-1, "backward")
     backward(trace, loss)
     trace.outputs = None
@@ -159,16 +169,16 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
     resident, peaks, beside = list(companions.resident()), dict(step.peaks), {}
     stages = {term.name: term for term in companions.moments(step.kept)}
     if run.objective.critic:
-        value = training_step(architecture, _critic(run))
+        value = training_step(architecture, critic(run))
         resident.append(total("value model", *value.static.parts, unit="bytes"))
         beside = {
             "forward": _bytes("kept by the value model", value.kept),
             "backward": _bytes("kept by the value model", value.kept),
-            "step": _bytes("gradients of the value model", value.gradients),
+            "step": _bytes("gradients of the value model", _left(value)),
         }
         own = value.peaks["backward"] - int(value.static.value)
         stages["value model's backward"] = total(
-            "value model's backward", _bytes("gradients of the policy", step.gradients),
+            "value model's backward", _bytes("gradients of the policy", _left(step)),
             _bytes("value model's pass", own), unit="bytes",
         )  # fmt: skip
     static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
@@ -189,7 +199,7 @@ def _size(terms: Mapping[str, Term], name: str) -> int:
     return int(terms[name].value) if name in terms else 0
 
 
-def _critic(run: TrainingRun) -> TrainingRun:
+def critic(run: TrainingRun) -> TrainingRun:
     """How the value model is trained: whole, beside the policy."""
     setting = run.setting._replace(
         objective="score", adapter=None, trained=None, modules_to_save=(),
@@ -223,22 +233,58 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
 
 
 def static_memory(trace: Trace, run: TrainingRun) -> Term:
-    """What lives through the step, by what it is."""
+    """What lives through the step on the device, by what it is."""
     weights = list(trace.weights.values())
     trained = [weight for weight in weights if weight.node is not None]
-    parts = [
-        _bytes("weights", sum(stored(w, run.setting) for w in weights)),
-        _bytes("buffers", trace.buffers, "inverse frequencies of the rotary embedding"),
-        _bytes("optimizer states", sum(_states(w, run) for w in trained), run.optimizer.title),
-        _bytes("inputs", _inputs(run.setting), "token ids, labels and mask in int64"),
-    ]
-    if run.precision.master:
-        master = NATIVE[run.precision.master]
-        copies = sum(stored_bytes(master, prod(w.shape)) * w.copies for w in trained)
+    parts = [_weights(weights, run), _buffers(trace)]
+    if run.offload == "none":
+        held = sum(states(weight, run) for weight in trained)
+        parts.append(_bytes("optimizer states", held, run.optimizer.title))
+    parts.append(_bytes("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
+    if run.precision.master and run.offload == "none":
+        copies = sum(stepped_bytes(weight, run) for weight in trained)
         parts.insert(1, _bytes("master weights", copies, run.precision.title))
-    if (run.accumulation > 1 or _main_gradients(run)) and not run.fused_backward:
+    if _stay(run) and not (run.fused_backward or _leave(run)):
         parts.append(_bytes("gradients", gradient_bytes(weights, run), "kept between batches"))
+    if _has_buckets(run):
+        parts.append(fact("buckets of the reducer", gradient_bytes(weights, run), unit="bytes",
+                          source=REDUCER))  # fmt: skip
     return total("lives through the step", *parts, unit="bytes")
+
+
+REDUCER = "pytorch v2.6, torch/csrc/distributed/c10d/reducer.cpp (Reducer::initialize_buckets)"
+
+
+def _weights(weights: Iterable[Parameter], run: TrainingRun) -> Term:
+    if run.offload == "parameters":
+        return _bytes("weights", at_work(weights, run.setting), "the block at work and the next")
+    return _bytes("weights", sum(stored(weight, run.setting) for weight in weights))
+
+
+def _buffers(trace: Trace) -> Term:
+    return _bytes("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
+
+
+def at_work(weights: Iterable[Parameter], setting: Setting) -> int:
+    """Bytes of two blocks in a row, at most: embedding, each layer, head with what leads to it.
+
+    Tied weights are in the first and in the last block.
+    """
+    first = last = tied = 0
+    layers: Counter[int] = Counter()
+    headless = True
+    for weight in weights:
+        size = stored(weight, setting)
+        headless = headless and weight.role != "head"
+        if weight.indices:
+            layers.update(dict.fromkeys(weight.indices, size // weight.copies))
+        elif weight.role in ("embedding", "position"):
+            first += size
+            tied += size if weight.role == "embedding" else 0
+        else:
+            last += size
+    blocks = [first, *(layers[index] for index in sorted(layers)), last + (tied if headless else 0)]
+    return max(sum(pair) for pair in pairwise(blocks))
 
 
 def stored(weight: Parameter, setting: Setting) -> int:
@@ -260,20 +306,29 @@ def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
 
 
 def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
-    """What the optimizer allocates to step: a copy of the parameters unless it is fused, and the
-    gradients in the master weights' format; or in a subspace, what one weight takes."""
+    """What the optimizer allocates on the device to step: a copy of the parameters unless it is
+    fused, and the gradients in the master weights' format; or in a subspace, what one weight takes.
+    """
+    if run.offload != "none":
+        return 0
     trained = [weight for weight in weights if weight.node is not None]
     if run.optimizer.layout == "low_rank":
-        return max(
-            projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
-            for weight in trained
-        )
-    stepped = sum(_stepped_bytes(weight, run) for weight in trained)
+        return projection(trained, run)
+    stepped = sum(stepped_bytes(weight, run) for weight in trained)
     recast = bool(run.precision.master) and not _main_gradients(run)
     return stepped * (int(not run.fused_optimizer) + int(recast))
 
 
-def _stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
+def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """What a step in a subspace allocates for the weight that takes most."""
+    return max(
+        projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
+        for weight in trained
+    )
+
+
+def stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
+    """Bytes of a weight in the format of the copy that the optimizer works on."""
     return stored_bytes(_stepped(weight, run), prod(weight.shape)) * weight.copies
 
 
@@ -282,7 +337,8 @@ def _stepped(weight: Parameter, run: TrainingRun) -> Format:
     return NATIVE[run.precision.master] if run.precision.master else weight.format
 
 
-def _states(weight: Parameter, run: TrainingRun) -> int:
+def states(weight: Parameter, run: TrainingRun) -> int:
+    """Bytes of the optimizer's states of a weight."""
     kept = state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=_stepped(weight, run))
     counters = 0 if run.fused_optimizer else run.optimizer.step_bytes
     return (kept - counters) * weight.copies
@@ -292,6 +348,22 @@ def _main_gradients(run: TrainingRun) -> bool:
     """Whether gradients are added up in a buffer of a wider format than the weights have."""
     precision = run.precision
     return precision.gradients in NATIVE and precision.gradients != precision.weights
+
+
+def _stay(run: TrainingRun) -> bool:
+    """Whether all gradients exist through the step, wherever they are."""
+    return run.accumulation > 1 or _main_gradients(run)
+
+
+def _leave(run: TrainingRun) -> bool:
+    """Whether each gradient goes elsewhere as it comes: to the host, or into its bucket."""
+    return run.offload != "none" or (run.bucket_views and _has_buckets(run))
+
+
+def _has_buckets(run: TrainingRun) -> bool:
+    """Whether replicas sum gradients in buckets beside them; main gradients are buckets already
+    (Megatron-LM core v0.11, megatron/core/distributed/param_and_grad_buffer.py)."""
+    return run.replicas > 1 and not _main_gradients(run)
 
 
 def _inputs(setting: Setting) -> int:

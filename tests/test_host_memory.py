@@ -1,0 +1,150 @@
+"""What offloading takes off the device and puts on the host, and what replicas add."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.memory.host import bus_traffic, evictable, host_memory
+from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.stack import Stack
+from llmsize.term import Term
+
+MODELS = ("gpt2", "smollm-135m", "qwen3-0.6b", "gemma-2-2b", "opt-125m")
+
+choices = st.builds(
+    Choices,
+    method=st.sampled_from(["full", "lora", "norms"]),
+    batch=st.integers(1, 4),
+    sequence=st.sampled_from([64, 512]),
+    recompute=st.sampled_from(["none", "full"]),
+    accumulation=st.sampled_from([1, 4]),
+    objective=st.sampled_from(["sft", "dpo", "ppo"]),
+)
+models = st.sampled_from(MODELS)
+precisions = st.sampled_from(["pure-16bit", "fp32", "amp", "mixed", "megatron"])
+optimizers = st.sampled_from(["adamw", "adamw-8bit", "sgd"])
+
+
+def run_of(chosen: Choices, precision: str = "pure-16bit", optimizer: str = "adamw") -> TrainingRun:
+    return training_run(
+        chosen, presets.get(Stack, "transformers"), presets.get(Precision, precision),
+        presets.get(Optimizer, optimizer),
+    )  # fmt: skip
+
+
+def step(model: str, run: TrainingRun) -> TrainingStep:
+    return training_step(presets.get(Architecture, model), run)
+
+
+def host(model: str, run: TrainingRun) -> Term:
+    return host_memory(presets.get(Architecture, model), run)
+
+
+@settings(max_examples=25, deadline=None)
+@given(models, choices, precisions, optimizers)
+def test_offloading_takes_from_the_device_and_loses_nothing(
+    model: str, chosen: Choices, precision: str, optimizer: str
+) -> None:
+    """Each further place takes no more on the device; what is static is somewhere."""
+    kept = step(model, run_of(chosen, precision, optimizer))
+    before = kept
+    for place in ("optimizer", "parameters"):
+        run = run_of(replace(chosen, offload=place), precision, optimizer)
+        moved = step(model, run)
+        assert all(moved.peaks[phase] <= before.peaks[phase] for phase in kept.peaks)
+        on_host = host(model, run)
+        assert moved.static.value + on_host.value >= kept.static.value
+        assert on_host.value == sum(part.value for part in on_host.parts)
+        before = moved
+
+
+@pytest.mark.parametrize(("place", "each"), [("optimizer", 16), ("parameters", 18)])
+def test_mixed_precision_takes_what_deepspeed_estimates(place: str, each: int) -> None:
+    """DeepSpeed's estimators for ZeRO-2 and ZeRO-3 with offload say 16 and 18 bytes a parameter,
+    before their factor for buffers."""
+    run = run_of(Choices(sequence=64, offload=place), "mixed")  # type: ignore[arg-type]
+    found, on_host = step("gpt2", run), host("gpt2", run)
+    rounding = on_host.part("rounding of pinned blocks").value
+    counters = 4 * (12 * 12 + 4)  # AdamW's fp32 step of each of GPT-2's tensors
+    assert on_host.value - rounding - counters == each * found.trained
+
+
+def test_the_device_holds_two_blocks_of_offloaded_weights() -> None:
+    """Of GPT-2 small these are the head (the tied embedding, and the final norm) and a layer:
+    50257 · 768 + 2 · 768, and 12 · 768² + 13 · 768 parameters; or the first layer beside the
+    embeddings of 50257 tokens and 1024 positions."""
+    found = step("gpt2", run_of(Choices(sequence=64, offload="parameters")))
+    layer = 12 * 768**2 + 13 * 768
+    assert found.static.part("weights").value == 2 * ((50257 + 1024) * 768 + layer)
+
+
+def test_gradients_cross_once_a_micro_batch_and_weights_once_a_step() -> None:
+    """16-bit gradients of four micro-batches go down, the stepped weights come up once."""
+    model = presets.get(Architecture, "gpt2")
+    run = run_of(Choices(sequence=64, offload="optimizer", accumulation=4))
+    trained = training_step(model, run).trained
+    crossing = bus_traffic(model, run)
+    assert crossing.part("gradients to the host").value == 4 * 2 * trained
+    assert crossing.part("stepped weights to the device").value == 2 * trained
+
+
+def test_offloaded_checkpoints_are_what_layers_take_in() -> None:
+    """Twelve layers of GPT-2 take 2 × 64 × 768 numbers of 16 bits, and 64 positions of 64 bits."""
+    run = run_of(Choices(batch=2, sequence=64, recompute="full", offload_checkpoints=True))
+    assert host("gpt2", run).part("offloaded checkpoints").value == 12 * (2 * 64 * 768 * 2 + 64 * 8)
+
+
+def test_only_a_paged_optimizer_may_be_moved() -> None:
+    """All of its states may go: 8 bytes a parameter for AdamW in fp32."""
+    model, chosen = presets.get(Architecture, "gpt2"), Choices(sequence=64)
+    paged = evictable(model, run_of(chosen, "fp32", "adamw-paged"))
+    trained = step("gpt2", run_of(chosen)).trained
+    assert paged is not None
+    assert paged.value == 8 * trained
+    assert evictable(model, run_of(chosen)) is None
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_replicas_hold_buckets_as_large_as_all_gradients(accumulation: int) -> None:
+    """The reducer copies gradients into buckets; views of them save as much as they take."""
+    alone = Choices(sequence=64, accumulation=accumulation)
+    one = step("gpt2", run_of(alone))
+    copied = step("gpt2", run_of(replace(alone, replicas=4)))
+    viewed = step("gpt2", run_of(replace(alone, replicas=4, bucket_views=True)))
+    assert copied.gradients == 2 * one.trained
+    assert copied.peaks["step"] - one.peaks["step"] == copied.gradients
+    assert viewed.peaks["step"] == one.peaks["step"]
+
+
+def test_megatrons_main_gradients_are_their_own_buckets() -> None:
+    """A replica with an fp32 gradient buffer takes what one device alone takes."""
+    alone = Choices(sequence=64)
+    for views in (False, True):
+        many = replace(alone, replicas=4, bucket_views=views)
+        expected = step("gpt2", run_of(alone, "megatron")).peaks
+        assert step("gpt2", run_of(many, "megatron")).peaks == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "optimizer"),
+    [
+        (Choices(offload="optimizer", fused_backward=True), "adamw"),
+        (Choices(offload="parameters", method="lomo"), "sgd"),
+        (Choices(offload="optimizer"), "adamw-paged"),
+        (Choices(offload="optimizer", replicas=2), "adamw"),
+        (Choices(fused_backward=True, replicas=2), "adamw"),
+        (Choices(bucket_views=True), "adamw"),
+    ],
+)
+def test_places_that_do_not_go_together_are_refused(chosen: Choices, optimizer: str) -> None:
+    """Each is an error with a hint, not a number."""
+    with pytest.raises(LLMSizeError) as caught:
+        run_of(chosen, optimizer=optimizer)
+    assert caught.value.hint
