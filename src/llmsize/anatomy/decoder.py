@@ -17,7 +17,7 @@ from llmsize.anatomy.blocks import Masking
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32, INT64, Format
+from llmsize.formats import FP32, Format
 
 Norm = Callable[[Trace, Tensor, str], Tensor]
 """Normalises the last dimension with the weights of that name."""
@@ -238,13 +238,6 @@ def tables(
         return dict.fromkeys((0, *windows), rotation)
     channels = {window: s.local_rotary if window else s.rotary for window in sorted(windows)}
     return {w: rotary(t, x, size, format) if size else None for w, size in channels.items()}
-
-
-def add_positions(t: Trace, x: Tensor, name: str, rows: int, sequences: int = 1) -> Tensor:
-    """Learned position embeddings added to the tokens', alike for all sequences or not."""
-    position_ids = t.new("arange", (sequences, t.sequence), INT64)
-    table = t.weight(f"{name}.weight", (Dim(rows, "positions"), x.shape[-1]), "position")
-    return ops.add(t, x, ops.embedding(t, table, sequences, t.sequence, indices=position_ids))
 
 
 # --- blocks: how attention and feed-forward are joined --------------------------------------------

@@ -321,7 +321,7 @@ def _options(
                 active = count(traced(choice.model).weights.values()).active
                 yield planning.adapt(case.have, way, choice, int(layers), active, named=case.named)
     if planned is not None and isinstance(ranges["full", PLAIN], Term):
-        yield planning.scratch(case.have, planned)
+        yield planning.scratch(planned)
 
 
 def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:

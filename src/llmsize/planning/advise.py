@@ -195,7 +195,7 @@ def _tuning_time(have: Resources, method: Method, parameters: float, layers: int
     return run_seconds(step, samples=samples, epochs=have.epochs, devices=have.machine.devices)
 
 
-def scratch(have: Resources, found: Pretraining) -> Option:
+def scratch(found: Pretraining) -> Option:
     """The option of training a new model, as `pretraining` planned it."""
     why = "what the compute is best spent on"
     if found.limit is not None:

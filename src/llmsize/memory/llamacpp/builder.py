@@ -34,6 +34,11 @@ class Builder:
         self.cells = view(copied, server.sequences, span=copied.bytes)
         """Which recurrent cell every sequence goes on from."""
 
+    @property
+    def by_sequence(self) -> tuple[int, int]:
+        """Tokens of each sequence in the batch, and sequences."""
+        return self.tokens // self.server.sequences, self.server.sequences
+
     def name(self, name: str) -> str:
         """The name of the current layer's tensor."""
         return name if self.layer < 0 else f"blk.{self.layer}.{name}"

@@ -1,8 +1,8 @@
-"""Layers with a recurrent state as llama.cpp builds their graph (src/models/mamba-base.cpp,
-delta-net-base.cpp, qwen35.cpp, lfm2.cpp).
+"""Layers with a recurrent state as llama.cpp builds their graph.
 
-Every sequence has one cell: what the convolution needs of the last tokens, and the state. Sizes
-follow from the tensors. The kernels of the gated delta rule are the fused ones, as on CUDA.
+llama.cpp 0c1e57098, src/models/{mamba-base,delta-net-base,qwen35,lfm2}.cpp. Every sequence has one
+cell: what the convolution needs of the last tokens, and the state. Sizes follow from the tensors.
+The kernels of the gated delta rule are the fused ones, as on CUDA.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def recurrent(b: Builder, x: Tensor) -> Tensor:
 
 
 def _mamba(b: Builder, x: Tensor) -> Tensor:
-    tokens, sequences = b.tokens // b.server.sequences, b.server.sequences
+    tokens, sequences = b.by_sequence
     inner, size = b.needed("ssm_out").shape[0], b.named("ssm_a").shape[0]
     rank = b.needed("ssm_dt").shape[0]
     old = _old_columns(b)
@@ -53,7 +53,7 @@ def _mamba(b: Builder, x: Tensor) -> Tensor:
 
 
 def _mamba2(b: Builder, x: Tensor) -> Tensor:
-    tokens, sequences = b.tokens // b.server.sequences, b.server.sequences
+    tokens, sequences = b.by_sequence
     inner, heads = b.needed("ssm_out").shape[0], b.named("ssm_a").shape[1]
     old = _old_columns(b)
     channels = old.shape[1]
@@ -79,7 +79,7 @@ def _mamba2(b: Builder, x: Tensor) -> Tensor:
 
 def _delta_net(b: Builder, x: Tensor) -> Tensor:
     """The gated delta rule of Qwen3-Next and Qwen3.5."""
-    tokens, sequences = b.tokens // b.server.sequences, b.server.sequences
+    tokens, sequences = b.by_sequence
     inner, head = b.needed("ssm_out").shape[0], b.needed("ssm_norm").shape[0]
     heads = inner // head
     qkv = b.linear(x, "attn_qkv")
@@ -108,7 +108,7 @@ def _delta_net(b: Builder, x: Tensor) -> Tensor:
 
 def _rates(b: Builder, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """How much of a token is written, and how much of the state stays, for every head."""
-    tokens, sequences = b.tokens // b.server.sequences, b.server.sequences
+    tokens, sequences = b.by_sequence
     if b.has("ssm_ba"):
         both = b.linear(x, "ssm_ba")
         beta = ops.contiguous(_part(both, heads, tokens, sequences))
@@ -138,7 +138,7 @@ def _repeated(b: Builder, x: Tensor, heads: int) -> Tensor:
 
 
 def _short_convolution(b: Builder, x: Tensor) -> Tensor:
-    tokens, sequences = b.tokens // b.server.sequences, b.server.sequences
+    tokens, sequences = b.by_sequence
     hidden = x.shape[0]
     three = ops.matmul(b.needed("shortconv.in_proj"), ops.reshape(x, hidden, tokens, sequences))
     first, gate, last = (_part(three, hidden, tokens, sequences) for _ in range(3))
