@@ -38,7 +38,7 @@ BUDGETS = {
     ("llama-3-8b", "recomputed"): 7.0,
     ("mixtral-8x7b", "full"): 7.0,
     ("qwen3-30b-a3b", "full"): 8.0,
-    ("mamba-2.8b", "full"): 3.0,
+    ("mamba-2.8b", "full"): 12.0,
     ("gemma-3-27b", "full"): 18.0,
     ("gemma-3-27b", "LoRA"): 25.0,
     ("deepseek-v3", "full"): 18.0,

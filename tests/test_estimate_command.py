@@ -76,6 +76,17 @@ def test_qlora_of_llama_7b_has_the_base_of_the_paper(capsys: pytest.CaptureFixtu
     assert 3.8 * GB < table["weights"]["QLoRA"] < 5.1 * GB
 
 
+def test_adapters_that_keep_more_than_full_training_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """fp32 adapters keep wide copies of their inputs; where that is more, a note says so."""
+    kept = cells(capsys, "llama-2-7b")["activations"]
+    assert kept["LoRA"] > kept["full training"]
+    assert run(["estimate", "llama-2-7b", "--format", "json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("LoRA saves states" in note for note in notes)
+
+
 def test_a_bare_count_assumes_a_shape_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """The cache is that of a named model, graded assumed, with the range of its peers."""
     assert run(["estimate", "--params", "7B", "--format", "json"]) == 0

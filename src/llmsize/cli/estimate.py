@@ -90,7 +90,7 @@ def estimate(
         return _answer(question, subject, work, parts, (), (ARTICLE,))
     parts = _jobs(subject, work)
     assumptions += assumed + _range(subject, work)
-    return _answer(question, subject, work, parts, assumptions, _notes(work))
+    return _answer(question, subject, work, parts, assumptions, _notes(work, parts))
 
 
 ARTICLE = (
@@ -192,10 +192,16 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
     )
 
 
-def _notes(work: Workload) -> tuple[str, ...]:
+def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
     told = [f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)"]
     if work.storage.name == "fp32":
         told.append(f"{ARTICLE} (`--convention article`)")
+    full, adapted = (jobs[job]["activations"] for job in ("full training", "LoRA"))
+    if isinstance(full, Term) and isinstance(adapted, Term) and adapted.value > full.value:
+        told.append(
+            "LoRA saves states, not activations: peft computes adapters in fp32 and keeps an fp32 "
+            "copy of what goes into each adapted layer"
+        )
     return tuple(told)
 
 
