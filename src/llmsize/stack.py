@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Loss = Literal["eager", "chunked", "fused_linear"]
+"""All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
 
 WEIGHT = "weight"
 """In place of a format: the format of the weights."""
@@ -32,8 +36,7 @@ class Stack:
     """Whether shared keys and values are repeated for their queries before attention."""
     fp32_logits: bool = False
     """Whether the model itself hands out fp32 logits where the loss takes all at once."""
-    loss: str = "eager"
-    """`eager`, `chunked` or `fused_linear`."""
+    loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss keeps the logits as they are and no fp32 copy of them."""
     adapters: str = "fp32"

@@ -1,4 +1,4 @@
-"""What a model has beside the language model that is traced, and that no count includes."""
+"""What a checkpoint has beside the language model, whose parameters alone are counted."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
+from llmsize.stack import Loss
 
 if TYPE_CHECKING:
     from llmsize.anatomy.prompts import Prefixes
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=Hashable)
 
 Attention = Literal["sdpa", "eager"]
-Loss = Literal["eager", "chunked", "fused_linear"]
-"""All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
-
 
 Objective = Literal["tokens", "log-probabilities", "policy", "score"]
 """The loss of the next token; log-probabilities of tokens from tiles of logits, or from all logits

@@ -314,7 +314,7 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         keeps_quantized_inputs=stack.keeps_quantized_inputs,
         repeats_keys=stack.repeats_keys,
         fp32_logits=stack.fp32_logits,
-        loss=stack.loss,  # type: ignore[arg-type]
+        loss=stack.loss,
         compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
         training=True,
