@@ -1,6 +1,8 @@
 """Finding the cheapest change, with questions that are plain numbers."""
 
-from llmsize.planning.changes import Change, applied, combination, single
+from llmsize.errors import LLMSizeError
+from llmsize.planning.changes import Change, applied, combination, ranked, single
+from llmsize.term import Term, fact
 
 HALVE: Change[int] = Change("halve", 3, "quality", lambda size: size // 2)
 TRIM: Change[int] = Change("trim", 1, "a little time", lambda size: size - 10)
@@ -27,3 +29,34 @@ def test_a_change_that_changes_nothing_is_never_named() -> None:
     """Even a free change is left out where it makes no other question."""
     assert single(100, [NOTHING], lambda size: True) is None
     assert combination(100, [NOTHING], lambda size: True) is None
+
+
+def test_changes_are_ranked_by_what_they_save() -> None:
+    """The most first; what saves nothing, or is impossible, is left out."""
+    forbid: Change[int] = Change("forbid", 2, "all", lambda size: -1)
+    grow: Change[int] = Change("grow", 2, "memory", lambda size: size + 1)
+
+    def need(size: int) -> Term:
+        if size < 0:
+            raise LLMSizeError("below nothing", hint="stay above")
+        return fact("size", size, unit="bytes", source="given")
+
+    found = ranked(100, [*CHANGES, forbid, grow], need)
+    assert [(each.change, each.then.value, each.saved) for each in found] == [
+        (HALVE, 50, 50),
+        (TRIM, 90, 10),
+    ]
+
+
+def test_a_change_that_another_makes_idle_is_not_tried_with_it() -> None:
+    """A set in which one change alone does everything is never asked about."""
+    first: Change[int] = Change("first", 1, "a little", lambda size: min(size, 80))
+    second: Change[int] = Change("second", 2, "more", lambda size: min(size, 60))
+    asked: list[int] = []
+
+    def enough(size: int) -> bool:
+        asked.append(size)
+        return False
+
+    assert combination(100, [first, second], enough) is None
+    assert asked == [80, 60]

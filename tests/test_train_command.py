@@ -1,6 +1,8 @@
 """`llmsize train`: what it answers, what it refuses."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +64,8 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(
         ["llama-3-8b", "--fit", "batch"],
         ["llama-3-8b", "--fit", "colour", "--vram", "24GB"],
         ["llama-3-8b", "--method", "lora", "--rank", "100000"],
+        ["llama-3-8b", "--offload", "everything"],
+        ["llama-3-8b", "--offload", "optimizer", "--gpus", "2"],
     ],
 )
 def test_bad_choices_are_refused_with_a_hint(
@@ -73,3 +77,62 @@ def test_bad_choices_are_refused_with_a_hint(
     assert told.out == ""
     assert told.err.startswith("error: ")
     assert "\nhint: " in told.err
+
+
+def test_changes_are_shown_where_it_does_not_fit_and_on_request(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each row's saving is what the same command needs less with that option given."""
+    words = ("smollm-135m", "--attention", "eager")
+    needed = device_bytes(answer(capsys, *words))
+    for more in (("--changes",), ("--vram", "2GB")):
+        table = answer(capsys, *words, *more)["answer"][-1]  # type: ignore[index]
+        rows = {row["name"]: row["cells"] for row in table["rows"]}
+        saved = [cells["saves"]["value"] for cells in rows.values()]
+        assert saved == sorted(saved, reverse=True)
+        for name, option in (
+            ("let SDPA compute attention", ("--attention", "sdpa")),
+            ("recompute every block", ("--recompute", "full")),
+            ("offload the optimizer to host memory", ("--offload", "optimizer")),
+            ("train LoRA adapters instead of all weights", ("--method", "lora")),
+        ):
+            then = device_bytes(answer(capsys, *words, *option))
+            assert (name in rows) == (then < needed)  # fp32 adapters may keep more
+            if name in rows:
+                assert rows[name]["memory then"]["value"] == then
+                assert rows[name]["saves"]["value"] == needed - then
+
+
+def test_an_impossible_change_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prefix tuning cannot recompute; that it does not fit is still an answer."""
+    found = answer(capsys, "smollm-135m", "--method", "prefix", "--vram", "1GB")
+    assert found["verdict"] is False
+
+
+def test_the_timeline_is_written_into_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The highest point of the curves, and the mark, is what is allocated at the peak."""
+    document = answer(capsys, "smollm-135m")
+    rows = document["answer"][0]["rows"]  # type: ignore[index]
+    peak = next(row for row in rows if row["name"] == "allocated at the peak")
+    file = tmp_path / "step.csv"
+    assert run(["train", "smollm-135m", "--timeline", "-o", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    drawn = list(csv.DictReader(file.read_text().splitlines()))
+    assert max(float(row["y"]) for row in drawn) == peak["cells"]["memory"]["value"]
+    assert {"lives through the step", "forward", "backward", "step"} < {r["curve"] for r in drawn}
+    assert run(["train", "smollm-135m", "-o", str(file)]) == 2
+    assert "--timeline" in capsys.readouterr().err
+
+
+def test_replicas_and_offload_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes are of each device; what is offloaded has tables of its own, with sums."""
+    many = answer(capsys, "smollm-135m", "--gpus", "4")
+    assert "on each of 4 devices" in str(many["headline"])
+    found = answer(capsys, "smollm-135m", "--offload", "parameters")
+    _, host, bus = found["answer"]  # type: ignore[misc]
+    assert host["title"] == "host memory"
+    for table, column in ((host, "memory"), (bus, "bytes")):
+        *parts, whole = [row["cells"][column]["value"] for row in table["rows"]]
+        assert sum(parts) == whole

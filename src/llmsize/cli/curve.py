@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from llmsize import presets, units
@@ -72,11 +71,6 @@ To = Annotated[
     str | None,
     Option("--to", help="Where the x axis ends.", metavar="X", show_default=False),
 ]
-Into = Annotated[
-    Path | None,
-    Option("-o", "--output", metavar="FILE", show_default=False,
-                 help="Write .svg, .png, .html, .csv or .vl.json instead."),
-]  # fmt: skip
 Context = Annotated[
     int,
     Option("--context", help="Tokens per sequence, for memory-vs-batch.", metavar="TOKENS",
@@ -93,7 +87,7 @@ def curve(
     to: To = None,
     dtype: options.Dtype = "bf16",
     context: Context = 4096,
-    output: Into = None,
+    output: options.Into = None,
 ) -> Drawn | str:
     """Draw losses by scaling laws, or memory by context or batch."""
     chosen = _picture(what)
@@ -103,7 +97,7 @@ def curve(
     else:
         charts = _losses(chosen, models or [], law or [], compute or [], ends)
     if output is not None:
-        return _written(charts, output)
+        return options.drawn_into(charts, output)
     return Drawn(_numbers(chosen, charts), tuple(charts))
 
 
@@ -244,16 +238,3 @@ def _numbers(chosen: str, charts: Sequence[Chart]) -> Estimate:
         tables.append(Table(chart.title, names, tuple(rows), heading=chart.x.label))
     titles = ", ".join(chart.title for chart in charts)
     return Estimate("curve", {"picture": chosen}, titles, tuple(tables))
-
-
-def _written(charts: Sequence[Chart], path: Path) -> str:
-    from llmsize.render.picture import picture
-
-    data = picture(charts, path.name)
-    try:
-        path.write_bytes(data)
-    except OSError as failure:
-        raise LLMSizeError(
-            f"cannot write `{path}`: {failure.strerror}", hint="choose a folder that exists"
-        ) from None
-    return f"{path}\n"

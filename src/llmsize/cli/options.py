@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ from llmsize.render import OUTPUT_FORMATS, OutputFormat
 
 if TYPE_CHECKING:
     from llmsize.architecture import Architecture
+    from llmsize.chart import Chart
     from llmsize.hardware import Accelerator, Machine
     from llmsize.memory.overview import Storage
     from llmsize.scaling.laws import ScalingLaw
@@ -103,6 +104,17 @@ PresetsDir = Annotated[
         callback=_search,
         is_eager=True,
         rich_help_panel=_GENERAL,
+    ),
+]
+
+Into = Annotated[
+    Path | None,
+    Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        show_default=False,
+        help="Write .svg, .png, .html, .csv or .vl.json instead.",
     ),
 ]
 
@@ -530,3 +542,21 @@ def affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
     )
     said = f"{share.value:.0%} of the bf16 peak of {accelerator.title}"
     return replace(flop, note=f"{said} ({share.note or 'given'})")
+
+
+def drawn_into(charts: Sequence[Chart], path: Path) -> str:
+    """Write the charts into a file, in the format of its ending, and say where.
+
+    Raises `LLMSizeError` for an unknown ending, without the extra `plot`, and for a bad folder.
+    """
+    from llmsize.render.picture import picture
+
+    data = picture(charts, path.name)
+    try:
+        path.write_bytes(data)
+    except OSError as failure:
+        raise LLMSizeError(
+            f"cannot write `{printable(str(path))}`: {failure.strerror}",
+            hint="choose a folder that exists",
+        ) from None
+    return f"{path}\n"

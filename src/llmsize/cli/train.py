@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from llmsize import presets, units
@@ -13,7 +14,7 @@ from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.options import Batch, Dtype, Gpu, InstanceName, Model, Reserve, Vram
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Estimate, Row, Table
+from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (
@@ -40,7 +41,7 @@ from llmsize.memory.training import (
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest
-from llmsize.planning.training import Question, changes, need
+from llmsize.planning.training import Question, changes, host_need, need
 from llmsize.stack import Stack
 from llmsize.term import Term
 from llmsize.units import format_bytes, format_count
@@ -50,6 +51,7 @@ EXAMPLES = (
     "llmsize train llama-2-7b --method qlora --gpu rtx-4090 --recompute full",
     "llmsize train gpt2 --recipe fp32 --timeline --explain",
     "llmsize train qwen2.5-7b --method lora --fit batch --vram 24GB",
+    "llmsize train qwen2.5-7b --offload optimizer --changes",
 )
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "full", "selective")
@@ -142,6 +144,8 @@ Compiled = Annotated[bool, Option(
     "--compile", help="torch.compile fuses norms, gates and the loss.")]
 Timeline = Annotated[bool, Option(
     "--timeline", help="Draw what is alive from start to end of the step.")]
+ShowChanges = Annotated[bool, Option(
+    "--changes", help="What each change would save, also where it fits.")]
 Fit = Annotated[str, Option(
     "--fit", metavar="WHAT", show_default=False,
     help=f"Solve for the largest {', '.join(FITTED)} that fits.")]
@@ -183,6 +187,8 @@ def train(
     fused_backward: FusedBackward = False,
     compiled: Compiled = False,
     timeline: Timeline = False,
+    output: options.Into = None,
+    show_changes: ShowChanges = False,
     fit: Fit = "",
     gpu: Gpu = None,
     vram: Vram = None,
@@ -191,7 +197,7 @@ def train(
     instance: InstanceName = None,
     reserve: Reserve = 0,
     assume_family: options.AssumeFamily = "",
-) -> Estimate:
+) -> Estimate | str:
     """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
     architecture = options.assuming(options.architecture(model), assume_family)
     chosen, machine = method_named(method), options.machine(gpu, vram, gpus, instance, reserve)
@@ -227,7 +233,9 @@ def train(
     )  # fmt: skip
     if fit:
         question = _fitted(question, fit, budget)
-    return _estimate(question, budget, timeline=timeline)
+    if output is not None:
+        return _drawn(question, output, timeline=timeline)
+    return _estimate(question, budget, timeline=timeline, every=show_changes)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -312,7 +320,18 @@ def _with(question: Question, what: str, value: int) -> Question:
     return replace(question, choices=choices)
 
 
-def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Estimate:
+def _drawn(question: Question, path: Path, *, timeline: bool) -> str:
+    """The timeline as a file."""
+    from llmsize.memory.timeline_chart import timeline_chart
+
+    if not timeline:
+        raise LLMSizeError("only a timeline is drawn into a file", hint="add `--timeline`")
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    step = training_step(question.architecture, run)
+    return options.drawn_into([timeline_chart(step, _subject(question))], path)
+
+
+def _estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)
     memory, host = device_memory(step, question.stack), host_memory(question.architecture, run)
@@ -321,6 +340,8 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
     answer = [_table(memory), *_host_tables(host, question.architecture, run)]
     if timeline:
         answer.append(_timeline(step))
+    if every or fits is False:
+        answer.append(_changes(question, budget))
     return Estimate(
         command="train",
         question={
@@ -341,11 +362,16 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool) -> Esti
     )  # fmt: skip
 
 
-def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
+def _subject(question: Question) -> str:
+    """What is trained how, in a few words."""
     choices = question.choices
     aim = "" if choices.objective == "sft" else f" for {choices.objective}"
     what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
-    what += f"{choices.batch} × {choices.sequence:,} tokens"
+    return what + f"{choices.batch} × {choices.sequence:,} tokens"
+
+
+def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
+    choices, what = question.choices, _subject(question)
     where = f"each of {choices.replicas} devices" if choices.replicas > 1 else "the device"
     said = f"{what}: {format_bytes(memory.value)} on {where}"
     if host.value:
@@ -359,7 +385,7 @@ def _headline(question: Question, memory: Term, host: Term, budget: int | None) 
 def _table(memory: Term) -> Table:
     """The parts of the device memory, largest moment first."""
     allocated, *beside = memory.parts
-    rows = [Row(part.name, {"memory": part}) for part in allocated.parts]
+    rows = [*_rows(allocated)]
     rows.append(Row("allocated at the peak", {"memory": allocated}))
     rows += [Row(part.name, {"memory": part}) for part in beside]
     rows.append(Row("device memory", {"memory": memory}))
@@ -398,6 +424,33 @@ def _timeline(step: TrainingStep) -> Table:
         for point in step.timeline
     ]
     return Table("timeline", ("alive after", "highest", ""), tuple(rows), heading="when")
+
+
+def _changes(question: Question, budget: int | None) -> Table:
+    """What each change alone would save, the most first."""
+    rows = []
+    for saving in planning.ranked(question, _known_changes(), need):
+        cells: dict[str, Cell] = {
+            "memory then": saving.then,
+            "saves": Term("saves", saving.saved, "bytes", grade=saving.then.grade),
+            "costs": saving.change.costs,
+        }
+        if (host := host_need(saving.change.apply(question))).value:
+            cells["host memory"] = host
+        if budget is not None:
+            cells["fits"] = "yes" if saving.then.value <= budget else "no"
+        rows.append(Row(saving.change.name, cells))
+    fits = ("fits",) if budget is not None else ()
+    columns = ("memory then", "saves", "host memory", *fits, "costs")
+    return Table("changes, each alone", columns, tuple(rows), heading="what")
+
+
+def _known_changes() -> tuple[planning.Change[Question], ...]:
+    return changes(
+        eight_bit=presets.get(Optimizer, "adamw-8bit"),
+        base=lambda: presets.get(Format, "nf4"),
+        liger=presets.get(Stack, "liger"),
+    )
 
 
 def _assumptions(question: Question) -> tuple[str, ...]:
@@ -443,14 +496,13 @@ def _notes(
 
 def advice(question: Question, budget: int) -> str:
     """The cheapest change that makes it fit, or the cheapest combination."""
-    known = changes(
-        eight_bit=presets.get(Optimizer, "adamw-8bit"),
-        base=lambda: presets.get(Format, "nf4"),
-        liger=presets.get(Stack, "liger"),
-    )
+    known = _known_changes()
 
     def enough(changed: Question) -> bool:
-        return need(changed).value <= budget
+        try:
+            return need(changed).value <= budget
+        except LLMSizeError:
+            return False  # what does not go together
 
     one = planning.single(question, known, enough)
     several = (one,) if one else planning.combination(question, known, enough)
@@ -459,4 +511,7 @@ def advice(question: Question, budget: int) -> str:
     changed = planning.applied(question, several)
     done = " and ".join(change.name for change in several)
     costs = ", ".join(change.costs for change in several)
-    return f"to make it fit: {done} ({format_bytes(need(changed).value)}; costs {costs})"
+    takes = format_bytes(need(changed).value)
+    if (host := host_need(changed)).value:
+        takes += f" and {format_bytes(host.value)} in host memory"
+    return f"to make it fit: {done} ({takes}; costs {costs})"

@@ -69,6 +69,8 @@ class Point(NamedTuple):
     """Bytes alive when it is over, what lives through the step included."""
     highest: int
     """The most bytes alive within it."""
+    layers: int = 1
+    """How many layers it passes; outside of them it counts as one."""
 
 
 class TrainingStep(NamedTuple):
@@ -228,7 +230,8 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
-        yield Point(part.phase, f"layer {place}" if place else outside, live, highest)
+        passing = part.times * len(part.passages)
+        yield Point(part.phase, f"layer {place}" if place else outside, live, highest, passing)
     yield Point("step", "optimizer", live, live + scratch)
 
 

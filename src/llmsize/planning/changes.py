@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Generic, TypeVar
 
+from llmsize.errors import LLMSizeError
+from llmsize.term import Term
+
 Q = TypeVar("Q")
 
 MAX_CHANGES = 10
@@ -29,6 +32,38 @@ class Change(Generic[Q]):
     """What is given up for it: `a third more time`."""
     apply: Callable[[Q], Q]
     """The question with the change made; the same question where it changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saving(Generic[Q]):
+    """What one change alone does."""
+
+    change: Change[Q]
+    then: Term
+    """What is needed with it."""
+    saved: int
+    """How much less that is."""
+
+
+def ranked(
+    question: Q, changes: Sequence[Change[Q]], need: Callable[[Q], Term]
+) -> tuple[Saving[Q], ...]:
+    """What every change saves that saves anything, the most first.
+
+    A change for which `need` raises `LLMSizeError` is impossible here, and left out.
+    """
+    now, found = need(question).value, []
+    for change in changes:
+        changed = change.apply(question)
+        if changed == question:
+            continue
+        try:
+            then = need(changed)
+        except LLMSizeError:
+            continue
+        if then.value < now:
+            found.append(Saving(change, then, int(now - then.value)))
+    return tuple(sorted(found, key=lambda saving: -saving.saved))
 
 
 def single(
@@ -50,9 +85,18 @@ def combination(
     sets = [chosen for size in range(1, len(useful) + 1) for chosen in combinations(useful, size)]
     sets.sort(key=lambda chosen: (sum(change.price for change in chosen), len(chosen)))
     for chosen in sets:
-        if enough(applied(question, chosen)):
+        if not _idle(question, chosen) and enough(applied(question, chosen)):
             return chosen
     return None
+
+
+def _idle(question: Q, chosen: Sequence[Change[Q]]) -> bool:
+    """Whether one of `chosen` changes nothing beside the others: a cheaper set does the same."""
+    whole = applied(question, chosen)
+    return len(chosen) > 1 and any(
+        applied(question, [other for other in chosen if other is not change]) == whole
+        for change in chosen
+    )
 
 
 def applied(question: Q, changes: Sequence[Change[Q]]) -> Q:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from llmsize.architecture import Architecture
+from llmsize.memory.host import host_memory
 from llmsize.memory.methods import Choices, training_run
-from llmsize.memory.training import device_memory, training_step
+from llmsize.memory.training import Offload, TrainingRun, device_memory, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
 from llmsize.stack import Stack
 from llmsize.term import Term
+
+PLACES: tuple[Offload, ...] = get_args(Offload)
+"""What may be offloaded, each more than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,16 @@ class Question:
 
 def need(question: Question) -> Term:
     """The device memory of the step. Raises `LLMSizeError` for choices that do not go together."""
-    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
-    return device_memory(training_step(question.architecture, run), question.stack)
+    return device_memory(training_step(question.architecture, _run(question)), question.stack)
+
+
+def host_need(question: Question) -> Term:
+    """The host memory of the step, 0 where nothing is offloaded. Raises as `need` does."""
+    return host_memory(question.architecture, _run(question))
+
+
+def _run(question: Question) -> TrainingRun:
+    return training_run(question.choices, question.stack, question.precision, question.optimizer)
 
 
 def changes(
@@ -36,6 +49,10 @@ def changes(
 ) -> tuple[Change[Question], ...]:
     """What can be changed, cheapest first: nothing lost, then time, then what is trained."""
     return (
+        Change("let SDPA compute attention", 0.5, "attention weights to look at",
+               lambda q: _choose(q, attention="sdpa")),
+        Change("make gradients views of their buckets", 0.5, "nothing",
+               lambda q: _choose(q, bucket_views=q.choices.replicas > 1)),
         Change("compute the loss in chunks, fused with the head", 1.0, "nothing but a dependency",
                lambda q: replace(q, stack=liger) if q.stack.loss == "eager" else q),
         Change("use 8-bit optimizer states", 2.0, "hardly any quality",
@@ -48,6 +65,10 @@ def changes(
                lambda q: _choose(q, recompute="full")),
         Change("offload the checkpoints to host memory", 5.0, "a third more time and bus traffic",
                lambda q: _choose(q, recompute="full", offload_checkpoints=True)),
+        Change("offload the optimizer to host memory", 6.0, "a step on the host and bus traffic",
+               lambda q: _offload(q, "optimizer")),
+        Change("offload the weights, too", 7.0, "a step on the host and much bus traffic",
+               lambda q: _offload(q, "parameters")),
         Change("train LoRA adapters instead of all weights", 8.0, "a full fine-tune",
                lambda q: _choose(q, method="lora") if q.choices.method == "full" else q),
         Change("train LoRA adapters on an NF4 base", 9.0, "a 16-bit base, and a quarter more time",
@@ -61,5 +82,15 @@ def _choose(question: Question, **words: object) -> Question:
 
 
 def _with_optimizer(question: Question, optimizer: Optimizer) -> Question:
-    same = question.optimizer.layout == "block" or question.precision.master
-    return question if same else replace(question, optimizer=optimizer)
+    kept = question.optimizer.layout == "block" or question.precision.master
+    return (
+        question
+        if kept or question.choices.offload != "none"
+        else replace(question, optimizer=optimizer)
+    )
+
+
+def _offload(question: Question, what: Offload) -> Question:
+    """The question with more on the host; 8-bit states stay, as their kernels run on the device."""
+    further = PLACES.index(what) > PLACES.index(question.choices.offload)
+    return _choose(question, offload=what) if further and not question.optimizer.block else question
