@@ -85,6 +85,55 @@ def _epochs(text: str) -> float:
     return value
 
 
+# fmt: off
+Days = Annotated[
+    float,
+    declare.Option(
+        "--days", help="How long the machines are there: days, or `3h`.", metavar="TIME",
+        parser=lambda given: given if isinstance(given, float) else _seconds(given),
+        show_default="7", rich_help_panel=_GOAL,
+    ),
+]
+TaskName = Annotated[
+    str,
+    declare.Option(
+        "--task", help=f"{', '.join(planning.WAYS)}.", metavar="TASK",
+        autocompletion=lambda: list(planning.WAYS), rich_help_panel=_GOAL,
+    ),
+]
+Data = Annotated[
+    int | None,
+    declare.Option(
+        "--data", help="Text at hand, in place of `--tokens`: `2GB`.", metavar="SIZE",
+        parser=lambda text: units.parse_bytes(text, "data"), show_default=False,
+        rich_help_panel=_GOAL,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    declare.Option(
+        "--samples", help="Samples that the data come in, if they are not packed.",
+        metavar="N", parser=lambda text: units.parse_count(text, "number of samples"),
+        show_default=False, rich_help_panel=_GOAL,
+    ),
+]
+Epochs = Annotated[
+    float,
+    declare.Option(
+        "--epochs", help="Passes over the data.", metavar="N", rich_help_panel=_GOAL,
+        parser=lambda given: given if isinstance(given, float) else _epochs(given),
+    ),
+]
+Users = Annotated[
+    int, declare.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
+]
+Commercial = Annotated[
+    bool,
+    declare.Option("--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL),
+]
+# fmt: on
+
+
 def advise(
     model: options.OptionalModel = None,
     gpu: options.Gpu = None,
@@ -92,59 +141,19 @@ def advise(
     vram: options.Vram = None,
     instance: options.InstanceName = None,
     reserve: options.Reserve = 0,
-    days: Annotated[
-        float,
-        declare.Option(
-            "--days", help="How long the machines are there: days, or `3h`.", metavar="TIME",
-            parser=lambda given: given if isinstance(given, float) else _seconds(given),
-            show_default="7", rich_help_panel=_GOAL,
-        ),
-    ] = 7 * DAY,
-    task: Annotated[
-        str,
-        declare.Option(
-            "--task", help=f"{', '.join(planning.WAYS)}.", metavar="TASK",
-            autocompletion=lambda: list(planning.WAYS), rich_help_panel=_GOAL,
-        ),
-    ] = "chatbot",
+    days: Days = 7 * DAY,
+    task: TaskName = "chatbot",
     tokens: options.Tokens = None,
-    data: Annotated[
-        int | None,
-        declare.Option(
-            "--data", help="Text at hand, in place of `--tokens`: `2GB`.", metavar="SIZE",
-            parser=lambda text: units.parse_bytes(text, "data"), show_default=False,
-            rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        declare.Option(
-            "--samples", help="Samples that the data come in, if they are not packed.",
-            metavar="N", parser=lambda text: units.parse_count(text, "number of samples"),
-            show_default=False, rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    epochs: Annotated[
-        float,
-        declare.Option(
-            "--epochs", help="Passes over the data.", metavar="N", rich_help_panel=_GOAL,
-            parser=lambda given: given if isinstance(given, float) else _epochs(given),
-        ),
-    ] = 1.0,
+    data: Data = None,
+    samples: Samples = None,
+    epochs: Epochs = 1.0,
     context: options.Context = None,
-    users: Annotated[
-        int, declare.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
-    ] = 1,
-    commercial: Annotated[
-        bool,
-        declare.Option(
-            "--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL
-        ),
-    ] = False,
+    users: Users = 1,
+    commercial: Commercial = False,
     price: options.Price = None,
     prices: options.Prices = None,
     mfu: options.Mfu = None,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """What to load, tune or train with these machines, time and data, and what it reaches."""
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     case = Case(

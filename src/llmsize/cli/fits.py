@@ -69,6 +69,36 @@ def _complete_job() -> list[str]:
     return list(JOB_NAMES)
 
 
+# fmt: off
+JobName = Annotated[
+    str,
+    Option("--job", "--task", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job),
+]
+Rank = Annotated[
+    int, Option("--rank", help="Of the adapters of LoRA and QLoRA.", metavar="R", min=1)
+]
+Which = Annotated[
+    str,
+    Option(
+        "--which", metavar="KIND", show_default=False,
+        help="List what is enough for MODEL, smallest first: `gpu` or `instance`.",
+        autocompletion=lambda: list(OFFERS),
+    ),
+]
+Strict = Annotated[bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")]
+Commercial = Annotated[bool, Option("--commercial", help="Only models for commercial use.")]
+Family = Annotated[str, Option("--family", metavar="NAME", help="Only this `model_type`.")]
+MinParameters = Annotated[
+    int,
+    Option(
+        "--min-params", metavar="N", help="Only models at least this large.",
+        parser=lambda given: units.parse_count(str(given), "parameter count"),
+    ),
+]
+Everything = Annotated[bool, Option("--all", help=f"List everything, not the first {SHOWN}.")]
+# fmt: on
+
+
 def fits(
     model: options.OptionalModel = None,
     vram: options.Vram = None,
@@ -77,42 +107,17 @@ def fits(
     instance: options.InstanceName = None,
     reserve: options.Reserve = 0,
     dtype: options.Dtype = "",
-    job: Annotated[
-        str,
-        Option(
-            "--job", "--task", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job
-        ),
-    ] = "inference",
+    job: JobName = "inference",
     batch: options.Batch = 1,
     context: options.Context = None,
-    rank: Annotated[
-        int, Option("--rank", help="Of the adapters of LoRA and QLoRA.", metavar="R", min=1)
-    ] = ADAPTERS.rank,
-    which: Annotated[
-        str,
-        Option(
-            "--which", metavar="KIND", show_default=False,
-            help="List what is enough for MODEL, smallest first: `gpu` or `instance`.",
-            autocompletion=lambda: list(OFFERS),
-        ),
-    ] = "",
-    strict: Annotated[
-        bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")
-    ] = False,
-    commercial: Annotated[
-        bool, Option("--commercial", help="Only models for commercial use.")
-    ] = False,
-    family: Annotated[
-        str, Option("--family", metavar="NAME", help="Only this `model_type`.")
-    ] = "",
-    min_params: Annotated[
-        int, Option("--min-params", metavar="N", help="Only models at least this large.",
-                          parser=lambda given: units.parse_count(str(given), "parameter count"))
-    ] = 1,
-    everything: Annotated[
-        bool, Option("--all", help=f"List everything, not the first {SHOWN}.")
-    ] = False,
-) -> Estimate:  # fmt: skip
+    rank: Rank = ADAPTERS.rank,
+    which: Which = "",
+    strict: Strict = False,
+    commercial: Commercial = False,
+    family: Family = "",
+    min_params: MinParameters = 1,
+    everything: Everything = False,
+) -> Estimate:
     """The largest models that fit a memory, or whether one does (exit 0; 1 if it does not).
 
     Tight, inside the error band, is 0 where it is within the memory, and 1 with --strict.
