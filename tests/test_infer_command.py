@@ -132,6 +132,10 @@ def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture
         ["llama-3.1-8b", "--engine", "vllm", "--gpus", "3"],
         ["llama-3.1-8b", "--ubatch", "256"],
         ["llama-3.1-8b", "--engine", "llama.cpp", "--tensor-split", "a,b"],
+        ["llama-3.1-8b", "--engine", "llama.cpp", "--tensor-split", "0,0", "--gpus", "2"],
+        ["llama-3.1-8b", "--prompt", "5000", "--context", "4096"],
+        ["llama-3.1-8b", "--beams", "2", "--num-return-sequences", "4"],
+        ["llama-3.1-8b", "--quant", "fp8_e5m2", "--engine", "vllm"],
     ],
 )
 def test_bad_choices_are_refused_with_a_hint(
@@ -143,3 +147,32 @@ def test_bad_choices_are_refused_with_a_hint(
     assert told.out == ""
     assert told.err.startswith("error: ")
     assert "\nhint: " in told.err
+
+
+def test_fp8_of_an_engine_leaves_embeddings_and_head(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM quantizes the linear layers: 2 × 128,256 × 4,096 and 266,240 of norms stay 16-bit.
+
+    Beside the linear layers' 6,979,321,856 bytes are fp32 scales, one for each output at most.
+    """
+    assert (
+        run(["infer", "llama-3.1-8b", "--engine", "vllm", "--quant", "fp8", "--format", "json"])
+        == 0
+    )
+    table = json.loads(capsys.readouterr().out)["answer"][0]
+    weights = next(row for row in table["rows"] if row["name"] == "weights")
+    (cell,) = weights["cells"].values()
+    least = 6_979_321_856 + 2 * (2 * 128_256 * 4096 + 65 * 4096)
+    outputs = 32 * (4096 + 1024 + 1024 + 4096 + 2 * 14_336 + 4096)
+    assert least <= cell["value"] <= least + 4 * outputs
+
+
+def test_devices_that_share_every_layer_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the headline gives is of each of them, not of all."""
+    assert run(["infer", "llama-3.1-8b", "--engine", "vllm", "--gpus", "8"]) == 0
+    assert "on each of 8 GPUs" in capsys.readouterr().out
+
+
+def test_a_pool_that_is_too_small_says_how_large_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM takes nine tenths of a device by default: 18 of 20 GB."""
+    run(["infer", "llama-3.1-8b", "--engine", "vllm", "--vram", "20GB"])
+    assert "of the 18.00 GB that vLLM takes" in " ".join(capsys.readouterr().out.split())

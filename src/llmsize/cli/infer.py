@@ -56,11 +56,18 @@ class Subject:
 
     def stored(self, name: str) -> Serving:
         """The model with weights by the recipe or in the format of that name."""
-        storage = options.storage(name) if name else None
-        recipe = storage.recipe if storage else None
+        recipe = (
+            presets.find(Recipe, name) if name else None
+        )  # `fp8` is a format, too: of every weight
+        storage = options.storage(name) if name and recipe is None else None
         if self.engine.allocation == "buffers" and recipe is None:
             recipe = presets.get(Recipe, f"gguf-{name}" if storage else self.engine.recipe)
         plain = storage.format if storage and recipe is None else self.format
+        if recipe is None and storage and plain.block_bytes < 2:
+            raise LLMSizeError(
+                f"`{plain.name}` alone does not say how weights are quantized",
+                hint=f"name a recipe: {', '.join(_named_alike(plain.name))}",
+            )
         return serving(
             self.architecture, self.trace, self.engine, recipe, _format_named, format=plain,
             keys=self.cache, values=self.cache,
@@ -163,6 +170,7 @@ def infer(
     subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype)
     contexts, batches = _values(context, "context"), _values(batch, "batch")
     quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
+    _check_lengths(prompt, contexts, beams, returned)
     devices = _staged(machine.devices if machine else gpus or 1, stages)
     server = replace(
         PLAIN_SERVER, ubatch=ubatch, cpu_moe_layers=cpu_moe, tensor_split=_shares(tensor_split),
@@ -198,6 +206,20 @@ def infer(
             question = replace(question, offload="disk")
         question, name = _solved(question, name, _what(offload, fit), budget, subject)
     return _estimate(question, name, machine, budget)
+
+
+def _check_lengths(prompt: int | None, contexts: list[int], beams: int, returned: int) -> None:
+    """Raise `LLMSizeError` for a prompt that no context holds and for sequences without a beam."""
+    if prompt is not None and prompt > max(contexts):
+        raise LLMSizeError(
+            f"a prompt of {prompt:,} tokens in a context of {max(contexts):,}",
+            hint="`--context` counts prompt and answer together",
+        )
+    if 1 < beams < returned:
+        raise LLMSizeError(
+            f"{returned} sequences of {beams} beams",
+            hint="a beam gives one sequence: ask for as many beams, or leave out `--beams`",
+        )
 
 
 def _staged(devices: int, stages: int) -> int:
@@ -316,6 +338,11 @@ def _solved(
     return next(((q, other) for other, q in made.items() if q is best), (question, name))
 
 
+def _named_alike(name: str) -> list[str]:
+    """Recipes that have a format's name in theirs."""
+    return [recipe for recipe in presets.names(Recipe) if name in recipe] or ["llm-int8", "nf4"]
+
+
 def _restored(question: Serving, subject: Subject, name: str) -> Serving:
     made = subject.stored(name)
     return replace(question, weights=made.weights, file=made.file)
@@ -381,8 +408,10 @@ def _headline(
     place = fullest(places)
     title = question.architecture.title or question.architecture.name
     what = f"{title} in {name or question.format.name}, {question.engine.title}, "
-    what += f"{question.batch} × {question.context:,} tokens: {format_bytes(place.value)}"
-    if len(places) > 1:
+    what += f"{question.batch:,} × {question.context:,} tokens: {format_bytes(place.value)}"
+    if place.name.startswith("each of "):
+        what += f" on {place.name}"
+    elif len(places) > 1:
         what += f" on {place.name}, the fullest" if question.devices > 1 else " on the device"
     host = next((p for p in places if p.name in ELSEWHERE), None)
     if host is not None:
@@ -459,7 +488,9 @@ def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
     """What the engine would print when it starts."""
     left = pool(question, budget.memory, budget.utilization)
     if left.bytes <= 0:
-        yield "weights and activations leave nothing to the cache"
+        taken = format_bytes(int(budget.memory * (_share(question, budget) or 1)))
+        yield (f"weights and activations leave nothing to the cache of the {taken} that "
+               f"{question.engine.title} takes (`--gpu-memory-utilization`)")  # fmt: skip
         return
     if left.tokens:
         yield (f"Available KV cache memory: {left.bytes / units.GIB:.2f} GiB; "

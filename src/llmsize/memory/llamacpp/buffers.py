@@ -143,10 +143,15 @@ def check(server: Server) -> None:
             hint="turn flash attention on, or keep the values in 16 bit",
         )
     split = server.tensor_split
-    if split and (len(split) != server.devices or min(split) < 0 or not 0 < sum(split) < 1e9):
+    if split and len(split) != server.devices:
         raise LLMSizeError(
             f"the split names {len(split)} shares for {server.devices} devices",
-            hint="give one share that is not negative for every device",
+            hint="give one share for every device: `--gpus` says how many there are",
+        )
+    if split and not (min(split) >= 0 and 0 < sum(split) < 1e9):
+        raise LLMSizeError(
+            f"nothing is split into shares of {', '.join(f'{share:g}' for share in split)}",
+            hint="give shares that are not negative, one of them above zero",
         )
 
 

@@ -150,7 +150,9 @@ def pool(question: Serving, memory: int, utilization: float | None = None) -> Po
             f"{question.engine.title} has no pool", hint="`--engine vllm` allocates ahead"
         )
     if not 0 < share <= 1:
-        raise LLMSizeError(f"a share of {share:g} is impossible", hint="give one from 0 to 1")
+        raise LLMSizeError(
+            f"a share of {share:g} is impossible", hint="give one above 0 and up to 1"
+        )
     place = fullest(need(question))
     outside = ("KV cache", "CUDA graphs", "context")
     spared = sum(int(part.value) for part in place.walk() if part.name in outside)
