@@ -66,6 +66,13 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(
         ["llama-3-8b", "--method", "lora", "--rank", "100000"],
         ["llama-3-8b", "--offload", "everything"],
         ["llama-3-8b", "--offload", "optimizer", "--gpus", "2"],
+        ["llama-3-8b", "--every", "2"],
+        ["llama-3-8b", "--method", "frozen", "--freeze", "33"],
+        ["llama-3-8b", "--method", "lora", "--adapter-dtype", "int8"],
+        ["llama-3-8b", "--method", "qlora", "--base", "bf16"],
+        ["llama-3-8b", "--method", "bitfit"],
+        ["llama-3-8b", "--modules-to-save", "lm_head"],
+        ["llama-3-8b", "--rollouts", "4"],
     ],
 )
 def test_bad_choices_are_refused_with_a_hint(
@@ -136,3 +143,9 @@ def test_replicas_and_offload_are_told(capsys: pytest.CaptureFixture[str]) -> No
     for table, column in ((host, "memory"), (bus, "bytes")):
         *parts, whole = [row["cells"][column]["value"] for row in table["rows"]]
         assert sum(parts) == whole
+
+
+def test_experts_beside_a_quantized_base_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who expects QLoRA of Mixtral in 26 GB reads why it takes 100."""
+    assert run(["train", "mixtral-8x7b", "--method", "qlora", "--recompute", "full"]) == 0
+    assert "one tensor, which is not quantized" in " ".join(capsys.readouterr().out.split())

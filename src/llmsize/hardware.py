@@ -86,7 +86,7 @@ class Machine:
         what = self.accelerator.title if self.accelerator else format_bytes(self.usable.value)
         if self.instance and not self.accelerator:
             what = self.instance.title
-        name = f"{self.devices} × {what}" if self.devices > 1 else what
+        name = f"{self.devices:,} × {what}" if self.devices > 1 else what
         return f"{self.instance.name} ({name})" if self.instance else name
 
     @property

@@ -68,9 +68,14 @@ _GOAL = "Goal"
 def _seconds(text: str) -> float:
     """A number of days, or a duration with its unit."""
     try:
-        return units.parse_duration(f"{float(text)}d", "time")
+        days = float(text)
     except ValueError:
         return units.parse_duration(text, "time")
+    if not days * DAY > 0:
+        raise LLMSizeError(
+            f"cannot plan for {printable(text)} days", hint="write a number above zero, or `3h`"
+        )
+    return units.parse_duration(f"{text.strip()}d", "time")
 
 
 def _epochs(text: str) -> float:

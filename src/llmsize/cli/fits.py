@@ -136,8 +136,19 @@ def fits(
     }  # fmt: skip
     if model:
         return _one(question, options.architecture(model), machine, dtype, _job(job), strict)
-    filter = Filter(commercial, (family,) if family else (), min_parameters=min_params)
+    filter = Filter(commercial, _families(family), min_parameters=min_params)
     return _largest(question, machine, _job(job), filter, everything)
+
+
+def _families(name: str) -> tuple[str, ...]:
+    """The one family, if any. Raises `LLMSizeError` for one that no model is of."""
+    known = {model.family for model in presets.every(Architecture).values()} if name else ()
+    if name and name not in known:
+        raise LLMSizeError(
+            f"no model is of the family `{printable(name)}`",
+            hint=did_you_mean(name, known, otherwise="`llmsize show models` names them"),
+        )
+    return (name,) if name else ()
 
 
 def _job(text: str) -> Job:
@@ -416,7 +427,8 @@ def _largest(
         for title in STORAGES
     )
     serving = rows[1].cells["inference"]
-    count = format_count(serving.value) if isinstance(serving, Term) else "no"
+    most = f"serves up to {format_count(serving.value)}" if isinstance(serving, Term) else (
+        "is too small for any")  # fmt: skip
     chosen = _catalogue(works, machine, job, filter)
     shown = list(chosen if everything else islice(chosen, SHOWN))
     more = next(chosen, None) is not None
@@ -425,7 +437,7 @@ def _largest(
         _models(shown, job),
     )
     return Estimate(
-        "fits", question, f"{machine.title} serves up to {count} parameters in 16 bit",
+        "fits", question, f"{machine.title} {most} parameters in 16 bit",
         tables,
         (
             f"{question['batch']} × {question['context']:,} tokens (`--batch`, `--context`)",

@@ -89,6 +89,11 @@ def _question(law: str, budget: Budget) -> dict[str, str | float | None]:
 
 def _one(law: ScalingLaw, budget: Budget, assumptions: tuple[str, ...]) -> Estimate:
     found = best(law, budget)
+    if min(found.parameters, found.tokens) < 1:
+        raise LLMSizeError(
+            f"{found.compute:g} FLOP are less than a parameter and a token take",
+            hint="runs that laws were fitted to took from about 1e17 FLOP",
+        )
     tables = [_allocation(law, found), _trade(law, found), _hints(found)]
     outside = extrapolations(law, N=found.parameters, D=found.tokens, C=found.compute)
     reached = f", loss {found.loss:.4f} {law.loss_unit}" if found.loss else ""

@@ -19,6 +19,7 @@ from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak
 from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run
+from llmsize.memory.training import check_trained
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
@@ -126,7 +127,7 @@ def time(
     return Estimate(
         "time",
         question,
-        f"{units.format_duration(middle.value)} on {devices} × {accelerator.title}",
+        f"{units.format_duration(middle.value)} on {devices:,} × {accelerator.title}",
         (*terms, table),
         assumptions=tuple(f"utilization is the {e.note}" for e in cases.values() if e.note),
         notes=(*_notes(counted), POWER),
@@ -161,11 +162,7 @@ def _by_anatomy(
     trace = run_forward(architecture, run.setting, outline=True)[0]
     weights = list(trace.weights.values())
     trained = sum(prod(w.shape) * w.copies for w in weights if w.node is not None)
-    if not trained:
-        raise LLMSizeError(
-            f"nothing of {architecture.name} is trained by `{choices.method}`",
-            hint="it has no such weights of its own; try --method lora",
-        )
+    check_trained(weights, run.setting)
     each = training_flop_per_token(trace, context)
     flop = term(
         "training compute, by the anatomy", "flop_per_token * D", unit="FLOP", grade="formula",

@@ -367,7 +367,7 @@ def _subject(question: Question) -> str:
     choices = question.choices
     aim = "" if choices.objective == "sft" else f" for {choices.objective}"
     what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
-    return what + f"{choices.batch} × {choices.sequence:,} tokens"
+    return what + f"{choices.batch:,} × {choices.sequence:,} tokens"
 
 
 def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
@@ -468,7 +468,13 @@ def _assumptions(question: Question) -> tuple[str, ...]:
     choices = question.choices
     if note := objective_named(choices.objective).note:
         told.append(note)
-    if any(weight.role == "ssm" for weight in traced(question.architecture).weights.values()):
+    weights = traced(question.architecture).weights.values()
+    if question.choices.base is not None and any(weight.experts for weight in weights):
+        told.append(
+            f"the experts of a layer are one tensor, which is not quantized: they stay in "
+            f"{question.choices.format.name}"
+        )
+    if any(weight.role == "ssm" for weight in weights):
         told.append(
             "recurrent layers run in PyTorch, as transformers has them without the kernels of "
             "mamba-ssm and flash-linear-attention, which keep much less"

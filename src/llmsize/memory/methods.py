@@ -120,6 +120,12 @@ LOW_RANK = ("rank", "targets", "adapter_dropout", "adapter_format", "modules_to_
 QUANTIZED_BASE = ("base", "upcast")
 OPTIONS = frozenset((*LOW_RANK, *QUANTIZED_BASE, "width", "tokens", "frozen_layers"))
 """Choices that mean something for some methods only."""
+WORDS = {
+    "base": "quantized base",
+    "tokens": "virtual tokens",
+    "upcast": "quantized base to upcast beside",
+}
+"""What such a choice is called, where its field says less."""
 
 
 def _lora(c: Choices, format: Format, *, dora: bool = False, fixed: bool = False) -> LoRA:
@@ -236,9 +242,10 @@ def check_options(method: Method, given: Iterable[str]) -> None:
     """Raise `LLMSizeError` for options, by their fields of `Choices`, that `method` has not."""
     for option in given:
         if option in OPTIONS and option not in method.takes:
-            takes = ", ".join(name.replace("_", " ") for name in method.takes) or "no such options"
+            having = ", ".join(name for name, known in METHODS.items() if option in known.takes)
+            what = WORDS.get(option, option.replace("_", " "))
             raise LLMSizeError(
-                f"`{method.name}` has no {option.replace('_', ' ')}", hint=f"it takes {takes}"
+                f"`{method.name}` has no {what}", hint=f"methods that have: {having}"
             )
 
 
@@ -349,11 +356,28 @@ def _format(choices: Choices, stack: Stack) -> Format:
     return choices.adapter_format or default
 
 
+def _quantized(format: Format) -> bool:
+    """Whether no gradients are computed in it."""
+    return format.block_elements > 1 or format.block_bytes < 2
+
+
 def _check(choices: Choices, method: Method, precision: Precision, optimizer: Optimizer) -> None:
     if method.name in QUANTIZED and choices.base is None:
         raise LLMSizeError(
             f"{method.name} needs a quantized base", hint="give one, such as `--base nf4`"
         )
+    if choices.base is not None and method.name in QUANTIZED and not _quantized(choices.base):
+        raise LLMSizeError(
+            f"`{choices.base.name}` is no quantized base of {method.name}",
+            hint=f"choose `--base nf4`, or `--method {method.name[1:]}` beside plain weights",
+        )
+    if choices.adapter_format is not None and _quantized(choices.adapter_format):
+        raise LLMSizeError(
+            f"adapters are not trained in `{choices.adapter_format.name}`",
+            hint="`--adapter-dtype` is fp32, bf16 or fp16",
+        )
+    if choices.recompute_every > 1 and choices.recompute == "none":
+        raise LLMSizeError("no block is recomputed", hint="add `--recompute full` to --every")
     if choices.upcast and choices.base is None:
         raise LLMSizeError("only beside a quantized base is the rest upcast", hint="add `--base`")
     if choices.fused_backward and choices.accumulation > 1:

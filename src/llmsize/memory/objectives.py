@@ -99,8 +99,9 @@ def check_rollout(objective: Objective, **given: float | None) -> None:
     """Raise `LLMSizeError` for options of rollouts where nothing is written."""
     for option, value in given.items():
         if value and not objective.rollouts:
+            so = "" if option == "rollouts" else f", so no {option}"
             raise LLMSizeError(
-                f"`{objective.name}` has no rollouts, so no {option}",
+                f"`{objective.name}` has no rollouts{so}",
                 hint="objectives that have: "
                 + ", ".join(name for name, known in OBJECTIVES.items() if known.rollouts),
             )

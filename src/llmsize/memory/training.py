@@ -10,7 +10,7 @@ rounding and the device's context are not in them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -124,7 +124,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """
     trace, loss = run_forward(architecture, run.setting)
     weights = list(trace.weights.values())
-    _check(weights, run.setting)
+    check_trained(weights, run.setting)
     if loss.node is None:
         raise LLMSizeError(
             "nothing in the model reads what is trained",
@@ -404,8 +404,14 @@ def _middle_layer(trace: Trace) -> int:
     )
 
 
-def _check(weights: Iterable[Parameter], setting: Setting) -> None:
+def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
+    """Raise `LLMSizeError` where nothing of the model is trained, adapted, saved or frozen."""
     adapter = setting.adapter
+    layers = 1 + max((index for weight in weights for index in weight.indices), default=-1)
+    if setting.frozen_layers > layers:
+        raise LLMSizeError(
+            f"{setting.frozen_layers:,} frozen layers of {layers}", hint="freeze fewer"
+        )
     if adapter is not None and not any(weight.role == "adapter" for weight in weights):
         names = _modules(weight for weight in weights if weight.role in QUANTIZED)
         if not adapter.targets:
@@ -423,7 +429,11 @@ def _check(weights: Iterable[Parameter], setting: Setting) -> None:
                 f"no module is called {printable(module)}", hint=f"choose from {_modules(weights)}"
             )
     if not any(weight.node is not None for weight in weights):
-        raise LLMSizeError("nothing is trained", hint="train some weights or add an adapter")
+        roles = f": the model has no {' or '.join(sorted(setting.trained))} of its own" if (
+            setting.trained) else ""  # fmt: skip
+        raise LLMSizeError(
+            f"nothing is trained{roles}", hint="choose another method, such as `--method lora`"
+        )
 
 
 def _module(weight: Parameter) -> str:

@@ -131,10 +131,10 @@ def _reason(failure: OSError | ValueError) -> str:
 
 
 def _refuse(where: Path | str, reason: str) -> LLMSizeError:
-    return LLMSizeError(
-        f"cannot read `{printable(str(where))}`: {reason}",
-        hint="give a `config.json`, a `.safetensors`, `.gguf` or `.bin` file, or their folder",
-    )
+    hint = "give a `config.json`, a `.safetensors`, `.gguf` or `.bin` file, or their folder"
+    if reason == _REASONS[errno.ENOENT]:
+        hint = "check the path"
+    return LLMSizeError(f"cannot read `{printable(str(where))}`: {reason}", hint=hint)
 
 
 def parse_json(data: bytes, where: str, *, unique: bool = True) -> Any:
