@@ -89,3 +89,22 @@ def test_a_known_family_is_not_assumed_to_be_another(
 def test_what_is_not_counted_is_declared(config: dict[str, Any], parts: tuple[str, ...]) -> None:
     """Towers and prediction heads are outside of every count, and it is said so."""
     assert left_out(config) == parts
+
+
+def test_a_known_vision_tower_is_counted_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen3-VL-8B's tower, as transformers 5.23.0 makes it, stands beside the text model's total."""
+    tower = {
+        "model_type": "qwen3_vl", "depth": 27, "hidden_size": 1152, "intermediate_size": 4304,
+        "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24],
+    }  # fmt: skip
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**SMALL, "model_type": "llama", "vision_config": tower}))
+    document = asked(["inspect", str(config)], capsys)
+    counts = table(document, "count")
+    assert counts["vision tower, besides"]["parameters"]["value"] == 576_388_336
+    assert counts["total"]["parameters"]["value"] == 2 * 100 * 64 + 2 * (
+        4 * 64**2 + 3 * 64 * 128 + 2 * 64
+    ) + 64  # fmt: skip
+    assert not any("not counted" in note for note in document["notes"])

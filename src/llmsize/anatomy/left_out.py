@@ -16,9 +16,13 @@ TOWERS = {
 """Fields that describe a tower for another kind of input."""
 
 
-def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the checkpoint of this configuration may hold besides, in words."""
+def left_out(config: Mapping[str, Any], *, tower: bool = False) -> tuple[str, ...]:
+    """What the checkpoint of this configuration may hold besides, in words.
+
+    With `tower`, the vision tower is counted and so not among them.
+    """
     found = [name for field, name in TOWERS.items() if config.get(field)]
+    found = [name for name in found if not (tower and name == "the vision tower")]
     counts = [config.get(field) for field in PREDICTORS]
     layers = max((n for n in counts if isinstance(n, int) and n > 0), default=0)
     if layers:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
+from llmsize.anatomy.vision import tower_parameters
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint, bytes_by_format, parameters, total_bytes
 from llmsize.cli import options
@@ -77,7 +78,7 @@ def _tables(source: Source, a: Architecture, trace: Trace, counted: Parameters) 
     caches = source.caches or tuple(trace.layer_caches())
     tables = [
         _components(_graded(by_component(trace.weights.values()), a.grade)),
-        _meanings(counted, a),
+        _meanings(counted, tower_parameters(a.config, a.name) or 0, a),
         _layers(caches),
         _cache(caches),
     ]
@@ -101,14 +102,16 @@ def _notes(source: Source, a: Architecture, counted: Parameters) -> Iterator[str
     """What differs from other counts, and what is not counted."""
     from llmsize.anatomy.left_out import left_out
 
-    for part in left_out(a.config):
+    tower = tower_parameters(a.config, a.name)
+    for part in left_out(a.config, tower=tower is not None):
         yield f"not counted: {part}"
     held = parameters(source.checkpoint) if source.checkpoint is not None else None
-    if held is not None and held != counted.total:
+    described = counted.total + (tower or 0)
+    if held is not None and held != described:
         yield (
-            f"the checkpoint holds {held:,} parameters, {abs(held - counted.total):,} "
-            f"{'more' if held > counted.total else 'fewer'} than its configuration describes "
-            f"({counted.total:,})"
+            f"the checkpoint holds {held:,} parameters, {abs(held - described):,} "
+            f"{'more' if held > described else 'fewer'} than its configuration describes "
+            f"({described:,}{', with the vision tower' if tower else ''})"
         )
     published = a.published_parameters
     if published not in (None, counted.total):
@@ -134,13 +137,14 @@ def _share(part: Term, whole: Term) -> Cell:
     return f"{100 * part.value / whole.value:.2f} %"
 
 
-def _meanings(counted: Parameters, a: Architecture) -> Table:
-    """The totals that people mean by “parameters”."""
+def _meanings(counted: Parameters, tower: int, a: Architecture) -> Table:
+    """The totals that people mean by “parameters”, and the vision tower, which is in none."""
     values = {
         "total": counted.total,
         "for one token (embedding and head included)": counted.active if counted.experts else 0,
         "without embeddings and head": counted.non_embedding,
         "routed experts": counted.experts,
+        "vision tower, besides": tower,
     }
     rows = tuple(
         Row(name, {"parameters": fact(name, n, unit="parameters", source=FORWARD, grade=a.grade)})
