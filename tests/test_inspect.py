@@ -94,7 +94,7 @@ def test_what_is_not_counted_is_declared(config: dict[str, Any], parts: tuple[st
 def test_a_known_vision_tower_is_counted_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Qwen3-VL-8B's tower, as transformers 5.23.0 makes it, stands beside the text model's total."""
+    """Qwen3-VL-8B's tower, as transformers 5.23.0 makes it, is beside the text model's total."""
     tower = {
         "model_type": "qwen3_vl", "depth": 27, "hidden_size": 1152, "intermediate_size": 4304,
         "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24],
