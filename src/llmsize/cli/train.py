@@ -431,7 +431,7 @@ def _changes(question: Question, budget: int | None) -> Table:
     rows = []
     for saving in planning.ranked(question, _known_changes(), need):
         cells: dict[str, Cell] = {
-            "memory then": saving.then,
+            "then": saving.then,
             "saves": Term("saves", saving.saved, "bytes", grade=saving.then.grade),
             "costs": saving.change.costs,
         }
@@ -441,7 +441,7 @@ def _changes(question: Question, budget: int | None) -> Table:
             cells["fits"] = "yes" if saving.then.value <= budget else "no"
         rows.append(Row(saving.change.name, cells))
     fits = ("fits",) if budget is not None else ()
-    columns = ("memory then", "saves", "host memory", *fits, "costs")
+    columns = ("then", "saves", "host memory", *fits, "costs")
     return Table("changes, each alone", columns, tuple(rows), heading="what")
 
 
@@ -496,6 +496,12 @@ def _notes(
         highest = ", ".join(f"{name} {format_bytes(size)}" for name, size in step.peaks.items())
         told.append(f"the highest of each moment: {highest}")
     if budget is not None and memory.value > budget:
+        if question.optimizer.pageable:
+            states = step.static.part("optimizer states").value
+            told.append(
+                f"the driver may page {format_bytes(states)} of states out to the host, which "
+                f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
+            )
         told.append(advice(question, budget))
     return tuple(told)
 

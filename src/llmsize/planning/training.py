@@ -49,29 +49,29 @@ def changes(
 ) -> tuple[Change[Question], ...]:
     """What can be changed, cheapest first: nothing lost, then time, then what is trained."""
     return (
-        Change("let SDPA compute attention", 0.5, "attention weights to look at",
+        Change("use SDPA for attention", 0.5, "attention weights to look at",
                lambda q: _choose(q, attention="sdpa")),
         Change("make gradients views of their buckets", 0.5, "nothing",
                lambda q: _choose(q, bucket_views=q.choices.replicas > 1)),
-        Change("compute the loss in chunks, fused with the head", 1.0, "nothing but a dependency",
+        Change("fuse the loss with the head", 1.0, "nothing but a dependency",
                lambda q: replace(q, stack=liger) if q.stack.loss == "eager" else q),
         Change("use 8-bit optimizer states", 2.0, "hardly any quality",
                lambda q: _with_optimizer(q, eight_bit)),
-        Change("halve the micro-batch and accumulate twice", 3.0, "some speed",
+        Change("halve the micro-batch", 3.0, "some speed: twice as many of them",
                lambda q: _choose(q, batch=q.choices.batch // 2,
                                  accumulation=2 * q.choices.accumulation)
                if q.choices.batch % 2 == 0 else q),
         Change("recompute every block", 4.0, "about a third more time",
                lambda q: _choose(q, recompute="full")),
-        Change("offload the checkpoints to host memory", 5.0, "a third more time and bus traffic",
+        Change("recompute, offload checkpoints", 5.0, "a third more time, bus traffic",
                lambda q: _choose(q, recompute="full", offload_checkpoints=True)),
-        Change("offload the optimizer to host memory", 6.0, "a step on the host and bus traffic",
+        Change("offload the optimizer", 6.0, "a step on the host, bus traffic",
                lambda q: _offload(q, "optimizer")),
-        Change("offload the weights, too", 7.0, "a step on the host and much bus traffic",
+        Change("offload optimizer and weights", 7.0, "a step on the host, far more traffic",
                lambda q: _offload(q, "parameters")),
-        Change("train LoRA adapters instead of all weights", 8.0, "a full fine-tune",
+        Change("train LoRA adapters only", 8.0, "a full fine-tune",
                lambda q: _choose(q, method="lora") if q.choices.method == "full" else q),
-        Change("train LoRA adapters on an NF4 base", 9.0, "a 16-bit base, and a quarter more time",
+        Change("train LoRA on an NF4 base", 9.0, "a 16-bit base, a quarter more time",
                lambda q: _choose(q, method="qlora", base=base())
                if q.choices.method in ("full", "lora") else q),
     )  # fmt: skip
