@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.parameters import hidden_size
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.trace import Trace
 from llmsize.term import Term, term, total
@@ -185,7 +186,7 @@ def _width(trace: Trace, layer: int) -> int:
     for (at, _), weight in trace.weights.items():
         if at == layer and len(weight.shape) >= 2:
             sizes[weight.role] = sizes.get(weight.role, 0) + prod(weight.shape)
-    hidden = next(w.shape[-1] for w in trace.weights.values() if w.role == "embedding")
+    hidden = hidden_size(trace)
     cache = next(cache for at, cache in trace.caches if at == layer)
     values = sizes.get("o", 0) // hidden
     if "q_b" in sizes:

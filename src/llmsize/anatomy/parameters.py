@@ -7,7 +7,9 @@ from math import prod
 from typing import NamedTuple
 
 from llmsize.anatomy.tape import Parameter
-from llmsize.anatomy.tensor import named
+from llmsize.anatomy.tensor import Shape, named
+from llmsize.anatomy.trace import Trace
+from llmsize.errors import LLMSizeError
 from llmsize.term import Term, total
 
 COMPONENTS = {
@@ -74,6 +76,23 @@ def count(weights: Iterable[Parameter]) -> Parameters:
         if weight.role in ("embedding", "position", "head"):
             sums[weight.role] += size
     return Parameters(**sums)
+
+
+def vocabulary(trace: Trace) -> int:
+    """Entries of the token embedding."""
+    return int(_embedding(trace)[0])
+
+
+def hidden_size(trace: Trace) -> int:
+    """Channels of the residual stream, which are those of the token embedding."""
+    return int(_embedding(trace)[-1])
+
+
+def _embedding(trace: Trace) -> Shape:
+    for weight in trace.weights.values():
+        if weight.role == "embedding":
+            return weight.shape
+    raise LLMSizeError("the model has no token embedding", hint="name another")
 
 
 def by_component(weights: Iterable[Parameter]) -> Term:

@@ -13,9 +13,8 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
-from llmsize.anatomy.parameters import count
+from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
-from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
@@ -382,20 +381,9 @@ def layer_activations(model: Subject, work: Workload) -> Term:
     made = term(
         "activations", "34 * batch * sequence * hidden", unit="bytes", grade="formula",
         source=KORTHIKANTI, note="prefill of the whole context; one layer at a time",
-        batch=work.batch, sequence=work.context, hidden=_hidden(model),
+        batch=work.batch, sequence=work.context, hidden=hidden_size(model.trace),
     )  # fmt: skip
     return _graded(made, _weaker("formula", model.grade))
-
-
-def _embedding(model: Subject) -> tuple[int, int]:
-    for weight in model.trace.weights.values():
-        if weight.role == "embedding":
-            return int(weight.shape[0]), int(weight.shape[-1])
-    raise LLMSizeError(f"`{model.architecture.name}` has no token embedding", hint="name another")
-
-
-def _hidden(model: Subject) -> int:
-    return _embedding(model)[1]
 
 
 def _in(name: str, dtype: Format) -> Format:

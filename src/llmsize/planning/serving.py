@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from llmsize.anatomy.flops import forward_flop_per_token
+from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, bandwidth, peak, supports
@@ -14,10 +15,8 @@ from llmsize.memory.serving import (
     Serving,
     cache_of,
     fullest,
-    hidden_size,
     need,
     pool,
-    vocabulary,
 )
 from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change

@@ -16,13 +16,13 @@ from llmsize.anatomy.vision import tower_parameters
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
-from llmsize.memory.serving.parts import cache_of, hidden_size, kv_heads_of, vocabulary
+from llmsize.memory.serving.parts import cache_of, kv_heads_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
 from llmsize.term import Term, term, total
 
 __all__ = [
     "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "cache_of", "draft", "fullest",
-    "hidden_size", "need", "pool", "serving", "vocabulary",
+    "need", "pool", "serving",
 ]  # fmt: skip
 
 ELSEWHERE = ("host", "disk")

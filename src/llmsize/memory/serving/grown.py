@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 
 from llmsize.anatomy import Setting
+from llmsize.anatomy.parameters import vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.memory.generation import generation
 from llmsize.memory.reserved import gaps_of_quantizing
-from llmsize.memory.serving.parts import cache_of, fitted, runtime, vocabulary, weights_of, within
+from llmsize.memory.serving.parts import cache_of, fitted, runtime, weights_of, within
 from llmsize.memory.serving.question import Serving
 from llmsize.memory.weights import weight_bytes
 from llmsize.term import Term, fact, term, total

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from llmsize.anatomy import Trace
 from llmsize.anatomy.cache import LayerCache
 from llmsize.engine import Engine
 from llmsize.formats import Format
@@ -141,13 +140,3 @@ def fitted(engine: Engine, name: str, size: int) -> Term:
 def kv_heads_of(question: Serving) -> int:
     """KV heads of the layer that has the most; 0 without attention."""
     return max((layer.kv_heads for layer in question.layers), default=0)
-
-
-def vocabulary(trace: Trace) -> int:
-    """Entries of the token embedding."""
-    return next(int(w.shape[0]) for w in trace.weights.values() if w.role == "embedding")
-
-
-def hidden_size(trace: Trace) -> int:
-    """Channels of the residual stream."""
-    return next(int(w.shape[-1]) for w in trace.weights.values() if w.role == "embedding")

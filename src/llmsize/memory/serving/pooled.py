@@ -10,12 +10,11 @@ from itertools import pairwise
 
 from llmsize.anatomy import Trace
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.memory.serving.parts import (
     cache_of,
-    hidden_size,
     kv_heads_of,
     runtime,
-    vocabulary,
     weights_of,
     within,
 )
