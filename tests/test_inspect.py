@@ -108,3 +108,24 @@ def test_a_known_vision_tower_is_counted_apart(
         4 * 64**2 + 3 * 64 * 128 + 2 * 64
     ) + 64  # fmt: skip
     assert not any("not counted" in note for note in document["notes"])
+
+
+def test_the_stored_formats_follow_from_the_configuration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The files of gpt-oss-20b have 4.79, 4.80 and 4.17 GB (its page on the Hub), experts MXFP4."""
+    formats = table(asked(["inspect", "gpt-oss-20b"], capsys), "stored format")
+    assert formats["total"]["bytes"]["value"] == pytest.approx(13.76e9, abs=0.015e9)
+    assert set(formats) == {"mxfp4", "bf16", "total"}
+    tensors = table(asked(["inspect", "gpt-oss-20b", "--tensors"], capsys), "tensor")
+    assert tensors["model.layers.0.mlp.experts.down_proj"]["format"] == "mxfp4"
+
+
+def test_an_unknown_quantization_does_not_hide_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shape is told all the same, and that the stored formats are not known."""
+    config = {**SMALL, "model_type": "llama", "quantization_config": {"quant_method": "quip"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    notes = asked(["inspect", str(tmp_path / "config.json")], capsys)["notes"]
+    assert "stored formats unknown: llmsize knows no recipe for `quip`" in notes

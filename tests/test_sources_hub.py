@@ -148,10 +148,12 @@ def test_an_unreachable_hub_is_told_from_a_slow_one(tmp_path: Path) -> None:
         ({"config.json": b"x" * 5_000_000}, "more than 4,000,000"),
         ({"model.safetensors": b"\xff" * 100}, "header of impossible length"),
         ({"model.safetensors": b""}, "header of impossible length"),
+        ({"m.gguf": b"GGUF" + bytes(8)}, "version 0 is not"),
+        ({"m.gguf": b"GGUF\3"}, "goes on past its end"),
         ({"model.safetensors.index.json": b'{"weight_map": {"a": "../b"}}'}, "not a file beside"),
         ({"model.safetensors.index.json": b'{"weight_map": {"a": "b"}}'}, "lacks a shard"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_hostile_hub_is_refused(tmp_path: Path, files: dict[str, bytes], problem: str) -> None:
     """What comes over the network is believed as little as what lies on the disk."""

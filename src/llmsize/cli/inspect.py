@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
 from llmsize.anatomy.vision import tower_parameters
 from llmsize.architecture import Architecture
-from llmsize.checkpoint import Checkpoint, bytes_by_format, parameters, total_bytes
+from llmsize.checkpoint import (
+    Checkpoint,
+    StoredTensor,
+    bytes_by_format,
+    parameters,
+    total_bytes,
+)  # fmt: skip
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
@@ -59,9 +66,12 @@ def inspect(
 
     trace = traced(architecture)
     counted = count(trace.weights.values())
+    made, unmade = (None, "") if source.checkpoint else _by_recipe(architecture, trace)
     tables = _tables(source, architecture, trace, counted)
+    if made is not None:
+        tables.append(_formats(made))
     if tensors:
-        tables.append(_tensors(source.checkpoint, trace, architecture))
+        tables.append(_tensors(source.checkpoint or made, trace, architecture))
     assumed = architecture.grade == "assumed"
     return Estimate(
         "inspect",
@@ -69,7 +79,7 @@ def inspect(
         _headline(architecture, counted),
         tuple(table for table in tables if table.rows),
         (f"the block of `{architecture.family}`",) if assumed else (),
-        tuple(_notes(source, architecture, counted)),
+        tuple(_notes(source, architecture, counted, unmade)),
     )
 
 
@@ -98,7 +108,7 @@ def _headline(a: Architecture, counted: Parameters) -> str:
     return f"{a.title or a.name}, {a.family}: {size}{active}"
 
 
-def _notes(source: Source, a: Architecture, counted: Parameters) -> Iterator[str]:
+def _notes(source: Source, a: Architecture, counted: Parameters, unmade: str) -> Iterator[str]:
     """What differs from other counts, and what is not counted."""
     from llmsize.anatomy.left_out import left_out
 
@@ -116,7 +126,7 @@ def _notes(source: Source, a: Architecture, counted: Parameters) -> Iterator[str
     published = a.published_parameters
     if published not in (None, counted.total):
         yield f"published: {published:,} parameters, here {counted.total:,}"
-    yield from filter(None, (a.note, source.note, f"source: {a.source}"))
+    yield from filter(None, (a.note, source.note, unmade, f"source: {a.source}"))
 
 
 def _graded(term: Term, grade: Grade) -> Term:
@@ -243,6 +253,30 @@ def _formats(checkpoint: Checkpoint) -> Table:
     whole = fact("stored", total_bytes(checkpoint), unit="bytes", source=checkpoint.source)
     rows.append(Row("total", {"tensors": str(len(checkpoint.tensors)), "bytes": whole}))
     return Table("", ("tensors", "bytes"), tuple(rows), heading="stored format", total=True)
+
+
+def _by_recipe(a: Architecture, trace: Trace) -> tuple[Checkpoint | None, str]:
+    """The tensors as `quantization_config` says that they are stored, or why that is not known.
+
+    Neither where the configuration names no quantization.
+    """
+    if not a.stored:
+        return None, ""
+    from llmsize.memory import weights
+    from llmsize.sources.quantization import recipe_name
+
+    try:
+        recipe = presets.get(weights.Recipe, recipe_name(a.stored))
+        named = weights.formats_of(
+            weights.checkpoint(a, trace), recipe, partial(presets.get, Format), own=_own_format(a)
+        )
+    except LLMSizeError as failure:
+        return None, f"stored formats unknown: {failure.message}"
+    tensors = tuple(
+        StoredTensor(weight.name, weight.shape, format.name, weights.weight_bytes(weight, format))
+        for weight, format in named
+    )
+    return Checkpoint(tensors, f"the recipe `{recipe.name}`"), ""
 
 
 def _own_format(a: Architecture) -> Format:
