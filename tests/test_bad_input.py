@@ -48,6 +48,8 @@ LINES = [
     "fits llama-2-7b --vram 16GB --job dance",
     "fits --vram 16GB --family no-such-family",
     "optimal --compute 1e-5",
+    "loss --params 7B --tokens 1T --experts 8",
+    "optimal --compute 1e21 --granularity 8",
     "advise --gpu t4 --days nan",
     "advise --gpu t4 --days -1",
     "time llama-2-7b --tokens 1B --method lora --targets nonsense",

@@ -132,3 +132,17 @@ def test_serving_needs_what_infer_says(
     inferred = {row["name"]: row["cells"][fullest]["value"] for row in rows}
     assert needed.popitem()[1] == inferred.pop("total")
     assert needed == inferred
+
+
+def test_the_longest_context_names_what_the_model_was_made_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Llama 3 has 8,192 positions (its `config.json`), and an H100 has room for more."""
+    assert run(["fits", "llama-3-8b", "--gpu", "h100"]) == 0
+    assert "(8,192 is what the model was made for)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_prompts_are_said_to_be_read_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their activations are what an engine that reads in pieces does not need."""
+    run(["fits", "qwen2.5-7b", "--gpu", "h100", "--batch", "64"])
+    assert "all prompts are read at once" in " ".join(capsys.readouterr().out.split())

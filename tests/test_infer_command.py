@@ -176,3 +176,12 @@ def test_a_pool_that_is_too_small_says_how_large_it_is(capsys: pytest.CaptureFix
     """vLLM takes nine tenths of a device by default: 18 of 20 GB."""
     run(["infer", "llama-3.1-8b", "--engine", "vllm", "--vram", "20GB"])
     assert "of the 18.00 GB that vLLM takes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_fullest_device_and_the_host_are_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """A comma before what the host has, and one before the verdict."""
+    split = ("--engine", "llama.cpp", "--gpu", "rtx-4090", "--gpus", "2", "--tensor-split", "3,1")
+    assert run(["infer", "llama-3.1-8b", *split]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "on GPU 0, the fullest, and " in told
+    assert "on the host, fits in" in told

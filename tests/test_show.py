@@ -73,3 +73,9 @@ def test_filters_that_mean_nothing_are_refused(
     """A filter that cannot apply is an error, not an empty or unfiltered list."""
     assert run(words) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_method_does_is_not_shown_as_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """An address in memory is no fact."""
+    assert run(["show", "methods", "qlora"]) == 0
+    assert "<function" not in capsys.readouterr().out

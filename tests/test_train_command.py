@@ -149,3 +149,9 @@ def test_experts_beside_a_quantized_base_are_told(capsys: pytest.CaptureFixture[
     """Who expects QLoRA of Mixtral in 26 GB reads why it takes 100."""
     assert run(["train", "mixtral-8x7b", "--method", "qlora", "--recompute", "full"]) == 0
     assert "one tensor, which is not quantized" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_devices_are_said_to_hold_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    """More cards need more of each, which only data parallel training explains."""
+    assert run(["train", "smollm-135m", "--gpus", "2"]) == 0
+    assert "every device has a copy of everything" in " ".join(capsys.readouterr().out.split())

@@ -21,6 +21,8 @@ PF_DAY = 86_400 * 10**15
 
 MAX_COUNT = 10**18
 MAX_BYTES = 10**21
+LARGE = 10**6
+"""Of the largest unit of bytes: from there on, a power of ten is easier to read than digits."""
 
 _NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?|\.\d+)"
 _COUNT = rf"\s*{_NUMBER}\s*([kKmMbBgGtT]?)\s*"
@@ -145,14 +147,18 @@ def format_count(value: float) -> str:
 def format_bytes(value: float, *, binary: bool = False) -> str:
     """Bytes in the largest fitting unit: `13.48 GB`, or `12.55 GiB` with `binary`."""
     base, names = (
-        (1024, ("KiB", "MiB", "GiB", "TiB")) if binary else (1000, ("KB", "MB", "GB", "TB"))
+        (1024, ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+        if binary
+        else (1000, ("KB", "MB", "GB", "TB", "PB", "EB"))
     )
     if abs(value) < base:
         return f"{value:.0f} B"
     power = 1
     while abs(value) >= base ** (power + 1) * 0.99995 and power < len(names):
         power += 1
-    return f"{value / base**power:,.2f} {names[power - 1]}"
+    scaled = value / base**power
+    shown = f"{scaled:,.2f}" if abs(scaled) < LARGE else f"{scaled:.3g}"
+    return f"{shown} {names[power - 1]}"
 
 
 def format_flop(value: float) -> str:

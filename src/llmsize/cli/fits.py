@@ -237,7 +237,7 @@ def _one(
     room = (Row("memory", {"bytes": machine.usable}), Row("headroom", {"bytes": rest}))
     headline = (
         f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {name} needs "
-        f"{format_bytes(needed.value)}{each}, which has {format_bytes(budget)}"
+        f"{format_bytes(needed.value)}{each}, and there are {format_bytes(budget)}"
     )
     within = needed.value <= budget
     advice = _limits(model, work, job, machine) if within else _changes(model, work, job, machine)
@@ -269,7 +269,10 @@ def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple
 
     context = most(lambda value: work._replace(context=value), work.context)
     batch = most(lambda value: work._replace(batch=value), work.batch)
-    told = [f"the longest context that fits has {context:,} tokens"]
+    made_for = model.architecture.context_length
+    beyond = f" ({made_for:,} is what the model was made for)" if made_for and (
+        made_for < context) else ""  # fmt: skip
+    told = [f"the longest context that fits has {context:,} tokens{beyond}"]
     if job == "inference":
         told.append(f"the largest batch that fits has {batch:,} sequences: users at once, each "
                     f"with {work.context:,} tokens")  # fmt: skip
@@ -396,8 +399,17 @@ def _instances() -> Iterator[Machine]:
 OFFERS = {"gpu": _accelerators, "instance": _instances}
 
 
+AT_ONCE = (
+    "all prompts are read at once, as transformers does; engines that read them in pieces need "
+    "less for activations (`llmsize infer --engine vllm --fit users`)"
+)
+"""What is said of more than one sequence."""
+
+
 def _assumptions(work: Workload, job: Job) -> tuple[str, ...]:
     told = [f"{work.batch} × {work.context:,} tokens (`--batch`, `--context`)"]
+    if job == "inference" and work.batch > 1:
+        told.append(AT_ONCE)
     if job != "inference":
         told.append("every layer is recomputed in the backward pass (gradient checkpointing)")
     return tuple(told)

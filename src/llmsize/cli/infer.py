@@ -412,10 +412,11 @@ def _headline(
     if place.name.startswith("each of "):
         what += f" on {place.name}"
     elif len(places) > 1:
-        what += f" on {place.name}, the fullest" if question.devices > 1 else " on the device"
+        what += f" on {place.name}, the fullest," if question.devices > 1 else " on the device"
     host = next((p for p in places if p.name in ELSEWHERE), None)
     if host is not None:
         what += f" and {format_bytes(host.value)} on the {host.name}"
+    what = what.removesuffix(",")
     if budget is None:
         return what
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"

@@ -501,20 +501,27 @@ def law(text: str, *, experts: int | None = None, granularity: int | None = None
 
     given = {"experts": experts, "granularity": granularity}
     known = {name: float(value) for name, value in given.items() if value is not None}
-    return additive(presets.get(ScalingLaw, text), **known)
+    found = presets.get(ScalingLaw, text)
+    for name in known:
+        if name not in found.settings:
+            raise LLMSizeError(
+                f"`{found.name}` says nothing about {name}",
+                hint=f"leave out --{name}, or name a law that does: `--law all` lists them",
+            )
+    return additive(found, **known)
 
 
 def laws(*, experts: int | None = None, granularity: int | None = None) -> list[ScalingLaw]:
     """Every law that the given settings are enough for."""
     from llmsize.scaling.laws import ScalingLaw
 
-    found = []
-    for name in presets.names(ScalingLaw):
-        try:
-            found.append(law(name, experts=experts, granularity=granularity))
-        except LLMSizeError:
-            continue  # a law of experts, and none were given
-    return found
+    given = {"experts": experts, "granularity": granularity}
+    known = {name for name, value in given.items() if value is not None}
+    return [
+        law(each.name, **{name: given[name] for name in each.settings})
+        for each in presets.every(ScalingLaw).values()
+        if known.issuperset(each.settings)
+    ]
 
 
 def efficiency(accelerator: Accelerator, format: str, mfu: float | None) -> Term:

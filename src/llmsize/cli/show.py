@@ -256,6 +256,8 @@ def _fields(record: Record) -> Iterator[tuple[str, Cell]]:
         value = getattr(record, field.name)
         if value in (field.default, None, "", (), {}) or field.name in ("name", "title"):
             continue
+        if callable(value):  # what a method does is code
+            continue
         if isinstance(value, Mapping):
             for key, entry in value.items():
                 yield f"{field.name.replace('_', ' ')}: {key}", _cell("", entry, record.source)

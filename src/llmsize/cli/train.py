@@ -372,7 +372,7 @@ def _subject(question: Question) -> str:
 
 def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
     choices, what = question.choices, _subject(question)
-    where = f"each of {choices.replicas} devices" if choices.replicas > 1 else "the device"
+    where = f"each of {choices.replicas:,} devices" if choices.replicas > 1 else "the device"
     said = f"{what}: {format_bytes(memory.value)} on {where}"
     if host.value:
         said += f" and {format_bytes(host.value)} in host memory"
@@ -468,6 +468,11 @@ def _assumptions(question: Question) -> tuple[str, ...]:
     choices = question.choices
     if note := objective_named(choices.objective).note:
         told.append(note)
+    if choices.replicas > 1:
+        told.append(
+            "data parallel (DDP): every device has a copy of everything and a batch of its own; "
+            "`llmsize fits --gpus` counts what ZeRO-3 divides"
+        )
     weights = traced(question.architecture).weights.values()
     if question.choices.base is not None and any(weight.experts for weight in weights):
         told.append(
