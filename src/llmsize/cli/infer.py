@@ -19,6 +19,7 @@ from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, Machine
+from llmsize.memory.llamacpp import Server
 from llmsize.memory.serving import ELSEWHERE, PLAIN_SERVER, Serving, fullest, need, pool, serving
 from llmsize.memory.serving import adapters as adapters_of
 from llmsize.memory.serving import draft as draft_of
@@ -176,10 +177,7 @@ def infer(
         PLAIN_SERVER, ubatch=ubatch, cpu_moe_layers=cpu_moe, tensor_split=_shares(tensor_split),
         flash_attention=flash_attention,
     )  # fmt: skip
-    if server != PLAIN_SERVER and subject.engine.allocation != "buffers":
-        raise LLMSizeError(
-            f"{subject.engine.title} has no options of llama.cpp", hint="add `--engine llama.cpp`"
-        )
+    _check_server(server, subject.engine)
 
     def asked(name: str, tokens: int, sequences: int) -> Serving:
         made = replace(
@@ -192,15 +190,14 @@ def infer(
             held.append(_drafting(subject, draft, made))
         return replace(made, beside=tuple(held))
 
-    if len(contexts) * len(batches) * len(quants) > 1:
+    every = [(q, c, b) for q in quants for c in contexts for b in batches]
+    if len(every) > 1:
         if fit or offload:
             raise LLMSizeError(
                 "a table of several values is not solved", hint="give one value beside `--fit`"
             )
-        every = [(q, c, b) for q in quants for c in contexts for b in batches]
         return _sweep(subject, [(each, asked(*each)) for each in every], budget)
-    question = asked(quants[0], contexts[0], batches[0])
-    name = quants[0]
+    question, name = asked(*every[0]), quants[0]
     if offload or fit:
         if offload == "disk":
             question = replace(question, offload="disk")
@@ -219,6 +216,14 @@ def _check_lengths(prompt: int | None, contexts: list[int], beams: int, returned
         raise LLMSizeError(
             f"{returned} sequences of {beams} beams",
             hint="a beam gives one sequence: ask for as many beams, or leave out `--beams`",
+        )
+
+
+def _check_server(server: Server, engine: Engine) -> None:
+    """Raise `LLMSizeError` for options of llama.cpp that another engine has not."""
+    if server != PLAIN_SERVER and engine.allocation != "buffers":
+        raise LLMSizeError(
+            f"{engine.title} has no options of llama.cpp", hint="add `--engine llama.cpp`"
         )
 
 
