@@ -1,4 +1,4 @@
-"""What a checkpoint has beside the language model, whose parameters alone are counted."""
+"""Parts of a checkpoint beside the language model that are not counted, by its configuration."""
 
 from __future__ import annotations
 

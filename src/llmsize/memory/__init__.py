@@ -1,1 +1,1 @@
-"""Where memory goes: weights, cache, a training step, a server, tensor by tensor where it can be."""
+"""Where memory goes: weights, cache, a training step, a server; followed where it can be."""
