@@ -129,3 +129,27 @@ def test_an_unknown_quantization_does_not_hide_the_model(
     (tmp_path / "config.json").write_text(json.dumps(config))
     notes = asked(["inspect", str(tmp_path / "config.json")], capsys)["notes"]
     assert "stored formats unknown: llmsize knows no recipe for `quip`" in notes
+
+
+def test_what_a_published_text_model_leaves_out_is_its_class_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gemma-3-4b-it's headers hold 4,300,079,472 parameters, 1152 × 2561 of its projector."""
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+        "num_hidden_layers": 34, "sliding_window": 1024,
+    }  # fmt: skip
+    tower = {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "image_size": 896,
+        "vision_use_head": False,
+    }  # fmt: skip
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": tower})
+    )
+    document = asked(["inspect", str(config)], capsys)
+    counts = table(document, "count")
+    held = sum(counts[name]["parameters"]["value"] for name in ("total", "vision tower, besides"))
+    assert held + 1152 * (2560 + 1) == 4_300_079_472
+    assert any("as the class has it: vocab_size 262,208" in note for note in document["notes"])
