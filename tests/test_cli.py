@@ -47,7 +47,7 @@ def test_a_crash_is_one_line_and_not_an_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bug exits with 3, never with the 1 of `does not fit`."""
-    monkeypatch.setattr("llmsize.estimate.schema", lambda: 1 / 0)
+    monkeypatch.setattr("llmsize.answer.schema", lambda: 1 / 0)
     assert run(["schema"]) == 3
     captured = capsys.readouterr()
     assert captured.err.startswith("error: llmsize failed unexpectedly: ZeroDivisionError")

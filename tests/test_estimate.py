@@ -4,7 +4,7 @@ import json
 
 from jsonschema import Draft202012Validator
 
-from llmsize.estimate import Absent, Estimate, Row, Table, document, schema
+from llmsize.answer import Absent, Estimate, Row, Table, document, schema
 from llmsize.term import Term, fact, term, total
 
 

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from test_estimate import example
 
-from llmsize.estimate import Estimate
+from llmsize.answer import Estimate
 from llmsize.render import OUTPUT_FORMATS, Style, render
 from llmsize.term import fact, term
 

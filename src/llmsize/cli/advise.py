@@ -11,12 +11,12 @@ from typing import Annotated
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import declare, fits, options
 from llmsize.cli.estimate import format_named
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
 from llmsize.memory import overview

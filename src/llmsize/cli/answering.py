@@ -10,9 +10,9 @@ from inspect import Parameter, signature
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from llmsize.answer import Drawn, Estimate
 from llmsize.cli import options
 from llmsize.errors import UndeterminedError
-from llmsize.estimate import Drawn, Estimate
 from llmsize.render import OutputFormat, Style, render
 
 SHARED = [

@@ -9,12 +9,12 @@ from typing import Annotated, Literal, get_args
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
+from llmsize.answer import Cell, Drawn, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.chart import Axis, Chart, Mark, Series, extent, spaced
 from llmsize.cli import options
 from llmsize.cli.declare import Argument, Option
 from llmsize.errors import LLMSizeError, did_you_mean
-from llmsize.estimate import Cell, Drawn, Estimate, Row, Table
 from llmsize.formats import Format, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.scaling.counting import counted

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Annotated
 
 from llmsize import presets
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
@@ -20,7 +21,6 @@ from llmsize.cli.options import (
     completing,
 )
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload

@@ -9,13 +9,13 @@ from itertools import islice
 from typing import Annotated
 
 from llmsize import presets, units
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.estimate import default_precision, format_named
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import FP16
 from llmsize.hardware import Accelerator, Instance, Machine, peak, rented, supports
 from llmsize.hardware import machine as machine_of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmsize import presets
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.errors import LLMSizeError
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.hardware import Accelerator
 from llmsize.sources.detect import Device, devices, preset_name
 from llmsize.term import fact

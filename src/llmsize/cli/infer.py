@@ -10,13 +10,13 @@ from typing import Annotated
 from llmsize import presets, units
 from llmsize.anatomy import LoRA, Trace, traced
 from llmsize.anatomy.vision import tower_parameters
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator, Machine
 from llmsize.memory.llamacpp import Server

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
 from llmsize.anatomy.vision import tower_parameters
+from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import (
     Checkpoint,
@@ -22,7 +23,6 @@ from llmsize.checkpoint import (
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
-from llmsize.estimate import Cell, Estimate, Row, Scalar, Table
 from llmsize.formats import FP16, Format, stored_bytes
 from llmsize.memory.kv_cache import token_bytes
 from llmsize.sources.resolve import resolve

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets, units
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.scaling.calibration import Calibration, Observation, calibrate, interval
 from llmsize.scaling.counting import counted, reading
 from llmsize.scaling.laws import ScalingLaw, answer, relations

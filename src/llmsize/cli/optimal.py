@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 from llmsize import presets, units
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
-from llmsize.estimate import Absent, Cell, Estimate, Row, Table
 from llmsize.scaling.allocation import Allocation, allocate, same_loss, spend
 from llmsize.scaling.budget import Budget, best
 from llmsize.scaling.laws import ScalingLaw, extrapolations

@@ -9,6 +9,6 @@ def schema() -> str:
     """Print the JSON Schema of what every command writes with `--format json`."""
     import json
 
-    from llmsize.estimate import schema as of_documents
+    from llmsize.answer import schema as of_documents
 
     return json.dumps(of_documents(), indent=2) + "\n"

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llmsize import presets, units
+from llmsize.answer import Absent, Cell, Estimate, Row, Scalar, Table
 from llmsize.cli.declare import Argument, Option
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Absent, Cell, Estimate, Row, Scalar, Table
 from llmsize.record import Record
 from llmsize.term import Number, fact
 

@@ -11,11 +11,11 @@ from llmsize import presets, units
 from llmsize.anatomy import run_forward
 from llmsize.anatomy.flops import training_flop_per_token
 from llmsize.anatomy.parameters import count
+from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
-from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak
 from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run

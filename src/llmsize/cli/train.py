@@ -9,12 +9,12 @@ from typing import Annotated, Any, get_args
 
 from llmsize import presets, units
 from llmsize.anatomy import traced
+from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.cli.options import Batch, Dtype, Gpu, InstanceName, Model, Reserve, Vram
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.estimate import Cell, Estimate, Row, Table
 from llmsize.formats import Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Literal, NamedTuple, get_args
 
-from llmsize.estimate import Estimate
+from llmsize.answer import Estimate
 
 OutputFormat = Literal["table", "plain", "json", "csv", "markdown"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)

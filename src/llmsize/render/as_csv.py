@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from io import StringIO
 
-from llmsize.estimate import Absent, Cell, Estimate
+from llmsize.answer import Absent, Cell, Estimate
 from llmsize.render import Style
 from llmsize.render.values import safe
 from llmsize.term import Term

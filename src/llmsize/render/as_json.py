@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from llmsize.estimate import Estimate, document
+from llmsize.answer import Estimate, document
 from llmsize.render import Style
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from llmsize.estimate import Estimate, Table
+from llmsize.answer import Estimate, Table
 from llmsize.render import Style, values
 from llmsize.term import Number, Term
 

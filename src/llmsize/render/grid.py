@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmsize.estimate import Absent, Cell, Estimate, Table
+from llmsize.answer import Absent, Cell, Estimate, Table
 from llmsize.render import Style, values
 from llmsize.term import Grade, Term
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from llmsize.estimate import Estimate
+from llmsize.answer import Estimate
 from llmsize.render import Style
 from llmsize.render.explain import explanations
 from llmsize.render.grid import Grid, grids, legend

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal
 
-from llmsize.estimate import Estimate
+from llmsize.answer import Estimate
 from llmsize.render import Style
 from llmsize.render.explain import Kind, explanations
 from llmsize.render.grid import MARKS, Grid, grids, legend
