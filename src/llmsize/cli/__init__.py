@@ -26,7 +26,7 @@ RARELY = 50_000
 """New objects between two searches for garbage. Hardly anything that starts up is garbage, and
 looking for it at the usual 700 takes a tenth of the time of an estimate."""
 
-_NOT_COMMANDS = {"__init__", "answering", "application", "declare", "direct", "options"}
+_NOT_COMMANDS = {"__init__", "answering", "application", "asking", "declare", "direct", "options"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

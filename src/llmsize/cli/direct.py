@@ -31,9 +31,9 @@ def read(words: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, Any
             parameter = options.get(name)
             if parameter is None or (parameter.name in given and not _repeats(parameter)):
                 return None
-            if not equals and _type(parameter) is not bool:
+            if not equals and value_type(parameter) is not bool:
                 text = next(rest, "-")
-            if text.startswith("-") or (equals and _type(parameter) is bool):
+            if text.startswith("-") or (equals and value_type(parameter) is bool):
                 return None
             given.setdefault(parameter.name, []).append(text)
         elif arguments:
@@ -63,7 +63,7 @@ def _values(
 
 def _parsed(parameter: Parameter, texts: Sequence[str]) -> Any:
     """The value that is meant; a `ValueError` for one that Typer should refuse."""
-    settings, kind = _declared(parameter).settings, _type(parameter)
+    settings, kind = _declared(parameter).settings, value_type(parameter)
     if _repeats(parameter):
         kind = get_args(kind)[0]
     parse = settings.get("parser", (lambda text: True) if kind is bool else kind)
@@ -80,7 +80,7 @@ def _is_simple(parameter: Parameter) -> bool:
         return False
     odd = declared.settings.keys() & {"envvar", "default_factory", "exists"}
     repeats = isinstance(declared, Option) and _repeats(parameter)
-    return not odd and ("parser" in declared.settings or repeats or _type(parameter) in PLAIN)
+    return not odd and ("parser" in declared.settings or repeats or value_type(parameter) in PLAIN)
 
 
 def _declared(parameter: Parameter) -> Declared:
@@ -90,11 +90,11 @@ def _declared(parameter: Parameter) -> Declared:
 
 def _repeats(parameter: Parameter) -> bool:
     """Whether an option may be given several times."""
-    kind = _type(parameter)
+    kind = value_type(parameter)
     return get_origin(kind) is list and get_args(kind)[0] in PLAIN
 
 
-def _type(parameter: Parameter) -> Any:
+def value_type(parameter: Parameter) -> Any:
     """The type of the value, `None` left aside."""
     kind = parameter.annotation.__origin__
     types = [one for one in get_args(kind) if one is not type(None)]
