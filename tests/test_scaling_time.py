@@ -250,3 +250,12 @@ def test_a_mistake_is_one_error_and_one_hint(
     assert out == ""
     assert err.startswith("error: ") and "\n\nhint: " in err
     assert "unexpectedly" not in err
+
+
+def test_every_method_of_all_weights_takes_as_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """LOMO steps by SGD and GaLore by AdamW, which takes no FLOP that are counted."""
+    said = []
+    for method in ("full", "lomo", "galore"):
+        assert run(["time", "gpt2", "--tokens", "1B", "--gpu", "h100", "--method", method]) == 0
+        said.append(capsys.readouterr().out.splitlines()[0])
+    assert len(set(said)) == 1

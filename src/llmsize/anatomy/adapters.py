@@ -128,14 +128,19 @@ class LoRA(Adapter):
         left_out = fused and module.rsplit(".", 1)[-1] in FUSED_NAMES
         return not left_out and Adapter.adapts(self, module, role)
 
+    def check_rank(self, name: str, role: str, *dimensions: int) -> None:
+        """Raise `LLMSizeError` for a rank above those of a layer."""
+        if self.rank > min(dimensions) and role != "router":
+            raise LLMSizeError(
+                f"rank {self.rank:,} is above the dimensions of `{name}` "
+                f"({' to '.join(map(str, dimensions))})",
+                hint=f"a rank of at most {min(dimensions)} adds anything",
+            )
+
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`."""
         name, width, out = layer.name, x.shape[-1], layer.out
-        if self.rank > min(width, out) and layer.role != "router":
-            raise LLMSizeError(
-                f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
-                hint=f"a rank of at most {min(width, out)} adds anything",
-            )
+        self.check_rank(name, layer.role, width, out)
         trained = not self.fixed_down
         down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))

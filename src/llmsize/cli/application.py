@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
+from math import isnan
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from llmsize import __version__
 from llmsize.cli.answering import answer, load, parameters, write
 from llmsize.cli.declare import Declared, Option
+from llmsize.errors import LLMSizeError
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -52,8 +54,15 @@ def _for_typer(command: Callable[..., Any]) -> Callable[..., int]:
     """`command` with the options that every command has; its answer is written."""
 
     def shared(**values: Any) -> int:
+        for name, value in values.items():
+            if isinstance(value, float) and isnan(value):  # which is in every range of click
+                raise LLMSizeError(
+                    f"the value of `{options[name]}` is not a number", hint="write digits"
+                )
         return answer(command, values)
 
+    options = {p.name: " ".join(get_args(p.annotation)[1].names) for p in parameters(command)
+               if isinstance(get_args(p.annotation)[1], Declared)}  # fmt: skip
     made = [p.replace(annotation=_annotation(p)) for p in parameters(command)]
     shared.__name__, shared.__doc__ = command.__name__, command.__doc__
     shared.__annotations__ = {p.name: p.annotation for p in made}

@@ -146,6 +146,11 @@ def _choices(method: str, rank: int, targets: str, trained: int | None) -> Choic
         )
     chosen = method_named(method).name
     base = presets.get(Quantized, "nf4") if chosen in QUANTIZED else None
+    if chosen == "frozen":
+        raise LLMSizeError(
+            "how many layers are frozen?",
+            hint="give what is trained as a count: `--params 8B --trained 2B`",
+        )
     names = tuple(name.strip() for name in targets.split(",") if name.strip())
     return Choices(chosen, 1, 1, rank=rank, targets=names, base=base)
 
@@ -157,7 +162,7 @@ def _by_anatomy(
     context = seq_len or min(SEQUENCE, architecture.context_length or SEQUENCE)
     run = training_run(
         choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
-        presets.get(Optimizer, "adamw"),
+        presets.get(Optimizer, METHODS[choices.method].optimizer or "adamw"),
     )  # fmt: skip
     trace = run_forward(architecture, run.setting, outline=True)[0]
     weights = list(trace.weights.values())

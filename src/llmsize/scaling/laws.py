@@ -365,6 +365,11 @@ def _out_of_reach(law: ScalingLaw, relation: str, given: Mapping[str, float]) ->
         )
     others = [name for name in _given(relation) if name != "L"]
     lowest = floor(law, **{name: given[name] for name in others})
+    if given["L"] > lowest:
+        return LLMSizeError(
+            f"`{law.name}` says nothing about a loss of {given['L']:g} {law.loss_unit}",
+            hint="any model is better than that; ask for a lower loss",
+        )
     limit = f"with that many {_SPOKEN[others[0]]} it" if others else "it"
     return LLMSizeError(
         f"`{law.name}` cannot reach a loss of {given['L']:g} {law.loss_unit}",

@@ -44,13 +44,12 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
     except (OSError, ValueError) as failure:
         raise _refuse(path, _reason(failure)) from None
-    file = os.fdopen(descriptor, "rb")
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        file.close()
+        os.close(descriptor)
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise _refuse(path, f"it is {what}, not a file")
-    return file, status.st_size
+    return os.fdopen(descriptor, "rb"), status.st_size
 
 
 _BINARY: int = getattr(os, "O_BINARY", 0)

@@ -58,6 +58,7 @@ def adapters(question: Serving, count: int, lora: LoRA) -> Term:
         name = weight.name.removesuffix(".weight")
         linear = len(weight.shape) == 2 and weight.role not in ("embedding", "position")
         if linear and lora.adapts(name, weight.role):
+            lora.check_rank(name, weight.role, *weight.shape)
             size += sum(weight.shape)
     return term(
         "LoRA adapters", "adapters * rank * channels * element", unit="bytes",
