@@ -26,7 +26,7 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
-from llmsize.planning.fits import Band, largest, largest_near, smallest, verdict
+from llmsize.planning.fits import Band, approached, largest_near, smallest, verdict
 from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
@@ -465,15 +465,18 @@ def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> C
     if (title, job) in NOT_SO:
         return Absent(NOT_SO[title, job])
 
-    def holds(steps: int) -> bool:
-        model = _typical(steps * STEP)
-        return estimated(model, work, job, machine.devices).value <= machine.usable.value
+    budget, each = machine.usable.value, _least(work, job) * STEP / machine.devices
 
-    # what the weights alone allow is near: few shapes are traced from a quarter of it upwards
-    allowed = machine.usable.value * machine.devices / _least(work, job)
-    near = min(max(int(allowed / 4 / STEP), 1), MOST // STEP)
-    found = largest(holds, lowest=near, highest=MOST // STEP) or largest(holds, highest=near)
-    if found is None:
+    def need(steps: int) -> float:
+        return estimated(_typical(steps * STEP), work, job, machine.devices).value
+
+    # what the weights alone allow is near, and whoever starts from there traces few shapes
+    allowed = min(max(int(budget / each), 1), MOST // STEP)
+    guess = max(allowed // 4, 1)
+    if job != "inference":
+        guess = approached(need, budget, allowed, each, highest=MOST // STEP)
+    found = largest_near(lambda steps: need(steps) <= budget, guess, highest=MOST // STEP)
+    if need(found) > budget:
         return Absent("not even a million parameters fit")
     return fact(
         "parameters", found * STEP, unit="parameters", grade="assumed",

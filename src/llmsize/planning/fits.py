@@ -97,11 +97,34 @@ def largest(holds: Callable[[int], bool], *, lowest: int = 1, highest: int = HIG
 def largest_near(
     holds: Callable[[int], bool], guess: int, *, lowest: int = 1, highest: int = HIGHEST
 ) -> int:
-    """The same where `lowest` holds and a `guess` is at hand: the better, the fewer questions."""
+    """The same where a `guess` is at hand: the better, the fewer questions.
+
+    It is `lowest` where that does not hold either.
+    """
     guess, step = min(max(guess, lowest), highest), 1
     while guess > lowest and not holds(guess):
         guess, step, highest = max(guess - step, lowest), step * 2, guess - 1
     return largest(holds, lowest=guess, highest=highest) or guess
+
+
+def approached(
+    need: Callable[[int], float], budget: float, guess: int, each: float,
+    *, lowest: int = 1, highest: int = HIGHEST,
+) -> int:  # fmt: skip
+    """A value that needs about the budget: three steps of the secant method from a `guess`.
+
+    `each` is about what one more needs, above zero, and is corrected on the way.
+    """
+    needed = need(guess)
+    for _ in range(3):
+        last, before = guess, needed
+        guess = min(max(guess + int((budget - needed) // each), lowest), highest)
+        if guess == last:
+            break
+        needed = need(guess)
+        slope = (needed - before) / (guess - last)
+        each = slope if slope > 0 else each
+    return guess
 
 
 def smallest(
