@@ -16,7 +16,7 @@ class Architecture:
     name: str
     family: str
     """The `model_type`; it selects the forward pass in `anatomy/families/`."""
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(hash=False)
     """The fields of `config.json` in Hugging Face naming; a nested text model is unfolded."""
     source: str
     title: str = ""
@@ -38,5 +38,5 @@ class Architecture:
     grade: Grade = "exact"
     """`assumed` where the shape was guessed."""
     note: str = ""
-    stored: Mapping[str, Any] = field(default_factory=dict)
+    stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`quantization_config` of the checkpoint, if it has one."""

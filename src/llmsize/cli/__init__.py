@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
 
-RARELY = 50_000
+RARELY = 1_000_000
 """New objects between two searches for garbage. Hardly anything that starts up is garbage, and
-looking for it at the usual 700 takes a tenth of the time of an estimate."""
+looking for it at the usual 700 takes a tenth of the time of an estimate; so many objects, of all
+traces of a catalogue, are some 130 MB."""
 
 _NOT_COMMANDS = {"__init__", "answering", "application", "asking", "declare", "direct", "options"}
 

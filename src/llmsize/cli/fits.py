@@ -180,10 +180,10 @@ def _exact(model: Subject, work: Workload, job: Job, devices: int) -> Term:
         return serving(model, work, partial(presets.get, Engine), devices)
     if job == "full training" and not work.storage.trainable:
         return estimated(model, work, job, devices)
-    return tuning(_step(model, work, job), devices)
+    return tuning(_step(model.architecture, work, job), devices)
 
 
-def _step(model: Subject, work: Workload, job: Job) -> Question:
+def _step(model: Architecture, work: Workload, job: Job) -> Question:
     """The training step that `llmsize train --recompute full` is asked about."""
     recipe, full = work.storage.recipe, job == "full training"
     method = "full" if full else "qlora" if recipe else "lora"
@@ -193,7 +193,7 @@ def _step(model: Subject, work: Workload, job: Job) -> Question:
     )  # fmt: skip
     precision = work.precision if full else presets.get(Precision, "pure-16bit")
     stack = presets.get(Stack, "transformers")
-    return Question(model.architecture, choices, stack, precision, work.optimizer)
+    return Question(model, choices, stack, precision, work.optimizer)
 
 
 def _asked(
@@ -297,7 +297,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
     if job != "inference" and machine.devices == 1:
         from llmsize.cli.train import advice
 
-        return (advice(_step(model, work, job), int(budget)), *told)
+        return (advice(_step(model.architecture, work, job), int(budget)), *told)
 
     def enough(changed: Workload) -> bool:
         return _exact(model, changed, job, machine.devices).value <= budget
@@ -507,15 +507,17 @@ def _catalogue(
         return overview.subject(models[model])
 
     def size(model: Architecture, title: str) -> int | None:
-        least = (model.published_parameters or 0) * _least(works[title], job) / devices
+        work = works[title]
+        least = (model.published_parameters or 0) * _least(work, job) / devices
         if least > budget * (1 + band):
             return int(least)
         try:
-            if job == "inference":
-                held = sum(part.value for part in _held(traced(model.name), works[title]))
-                if held > budget * devices:
-                    return int(held)
-            return int(_exact(traced(model.name), works[title], job, devices).value)
+            if job != "inference":
+                return int(tuning(_step(model, work, job), devices).value)
+            held = sum(part.value for part in _held(traced(model.name), work))
+            if held > budget * devices:
+                return int(held)
+            return int(_exact(traced(model.name), work, job, devices).value)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
 

@@ -7,6 +7,7 @@ holds what every layer stores; peaks are of allocated bytes, weights and cache i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.architecture import Architecture
@@ -30,8 +31,12 @@ class Generation:
     decode_peak: int
 
 
+@lru_cache(maxsize=8)
 def generation(architecture: Architecture, setting: Setting) -> Generation:
-    """Run the prompt of `setting` and then one more token. Raises `LLMSizeError`."""
+    """Run the prompt of `setting` and then one more token. Raises `LLMSizeError`.
+
+    The same for every way of storing weights that are computed in one format, so it is remembered.
+    """
     setting = setting._replace(training=False, cache=True)
     prompt, prompt_parts = _run(architecture, setting)
     token = setting._replace(sequence=1, past=setting.sequence, last_logits=True)
