@@ -7,6 +7,8 @@ and deaths of tensors), so those are shown beside it: unlike time, they are the 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +51,19 @@ BUDGETS = {
 COUNTING = {"llama-3-8b": 1.0, "deepseek-v3": 3.0, "jamba-v0.1": 3.0}
 """The same for counting its parameters."""
 
+SEARCHING = {
+    "--vram 16GB": 1000.0,
+    "--vram 80GB": 1200.0,
+    "--vram 80GB --job full": 1000.0,
+    "--vram 80GB --job lora": 1700.0,
+    "--vram 80GB --job qlora": 1300.0,
+    "--vram 24GB --all": 3000.0,
+    "--vram 80GB --job qlora --all": 5700.0,
+}
+"""The same for `llmsize fits`, which searches the catalogue: a whole process with its start."""
+SEARCHES = 2
+"""Runs of each."""
+
 
 class Line(NamedTuple):
     """One measurement."""
@@ -56,17 +71,32 @@ class Line(NamedTuple):
     what: str
     milliseconds: float
     budget: float
-    events: int
+    events: int = 0
+    """Of the trace; none are counted where there are many."""
 
 
-def least(ask: Callable[[], object], runs: int) -> float:
+def least(
+    ask: Callable[[], object], runs: int, clock: Callable[[], float] = time.process_time
+) -> float:
     """Milliseconds of processor time of the fastest of some runs."""
     took = []
     for _ in range(runs):
-        begin = time.process_time()
+        begin = clock()
         ask()
-        took.append(time.process_time() - begin)
+        took.append(clock() - begin)
     return min(took) * 1000
+
+
+def children() -> float:
+    """Seconds of processor time of all processes that were started and have ended."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
+def search(words: str) -> None:
+    """Ask `llmsize fits` in a process of its own."""
+    command = [sys.executable, "-m", "llmsize", "fits", *words.split()]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def events(model: Architecture, setting: Setting) -> int:
@@ -90,6 +120,9 @@ def lines(runs: int) -> Iterator[Line]:
         model = presets.get(Architecture, name)
         took = least(lambda model=model: count(traced(model).weights.values()), runs)
         yield Line(f"{name}, parameters", took, budget, len(traced(model).events))
+    for words, budget in SEARCHING.items():
+        took = least(lambda words=words: search(words), min(runs, SEARCHES), children)
+        yield Line(f"fits {words}", took, budget)
 
 
 def main() -> int:
