@@ -26,7 +26,7 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
-from llmsize.planning.fits import Band, approached, largest_near, smallest, verdict
+from llmsize.planning.fits import Band, approached, largest, largest_near, smallest, verdict
 from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
@@ -470,13 +470,18 @@ def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> C
     def need(steps: int) -> float:
         return estimated(_typical(steps * STEP), work, job, machine.devices).value
 
+    def holds(steps: int) -> bool:
+        return need(steps) <= budget
+
     # what the weights alone allow is near, and whoever starts from there traces few shapes
-    allowed = min(max(int(budget / each), 1), MOST // STEP)
-    guess = max(allowed // 4, 1)
-    if job != "inference":
-        guess = approached(need, budget, allowed, each, highest=MOST // STEP)
-    found = largest_near(lambda steps: need(steps) <= budget, guess, highest=MOST // STEP)
-    if need(found) > budget:
+    most, allowed = MOST // STEP, min(max(int(budget / each), 1), MOST // STEP)
+    if job == "inference":  # the cache leaps with the shape's heads: from a quarter upwards
+        near = max(allowed // 4, 1)
+        found = largest(holds, lowest=near, highest=most) or largest(holds, highest=near)
+    else:
+        guess = approached(need, budget, allowed, each, highest=most)
+        found = largest_near(holds, guess, highest=most)
+    if found is None or not holds(found):
         return Absent("not even a million parameters fit")
     return fact(
         "parameters", found * STEP, unit="parameters", grade="assumed",
