@@ -56,7 +56,7 @@ def test_formulas_agree_with_the_step_that_is_walked(name: str, job: Job) -> Non
     """On one device and on many, what stands in for a bare count is within 15 % of the model's."""
     subject = overview.subject(model(name))
     work = workload(options.storage("nf4" if job == "QLoRA" else "bf16"), 1, 2048)
-    question = fits_step(subject, work, job)
+    question = fits_step(model(name), work, job)
     for devices in (1, 2, 8, 64):
         formula = estimated(subject, work, job, devices).value
         assert formula == pytest.approx(tuning(question, devices).value, rel=0.15)
