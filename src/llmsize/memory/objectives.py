@@ -8,8 +8,7 @@ their turn before it, and the peak of the step is the highest of all moments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.trace import Objective as Head
@@ -24,8 +23,7 @@ Reference = Literal["model", "adapter", "precomputed", "none"]
 computed before training; or none at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
+class Objective(NamedTuple):
     """What is trained for."""
 
     name: str
@@ -67,8 +65,7 @@ OBJECTIVES = {objective.name: objective for objective in _KNOWN}
 SFT, CRITIC = OBJECTIVES["sft"], OBJECTIVES["reward"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(NamedTuple):
     """How the model writes what it is trained on."""
 
     sequences: int
@@ -125,8 +122,7 @@ def _bytes(name: str, value: int, note: str = "") -> Term:
     return Term(name, value, "bytes", source="the anatomy of the model", note=note)
 
 
-@dataclass(frozen=True, slots=True)
-class Companions:
+class Companions(NamedTuple):
     """The other models of a step, and how a trained one is set up."""
 
     architecture: Architecture
