@@ -477,7 +477,7 @@ def chunked_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tensor]) 
     """
     size = -(-t.sequence // t.setting.loss_chunks)
     sizes = [min(size, t.sequence - start) for start in range(0, t.sequence, size)]
-    parts = [project(ops.contiguous(t, part)) for part in ops.split_tokens(t, hidden, *sizes)]
+    parts = [project(ops.contiguous(t, part)) for part in ops.split(t, hidden, *sizes, dim=1)]
     targets, total = shifted_labels(t), None
     for part in parts:
         if t.setting.compiled_loss:

@@ -15,19 +15,19 @@ from llmsize.anatomy.layout import channels_last, row_major
 from llmsize.anatomy.operations import GradList, attach, first, keep_output, laid_out
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import BOOL, FP32, Format
+from llmsize.formats import BOOL, Format
 
 # --- elementwise ----------------------------------------------------------------------------------
 
 
 def exp(t: Tape, x: Tensor) -> Tensor:
     """Keeps its output. Under autocast it runs in fp32."""
-    return ops.unary(t, "exp", ops.to(t, x, FP32) if t.autocast else x, keeps="output")
+    return ops.unary(t, "exp", ops.in_fp32(t, x), keeps="output")
 
 
 def softplus(t: Tape, x: Tensor) -> Tensor:
     """`log(1 + exp(x))` in one kernel; keeps its input. Under autocast it runs in fp32."""
-    return ops.unary(t, "softplus", ops.to(t, x, FP32) if t.autocast else x, keeps="input")
+    return ops.unary(t, "softplus", ops.in_fp32(t, x), keeps="input")
 
 
 def either(t: Tape, mask: Tensor, x: Tensor, other: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Norms and softmax: what autocast runs in fp32."""
+
+from __future__ import annotations
+
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.operations.elementwise import to, unary
+from llmsize.anatomy.operations.rules import GradList, attach, first, keep_output
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
+from llmsize.formats import FP32, Format
+
+
+def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm in one kernel: keeps its input, the mean and the reciprocal deviation in fp32."""
+    weights = [w for w in (weight, bias) if w is not None]
+    if t.autocast:
+        x, *weights = (to(t, part, FP32) for part in (x, *weights))
+    node = t.record(_layer_norm_backward, (x, *weights), (x, *weights), [w.shape for w in weights])
+    out = attach(t.new("layer_norm", x.shape, x.format), node)
+    for _ in ("mean", "rstd"):
+        keep_output(t, node, t.new("layer_norm", (*x.shape[:-1], 1), FP32))
+    return out
+
+
+def _layer_norm_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    to_x = t.new("layer_norm_backward", grad.shape, grad.format) if node.needs(0) else None
+    return (to_x, *[t.new("layer_norm_backward", s, grad.format) if node.needs(i + 1) else None
+                    for i, s in enumerate(node.context)])  # fmt: skip
+
+
+def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
+    """A norm in one kernel: keeps its input and one fp32 number a token; makes only its result.
+
+    Liger-Kernel v0.6, ops/rms_norm.py; torch's `_fused_rms_norm`.
+    """
+    node = t.record(_layer_norm_backward, (x, *weights), (x,), [w.shape for w in weights])
+    out = attach(t.new("fused_norm", x.shape, x.format), node, x)
+    keep_output(t, node, t.new("fused_norm", (*x.shape[:-1], 1), FP32))
+    return out
+
+
+def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
+    """Softmax over the last dimension, computed in `format`; keeps its output."""
+    if t.autocast and format is None:
+        format = FP32
+    converted = to(t, x, format) if format else x
+    return unary(t, "softmax", converted, keeps="output")

@@ -1,0 +1,207 @@
+"""Matrix products and convolutions: what autocast runs in 16 bit."""
+
+from __future__ import annotations
+
+from math import prod
+
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.layout import viewed
+from llmsize.anatomy.operations.elementwise import add, scale, to
+from llmsize.anatomy.operations.rules import GradList, attach, broadcast, first
+from llmsize.anatomy.operations.shapes import copy, expand
+from llmsize.anatomy.tape import Parameter, Tape
+from llmsize.anatomy.tensor import Shape, Tensor
+from llmsize.formats import FP16, FP32, INT8, INT32
+
+
+def cast(t: Tape, x: Tensor) -> Tensor:
+    """`x` as autocast hands it to a matrix product; a trained weight's copy is made once.
+
+    A view of a weight is copied for every use.
+    """
+    if t.autocast is None or x.format is t.autocast or x.format is not FP32:
+        return x
+    if not isinstance(x, Parameter) or x.node is None:
+        return to(t, x, t.autocast)
+    copy = t.casts.get(id(x))
+    if copy is None:
+        copy = to(t, x, t.autocast)
+        assert copy.storage is not None
+        copy.storage.becomes("cast")
+        if not x.viewed:
+            t.casts[id(x)] = copy
+    return copy
+
+
+def matmul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """Batched `a @ b` over the last two dimensions; keeps the factor the other one needs."""
+    b = cast(t, b)
+    a = cast(t, a)
+    casts = a, b  # which live as long as the product takes
+    outer = broadcast(a.shape[:-2], b.shape[:-2])
+    a = batched(t, expand(t, a, *outer, *a.shape[-2:]))
+    b = batched(t, expand(t, b, *outer, *b.shape[-2:]))
+    out = bmm(t, a, b)
+    del casts
+    return out
+
+
+def bmm(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of stacks of matrices as they are; keeps the factor the other one needs."""
+    b = cast(t, b)
+    a = cast(t, a)
+    node = t.record(
+        _matmul_backward,
+        (a, b),
+        (b if a.node is not None else None, a if b.node is not None else None),
+        (a.shape, b.shape),
+    )
+    return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
+
+
+def batched(t: Tape, x: Tensor) -> Tensor:
+    """`x` with all dimensions but the last two seen as one, which may take a copy."""
+    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-2]), *x.shape[-2:]))
+    return x if possible else copy(t, x)
+
+
+def flat(t: Tape, x: Tensor) -> Tensor:
+    """`x` with all dimensions but the last one seen as one, which may take a copy."""
+    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-1]), x.shape[-1]))
+    return x if possible else copy(t, x)
+
+
+def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = batched(t, first(grads))
+    grads.clear()  # a view of the product made the copy, and has let go of what came
+    a_shape, b_shape = node.context
+    to_b = _product(t, "bmm_backward", b_shape, grad) if node.needs(1) else None
+    return _product(t, "bmm_backward", a_shape, grad) if node.needs(0) else None, to_b
+
+
+def _product(t: Tape, operation: str, shape: Shape, grad: Tensor) -> Tensor:
+    """A gradient that a matrix product gives, seen in the shape of what it is for."""
+    return t.new(operation, shape, grad.format).view(*shape)
+
+
+def linear(
+    t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: int | None = None
+) -> Tensor:
+    """`x @ weight.T + bias`; keeps its input if the weight is trained, the weight if the input is.
+
+    `out` is the number of output features where the weight is stored the other way round.
+    """
+    bias = cast(t, bias) if bias is not None else None
+    weight = cast(t, weight)
+    x = flat(t, cast(t, x))
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    saved = (x if weight.node is not None else None, weight if x.node is not None else None)
+    node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))
+    return attach(t.new("mm", (*x.shape[:-1], out or weight.shape[0]), x.format), node)
+
+
+def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = flat(t, first(grads))
+    grads.clear()  # a view of the product made the copy, and has let go of what came
+    x_shape, weight_shape = node.context
+    if len(node.edges) == 3:  # addmm: the bias's gradient is summed from what came
+        to_x = _product(t, "mm", x_shape, grad) if node.needs(0) else None
+        return to_x, _product(t, "mm", weight_shape, grad) if node.needs(1) else None, grad
+    to_weight = _product(t, "mm", weight_shape, grad) if node.needs(1) else None
+    return _product(t, "mm", x_shape, grad) if node.needs(0) else None, to_weight
+
+
+def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -> Tensor:
+    """A linear layer of each expert for the rows of its tokens, which end at `ends`.
+
+    One product for all (`torch.nn.functional.grouped_mm`); autocast leaves it alone.
+    """
+    x = to(t, x, weight.format)
+    saved = (x if weight.node is not None else None, weight if x.node is not None else None)
+    node = t.record(_linear_backward, (x, weight), (*saved, ends), (x.shape, weight.shape))
+    return attach(t.new("grouped_mm", (x.shape[0], out), x.format), node)
+
+
+def dequantized_linear(
+    t: Tape, x: Tensor, weight: Tensor, out: int, *, keeps_input: bool = False
+) -> Tensor:
+    """`x @ weight.T` for a frozen weight that is stored quantized.
+
+    It is brought back to 16 bit for the product and let go of; so again in the backward pass
+    (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit).
+    """
+    saved = (x,) if keeps_input else ()
+    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight))
+    whole = t.new("dequantize", weight.shape, x.format)
+    result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
+    del whole
+    return result
+
+
+def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
+    """`x @ weight.T` in int8 for a frozen weight in int8: `x` is quantized for it, and kept.
+
+    The weight is brought back to 16 bit in the backward pass only (bitsandbytes v0.50,
+    bitsandbytes/autograd/_functions.py, MatMul8bitLt); outliers are not counted.
+    """
+    node = t.record(_dequantized_backward, (x,), (x,), (x.shape, weight))
+    half = to(t, Tensor(x.shape, x.format, x.storage), FP16)
+    quantized = t.new("int8_vectorwise_quant", x.shape, INT8)
+    del half
+    product = t.new("int8_linear_matmul", (*x.shape[:-1], out), INT32)
+    result = attach(t.new("int8_mm_dequant", product.shape, x.format), node)
+    del quantized, product
+    return result
+
+
+def _dequantized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    shape, weight = node.context
+    whole = t.new("dequantize", weight.shape, grad.format)
+    to_x = t.new("mm", shape, grad.format)
+    del whole
+    return (to_x,)
+
+
+def merged_adapter(t: Tape, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """`weight + up @ down` as a tensor of its own, from their product in the factors' format."""
+    change = to(t, scale(t, linear(t, up, down, out=weight.shape[1])), weight.format)
+    return add(t, weight, change)
+
+
+def add_product(t: Tape, base: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`base + scale * a @ b` in one kernel (`baddbmm`), broadcast; keeps the factors."""
+    base, a, b = (cast(t, x) for x in (base, a, b))
+    node = t.record(_add_product_backward, (a, b), (a, b))
+    shape = broadcast(base.shape, (*a.shape[:-1], b.shape[-1]))
+    return attach(t.new("baddbmm", shape, a.format), node)
+
+
+def _add_product_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    made: list[Tensor | None] = []
+    for index, factor in enumerate(node.saved):
+        assert factor is not None
+        if not node.needs(index):
+            made.append(None)
+            continue
+        product = t.new("bmm_backward", factor.shape, first(grads).format)
+        made.append(t.new("mul", factor.shape, first(grads).format))
+        del product
+    return made
+
+
+def convolution(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    """A convolution along the last dimension; keeps its input and weight."""
+    offsets = [cast(t, bias)] if bias is not None else []
+    weight = cast(t, weight)
+    inputs = [cast(t, x), weight, *offsets]
+    node = t.record(_convolution_backward, inputs, inputs[:2], [i.shape for i in inputs])
+    return attach(t.new("convolution", shape, inputs[0].format), node)
+
+
+def _convolution_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return [
+        t.new("convolution_backward", shape, grad.format) if node.needs(index) else None
+        for index, shape in enumerate(node.context)
+    ]

@@ -1,0 +1,94 @@
+"""Operations that make one number of many."""
+
+from __future__ import annotations
+
+from llmsize.anatomy.autograd import Grads, Node, Rule
+from llmsize.anatomy.layout import row_major
+from llmsize.anatomy.operations.rules import (
+    GradList,
+    attach,
+    first,
+    keep_output,
+    whole_backward,
+)
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
+from llmsize.formats import FP32
+
+
+def mean(t: Tape, x: Tensor) -> Tensor:
+    """The mean over the last dimension, which stays as 1."""
+    node = t.record(whole_backward, (x,), (), ("mean_backward", x.shape))
+    return attach(t.new("mean", (*x.shape[:-1], 1), x.format), node, x)
+
+
+def spread(t: Tape, x: Tensor) -> Tensor:
+    """The standard deviation over the last dimension, which stays as 1; keeps both."""
+    return _measure(t, "std", x, _spread_backward)
+
+
+def _measure(t: Tape, operation: str, x: Tensor, backward: Rule) -> Tensor:
+    node = t.record(backward, (x,), (x,))
+    out = attach(t.new(operation, (*x.shape[:-1], 1), x.format), node)
+    keep_output(t, node, out)
+    return out
+
+
+def _spread_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad, x = first(grads), node.saved[0]
+    assert x is not None
+    centred = t.new("sub", x.shape, grad.format)
+    out = t.new("std_backward", x.shape, grad.format)
+    del centred
+    return (out,)
+
+
+def length(t: Tape, x: Tensor) -> Tensor:
+    """The Euclidean length of the last dimension, which stays as 1; keeps both."""
+    return _measure(t, "linalg_vector_norm", x, _length_backward)
+
+
+def _length_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad, x = first(grads), node.saved[0]
+    assert x is not None
+    ratio = t.new("div", grad.shape, grad.format)
+    filled = t.new("masked_fill", grad.shape, grad.format)
+    out = t.new("norm_backward", x.shape, grad.format)
+    del ratio, filled
+    return (out,)
+
+
+def total(t: Tape, x: Tensor) -> Tensor:
+    """The sum over the last dimension, which stays as 1; its gradient is expanded as a view."""
+    node = t.record(_total_backward, (x,), (), x.shape)
+    return attach(t.new("sum", (*x.shape[:-1], 1), x.format), node)
+
+
+def _total_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return (Tensor(node.context, grad.format, grad.storage),)
+
+
+def sum_over(t: Tape, x: Tensor, dim: int, *, keep: bool = False) -> Tensor:
+    """The sum over one dimension, which stays as 1 if asked to; its gradient is a view."""
+    node = t.record(_total_backward, (x,), (), x.shape)
+    left = (1,) if keep else ()
+    return attach(t.new("sum", (*x.shape[:dim], *left, *x.shape[dim + 1 :]), x.format), node)
+
+
+def sum_first(t: Tape, x: Tensor) -> Tensor:
+    """The sum over the first dimension, in fp32 under autocast; its gradient is a view."""
+    node = t.record(_sum_first_backward, (x,), (), x.shape)
+    return attach(t.new("sum", x.shape[1:], FP32 if t.autocast else x.format), node)
+
+
+def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    strides = (0, *(grad.strides or row_major(grad.shape)))
+    return (Tensor(node.context, grad.format, grad.storage, strides=strides),)
+
+
+def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
+    """Every `chosen` rows summed; the gradient is copied for each of them."""
+    node = t.record(whole_backward, (x,), (), ("copy", x.shape))
+    return attach(t.new("sum", (x.shape[0] // chosen, *x.shape[1:]), x.format), node)
