@@ -18,7 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format, matrix_bytes
 from llmsize.memory.kv_cache import CachePolicy, pool_token_bytes
 from llmsize.memory.llamacpp import Buffers, Model, Server, buffers, cache_bytes
-from llmsize.memory.llamacpp.gguf import gguf, header_bytes, layer_caches, model
+from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
 from llmsize.memory.weights import Checkpoint, Recipe, formats_of, weight_bytes
 from llmsize.sources.config import architecture
 
@@ -95,6 +95,30 @@ def _gguf(name: str, directory: Path) -> Checkpoint:
     return gguf(*_model(name, directory))
 
 
+TEXT = {"sentencepiece": 7.4, "byte level": 9.2}
+"""Bytes of a token's text, the median of 4 and of 10 published files (one of 2024 has 18)."""
+
+MERGES = {128_256: 280_147}
+"""Merges of a byte-level vocabulary of that size, where they are not one for a token.
+
+Neither `config.json` nor the weights say. Llama 3's are made from ranks, and join a token in every
+way there is (the log of a loaded file: github.com/ggml-org/llama.cpp/pull/6745).
+"""
+
+
+def _header_bytes(file: Checkpoint) -> float:
+    """The vocabulary in front of the tensors (github.com/ggml-org/ggml, docs/gguf.md).
+
+    A string is its text after 8 bytes of length. A token has one, its type in 4 bytes, and in
+    sentencepiece a score in 4 more; a byte-level one has merges, each a string of two parts.
+    """
+    tokens = next(w.shape[0] for w in file.weights if w.role == "embedding")
+    if file.family.startswith("gemma") or tokens < 40_000:
+        return tokens * (8 + TEXT["sentencepiece"] + 4 + 4)
+    merges = MERGES.get(tokens, tokens)
+    return tokens * (8 + TEXT["byte level"] + 4) + merges * (8 + TEXT["byte level"] + 1)
+
+
 def gguf_sizes(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
     """Bytes of all tensors, exact in dry runs; sizes of published files, which have a header."""
     for row in rows:
@@ -110,7 +134,7 @@ def gguf_sizes(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
                 file, recipe, _format, own=FP32, imatrix=row["imatrix"] == "yes" or unsaid
             )
             tensors = sum(weight_bytes(weight, format) for weight, format in stored)
-            header = header_bytes(file).value
+            header = _header_bytes(file)
         yield from _sizes(row, name, tensors, header)
 
 

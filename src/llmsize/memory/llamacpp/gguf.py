@@ -17,7 +17,6 @@ from llmsize.formats import FP32
 from llmsize.memory.llamacpp.buffers import Model
 from llmsize.memory.llamacpp.forward import Decoder, Routing
 from llmsize.memory.weights import Checkpoint, FormatOf, Recipe, Weight, checkpoint, formats_of
-from llmsize.term import Term, term
 
 FAMILIES = {
     "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3", "qwen3_moe": "qwen3moe",
@@ -426,29 +425,3 @@ def _router_biases(source: Checkpoint) -> Iterator[Weight]:
             if weight.role == "router":
                 name = f"blk.{weight.layer}.exp_probs_b.bias"
                 yield Weight(name, weight.shape[:1], "bias", weight.layer)
-
-
-HEADER_BYTES_PER_TOKEN = {"sentencepiece": 23.3, "llama 3": 61.1, "byte level": 39.2}
-"""Bytes of the header for every token of the vocabulary, merges included: medians of the published
-files of Llama-2, Mistral, Phi-3 and Gemma-2; of Llama-3.x; of Qwen2.5 and Granite (14 files, within
-10 %; one file of 2024 with another header is 43 % off)."""
-
-
-def header_bytes(file: Checkpoint) -> Term:
-    """Metadata and vocabulary in front of the tensors, by the kind of tokenizer."""
-    tokens = next(w.shape[0] for w in file.weights if w.role == "embedding")
-    kind = "byte level"
-    if file.family.startswith("gemma") or tokens < 40_000:
-        kind = "sentencepiece"
-    elif tokens == 128_256:
-        kind = "llama 3"
-    return term(
-        "header",
-        "tokens * bytes_per_token",
-        unit="bytes",
-        grade="fitted",
-        source="published files of 8 models",
-        note=f"{kind} vocabulary",
-        tokens=tokens,
-        bytes_per_token=HEADER_BYTES_PER_TOKEN[kind],
-    )
