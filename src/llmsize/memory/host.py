@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from llmsize.anatomy import Trace, run_forward
 from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
+from llmsize.memory.timeline import counted
 from llmsize.memory.training import (
     TrainingRun,
     critic,
@@ -37,7 +38,7 @@ def host_memory(architecture: Architecture, run: TrainingRun) -> Term:
     trace, _ = run_forward(architecture, run.setting, outline=True)
     parts = list(_resident(trace, run))
     if run.setting.offload_checkpoints:
-        parts.append(_bytes("offloaded checkpoints", _checkpoints(trace)))
+        parts.append(counted("offloaded checkpoints", _checkpoints(trace)))
     if run.objective.critic and run.offload != "none":
         below = host_memory(architecture, critic(run))
         parts.append(total("value model", *below.parts, unit="bytes"))
@@ -87,22 +88,22 @@ def _resident(trace: Trace, run: TrainingRun) -> Iterator[Term]:
     trained = _trained(trace)
     copies = sum(stepped_bytes(weight, run) for weight in trained)
     pinned = [trained]  # the gradients
-    yield _bytes("optimizer states", sum(states(weight, run) for weight in trained),
-                 run.optimizer.title)  # fmt: skip
+    held = sum(states(weight, run) for weight in trained)
+    yield counted("optimizer states", held, run.optimizer.title, OFFLOAD)
     if run.precision.master:
-        yield _bytes("master weights", copies, run.precision.title)
+        yield counted("master weights", copies, run.precision.title, OFFLOAD)
         pinned.append(trained)
     elif run.offload == "optimizer":
-        yield _bytes("weights to step on", copies, "a copy in the weights' format")
+        yield counted("weights to step on", copies, "a copy in the weights' format", OFFLOAD)
         pinned.append(trained)
-    yield _bytes("gradients", copies, "in the format of the weights that are stepped on")
+    yield counted("gradients", copies, "in the format of the weights that are stepped on", OFFLOAD)
     rounded = sum(_rounding(stepped_bytes(w, run), w) for each in pinned for w in each)
     if run.offload == "parameters":
         weights = list(trace.weights.values())
-        yield _bytes("weights", sum(stored(weight, run.setting) for weight in weights))
+        yield counted("weights", sum(stored(weight, run.setting) for weight in weights))
         rounded += sum(_rounding(stored(weight, run.setting), weight) for weight in weights)
     if run.optimizer.layout == "low_rank":
-        yield _bytes("optimizer scratch", projection(trained, run))
+        yield counted("optimizer scratch", projection(trained, run))
     yield Term("rounding of pinned blocks", rounded, "bytes", source=PINNED, grade="formula",
                note="each pinned tensor takes a power of two; flat buffers less")  # fmt: skip
 
@@ -121,8 +122,3 @@ def _checkpoints(trace: Trace) -> int:
 
 def _trained(trace: Trace) -> list[Parameter]:
     return [weight for weight in trace.weights.values() if weight.node is not None]
-
-
-def _bytes(name: str, value: int, note: str = "") -> Term:
-    return Term(name, value, "bytes", source=OFFLOAD if note else "the anatomy of the model",
-                note=note)  # fmt: skip

@@ -15,7 +15,7 @@ from llmsize.anatomy.trace import Objective as Head
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import FP32, INT64
-from llmsize.memory.timeline import peak, stretches
+from llmsize.memory.timeline import counted, peak, stretches
 from llmsize.term import Term, total
 
 Reference = Literal["model", "adapter", "precomputed", "none"]
@@ -118,10 +118,6 @@ def reference_named(name: str) -> Reference:
     )
 
 
-def _bytes(name: str, value: int, note: str = "") -> Term:
-    return Term(name, value, "bytes", source="the anatomy of the model", note=note)
-
-
 class Companions(NamedTuple):
     """The other models of a step, and how a trained one is set up."""
 
@@ -135,11 +131,11 @@ class Companions(NamedTuple):
     def resident(self) -> Iterator[Term]:
         """Frozen models that live through the step."""
         if self.reference == "model":
-            yield _bytes("reference model", self._weights(self.objective.head))
+            yield counted("reference model", self._weights(self.objective.head))
         if self.objective.critic:
-            yield _bytes("reward model", self._weights("score"))
+            yield counted("reward model", self._weights("score"))
         if self.rollout and self.rollout.engine and not self.rollout.sleeps:
-            yield _bytes("engine of the rollouts", self.rollout.engine)
+            yield counted("engine of the rollouts", self.rollout.engine)
 
     def moments(self, kept: int) -> Iterator[Term]:
         """The highest moments of what runs besides the trained pass, above what is resident.
@@ -153,8 +149,8 @@ class Companions(NamedTuple):
         if not self.rollout and self.reference in ("model", "adapter"):
             reading = self._read(self.objective.head, self.setting.batch)
             yield total(
-                "reference", _bytes("kept by the policy", kept),
-                _bytes("reference's pass", reading), unit="bytes",
+                "reference", counted("kept by the policy", kept),
+                counted("reference's pass", reading), unit="bytes",
             )  # fmt: skip
 
     def _frozen(self, head: Head, batch: int) -> Setting:
@@ -176,14 +172,14 @@ class Companions(NamedTuple):
         heads: list[Head] = ["score"] if self.objective.critic else []
         if self.reference in ("model", "adapter"):
             heads.append(self.objective.head)
-        yield _bytes("a frozen model's pass", max(self._read(h, rollout.scored) for h in heads))
+        yield counted("a frozen model's pass", max(self._read(h, rollout.scored) for h in heads))
         if self.objective.critic:
-            yield _bytes("logits of the rollouts", self._logits(rollout))
+            yield counted("logits of the rollouts", self._logits(rollout))
 
     def _rollouts(self, rollout: Rollout) -> Iterator[Term]:
         if rollout.engine:
             if rollout.sleeps:
-                yield _bytes("engine of the rollouts", rollout.engine)
+                yield counted("engine of the rollouts", rollout.engine)
             return
         whole = self.setting.sequence
         written = self.setting._replace(
@@ -193,10 +189,10 @@ class Companions(NamedTuple):
         prompt = _highest(self._run(written._replace(sequence=whole - rollout.completion)))
         cache = _cached(self._run(written._replace(sequence=whole - 1)))
         token = _highest(self._run(written._replace(sequence=1, past=whole - 1)))
-        yield _bytes("token ids", INT64.block_bytes * rollout.sequences * whole)
+        yield counted("token ids", INT64.block_bytes * rollout.sequences * whole)
         if self.objective.critic:
-            yield _bytes("logits of the rollouts", 2 * self._logits(rollout), "as list and stack")
-        yield _bytes("keys, values and the pass", max(prompt, cache + token))
+            yield counted("logits of the rollouts", 2 * self._logits(rollout), "as list and stack")
+        yield counted("keys, values and the pass", max(prompt, cache + token))
 
     def _run(self, setting: Setting) -> Trace:
         return run_forward(self.architecture, setting)[0]

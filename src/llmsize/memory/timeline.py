@@ -11,6 +11,14 @@ from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
 from llmsize.anatomy.tensor import Event, What
 from llmsize.anatomy.trace import Trace
+from llmsize.term import Term
+
+ANATOMY = "the anatomy of the model"
+
+
+def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term:
+    """Bytes of tensors that were counted one by one."""
+    return Term(name, size, "bytes", source=source, note=note)
 
 
 class Passage:

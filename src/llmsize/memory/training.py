@@ -24,7 +24,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
 from llmsize.memory.objectives import SFT, Companions, Objective, Reference, Rollout
-from llmsize.memory.timeline import Moment, Stretch, crest, level, peak, stretches
+from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision, projection_bytes, state_bytes
 from llmsize.term import Term, fact, term, total
 
@@ -174,14 +174,14 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
         value = training_step(architecture, critic(run))
         resident.append(total("value model", *value.static.parts, unit="bytes"))
         beside = {
-            "forward": _bytes("kept by the value model", value.kept),
-            "backward": _bytes("kept by the value model", value.kept),
-            "step": _bytes("gradients of the value model", _left(value)),
+            "forward": counted("kept by the value model", value.kept),
+            "backward": counted("kept by the value model", value.kept),
+            "step": counted("gradients of the value model", _left(value)),
         }
         own = value.peaks["backward"] - int(value.static.value)
         stages["value model's backward"] = total(
-            "value model's backward", _bytes("gradients of the policy", _left(step)),
-            _bytes("value model's pass", own), unit="bytes",
+            "value model's backward", counted("gradients of the policy", _left(step)),
+            counted("value model's pass", own), unit="bytes",
         )  # fmt: skip
     static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
     more, base = int(static.value - step.static.value), int(static.value)
@@ -242,13 +242,13 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
     parts = [_weights(weights, run), _buffers(trace)]
     if run.offload == "none":
         held = sum(states(weight, run) for weight in trained)
-        parts.append(_bytes("optimizer states", held, run.optimizer.title))
-    parts.append(_bytes("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
+        parts.append(counted("optimizer states", held, run.optimizer.title))
+    parts.append(counted("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
     if run.precision.master and run.offload == "none":
         copies = sum(stepped_bytes(weight, run) for weight in trained)
-        parts.insert(1, _bytes("master weights", copies, run.precision.title))
+        parts.insert(1, counted("master weights", copies, run.precision.title))
     if _stay(run) and not (run.fused_backward or _leave(run)):
-        parts.append(_bytes("gradients", gradient_bytes(weights, run), "kept between batches"))
+        parts.append(counted("gradients", gradient_bytes(weights, run), "kept between batches"))
     if _has_buckets(run):
         parts.append(fact("buckets of the reducer", gradient_bytes(weights, run), unit="bytes",
                           source=REDUCER))  # fmt: skip
@@ -260,12 +260,12 @@ REDUCER = "pytorch v2.6, torch/csrc/distributed/c10d/reducer.cpp (Reducer::initi
 
 def _weights(weights: Iterable[Parameter], run: TrainingRun) -> Term:
     if run.offload == "parameters":
-        return _bytes("weights", at_work(weights, run.setting), "the block at work and the next")
-    return _bytes("weights", sum(stored(weight, run.setting) for weight in weights))
+        return counted("weights", at_work(weights, run.setting), "the block at work and the next")
+    return counted("weights", sum(stored(weight, run.setting) for weight in weights))
 
 
 def _buffers(trace: Trace) -> Term:
-    return _bytes("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
+    return counted("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
 
 
 def at_work(weights: Iterable[Parameter], setting: Setting) -> int:
@@ -374,10 +374,6 @@ def _inputs(setting: Setting) -> int:
     return tensors * INT64.block_bytes * setting.batch * setting.sequence
 
 
-def _bytes(name: str, value: int, note: str = "") -> Term:
-    return Term(name, value, "bytes", source="the anatomy of the model", note=note)
-
-
 def _labelled(parts: Iterable[Stretch], *, casts: bool = False) -> int:
     """Bytes alive after `parts` that are casts of weights, or else that the layers made."""
     return sum(
@@ -464,8 +460,8 @@ def peak_memory(step: TrainingStep) -> Term:
         moving = list(step.stages[step.phase].parts)
     elif step.phase == "step":
         moving = [
-            _bytes("gradients", _left(step)),
-            _bytes("optimizer scratch", step.step_scratch),
+            counted("gradients", _left(step)),
+            counted("optimizer scratch", step.step_scratch),
         ]
     else:
         moving = [_role_term(step.moment, role) for role in ROLES]
@@ -518,7 +514,7 @@ def _role_term(moment: Moment, role: str) -> Term:
     listed = [_tensor_term(*key, size) for key, size in ranked[:SHOWN] if size]
     rest = sum(size for _, size in ranked[SHOWN:])
     if rest:
-        listed.append(_bytes(f"{len(ranked) - SHOWN} smaller kinds", rest))
+        listed.append(counted(f"{len(ranked) - SHOWN} smaller kinds", rest))
     return total(ROLES[role], *listed, unit="bytes")
 
 
@@ -526,13 +522,13 @@ def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Ter
     """Tensors of one kind: their number times the product of their dimensions."""
     each = stored_bytes(format, prod(shape))
     if not each or size % each:
-        return _bytes(operation, size)
+        return counted(operation, size)
     inputs: dict[str, int | float] = {"tensors": size // each}
     for index, dim in enumerate(shape):
         inputs[getattr(dim, "name", "") or f"size_{index}"] = int(dim)
     inputs["bytes_each"] = each // prod(shape) if shape else each
     if prod(inputs.values()) != size:  # a dimension that occurs twice
-        return _bytes(operation, size)
+        return counted(operation, size)
     return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
 
 

@@ -17,6 +17,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
 from llmsize.memory.methods import training_run
 from llmsize.memory.overview import Job, Subject, Workload, need, on_each, step_of
+from llmsize.memory.timeline import counted
 from llmsize.memory.training import (
     TrainingRun,
     TrainingStep,
@@ -27,7 +28,7 @@ from llmsize.memory.training import (
 )
 from llmsize.planning.catalogue import Need
 from llmsize.planning.training import Question
-from llmsize.term import Term, fact, term, total
+from llmsize.term import Term, term, total
 
 Way = Literal["serve", "lora", "qlora", "full"]
 
@@ -94,7 +95,7 @@ def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Ter
             outside=sum(prod(w.shape) for w in every if not w.indices),
             bytes_each=work.storage.format.block_bytes,
         )  # fmt: skip
-        whole = (_counted("activations", alive), gathered)
+        whole = (counted("activations", alive), gathered)
     needed = on_each(parts, devices, *whole)
     if isinstance(needed, str):
         raise LLMSizeError(needed, hint="name another `--dtype` or `--job`")
@@ -112,7 +113,7 @@ def tuning(question: Question, devices: int = 1) -> Term:
     if devices == 1:
         return device_memory(step, question.stack)
     share = partial(_share, devices=devices)
-    gathered = _counted("gathered weights", _gathered(question, run), FSDP)
+    gathered = counted("gathered weights", _gathered(question, run), source=FSDP)
     static = share(step.static)
     allocated = total("allocated", static, gathered, *_moving(step, share))
     weights = step.static.part("weights")
@@ -129,11 +130,11 @@ def _moving(step: TrainingStep, share: Callable[[Term], Term]) -> tuple[Term, ..
     """
     static = int(step.static.value)
     later = sum(size for what, size in step.moment.live.items() if what.role == "gradient")
-    alive = _counted("gradients", later), _counted("gradients", step.gradients)
+    alive = counted("gradients", later), counted("gradients", step.gradients)
     moments = (
-        (_counted("activations", _at_the_loss(step) - static),),
-        (_counted("activations", step.moment.bytes - later), share(alive[0])),
-        (share(alive[1]), share(_counted("optimizer", step.step_scratch))),
+        (counted("activations", _at_the_loss(step) - static),),
+        (counted("activations", step.moment.bytes - later), share(alive[0])),
+        (share(alive[1]), share(counted("optimizer", step.step_scratch))),
     )
     return max(moments, key=lambda parts: sum(part.value for part in parts))
 
@@ -163,10 +164,6 @@ def _gathered(question: Question, run: TrainingRun) -> int:
         layers.update(dict.fromkeys(weight.indices, size))
         outside += 0 if weight.indices else size
     return outside + FETCHED * max(layers.values(), default=0)
-
-
-def _counted(name: str, size: int, source: str = "the anatomy of the model") -> Term:
-    return fact(name, size, unit="bytes", source=source)
 
 
 def _share(part: Term, devices: int) -> Term:
