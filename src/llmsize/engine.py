@@ -24,6 +24,11 @@ class Engine:
     title: str = ""
     versions: str = ""
     """The range that it speaks of."""
+    vendors: tuple[str, ...] = ()
+    """Makers of the accelerators that it runs on; empty for any."""
+    capability: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Least compute capability of an NVIDIA card: `any` to run at all, and for a format that
+    weights are computed or stored in, by the beginning of its name."""
     allocation: Allocation = "grown"
     windows: Literal["capped", "reserved"] = "capped"
     latent: Literal["latent", "expanded"] = "latent"

@@ -26,6 +26,9 @@ class Accelerator:
     memory_gb_label: int
     """The memory on the label, for searching and showing: neither exactly GB nor GiB."""
     source: str
+    compute_capability: float | None = None
+    """Of NVIDIA's chips: the version of their instructions, such as 8.9
+    (https://developer.nvidia.com/cuda-gpus)."""
     visible_mib: int | None = None
     """MiB that the driver reports, which is what a job can have."""
     bandwidth_gb_s: float | None = None
@@ -179,6 +182,10 @@ def _devices(count: int) -> int:
 
 _RATED_AS = {"float32": "fp32", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "uint8": "int8"}
 """Formats that share the rate of another."""
+
+RATES = {"fp8": "fp8", "ct-fp8": "fp8", "torchao-float8": "fp8", "ct-w8a8": "int8",
+         "llm-int8": "int8", "ct-nvfp4": "fp4", "nvfp4": "fp4"}  # fmt: skip
+"""Beginning of a storage format's name → the rate its products run at where the card has it."""
 
 
 def supports(accelerator: Accelerator, format: Format | str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Loss = Literal["eager", "chunked", "fused_linear"]
@@ -19,6 +20,11 @@ class Stack:
     name: str
     source: str
     title: str = ""
+    vendors: tuple[str, ...] = ()
+    """Makers of the accelerators that it runs on; empty for any."""
+    capability: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Least compute capability of an NVIDIA card: `any` to run at all, and for a format that
+    weights are computed or stored in, by the beginning of its name."""
     fused_norm: bool = False
     """Norms in one kernel."""
     fused_rotary: bool = False

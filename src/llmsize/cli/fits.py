@@ -28,6 +28,7 @@ from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough, search, wanted
 from llmsize.planning.fits import Band, approached, largest, largest_near, smallest, verdict
 from llmsize.planning.needs import estimated, serving, tuning
+from llmsize.planning.support import check_support
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
@@ -202,7 +203,8 @@ def _asked(
 ) -> tuple[Subject, Workload]:  # fmt: skip
     """The model, and what is done with it in `dtype` or in its own format.
 
-    Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for.
+    Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for, and where the software
+    that would run it does not.
     """
     own = options.own_dtype(architecture) or "fp16"
     storage = options.storage(dtype or ("nf4" if job == "QLoRA" else own))
@@ -211,7 +213,17 @@ def _asked(
             peak(accelerator, storage.format)  # raises, and says what it multiplies instead
         name = storage.name if storage.recipe else FP16.name
         storage = storage._replace(name=name, format=FP16)
+    base = [format_named(storage.recipe.base)] if storage.recipe else []
+    check_support(_runtime(storage, job), accelerator, *base)
     return overview.subject(architecture), _workload(question, storage)
+
+
+def _runtime(storage: Storage, job: Job) -> Engine | Stack:
+    """What would run it: llama.cpp its own files, transformers everything else."""
+    if job != "inference":
+        return presets.get(Stack, "transformers")
+    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
+    return presets.get(Engine, "llama.cpp" if gguf else "transformers")
 
 
 def multiplies(accelerator: Accelerator, format: str) -> bool:

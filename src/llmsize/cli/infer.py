@@ -18,7 +18,7 @@ from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import Format
-from llmsize.hardware import Accelerator, Machine
+from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp import Server
 from llmsize.memory.serving import ELSEWHERE, PLAIN_SERVER, Serving, fullest, need, pool, serving
 from llmsize.memory.serving import adapters as adapters_of
@@ -27,6 +27,7 @@ from llmsize.memory.weights import Recipe
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
+from llmsize.planning.support import check_support, computed_in, obstacle_to
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
 from llmsize.units import format_bytes
@@ -54,9 +55,15 @@ class Subject:
     engine: Engine
     format: Format
     cache: Format
+    accelerator: Accelerator | None = None
+    assumed: str = ""
+    """Why it is not computed in the format of its weights."""
 
     def stored(self, name: str) -> Serving:
-        """The model with weights by the recipe or in the format of that name."""
+        """The model with weights by the recipe or in the format of that name.
+
+        Raises `LLMSizeError` where the engine or the accelerator does not have it.
+        """
         recipe = (
             presets.find(Recipe, name) if name else None
         )  # `fp8` is a format, too: of every weight
@@ -69,6 +76,8 @@ class Subject:
                 f"`{plain.name}` alone does not say how weights are quantized",
                 hint=f"name a recipe: {', '.join(_named_alike(plain.name))}",
             )
+        if recipe is not None:
+            check_support(self.engine, self.accelerator, _format_named(recipe.base))
         return serving(
             self.architecture, self.trace, self.engine, recipe, _format_named, format=plain,
             keys=self.cache, values=self.cache,
@@ -168,7 +177,8 @@ def infer(
     machine = options.machine(gpu, vram, gpus, instance, reserve)
     budget = Budget(int(machine.usable.value), utilization) if machine else None
     architecture = options.assuming(options.architecture(model), assume_family)
-    subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype)
+    accelerator = machine.accelerator if machine else None
+    subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype, accelerator)
     contexts, batches = _values(context, "context"), _values(batch, "batch")
     quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
     _check_lengths(prompt, contexts, beams, returned)
@@ -202,7 +212,7 @@ def infer(
         if offload == "disk":
             question = replace(question, offload="disk")
         question, name = _solved(question, name, _what(offload, fit), budget, subject)
-    return _estimate(question, name, machine, budget)
+    return _estimate(subject, question, name, budget)
 
 
 def _check_lengths(prompt: int | None, contexts: list[int], beams: int, returned: int) -> None:
@@ -237,8 +247,13 @@ def _staged(devices: int, stages: int) -> int:
     return devices // stages
 
 
-def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: str) -> Subject:
+def _subject(
+    architecture: Architecture, engine: Engine, dtype: str, kv_dtype: str,
+    accelerator: Accelerator | None = None,
+) -> Subject:  # fmt: skip
+    """The model for an engine. Raises `LLMSizeError` for what does not run or go together."""
     format = presets.get(Format, dtype or options.own_dtype(architecture) or "bf16")
+    format, assumed = (format, "") if dtype else computed_in(format, engine, accelerator)
     allowed = [format.name if name == "weights" else name for name in engine.kv_formats]
     cache = presets.get(Format, kv_dtype or allowed[0])
     if cache.name not in allowed and not cache.name.startswith(tuple(allowed)):
@@ -246,7 +261,8 @@ def _subject(architecture: Architecture, engine: Engine, dtype: str, kv_dtype: s
             f"{engine.title} keeps no cache in `{cache.name}`",
             hint=f"formats of its cache: {', '.join(allowed)}",
         )
-    return Subject(architecture, traced(architecture), engine, format, cache)
+    check_support(engine, accelerator, format, cache)
+    return Subject(architecture, traced(architecture), engine, format, cache, accelerator, assumed)
 
 
 def offloaded(
@@ -360,23 +376,27 @@ GGUF = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
 
 def _recipes(subject: Subject) -> tuple[str, ...]:
     """Ways to store the weights that are commonly published for the engine, from the best."""
-    if subject.engine.allocation == "buffers":
+    engine, accelerator = subject.engine, subject.accelerator
+    if engine.allocation == "buffers":
         return ("gguf-f16", *GGUF)
-    if subject.engine.name == "mlx":
+    if engine.name == "mlx":
         return ("", "mlx-int8-g64", "mlx-int6-g64", "mlx-int4-g64", "mlx-int3-g64")
-    return ("", *CANDIDATES[: None if subject.engine.name.startswith("transformers") else 2])
+    known = CANDIDATES[: None if engine.name.startswith("transformers") else 2]
+    bases = {name: _format_named(presets.get(Recipe, name).base) for name in known}
+    return ("", *(
+        name for name in known
+        if accelerator is None or not obstacle_to(bases[name], engine, accelerator)
+    ))  # fmt: skip
 
 
 # ── the answer ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _estimate(
-    question: Serving, name: str, machine: Machine | None, budget: Budget | None
-) -> Estimate:
+def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | None) -> Estimate:
     places = need(question)
     fits = None if budget is None else asking.fits(question, budget)
     answer = [_table(places)]
-    accelerator = machine.accelerator if machine else None
+    accelerator = subject.accelerator
     if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
         answer.append(_bounds(question, accelerator))
     return Estimate(
@@ -393,8 +413,8 @@ def _estimate(
         },
         headline=_headline(question, name, places, budget, fits),
         answer=tuple(answer),
-        assumptions=tuple(_assumptions(question)),
-        notes=tuple(_notes(question, name, budget, fits)),
+        assumptions=tuple(_assumptions(subject, question)),
+        notes=tuple(_notes(subject, question, name, budget, fits)),
         verdict=fits,
     )  # fmt: skip
 
@@ -464,12 +484,14 @@ SIXTEEN_BIT = ("bf16", "fp16")
 """Rates that the measured matrix products stand for."""
 
 
-def _assumptions(question: Serving) -> Iterator[str]:
+def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
     engine = question.engine
     if engine.measured:
         yield f"{engine.title} {engine.versions}: measured are {', '.join(engine.measured)}"
     else:
         yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
+    if subject.assumed:
+        yield subject.assumed
     config = question.architecture.config
     if config.get("vision_config") and tower_parameters(config, "") is None:
         yield "the vision tower is of a kind that llmsize does not know and is not counted"
@@ -479,7 +501,9 @@ def _assumptions(question: Serving) -> Iterator[str]:
                "model was made for")  # fmt: skip
 
 
-def _notes(question: Serving, name: str, budget: Budget | None, fits: bool | None) -> Iterator[str]:
+def _notes(
+    subject: Subject, question: Serving, name: str, budget: Budget | None, fits: bool | None
+) -> Iterator[str]:
     if budget is not None and question.engine.allocation == "pool":
         yield from _log_lines(question, budget)
     if crossing := asking.bus_bytes(question).value:
@@ -487,7 +511,7 @@ def _notes(question: Serving, name: str, budget: Budget | None, fits: bool | Non
     if question.gpu_layers is not None or question.server.cpu_moe_layers:
         yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
-        yield _advice(question, name, budget)
+        yield _advice(subject, question, name, budget)
 
 
 def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
@@ -504,10 +528,8 @@ def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
     yield f"Maximum concurrency for {question.context:,} tokens per request: {left.sequences:.2f}x"
 
 
-def _advice(question: Serving, name: str, budget: Budget) -> str:
+def _advice(subject: Subject, question: Serving, name: str, budget: Budget) -> str:
     """The cheapest single change that makes it fit."""
-    subject = Subject(question.architecture, question.trace, question.engine, question.format,
-                      question.keys)  # fmt: skip
     kept = next((n for n in ("fp8", "q8_0") if n in question.engine.kv_formats), None)
     size = asking.stored_bytes_of(question)
     smaller: list[tuple[str, Serving]] = []

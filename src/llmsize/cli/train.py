@@ -13,7 +13,7 @@ from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.declare import Option
-from llmsize.cli.options import Batch, Dtype, Gpu, InstanceName, Model, Reserve, Vram
+from llmsize.cli.options import Batch, Gpu, InstanceName, Model, Reserve, Vram
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
@@ -41,6 +41,7 @@ from llmsize.memory.training import (
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest
+from llmsize.planning.support import check_support, computed_in
 from llmsize.planning.training import Question, changes, host_need, need
 from llmsize.stack import Stack
 from llmsize.term import Term
@@ -58,6 +59,10 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "full", "selective")
 FITTED = {"batch": "sequences", "seq-len": "tokens", "rank": ""}
 
 # fmt: off
+TrainedFormat = Annotated[str, Option(
+    "--dtype", metavar="FORMAT", show_default="bf16, or fp16 where the card has none",
+    help="Format of the weights: `fp32`, `fp16`, `bf16`.",
+    autocompletion=options.completing("formats"))]
 MethodName = Annotated[str, Option(
     "--method", help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
     autocompletion=options.completing("methods"))]
@@ -157,7 +162,7 @@ def train(
     method: MethodName = "full",
     batch: Batch = 1,
     sequence: Length = 2048,
-    dtype: Dtype = "bf16",
+    dtype: TrainedFormat = "",
     recipe: PrecisionName = "pure-16bit",
     optimizer: OptimizerName = "",
     stack: StackName = "transformers",
@@ -202,6 +207,10 @@ def train(
     architecture = options.assuming(options.architecture(model), assume_family)
     chosen, machine = method_named(method), options.machine(gpu, vram, gpus, instance, reserve)
     budget = int(machine.usable.value) if machine else None
+    accelerator, framework = machine.accelerator if machine else None, presets.get(Stack, stack)
+    format, assumed = presets.get(Format, dtype or "bf16"), ""
+    if not dtype:
+        format, assumed = computed_in(format, framework, accelerator)
     aim = objective_named(objective)
     check_rollout(aim, completion=completion, rollouts=rollouts, engine=engine_share)
     given = _given(
@@ -215,9 +224,10 @@ def train(
     check_options(chosen, given)
     if chosen.name in QUANTIZED and "base" not in given:
         given["base"] = presets.get(Format, "nf4")
+    check_support(framework, accelerator, format, *filter(None, [given.get("base")]))
     choices = Choices(
         method=chosen.name, objective=aim.name, engine_sleeps=engine_sleeps, batch=batch,
-        sequence=sequence, format=presets.get(Format, dtype),
+        sequence=sequence, format=format,
         recompute=_recompute(recompute), recompute_every=every,
         offload_checkpoints=offload_checkpoints,
         attention="eager" if _attention(attention) == "eager" else "sdpa",
@@ -227,15 +237,15 @@ def train(
         **given,
     )  # fmt: skip
     question = Question(
-        architecture, choices, presets.get(Stack, stack),
-        presets.get(Precision, recipe),
+        architecture, choices, framework, presets.get(Precision, recipe),
         presets.get(Optimizer, optimizer or chosen.optimizer or "adamw"),
     )  # fmt: skip
     if fit:
         question = _fitted(question, fit, budget)
     if output is not None:
         return _drawn(question, output, timeline=timeline)
-    return _estimate(question, budget, timeline=timeline, every=show_changes)
+    made = _estimate(question, budget, timeline=timeline, every=show_changes)
+    return replace(made, assumptions=(*made.assumptions, *filter(None, [assumed])))
 
 
 def _given(**options: Any) -> dict[str, Any]:

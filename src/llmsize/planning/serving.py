@@ -9,7 +9,7 @@ from llmsize.anatomy.flops import forward_flop_per_token
 from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
-from llmsize.hardware import Accelerator, bandwidth, peak, supports
+from llmsize.hardware import RATES, Accelerator, bandwidth, peak, supports
 from llmsize.memory.serving import (
     ELSEWHERE,
     Serving,
@@ -34,10 +34,6 @@ PCIE = fact(
     grade="formula",
 )  # fmt: skip
 """The fastest bus that a card has today: a bound needs no slower one."""
-
-RATES = {"fp8": "fp8", "ct-fp8": "fp8", "torchao-float8": "fp8", "ct-w8a8": "int8",
-         "llm-int8": "int8", "ct-nvfp4": "fp4", "nvfp4": "fp4"}  # fmt: skip
-"""Beginning of a format's name → the rate its products run at where the card has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""What an engine or a training framework runs on: makers, chips, and number formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP16, Format
+from llmsize.hardware import RATES, Accelerator, supports
+
+
+class Runtime(Protocol):
+    """An `Engine` or a `Stack`: software with facts on what it runs on."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def vendors(self) -> tuple[str, ...]: ...
+    @property
+    def capability(self) -> Mapping[str, float]: ...
+
+
+def obstacle(runtime: Runtime, accelerator: Accelerator) -> str:
+    """Why `runtime` does not run on an accelerator at all; empty if it does or nothing is known."""
+    title, card = runtime.title or runtime.name, accelerator.title
+    if runtime.vendors and accelerator.vendor not in runtime.vendors:
+        makers = ", ".join(runtime.vendors)
+        return f"{title} is for accelerators of {makers}; {card} is of {accelerator.vendor}"
+    return _below(runtime, accelerator, "any", title)
+
+
+def obstacle_to(format: Format, runtime: Runtime, accelerator: Accelerator) -> str:
+    """Why weights are not computed or stored in `format` there; empty if they are.
+
+    A chip that is not NVIDIA's has no compute capability: of it the published rates are asked.
+    """
+    begin = next((begin for begin in runtime.capability if format.name.startswith(begin)), None)
+    if begin is None:
+        return ""
+    title = runtime.title or runtime.name
+    if accelerator.compute_capability is not None:
+        return _below(runtime, accelerator, begin, f"{format.name} in {title}")
+    rate = RATES.get(begin, begin)
+    if rate not in ("fp8", "fp4") or not accelerator.peak_tflops:
+        return ""  # nothing is known, or the library has kernels for other units
+    return "" if supports(accelerator, rate) else f"{accelerator.title} has no {rate} units"
+
+
+def _below(runtime: Runtime, accelerator: Accelerator, what: str, subject: str) -> str:
+    has, needed = accelerator.compute_capability, runtime.capability.get(what, 0.0)
+    if has is None or has >= needed:
+        return ""
+    return f"{subject} needs compute capability {needed}, and {accelerator.title} has {has}"
+
+
+def check_support(runtime: Runtime, accelerator: Accelerator | None, *formats: Format) -> None:
+    """Raise `LLMSizeError` for software that does not run on an accelerator or in a format."""
+    if accelerator is None:
+        return
+    if reason := obstacle(runtime, accelerator):
+        raise LLMSizeError(reason, hint="llama.cpp runs on most: `llmsize show engines`")
+    for format in formats:
+        if reason := obstacle_to(format, runtime, accelerator):
+            other = "`--dtype fp16` takes the same memory" if format.name == "bf16" else (
+                "name another recipe or format, or another card")  # fmt: skip
+            raise LLMSizeError(reason, hint=other)
+
+
+def computed_in(
+    own: Format, runtime: Runtime, accelerator: Accelerator | None
+) -> tuple[Format, str]:
+    """The model's own format; fp16 where the accelerator does not compute in that, and why."""
+    reason = accelerator and obstacle_to(own, runtime, accelerator)
+    return (FP16, f"computed in fp16: {reason}") if reason else (own, "")
