@@ -106,6 +106,10 @@ class Config:
                 return value
         return None
 
+    def changed(self, **fields: Any) -> Config:
+        """The same configuration with these fields in place of its own."""
+        return Config({**self.fields, **fields}, self.model)
+
     def error(self, message: str, hint: str) -> LLMSizeError:
         """An error about this configuration."""
         return LLMSizeError(f"the configuration of `{printable(self.model)}` {message}", hint=hint)

@@ -155,7 +155,8 @@ def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]
     return [0 if kinds[i] == "full_attention" else window for i in range(layers)]
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def as_it_is(x: Tensor) -> Tensor:
+    """The same tensor."""
     return x
 
 
@@ -180,7 +181,8 @@ def run(
     norm: Norm = blocks.rms_norm,
     names: Names = NAMES,
     windows: Iterable[int] = (),
-    begin: Part = _as_it_is,
+    begin: Part = as_it_is,
+    holds_tokens: bool = False,
     embedding: int = 0,
     masking: Masking = "as needed",
     padded_positions: bool = False,
@@ -194,14 +196,17 @@ def run(
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
-    first layer's input of the token embeddings, which are `embedding` wide if not as wide as the
-    layers; `end` is what happens to the logits. With `padded_positions` each sequence
+    first layer's input of the token embeddings, which the model may hold beside it
+    (`holds_tokens`) and which are `embedding` wide if not as wide as the layers; `end` is what
+    happens to the logits. With `padded_positions` each sequence
     has its own; recomputed layers keep them if `handed_positions`. `turned_in` is the format of
     cosines and sines if not that of the embeddings; layers with a window have some of their own
     if they are `turned_apart`; `rotary` makes them.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    embeddings = begin(blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden))
+    tokens = blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden)
+    embeddings = begin(tokens)
+    tokens = tokens if holds_tokens else embeddings
     held = [blocks.positions(t, t.batch if padded_positions else 1)]
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
@@ -212,7 +217,7 @@ def run(
         *(held if handed_positions else held[1:]), carried=around.carried,
     )  # fmt: skip
     x = norm(t, x, names.norm)
-    del embeddings, held, masks, around  # the model returns before its head begins
+    del tokens, embeddings, held, masks, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
     return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end)
 
@@ -278,7 +283,13 @@ def post_norm(
 
 
 def sandwich(
-    t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
+    t: Trace,
+    x: Tensor,
+    attend: Part,
+    feed: Part,
+    *,
+    norm: Norm = blocks.rms_norm,
+    names: tuple[str, str] = ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
 ) -> Tensor:
     """Gemma 2's block: a norm before and a norm after each half."""
     residual = x
@@ -287,9 +298,9 @@ def sandwich(
     x = norm(t, x, "post_attention_layernorm")
     x = ops.add(t, residual, x)
     residual = x
-    x = norm(t, x, "pre_feedforward_layernorm")
+    x = norm(t, x, names[0])
     x = feed(x)
-    x = norm(t, x, "post_feedforward_layernorm")
+    x = norm(t, x, names[1])
     return ops.add(t, residual, x)
 
 

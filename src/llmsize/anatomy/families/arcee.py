@@ -1,11 +1,11 @@
-"""AFM: Llama's block with an ungated MLP of squared ReLU.
+"""AFM and Jais 2: Llama's block with an ungated MLP of squared ReLU.
 
-transformers v5.23, models/arcee/modeling_arcee.py.
+transformers v5.23, models/arcee/modeling_arcee.py and models/jais2/modeling_jais2.py.
 """
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder
+from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.tensor import Tensor
@@ -15,7 +15,9 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, activation="relu2")
-    bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    jais = c.text("model_type") == "jais2"
+    norm = blocks.layer_norm if jais else blocks.rms_norm
+    bias, mlp_bias = (c.flag(f"{part}_bias", default=jais) for part in ("attention", "mlp"))
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return decoder.pre_norm(
@@ -23,6 +25,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             x,
             lambda x: decoder.attention(t, s, x, around, bias=bias),
             lambda x: decoder.plain(t, s, x, bias=mlp_bias),
+            norm=norm,
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers)
+    return decoder.run(t, s, block, ["full"] * s.layers, norm=norm)

@@ -185,7 +185,13 @@ def indexed_layers(c: Config, layers: int) -> list[bool]:
 
 
 def latent_attention(
-    t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around, indexer: Indexer | None, indexed: bool
+    t: Trace,
+    s: Sizes,
+    d: Latent,
+    x: Tensor,
+    around: Around,
+    indexer: Indexer | None = None,
+    indexed: bool = False,
 ) -> Tensor:
     """Multi-head latent attention: what is cached is the latent and one rotated key.
 

@@ -1,10 +1,15 @@
 """Gemma 1, 2 and 3: GELU, scaled embeddings, norms in fp32, local layers between global ones.
 
-transformers v5.23, models/gemma/modeling_gemma.py, models/gemma2/modeling_gemma2.py and
-models/gemma3/modeling_gemma3.py (the text model).
+VaultGemma is Gemma 2 without the norms of what each half adds.
+
+transformers v5.23, models/gemma/modeling_gemma.py, models/gemma2/modeling_gemma2.py,
+models/gemma3/modeling_gemma3.py (the text model) and models/vaultgemma/modeling_vaultgemma.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy.config import Config
@@ -12,21 +17,33 @@ from llmsize.anatomy.decoder import Around, gemma_norm
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
+Frame = Callable[..., Tensor]
+"""How attention and feed-forward are joined."""
+
 NORMED_HEADS = ("gemma3", "gemma3_text")
 """Types that normalise each head of q and k, and turn local layers by angles of their own."""
+
+SOFTCAPPED = ("gemma2", "vaultgemma")
+"""Types that limit scores and logits unless told otherwise, every other layer of them local."""
+
+FRAMES: dict[str, Frame] = {
+    "gemma": decoder.pre_norm,
+    "vaultgemma": partial(decoder.pre_norm, names=("input_layernorm", "pre_feedforward_layernorm")),
+}
+"""Types that normalise only what each half reads."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = c.text("model_type")
     softcap, capped = (
-        bool(c.fields.get(f"{what}_logit_softcapping", family == "gemma2"))
+        bool(c.fields.get(f"{what}_logit_softcapping", family in SOFTCAPPED))
         for what in ("attn", "final")
     )
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     bias = c.flag("attention_bias")
     norm = gemma_norm if family in NORMED_HEADS else None
-    frame = decoder.pre_norm if family == "gemma" else decoder.sandwich
+    frame = FRAMES.get(family, decoder.sandwich)
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
         return frame(
@@ -55,5 +72,5 @@ def scaled(t: Trace, x: Tensor) -> Tensor:
 def windows(c: Config, layers: int) -> list[int]:
     """Gemma 2: every other layer is local, the first one too. Gemma 3: five of six are."""
     family = c.text("model_type")
-    period = c.size("sliding_window_pattern", default=2 if family == "gemma2" else 6)
+    period = c.size("sliding_window_pattern", default=2 if family in SOFTCAPPED else 6)
     return decoder.windows(c, layers, lambda layer: family != "gemma" and (layer + 1) % period > 0)

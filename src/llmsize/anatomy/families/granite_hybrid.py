@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder, mixture, state_space
+from llmsize.anatomy import decoder, mixture, state_space
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -32,17 +33,16 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        residual = x
-        x = blocks.rms_norm(t, x, "input_layernorm")
-        if kind == "mamba":
-            x = state_space.mamba2(t, mixer, x, "mamba")
-        else:
-            x = decoder.attention(t, s, x, around, bias=bias, position=rotated)
-        x = ops.add(t, residual, ops.scale(t, x))
-        residual = x
-        x = blocks.rms_norm(t, x, "post_attention_layernorm")
-        x = feed(t, s, m, x, shared)
-        return ops.add(t, residual, ops.scale(t, x))
+        return scaled_residuals(
+            t,
+            x,
+            lambda x: (
+                state_space.mamba2(t, mixer, x, "mamba")
+                if kind == "mamba"
+                else decoder.attention(t, s, x, around, bias=bias, position=rotated)
+            ),
+            lambda x: feed(t, s, m, x, shared),
+        )
 
     kinds = layer_kinds(c, s.layers, hybrid)
     return decoder.run(t, s, block, kinds, begin=partial(ops.scale, t), end=(ops.scale,))

@@ -9,6 +9,7 @@ from llmsize.anatomy import decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -20,18 +21,14 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return decoder.pre_norm(
+        return scaled_residuals(
             t,
             x,
-            lambda x: ops.scale(t, decoder.attention(t, s, x, around, bias=bias)),
-            lambda x: ops.scale(
-                t,
-                mixture.feed(
-                    t, s, m, x,
-                    router="block_sparse_moe.router", experts="block_sparse_moe.experts",
-                ),
+            lambda x: decoder.attention(t, s, x, around, bias=bias),
+            lambda x: mixture.feed(
+                t, s, m, x, router="block_sparse_moe.router", experts="block_sparse_moe.experts"
             ),
-        )  # fmt: skip
+        )
 
     return decoder.run(
         t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x), end=(ops.scale,)

@@ -1,16 +1,18 @@
 """LFM2 and LFM3: gated short convolutions with attention layers among them.
 
-transformers v5.23, models/lfm2/modeling_lfm2.py, models/lfm3/modeling_lfm3.py.
+transformers v5.23, models/lfm2/modeling_lfm2.py, models/lfm2_moe/modeling_lfm2_moe.py,
+models/lfm3/modeling_lfm3.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from llmsize.anatomy import blocks, decoder, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -32,6 +34,7 @@ class Version:
 
 VERSIONS = {
     "lfm2": Version(3, False, False, ("q_layernorm", "k_layernorm"), "out_proj"),
+    "lfm2_moe": Version(3, False, False, ("q_layernorm", "k_layernorm"), "out_proj"),
     "lfm3": Version(7, True, True, ("q_norm", "k_norm"), "o_proj"),
 }
 
@@ -49,8 +52,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     if listed is None or len(listed) < s.layers:
         raise c.error("has no `layer_types` for every layer", "give one a layer")
     window = c.count("sliding_window")
+    m = read_mixture(c)
+    dense = c.count("num_dense_layers", default=2) if m else s.layers
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
+    def block(x: Tensor, each: tuple[str, bool], around: Around) -> Tensor:
+        kind, sparse = each
         reach = window if kind == "sliding_attention" else 0
         residual = x
         x = blocks.rms_norm(t, x, "operator_norm")
@@ -62,11 +68,14 @@ def forward(t: Trace, c: Config) -> Tensor:
         x = ops.add(t, residual, x)
         residual = x
         x = blocks.rms_norm(t, x, "ffn_norm")
-        x = decoder.gated(t, s, x, name="feed_forward", names=("w1", "w3", "w2"))
+        if m and sparse:
+            x = feed(t, s, m, x)
+        else:
+            x = decoder.gated(t, s, x, name="feed_forward", names=("w1", "w3", "w2"))
         x = blocks.rms_norm(t, x, "post_ffn_norm") if sandwich else x
         return ops.add(t, residual, x)
 
-    kinds = [str(kind) for kind in listed[: s.layers]]
+    kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed[: s.layers])]
     return decoder.run(t, s, block, kinds, names=NAMES, windows=(0, window))
 
 
@@ -80,6 +89,31 @@ def adjusted(c: Config) -> Config:
         scaled = int(int(2 * width / 3) * c.number("block_ffn_dim_multiplier", default=1.0))
         width = -(-scaled // multiple) * multiple
     return Config({**c.fields, "intermediate_size": width}, c.model)
+
+
+def read_mixture(c: Config) -> Mixture | None:
+    """The experts of LFM2-MoE, whose choice a buffer corrects if asked to."""
+    if c.text("model_type") != "lfm2_moe":
+        return None
+    corrected = c.flag("use_expert_bias", default=True)
+    return mixture.read(c, scores="sigmoid", correction="fp32" if corrected else "", scaled=True)
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """Routed experts, all weights of theirs in the format of the tokens."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    logits = mixture.router_logits(t, m, tokens, "feed_forward.gate", bias=False)
+    scores = ops.sigmoid(t, logits)
+    if m.correction:
+        indices = mixture.corrected_choice(t, m, scores)
+        weights = ops.gather(t, scores, indices)
+    else:
+        weights, indices = ops.topk(t, scores, m.chosen)
+    if m.normed:
+        weights = ops.divide(t, weights, ops.shift(t, ops.total(t, weights)))
+    routing = mixture.Routing(ops.scale(t, weights), indices, logits)
+    routed = mixture.run_experts(t, s, m, tokens, routing, "feed_forward.experts")
+    return routed.view(*x.shape)
 
 
 def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tensor:

@@ -1,12 +1,14 @@
 """OLMo, 2 and 3. OLMo's norms have no weights; the later ones normalise what each half adds.
 
+FlexOLMo is OLMo 2 with experts.
+
 transformers v5.23, models/olmo/modeling_olmo.py, models/olmo2/modeling_olmo2.py,
-models/olmo3/modeling_olmo3.py.
+models/olmo3/modeling_olmo3.py, models/flex_olmo/modeling_flex_olmo.py.
 """
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Norm, fp32_norm
@@ -19,7 +21,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
     bias = c.flag("attention_bias")
-    first = c.text("model_type") == "olmo"
+    family = c.text("model_type")
+    first, flex = family == "olmo", family == "flex_olmo"
+    t.once_linear = flex
+    m = mixture.read(c, width="intermediate_size", normed=False) if flex else None
     norm: Norm = norm_without_weights if first else fp32_norm
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
@@ -37,13 +42,13 @@ def forward(t: Trace, c: Config) -> Tensor:
                 wide_norm=None if first else norm,
                 turn=blocks.turn_and_cast,
             ),
-            lambda x: decoder.gated(t, s, x),
+            lambda x: mixture.feed(t, s, m, x) if m else decoder.gated(t, s, x),
             norm=norm,
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 4 > 0)
     return decoder.run(
-        t, s, block, kinds, norm=norm, turned_in=FP32, turned_apart=c.text("model_type") == "olmo3"
+        t, s, block, kinds, norm=norm, turned_in=FP32, turned_apart=family == "olmo3"
     )
 
 

@@ -1,0 +1,69 @@
+"""Arcee Trinity (AFMoE): gated attention that rotates only within windows, sigmoid routing.
+
+transformers v5.23, models/afmoe/modeling_afmoe.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    s = decoder.read(c)
+    m = mixture.read(c, scores="sigmoid", correction="weight", wide=True, scaled=True)
+    dense = c.count("num_dense_layers", default=1)
+    period = c.size("global_attn_every_n_layers", default=4)
+    bias = c.flag("attention_bias")
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        window, sparse = kind
+        return decoder.sandwich(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, window, bias),
+            lambda x: feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
+            norm=fp32_norm,
+            names=("pre_mlp_layernorm", "post_mlp_layernorm"),
+        )
+
+    begin = partial(ops.scale, t) if c.flag("mup_enabled") else decoder.as_it_is
+    reach = decoder.windows(c, s.layers, lambda i: (i + 1) % period > 0)
+    return decoder.run(
+        t, s, block, [(window, i >= dense) for i, window in enumerate(reach)],
+        norm=fp32_norm, windows=(0, *reach),
+        begin=begin, holds_tokens=True,
+    )  # fmt: skip
+
+
+def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
+    """Grouped-query attention with normalised heads, whose output a sigmoid gates."""
+    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    gate = t.linear(x, "self_attn.gate_proj", s.heads * s.head_dim, role="gate_attention")
+    q = fp32_norm(t, q, "self_attn.q_norm")
+    k = fp32_norm(t, k, "self_attn.k_norm")
+    if window:
+        q, k = decoder.turn(t, q, k, around, window)
+    k, v = blocks.remember(t, k, v, window)
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
+    out = ops.mul(t, out, ops.sigmoid(t, gate))
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
+    """Routed experts, and those that every token passes; a weight that is never trained corrects
+    the choice."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    t.weight("mlp.expert_bias", (m.count,), "router", fixed=True)
+    routing = mixture.route(t, m, tokens, "mlp.router.gate", linear=True)
+    shared = decoder.gated(t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_")
+    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    return ops.add(t, shared, routed).view(*x.shape)
