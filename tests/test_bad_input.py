@@ -67,6 +67,12 @@ LINES = [
     "show nothing",
     "no-such-command",
     "estimate --no-such-option",
+    "estimate ",
+    "estimate llama-2-7b --dtype=",
+    "train gpt2 --method lora --targets ",
+    "train gpt2 --method lora --targets ,",
+    "infer gpt2 --quant ",
+    "infer gpt2 --offload cpu --fit batch --vram 16GB",
 ]
 
 
@@ -95,6 +101,36 @@ def test_mistakes_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     mistake(line.split(" "), capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+CLOSED = [
+    ("train gpt2 --recompute ful", "way to recompute", "`full`"),
+    ("train gpt2 --offload optimiser", "part to offload", "`optimizer`"),
+    ("train gpt2 --attention eagr", "attention", "`eager`"),
+    ("train gpt2 --objective dpoo", "objective", "`dpo`"),
+    ("train gpt2 --objective dpo --reference modl", "reference", "`model`"),
+    ("train gpt2 --fit batches", "knob to solve for", "`batch`"),
+    ("infer gpt2 --fit contxt", "knob to solve for", "`context`"),
+    ("infer gpt2 --offload disc", "place to offload to", "`disk`"),
+    ("estimate gpt2 --convention artcle", "convention", "`article`"),
+    ("estimate gpt2 --format jsn", "output format", "`json`"),
+    ("fits gpt2 --job qlor", "job", "`qlora`"),
+    ("fits gpt2 --which gpus", "kind of hardware", "`gpu`"),
+    ("advise --task chatbt", "task", "`chatbot`"),
+    ("curve isoflops", "picture", "`isoflop`"),
+    ("show modls", "kind of fact", "`models`"),
+]
+
+
+@pytest.mark.parametrize(("line", "what", "close"), CLOSED)
+def test_closed_sets_offer_a_close_name(
+    line: str, what: str, close: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever takes one of a few names says what it does not know, and what was meant."""
+    said = mistake(line.split(" "), capsys)
+    assert f"error: unknown {what} `" in said
+    assert "hint: did you mean" in said
+    assert close in said
 
 
 CONFIGS: dict[str, bytes] = {

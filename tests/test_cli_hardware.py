@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmsize.cli import options, run
+from llmsize.cli import run
+from llmsize.cli.machines import Hardware, machine
 from llmsize.errors import LLMSizeError, UndeterminedError
 from llmsize.sources.detect import Device
 
@@ -38,7 +39,7 @@ def test_no_gpu_is_an_answer(
 
 def test_vram_means_what_it_says() -> None:
     """16GB is 16·10⁹ bytes; of a named card it is what the driver shows."""
-    plain, card = options.machine(vram=16 * 10**9, gpus=2), options.machine(gpu="t4")
+    plain, card = machine(Hardware(vram=16 * 10**9, gpus=2)), machine(Hardware(gpu="t4"))
     assert plain and card
     assert (plain.usable.value, plain.devices) == (16 * 10**9, 2)
     assert card.usable.value == 15360 * MIB
@@ -46,41 +47,41 @@ def test_vram_means_what_it_says() -> None:
 
 def test_vram_corrects_the_memory_of_a_card() -> None:
     """A card that comes in several sizes keeps its rates."""
-    machine = options.machine(gpu="rtx-3080", vram=12 * GIB)
-    assert machine and machine.accelerator
-    assert (machine.usable.value, machine.accelerator.name) == (12 * GIB, "rtx-3080-10gb")
+    found = machine(Hardware(gpu="rtx-3080", vram=12 * GIB))
+    assert found and found.accelerator
+    assert (found.usable.value, found.accelerator.name) == (12 * GIB, "rtx-3080-10gb")
 
 
 def test_an_instance_is_its_accelerators() -> None:
     """A g5.12xlarge has four A10G (AWS)."""
-    machine = options.machine(instance="g5.12xlarge", reserve=GIB)
-    assert machine and machine.accelerator
-    assert (machine.devices, machine.accelerator.name) == (4, "a10g")
-    assert machine.usable.value == 23028 * MIB - GIB
+    found = machine(Hardware(instance="g5.12xlarge", reserve=GIB))
+    assert found and found.accelerator
+    assert (found.devices, found.accelerator.name) == (4, "a10g")
+    assert found.usable.value == 23028 * MIB - GIB
 
 
 def test_no_option_is_no_machine() -> None:
     """Nothing is assumed where nothing is said."""
-    assert options.machine() is None
+    assert machine(Hardware()) is None
 
 
 def test_auto_takes_the_devices_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, or the first so many; more than there are is not answered."""
     monkeypatch.setattr("llmsize.sources.detect.devices", lambda: TWO)
-    machine = options.machine(gpu="auto")
-    assert machine and machine.accelerator
-    assert (machine.devices, machine.accelerator.name) == (2, "rtx-4090")
-    one = options.machine(gpu="auto", gpus=1)
+    found = machine(Hardware(gpu="auto"))
+    assert found and found.accelerator
+    assert (found.devices, found.accelerator.name) == (2, "rtx-4090")
+    one = machine(Hardware(gpu="auto", gpus=1))
     assert one and one.devices == 1
     with pytest.raises(UndeterminedError, match="2 found"):
-        options.machine(gpu="auto", gpus=3)
+        machine(Hardware(gpu="auto", gpus=3))
 
 
 def test_auto_without_a_gpu_is_undetermined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 3: the question is sound, this computer cannot answer it."""
     monkeypatch.setattr("llmsize.sources.detect.devices", list)
     with pytest.raises(UndeterminedError, match="no GPU"):
-        options.machine(gpu="auto")
+        machine(Hardware(gpu="auto"))
 
 
 @pytest.mark.parametrize(
@@ -91,5 +92,5 @@ def test_auto_without_a_gpu_is_undetermined(monkeypatch: pytest.MonkeyPatch) -> 
 def test_mistakes_get_a_hint(words: dict[str, object], hint: str) -> None:
     """Unknown names get close ones, contradictions what to leave out."""
     with pytest.raises(LLMSizeError) as mistake:
-        options.machine(**words)  # type: ignore[arg-type]
+        machine(Hardware(**words))  # type: ignore[arg-type]
     assert hint in mistake.value.hint

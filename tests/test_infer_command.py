@@ -185,3 +185,11 @@ def test_the_fullest_device_and_the_host_are_a_sentence(capsys: pytest.CaptureFi
     told = " ".join(capsys.readouterr().out.split())
     assert "on GPU 0, the fullest, and " in told
     assert "on the host, fits in" in told
+
+
+def test_experts_of_a_dense_model_are_not_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--n-cpu-moe` of llama.cpp moves tensors named `_exps`; where there are none, it says so."""
+    words = ("llama-3.1-8b", "--engine", "llama.cpp")
+    moved = answer(capsys, *words, "--n-cpu-moe", "4")
+    assert any("no layer has experts" in note for note in moved["notes"])
+    assert device_bytes(moved) == device_bytes(answer(capsys, *words))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TypeVar
 
 MISUSE = 2
 UNDETERMINED = 3
+
+Name = TypeVar("Name", bound=str)
 
 
 class LLMSizeError(Exception):
@@ -36,6 +39,26 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
     if not close:
         return otherwise
     return "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"
+
+
+def one_of(text: str, known: Collection[Name], what: str) -> Name:
+    """The one of a closed set of names that `text` means, in whatever case.
+
+    Raises `LLMSizeError` for an unknown `what`, with close names or else with all of them.
+    """
+    wanted = text.strip().lower()
+    for name in known:
+        if name.lower() == wanted:
+            return name
+    raise LLMSizeError(
+        f"unknown {what} `{printable(text)}`",
+        hint=did_you_mean(text, known, otherwise=f"choose from {quoted(known)}"),
+    )
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a text lists them: `fp32`, `bf16`."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def printable(text: str, limit: int = 80) -> str:

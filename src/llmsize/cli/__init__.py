@@ -27,7 +27,10 @@ RARELY = 1_000_000
 looking for it at the usual 700 takes a tenth of the time of an estimate; so many objects, of all
 traces of a catalogue, are some 130 MB."""
 
-_NOT_COMMANDS = {"__init__", "answering", "application", "asking", "declare", "direct", "options"}
+_NOT_COMMANDS = {
+    "__init__", "answering", "application", "asking", "declare", "direct", "laws", "machines",
+    "options",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,6 +88,7 @@ def app() -> typer.Typer:
 def _invoke(words: Sequence[str]) -> int:
     completing = "_LLMSIZE_COMPLETE" in os.environ
     asked = next((word for word in words if not word.startswith("-")), "")
+    _refuse_empty(words)
     known = commands()
     only = asked in known and not completing
     if only and words[0] == asked and (code := _directly(asked, words[1:])) is not None:
@@ -94,6 +98,17 @@ def _invoke(words: Sequence[str]) -> int:
     made = application([asked] if only else known)
     exit_code = made(args=list(words), prog_name="llmsize", standalone_mode=False)
     return exit_code if isinstance(exit_code, int) else 0
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise `LLMSizeError` for an empty word, such as an unset variable of a shell leaves."""
+    from llmsize.cli.direct import EMPTY_HINT
+
+    for before, word in zip(("", *words), words, strict=False):
+        name, equals, text = word.partition("=")
+        if not word or (name.startswith("--") and equals and not text):
+            named = name or before if before.startswith("--") else name or "a word"
+            raise LLMSizeError(f"`{named}` is empty", hint=EMPTY_HINT)
 
 
 def _directly(name: str, words: Sequence[str]) -> int | None:

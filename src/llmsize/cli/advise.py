@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import declare, fits, options
+from llmsize.cli import declare, fits, laws, machines, options
 from llmsize.cli.estimate import format_named
+from llmsize.cli.laws import Tokens
+from llmsize.cli.machines import Hardware, Pricing
 from llmsize.engine import Engine
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
 from llmsize.memory import overview
@@ -100,10 +102,9 @@ Days = Annotated[
     ),
 ]
 TaskName = Annotated[
-    str,
-    declare.Option(
-        "--task", help=f"{', '.join(planning.WAYS)}.", metavar="TASK",
-        autocompletion=lambda: list(planning.WAYS), rich_help_panel=_GOAL,
+    Task,
+    declare.choosing(
+        "--task", known=planning.WAYS, what="task", metavar="TASK", rich_help_panel=_GOAL
     ),
 ]
 Data = Annotated[
@@ -116,10 +117,9 @@ Data = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    declare.Option(
-        "--samples", help="Samples that the data come in, if they are not packed.",
-        metavar="N", parser=lambda text: units.parse_count(text, "number of samples"),
-        show_default=False, rich_help_panel=_GOAL,
+    declare.counting(
+        "--samples", what="number of samples", metavar="N", show_default=False,
+        help="Samples that the data come in, if they are not packed.", rich_help_panel=_GOAL,
     ),
 ]
 Epochs = Annotated[
@@ -139,35 +139,30 @@ Commercial = Annotated[
 # fmt: on
 
 
+class Goal(NamedTuple):
+    """What is wanted, for how long, and from which data."""
+
+    days: Days = 7 * DAY
+    task: TaskName = "chatbot"
+    tokens: Tokens = None
+    data: Data = None
+    samples: Samples = None
+    epochs: Epochs = 1.0
+    context: options.OptionalContext = None
+    users: Users = 1
+    commercial: Commercial = False
+
+
 def advise(
     model: options.OptionalModel = None,
-    gpu: options.Gpu = None,
-    gpus: options.Gpus = None,
-    vram: options.Vram = None,
-    instance: options.InstanceName = None,
-    reserve: options.Reserve = 0,
-    days: Days = 7 * DAY,
-    task: TaskName = "chatbot",
-    tokens: options.Tokens = None,
-    data: Data = None,
-    samples: Samples = None,
-    epochs: Epochs = 1.0,
-    context: options.Context = None,
-    users: Users = 1,
-    commercial: Commercial = False,
-    price: options.Price = None,
-    prices: options.Prices = None,
-    mfu: options.Mfu = None,
+    *,
+    hardware: Hardware,
+    goal: Goal,
+    pricing: Pricing,
+    mfu: machines.Mfu = None,
 ) -> Estimate:
     """What to load, tune or train with these machines, time and data, and what it reaches."""
-    machine = options.machine(gpu, vram, gpus, instance, reserve)
-    case = Case(
-        _task(task), _words(gpu, gpus, vram, instance, reserve), context, users,
-        _have(machine, days, _tokens(tokens, data), samples, epochs, mfu,
-              options.price(machine, price, prices)),
-        tuple(_models(model, Filter(commercial=commercial, context=context or 0))),
-        named=model is not None,
-    )  # fmt: skip
+    case = _case(model, hardware, goal, pricing, mfu)
     ranges = _ranges(case)
     planned = _pretraining(case, ranges) if "scratch" in planning.WAYS[case.task] else None
     found = planning.ranked(
@@ -175,8 +170,9 @@ def advise(
     )
     question = {
         "model": model, "machine": case.have.machine.title, "task": case.task,
-        "seconds": case.have.seconds, "tokens": case.have.tokens, "samples": samples,
-        "epochs": epochs, "context": context, "users": users, "commercial": commercial,
+        "seconds": case.have.seconds, "tokens": case.have.tokens, "samples": goal.samples,
+        "epochs": goal.epochs, "context": goal.context, "users": goal.users,
+        "commercial": goal.commercial,
         "price": None if case.have.price is None else case.have.price.value,
     }  # fmt: skip
     path = _path(case, ranges, planned)
@@ -207,21 +203,23 @@ class Case:
         return presets.get(Format, training_format(self.have.machine.accelerator))
 
 
-def _task(text: str) -> Task:
-    for known in planning.WAYS:
-        if text.strip().lower() == known:
-            return known
-    raise LLMSizeError(
-        f"unknown task `{printable(text)}`",
-        hint=did_you_mean(text, planning.WAYS, otherwise=f"tasks: {', '.join(planning.WAYS)}"),
-    )
+def _case(
+    model: str | None, hardware: Hardware, goal: Goal, pricing: Pricing, mfu: float | None
+) -> Case:
+    machine = machines.machine(hardware)
+    have = _have(machine, goal, mfu, machines.price(machine, pricing))
+    filter = Filter(commercial=goal.commercial, context=goal.context or 0)
+    return Case(
+        goal.task, _words(hardware), goal.context, goal.users, have,
+        tuple(_models(model, filter)), named=model is not None,
+    )  # fmt: skip
 
 
-def _words(*given: str | int | None) -> str:
-    names = ("--gpu", "--gpus", "--vram", "--instance", "--reserve")
-    said = zip(names, given, strict=True)
-    sized = {"--vram", "--reserve"}
-    return " ".join(f"{n} {v}{'B' if n in sized else ''}" for n, v in said if v)
+def _words(hardware: Hardware) -> str:
+    """The machine as options of a command line."""
+    sized = {"vram": "B", "reserve": "B"}
+    given = hardware._asdict().items()
+    return " ".join(f"--{name} {value}{sized.get(name, '')}" for name, value in given if value)
 
 
 def _tokens(tokens: float | None, data: int | None) -> float | None:
@@ -230,10 +228,7 @@ def _tokens(tokens: float | None, data: int | None) -> float | None:
     return tokens if data is None else float(planning.tokens_in(data).value)
 
 
-def _have(
-    machine: Machine | None, seconds: float, tokens: float | None, samples: int | None,
-    epochs: float, mfu: float | None, price: Term | None,
-) -> Resources:  # fmt: skip
+def _have(machine: Machine | None, goal: Goal, mfu: float | None, price: Term | None) -> Resources:
     if machine is None:
         raise LLMSizeError(
             "no machine to advise on", hint="name it: `--gpu rtx-4090`, `--instance g5.xlarge`"
@@ -246,8 +241,9 @@ def _have(
         )
     format = training_format(accelerator)
     return Resources(
-        machine, seconds, peak(accelerator, format), options.efficiency(accelerator, format, mfu),
-        bandwidth(accelerator).value, tokens, samples, epochs, price=price,
+        machine, goal.days, peak(accelerator, format),
+        machines.efficiency(accelerator, format, mfu), bandwidth(accelerator).value,
+        _tokens(goal.tokens, goal.data), goal.samples, goal.epochs, price=price,
     )  # fmt: skip
 
 
@@ -318,8 +314,8 @@ def _pretraining(case: Case, ranges: dict[tuple[Way, str], Cell]) -> Pretraining
     limits = [ranges["full", PLAIN], ranges["serve", PLAIN]]
     counts = [int(limit.value) if isinstance(limit, Term) else 1 for limit in limits]
     return planning.pretraining(
-        case.have, options.law(LAW), [law for law in options.laws() if not law.experimental],
-        options.law(REPEATING), min(counts),
+        case.have, laws.named(LAW), [law for law in laws.every() if not law.experimental],
+        laws.named(REPEATING), min(counts),
     )  # fmt: skip
 
 
@@ -521,7 +517,7 @@ def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> It
     if planned is not None:
         longer = replace(case.have, seconds=2 * case.have.seconds)
         twice = planning.pretraining(
-            longer, options.law(LAW), [], options.law(REPEATING), planned.limit
+            longer, laws.named(LAW), [], laws.named(REPEATING), planned.limit
         )
         yield (
             f"twice the time: a new model of {format_count(twice.plan.parameters)} on "

@@ -4,24 +4,77 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
+from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from llmsize import presets
 from llmsize.answer import Drawn, Estimate
-from llmsize.cli import options
+from llmsize.cli.declare import Option, choosing, is_group
 from llmsize.errors import UndeterminedError
-from llmsize.render import OutputFormat, Style, render
+from llmsize.render import OUTPUT_FORMATS, OutputFormat, Style, render
 
+
+def _search(directory: Path | None) -> Path | None:
+    presets.search_first(directory)
+    return directory
+
+
+_PANEL = "Output"
+
+Explain = Annotated[
+    bool,
+    Option(
+        "--explain",
+        help="Show formula, values, source and grade of every number.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Format = Annotated[
+    OutputFormat | None,
+    choosing(
+        "--format",
+        known=OUTPUT_FORMATS,
+        what="output format",
+        help="A table in a terminal and plain in a pipe, or one of",
+        metavar="FORMAT",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+Units = Annotated[
+    Literal["GB", "GiB"],
+    choosing(
+        "--units",
+        known=("GB", "GiB"),
+        what="memory unit",
+        help="10⁹ or 2³⁰ bytes",
+        metavar="UNIT",
+        rich_help_panel=_PANEL,
+    ),
+]
+PresetsDir = Annotated[
+    Path | None,
+    Option(
+        "--presets",
+        help="Search your own presets in DIR first.",
+        metavar="DIR",
+        callback=_search,
+        is_eager=True,
+        rich_help_panel=_PANEL,
+    ),
+]
 SHARED = [
     Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, annotation, default in (
-        ("explain", options.Explain, False),
-        ("format_", options.Output, ""),
-        ("units_", options.Units, "GB"),
-        ("presets_", options.PresetsDir, None),
+        ("explain", Explain, False),
+        ("format_", Format, None),
+        ("units_", Units, "GB"),
+        ("presets_", PresetsDir, None),
     )
 ]
 """What every command has beside its own parameters."""
@@ -34,24 +87,44 @@ def load(name: str) -> tuple[ModuleType, Callable[..., Any]]:
 
 
 def parameters(command: Callable[..., Any]) -> list[Parameter]:
-    """The command's own parameters with their annotations evaluated, and the shared ones."""
+    """The command's own parameters, those of its groups one by one, and the shared ones."""
+    own = (_members(one) if is_group(one.annotation) else (one,) for one in _evaluated(command))
+    return [one for ones in own for one in ones] + SHARED
+
+
+def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """What the command answers to values of its own parameters; those of a group are put in it."""
+    return command(**{
+        one.name: one.annotation(*(values[name] for name in one.annotation._fields))
+        if is_group(one.annotation)
+        else values[one.name]
+        for one in _evaluated(command)
+    })  # fmt: skip
+
+
+@cache
+def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
+    """The parameters as the command is written, their annotations evaluated."""
     hints = get_type_hints(command, include_extras=True)
-    own = [
+    return [
         parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
         for parameter in signature(command).parameters.values()
     ]
-    return own + SHARED
+
+
+def _members(group: Parameter) -> Iterator[Parameter]:
+    """The fields of a group as parameters."""
+    kind = group.annotation
+    for name, annotation in get_type_hints(kind, include_extras=True).items():
+        default = kind._field_defaults.get(name, Parameter.empty)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def answer(command: Callable[..., Any], values: Mapping[str, Any]) -> int:
     """Ask, write the answer, and return the exit code."""
-    words = dict(values)
-    explain, chosen = words.pop("explain"), words.pop("format_")
-    binary = options.memory_unit(words.pop("units_"))
-    words.pop("presets_")
-    format = options.output_format(chosen) if chosen else options.default_format()
-    found = command(**words)
-    shown = style(explain=explain, binary=binary)
+    format = values["format_"] or default_format()
+    found = ask(command, values)
+    shown = style(explain=values["explain"], binary=values["units_"] == "GiB")
     if isinstance(found, Drawn):
         found = _drawn(found, format, shown)
     if isinstance(found, Estimate):
@@ -59,6 +132,11 @@ def answer(command: Callable[..., Any], values: Mapping[str, Any]) -> int:
         return 1 if found.verdict is False else 0
     write(found)
     return 0
+
+
+def default_format() -> OutputFormat:
+    """A table in a terminal, plain text in a pipe."""
+    return "table" if sys.stdout.isatty() else "plain"
 
 
 def _drawn(found: Drawn, format: OutputFormat, style: Style) -> Estimate | str:

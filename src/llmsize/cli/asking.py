@@ -10,9 +10,10 @@ from keyword import iskeyword
 from typing import Any
 
 from llmsize.answer import Drawn, Estimate
+from llmsize.cli import answering
 from llmsize.cli.answering import SHARED, load, parameters
 from llmsize.cli.declare import Argument, Declared
-from llmsize.cli.direct import value_type
+from llmsize.cli.direct import EMPTY_HINT, value_type
 from llmsize.errors import LLMSizeError
 
 
@@ -34,10 +35,12 @@ def function(name: str) -> Callable[..., Estimate]:
     @wraps(command)
     def ask(*arguments: Any, **words: Any) -> Estimate:
         bound = shape.bind(*arguments, **words)
+        for word, given in bound.arguments.items():
+            if given == "":
+                raise LLMSizeError(f"`{word}` is empty", hint=EMPTY_HINT)
         bound.apply_defaults()
-        found = command(
-            **{known[word].name: _value(known[word], v) for word, v in bound.arguments.items()}
-        )
+        values = {known[word].name: _value(known[word], v) for word, v in bound.arguments.items()}
+        found = answering.ask(command, values)
         answer: Estimate = found.estimate if isinstance(found, Drawn) else found
         return answer
 

@@ -12,9 +12,9 @@ from llmsize.anatomy.parameters import count
 from llmsize.answer import Cell, Drawn, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.chart import Axis, Chart, Mark, Series, extent, spaced
-from llmsize.cli import options
-from llmsize.cli.declare import Argument, Option
-from llmsize.errors import LLMSizeError, did_you_mean
+from llmsize.cli import laws, options
+from llmsize.cli.declare import Argument, Option, choosing, counting
+from llmsize.errors import LLMSizeError
 from llmsize.formats import Format, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.scaling.counting import counted
@@ -45,10 +45,8 @@ BATCHES = (1.0, 256.0)
 DEFAULT = "chinchilla"
 
 What = Annotated[
-    str,
-    Argument(metavar="PICTURE", help=", ".join(PICTURES),
-                   autocompletion=lambda: list(PICTURES), show_default=False),
-]  # fmt: skip
+    Picture, choosing(known=PICTURES, what="picture", metavar="PICTURE", show_default=False)
+]
 Models = Annotated[
     list[str] | None,
     Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False),
@@ -73,8 +71,8 @@ To = Annotated[
 ]
 Context = Annotated[
     int,
-    Option("--context", help="Tokens per sequence, for memory-vs-batch.", metavar="TOKENS",
-                 parser=lambda text: units.parse_count(str(text), "context")),
+    counting("--context", what="context", metavar="TOKENS",
+            help="Tokens per sequence, for memory-vs-batch."),
 ]  # fmt: skip
 
 
@@ -90,25 +88,14 @@ def curve(
     output: options.Into = None,
 ) -> Drawn | str:
     """Draw losses by scaling laws, or memory by context or batch."""
-    chosen = _picture(what)
     ends = (from_, to)
-    if chosen in ("memory-vs-context", "memory-vs-batch"):
-        charts = [_memory(chosen, models or [], presets.get(Format, dtype), ends, context)]
+    if what in ("memory-vs-context", "memory-vs-batch"):
+        charts = [_memory(what, models or [], presets.get(Format, dtype), ends, context)]
     else:
-        charts = _losses(chosen, models or [], law or [], compute or [], ends)
+        charts = _losses(what, models or [], law or [], compute or [], ends)
     if output is not None:
         return options.drawn_into(charts, output)
-    return Drawn(_numbers(chosen, charts), tuple(charts))
-
-
-def _picture(text: str) -> Picture:
-    for known in PICTURES:
-        if text == known:
-            return known
-    raise LLMSizeError(
-        f"unknown picture `{text}`",
-        hint=did_you_mean(text, PICTURES, otherwise=f"choose from {', '.join(PICTURES)}"),
-    )
+    return Drawn(_numbers(what, charts), tuple(charts))
 
 
 def _range(ends: tuple[str | None, str | None], default: tuple[float, float]) -> list[float]:
@@ -127,25 +114,25 @@ def _is_count(text: str) -> bool:
 
 
 def _losses(
-    chosen: Picture,
+    picture: Picture,
     models: Sequence[str],
     names: Sequence[str],
     budgets: Sequence[str],
     ends: tuple[str | None, str | None],
 ) -> list[Chart]:
-    if chosen == "kaplan":
-        laws = [presets.get(ScalingLaw, name) for name in names or ["kaplan"]]
-        return [loss_by(laws, letter, _range(ends, KAPLAN[letter])) for letter in ("C", "D", "N")]
-    laws = [options.law(name) for name in names or [DEFAULT]]
-    if chosen in LETTERS:
-        letter = LETTERS[chosen]
-        chart = loss_by(laws, letter, _range(ends, RANGES[letter]))
-        return [replace(chart, marks=_marks(models, laws[0], letter, chart))]
+    if picture == "kaplan":
+        drawn = [presets.get(ScalingLaw, name) for name in names or ["kaplan"]]
+        return [loss_by(drawn, letter, _range(ends, KAPLAN[letter])) for letter in ("C", "D", "N")]
+    drawn = [laws.named(name) for name in names or [DEFAULT]]
+    if picture in LETTERS:
+        letter = LETTERS[picture]
+        chart = loss_by(drawn, letter, _range(ends, RANGES[letter]))
+        return [replace(chart, marks=_marks(models, drawn[0], letter, chart))]
     spent = [units.parse_flop(text) for text in budgets] or list(BUDGETS)
-    draw = isoflop if chosen == "isoflop" else isoloss
-    best = [solve(laws[0], "N | C", C=c) for c in spent]
+    draw = isoflop if picture == "isoflop" else isoloss
+    best = [solve(drawn[0], "N | C", C=c) for c in spent]
     sizes = _range(ends, (min(best) / 30, max(best) * 30))
-    return [_trimmed(draw(laws[0], spent, sizes), WALLS[chosen])]
+    return [_trimmed(draw(drawn[0], spent, sizes), WALLS[picture])]
 
 
 KAPLAN = {"C": (1e-8 * PF_DAY, 1e2 * PF_DAY), "D": (2e7, 1e10), "N": (1e4, 1e9)}
@@ -182,7 +169,7 @@ def _marks(models: Sequence[str], law: ScalingLaw, letter: str, chart: Chart) ->
 
 
 def _memory(
-    chosen: Picture,
+    picture: Picture,
     models: Sequence[str],
     format: Format,
     ends: tuple[str | None, str | None],
@@ -190,8 +177,8 @@ def _memory(
 ) -> Chart:
     """Weights and KV cache of each model, by context or by sequences at once."""
     if not models:
-        raise LLMSizeError("no model to draw", hint="name one: `llmsize curve " + chosen + " gpt2`")
-    by_context = chosen == "memory-vs-context"
+        raise LLMSizeError("no model to draw", hint=f"name one: `llmsize curve {picture} gpt2`")
+    by_context = picture == "memory-vs-context"
     counts = sorted({round(x) for x in _range(ends, CONTEXTS if by_context else BATCHES)})
     loads = [(x, 1) if by_context else (context, x) for x in counts]
     series = []
@@ -220,7 +207,7 @@ def _used(
     ]  # fmt: skip
 
 
-def _numbers(chosen: str, charts: Sequence[Chart]) -> Estimate:
+def _numbers(picture: Picture, charts: Sequence[Chart]) -> Estimate:
     """The points of the charts, for formats that are not pictures."""
     tables = []
     for chart in charts:
@@ -237,4 +224,4 @@ def _numbers(chosen: str, charts: Sequence[Chart]) -> Estimate:
         names = tuple(each.name for each in chart.series)
         tables.append(Table(chart.title, names, tuple(rows), heading=chart.x.label))
     titles = ", ".join(chart.title for chart in charts)
-    return Estimate("curve", {"picture": chosen}, titles, tuple(tables))
+    return Estimate("curve", {"picture": picture}, titles, tuple(tables))

@@ -1,11 +1,17 @@
 """Options and arguments as data, so that a command line can be read without importing Typer.
 
 They take what `typer.Option` and `typer.Argument` take, and become those where Typer is needed.
+Options that go together are the annotated fields of a named tuple, a *group*: a command takes the
+group as one parameter, and the command line has every field of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
+
+from llmsize import units
+from llmsize.errors import one_of, quoted
 
 
 class Declared:
@@ -29,3 +35,35 @@ class Argument(Declared):
     """A word without a name, told by its place."""
 
     __slots__ = ()
+
+
+def counting(*names: str, what: str, kind: type[float] = int, **settings: Any) -> Option:
+    """An option that takes a whole number above zero: `4096`, `8k`, `7B`.
+
+    `what` it counts is said where the number cannot be read.
+    """
+    return Option(*names, parser=lambda text: kind(units.parse_count(str(text), what)), **settings)
+
+
+def choosing(
+    *names: str, known: Collection[str], what: str, help: str = "", **settings: Any
+) -> Declared:
+    """An option, or without names an argument, that takes one of the names in `known`.
+
+    The names end its help and complete it; one that is none of them is an unknown `what`.
+    """
+    make = Option if names else Argument
+    return make(
+        *names,
+        parser=lambda text: one_of(text, known, what),
+        autocompletion=lambda incomplete: [
+            name for name in known if name.lower().startswith(incomplete.lower())
+        ],
+        help=f"{help}: {quoted(known)}." if help else f"{quoted(known)}.",
+        **settings,
+    )
+
+
+def is_group(annotation: object) -> bool:
+    """Whether a parameter so annotated stands for the options that its fields are."""
+    return hasattr(annotation, "_fields")

@@ -16,6 +16,9 @@ from llmsize.cli.declare import Argument, Declared, Option
 PLAIN: tuple[type, ...] = (str, bool, int, float, Path)
 """Types that need no parser."""
 
+EMPTY_HINT = "give a value, or leave it out"
+"""What to do about an empty word, which would be read as if nothing was said."""
+
 
 def read(words: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, Any] | None:
     """The value of every parameter, or `None` for a line that Typer should read."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llmsize import presets
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
-from llmsize.cli.declare import Option
+from llmsize.cli.declare import Option, choosing
 from llmsize.cli.options import (
     AssumeFamily,
     Batch,
-    Context,
     Dtype,
+    OptionalContext,
     OptionalModel,
     Parameters,
     completing,
 )
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
@@ -38,14 +38,40 @@ EXAMPLES = (
 
 CONTEXT = 4096
 """Tokens where none are asked for, or fewer if the model has fewer."""
-CONVENTIONS = ("default", "article")
 QLORA_BASE = "nf4"
 STATES = ("weights", "gradients", "optimizer states")
 """What a training step starts from: the model states of the ZeRO paper (arXiv:1910.02054)."""
 
 
-def _complete_convention() -> list[str]:
-    return list(CONVENTIONS)
+OptimizerName = Annotated[
+    str,
+    Option(
+        "--optimizer",
+        help="`llmsize show optimizers`.",
+        metavar="NAME",
+        autocompletion=completing("optimizers"),
+    ),
+]
+RecipeName = Annotated[
+    str,
+    Option(
+        "--recipe",
+        help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+        metavar="NAME",
+        autocompletion=completing("precisions"),
+        show_default=False,
+    ),
+]
+Convention = Annotated[
+    Literal["default", "article"],
+    choosing(
+        "--convention",
+        known=("default", "article"),
+        what="convention",
+        help="`article` counts 24 bytes per parameter for fp32 training",
+        metavar="NAME",
+    ),
+]
 
 
 def estimate(
@@ -53,28 +79,10 @@ def estimate(
     params: Parameters = None,
     dtype: Dtype = "",
     batch: Batch = 1,
-    context: Context = None,
-    optimizer: Annotated[
-        str, Option("--optimizer", metavar="NAME", autocompletion=completing("optimizers"))
-    ] = "adamw",
-    recipe: Annotated[
-        str,
-        Option(
-            "--recipe",
-            help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
-            metavar="NAME",
-            autocompletion=completing("precisions"),
-            show_default=False,
-        ),
-    ] = "",
-    convention: Annotated[
-        str,
-        Option(
-            "--convention",
-            help="`article` counts 24 bytes per parameter for fp32 training.",
-            autocompletion=_complete_convention,
-        ),
-    ] = "default",
+    context: OptionalContext = None,
+    optimizer: OptimizerName = "adamw",
+    recipe: RecipeName = "",
+    convention: Convention = "default",
     assume_family: AssumeFamily = "",
 ) -> Estimate:
     """Memory of a model, or of a parameter count: weights, training, KV cache, overhead."""
@@ -83,7 +91,7 @@ def estimate(
     question = {
         "model": model, "parameters": subject.parameters, "dtype": work.storage.name,
         "batch": batch, "context": work.context, "optimizer": work.optimizer.name,
-        "recipe": work.precision.name, "convention": _convention(convention),
+        "recipe": work.precision.name, "convention": convention,
     }  # fmt: skip
     if convention == "article":
         parts = overview.article(subject.parameters, work.storage.format)
@@ -97,15 +105,6 @@ ARTICLE = (
     "the article keeps four fp32 numbers per parameter for AdamW, 16 bytes; PyTorch keeps two "
     "moments, 8 bytes, and 16 bytes per parameter in all"
 )
-
-
-def _convention(name: str) -> str:
-    if name not in CONVENTIONS:
-        raise LLMSizeError(
-            f"unknown convention `{printable(name)}`",
-            hint=did_you_mean(name, CONVENTIONS, otherwise="write `article`, or leave it out"),
-        )
-    return name
 
 
 def _subject(model: str | None, params: int | None, family: str) -> tuple[Subject, tuple[str, ...]]:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from llmsize import presets, units
+from llmsize import presets
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import options
-from llmsize.cli.declare import Option
+from llmsize.cli import machines, options
+from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.estimate import default_precision, format_named
+from llmsize.cli.machines import Hardware
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import FP16
@@ -42,7 +43,6 @@ EXAMPLES = (
     "llmsize fits llama-3.1-70b --dtype nf4 --which gpu",
 )
 
-CONTEXT = 4096
 SHOWN = 20
 """Presets that are listed without `--all`."""
 STEP, MOST = 10**6, 10**14
@@ -66,24 +66,30 @@ MOST_DEVICES = 4096
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
 
 
-def _complete_job() -> list[str]:
-    return list(JOB_NAMES)
+def _accelerators() -> Iterator[Machine]:
+    yield from (machine_of(record) for record in presets.every(Accelerator).values())
+
+
+def _instances() -> Iterator[Machine]:
+    known = presets.every(Accelerator)
+    for record in presets.every(Instance).values():
+        yield rented(record, known.get(record.accelerator))
+
+
+OFFERS = {"gpu": _accelerators, "instance": _instances}
+"""The hardware that `--which` goes through."""
 
 
 # fmt: off
-JobName = Annotated[
-    str,
-    Option("--job", "--task", help=f"{', '.join(JOB_NAMES)}.", autocompletion=_complete_job),
-]
+JobName = Annotated[str, choosing("--job", "--task", known=JOB_NAMES, what="job", metavar="JOB")]
 Rank = Annotated[
     int, Option("--rank", help="Of the adapters of LoRA and QLoRA.", metavar="R", min=1)
 ]
 Which = Annotated[
-    str,
-    Option(
-        "--which", metavar="KIND", show_default=False,
-        help="List what is enough for MODEL, smallest first: `gpu` or `instance`.",
-        autocompletion=lambda: list(OFFERS),
+    str | None,
+    choosing(
+        "--which", known=OFFERS, what="kind of hardware", metavar="KIND", show_default=False,
+        help="List what is enough for MODEL, smallest first",
     ),
 ]
 Strict = Annotated[bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")]
@@ -91,54 +97,63 @@ Commercial = Annotated[bool, Option("--commercial", help="Only models for commer
 Family = Annotated[str, Option("--family", metavar="NAME", help="Only this `model_type`.")]
 MinParameters = Annotated[
     int,
-    Option(
-        "--min-params", metavar="N", help="Only models at least this large.",
-        parser=lambda given: units.parse_count(str(given), "parameter count"),
+    counting(
+        "--min-params", what="parameter count", metavar="N", help="Only models at least this large."
     ),
 ]
 Everything = Annotated[bool, Option("--all", help=f"List everything, not the first {SHOWN}.")]
 # fmt: on
 
 
+class Use(NamedTuple):
+    """What a model is used for, and how much of it at once."""
+
+    dtype: options.Dtype = ""
+    job: JobName = "inference"
+    batch: options.Batch = 1
+    context: options.Context = 4096
+    rank: Rank = ADAPTERS.rank
+
+    def workload(self, storage: Storage) -> Workload:
+        """The same with the weights stored in that way."""
+        made = workload(storage, self.batch, self.context)
+        return made._replace(lora=replace(made.lora, rank=self.rank))
+
+    def question(self, **first: str | int | None) -> dict[str, str | int | None]:
+        """The knobs as the answer repeats them, behind what comes first."""
+        return first | self._asdict() | {"dtype": self.dtype or None}
+
+
+class Listing(NamedTuple):
+    """Which of the known models are listed, and how many."""
+
+    commercial: Commercial = False
+    family: Family = ""
+    min_params: MinParameters = 1
+    everything: Everything = False
+
+
 def fits(
     model: options.OptionalModel = None,
-    vram: options.Vram = None,
-    gpu: options.Gpu = None,
-    gpus: options.Gpus = None,
-    instance: options.InstanceName = None,
-    reserve: options.Reserve = 0,
-    dtype: options.Dtype = "",
-    job: JobName = "inference",
-    batch: options.Batch = 1,
-    context: options.Context = None,
-    rank: Rank = ADAPTERS.rank,
-    which: Which = "",
+    *,
+    hardware: Hardware,
+    use: Use,
+    which: Which = None,
     strict: Strict = False,
-    commercial: Commercial = False,
-    family: Family = "",
-    min_params: MinParameters = 1,
-    everything: Everything = False,
+    listing: Listing,
 ) -> Estimate:
     """The largest models that fit a memory, or whether one does (exit 0; 1 if it does not).
 
     Tight, inside the error band, is 0 where it is within the memory, and 1 with --strict.
     """
-    context = context or CONTEXT
     if which:
-        asked = {"model": model, "which": which, "dtype": dtype or None, "job": job,
-                 "batch": batch, "context": context, "rank": rank}  # fmt: skip
-        return _which(asked, which, _job(job), everything)
-    machine = options.machine(gpu, vram, gpus, instance, reserve)
+        return _which(model, which, use, listing.everything)
+    machine = machines.machine(hardware)
     if machine is None:
         raise LLMSizeError("no memory to fit into", hint="give `--vram 16GB` or `--gpu rtx-4090`")
-    question = {
-        "model": model, "memory": int(machine.usable.value), "devices": machine.devices,
-        "dtype": dtype or None, "job": job, "batch": batch, "context": context, "rank": rank,
-    }  # fmt: skip
     if model:
-        return _one(question, options.architecture(model), machine, dtype, _job(job), strict)
-    filter = Filter(commercial, _families(family), min_parameters=min_params)
-    return _largest(question, machine, _job(job), filter, everything)
+        return _one(model, machine, use, strict)
+    return _largest(machine, use, listing)
 
 
 def _families(name: str) -> tuple[str, ...]:
@@ -150,21 +165,6 @@ def _families(name: str) -> tuple[str, ...]:
             hint=did_you_mean(name, known, otherwise="`llmsize show models` names them"),
         )
     return (name,) if name else ()
-
-
-def _job(text: str) -> Job:
-    found = JOB_NAMES.get(text.strip().lower())
-    if found is None:
-        raise LLMSizeError(
-            f"unknown job `{printable(text)}`",
-            hint=did_you_mean(text, JOB_NAMES, otherwise=f"jobs: {', '.join(JOB_NAMES)}"),
-        )
-    return found
-
-
-def _workload(question: dict[str, str | int | None], storage: Storage) -> Workload:
-    made = workload(storage, int(question["batch"] or 1), int(question["context"] or CONTEXT))
-    return made._replace(lora=replace(made.lora, rank=int(question["rank"] or ADAPTERS.rank)))
 
 
 def workload(storage: Storage, batch: int, context: int) -> Workload:
@@ -198,24 +198,23 @@ def _step(model: Architecture, work: Workload, job: Job) -> Question:
 
 
 def _asked(
-    question: dict[str, str | int | None], architecture: Architecture, dtype: str, job: Job,
-    accelerator: Accelerator | None = None,
-) -> tuple[Subject, Workload]:  # fmt: skip
+    architecture: Architecture, use: Use, accelerator: Accelerator | None = None
+) -> tuple[Subject, Workload]:
     """The model, and what is done with it in `dtype` or in its own format.
 
     Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for, and where the software
     that would run it does not.
     """
     own = options.own_dtype(architecture) or "fp16"
-    storage = options.storage(dtype or ("nf4" if job == "QLoRA" else own))
+    storage = options.storage(use.dtype or ("nf4" if use.job == "qlora" else own))
     if accelerator is not None and not multiplies(accelerator, storage.format.name):
-        if dtype and storage.recipe is None:
+        if use.dtype and storage.recipe is None:
             peak(accelerator, storage.format)  # raises, and says what it multiplies instead
         name = storage.name if storage.recipe else FP16.name
         storage = storage._replace(name=name, format=FP16)
     base = [format_named(storage.recipe.base)] if storage.recipe else []
-    check_support(_runtime(storage, job), accelerator, *base)
-    return overview.subject(architecture), _workload(question, storage)
+    check_support(_runtime(storage, JOB_NAMES[use.job]), accelerator, *base)
+    return overview.subject(architecture), use.workload(storage)
 
 
 def _runtime(storage: Storage, job: Job) -> Engine | Stack:
@@ -231,14 +230,13 @@ def multiplies(accelerator: Accelerator, format: str) -> bool:
     return not accelerator.peak_tflops or supports(accelerator, format)
 
 
-def _one(
-    question: dict[str, str | int | None], architecture: Architecture, machine: Machine,
-    dtype: str, job: Job, strict: bool,
-) -> Estimate:  # fmt: skip
+def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
     """Whether one model fits, part by part, and what to do if it does not."""
-    model, work = _asked(question, architecture, dtype, job, machine.accelerator)
+    architecture, job = options.architecture(name), JOB_NAMES[use.job]
+    question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
+    model, work = _asked(architecture, use, machine.accelerator)
     needed, budget = _exact(model, work, job, machine.devices), int(machine.usable.value)
-    said, name = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
+    said, stored = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
@@ -248,14 +246,14 @@ def _one(
     )  # fmt: skip
     room = (Row("memory", {"bytes": machine.usable}), Row("headroom", {"bytes": rest}))
     headline = (
-        f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {name} needs "
+        f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {stored} needs "
         f"{format_bytes(needed.value)}{each}, and there are {format_bytes(budget)}"
     )
     within = needed.value <= budget
     advice = _limits(model, work, job, machine) if within else _changes(model, work, job, machine)
     return Estimate(
-        "fits", question | {"dtype": name, "answer": said}, headline,
-        (Table("", ("bytes",), tuple(rows), heading=f"{job} in {name}", total=True),
+        "fits", question | {"dtype": stored, "answer": said}, headline,
+        (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), room)),
         _assumptions(work, job), (*advice, _band(job)),
         verdict=said == "fits" if strict else within,
@@ -352,63 +350,45 @@ _SMALLER: tuple[changes.Change[Workload], ...] = (
 )  # fmt: skip
 
 
-def _which(
-    question: dict[str, str | int | None], kind: str, job: Job, everything: bool
-) -> Estimate:
+def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
     """The hardware that is enough for a model, smallest first."""
-    if kind not in OFFERS:
-        raise LLMSizeError(
-            f"unknown kind of hardware `{printable(kind)}`", hint="`--which gpu` or `instance`"
-        )
-    if question["model"] is None:
+    if name is None:
         raise LLMSizeError("`--which` needs a model", hint="`llmsize fits llama-2-7b --which gpu`")
-    architecture = options.architecture(str(question["model"]))
-    model, work = _asked(question, architecture, str(question["dtype"] or ""), job)
+    job = JOB_NAMES[use.job]
+    model, work = _asked(options.architecture(name), use)
     need = lru_cache(maxsize=64)(lambda devices: int(_exact(model, work, job, devices).value))
-    machines = [
+    offers = [
         machine for machine in OFFERS[kind]()
         if machine.accelerator is None
         or work.storage.recipe is not None
         or multiplies(machine.accelerator, work.storage.format.name)
     ]  # fmt: skip
     found = enough(
-        [(machine, machine.devices, int(machine.usable.value)) for machine in machines],
+        [(machine, machine.devices, int(machine.usable.value)) for machine in offers],
         need, band=band_of(job).share,
     )  # fmt: skip
     rows = tuple(
-        Row(
-            machine.instance.name if machine.instance else machine.title,
-            {
-                "devices": str(machine.devices),
-                "memory of each": machine.usable,
-                "needed on each": _known("needed", need(machine.devices), "bytes"),
-                "verdict": said,
-            },
-        )
+        _offer(machine, need(machine.devices), said)
         for machine, said in (found if everything else found[:SHOWN])
     )
     columns = ("devices", "memory of each", "needed on each", "verdict")
     least = rows[0].name if rows else "nothing that is known"
     return Estimate(
-        "fits", question,
+        "fits", use.question(model=name, which=kind),
         f"{model.architecture.name}, {job} in {work.storage.name}: {least} is enough; "
-        f"{len(found)} of {len(machines)} are",
+        f"{len(found)} of {len(offers)} are",
         (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
         _assumptions(work, job), (_band(job),), verdict=bool(found),
     )  # fmt: skip
 
 
-def _accelerators() -> Iterator[Machine]:
-    yield from (machine_of(record) for record in presets.every(Accelerator).values())
-
-
-def _instances() -> Iterator[Machine]:
-    known = presets.every(Accelerator)
-    for record in presets.every(Instance).values():
-        yield rented(record, known.get(record.accelerator))
-
-
-OFFERS = {"gpu": _accelerators, "instance": _instances}
+def _offer(machine: Machine, need: int, said: str) -> Row:
+    """One machine, and how it holds what is needed on each of its devices."""
+    name = machine.instance.name if machine.instance else machine.title
+    return Row(name, {
+        "devices": str(machine.devices), "memory of each": machine.usable,
+        "needed on each": _known("needed", need, "bytes"), "verdict": said,
+    })  # fmt: skip
 
 
 AT_ONCE = (
@@ -440,12 +420,10 @@ def _band(job: Job) -> str:
     )
 
 
-def _largest(
-    question: dict[str, str | int | None], machine: Machine, job: Job, filter: Filter,
-    everything: bool,
-) -> Estimate:  # fmt: skip
+def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     """The largest count for every format and job, and the presets that fit for one job."""
-    works = {title: _workload(question, options.storage(name)) for title, name in STORAGES.items()}
+    job = JOB_NAMES[use.job]
+    works = {title: use.workload(options.storage(name)) for title, name in STORAGES.items()}
     rows = tuple(
         Row(title, {job: most_parameters(title, job, works[title], machine) for job in JOBS})
         for title in STORAGES
@@ -453,18 +431,23 @@ def _largest(
     serving = rows[1].cells["inference"]
     most = f"serves up to {format_count(serving.value)}" if isinstance(serving, Term) else (
         "is too small for any")  # fmt: skip
-    chosen = _catalogue(works, machine, job, filter)
-    shown = list(chosen if everything else islice(chosen, SHOWN))
-    more = next(chosen, None) is not None
+    filter = Filter(
+        listing.commercial, _families(listing.family), min_parameters=listing.min_params
+    )
+    found = _catalogue(works, machine, job, filter)
+    shown = list(found if listing.everything else islice(found, SHOWN))
+    more = next(found, None) is not None
     tables = (
         Table("largest number of parameters", JOBS, rows, heading="weights in"),
         _models(shown, job),
     )
     return Estimate(
-        "fits", question, f"{machine.title} {most} parameters in 16 bit",
+        "fits",
+        use.question(model=None, memory=int(machine.usable.value), devices=machine.devices),
+        f"{machine.title} {most} parameters in 16 bit",
         tables,
         (
-            f"{question['batch']} × {question['context']:,} tokens (`--batch`, `--context`)",
+            f"{use.batch} × {use.context:,} tokens (`--batch`, `--context`)",
             "largest counts: the usual proportions of a decoder, and for training, every layer "
             "recomputed in the backward pass (gradient checkpointing)",
         ),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated
+from itertools import product
+from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
 from llmsize.anatomy import LoRA, Trace, traced
+from llmsize.anatomy.adapters import ALL_LINEAR
 from llmsize.anatomy.vision import tower_parameters
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import options
-from llmsize.cli.declare import Option
-from llmsize.cli.options import Gpu, Gpus, InstanceName, Model, Reserve, Vram
+from llmsize.cli import machines, options
+from llmsize.cli.declare import Option, choosing, counting
+from llmsize.cli.machines import Hardware
+from llmsize.cli.options import Model
 from llmsize.engine import Engine
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp import Server
@@ -40,7 +43,12 @@ EXAMPLES = (
     "llmsize infer gemma-3-12b --context 4096:131072:x2",
 )
 
-FITTED = ("context", "batch", "users", "quant", "gpu-layers")
+FITTED = {
+    "context": "context", "batch": "batch", "users": "batch", "quant": "quant",
+    "gpu-layers": "gpu-layers",
+}  # fmt: skip
+"""What `--fit` solves for, and what that is called in a question."""
+OFFLOADED = ("cpu", "disk")
 MOST_ROWS = 64
 """Of a sweep."""
 SHOWN_DEVICES = 4
@@ -91,9 +99,9 @@ EngineName = Annotated[str, Option(
 Contexts = Annotated[str, Option(
     "--context", metavar="TOKENS",
     help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")]
-Prompt = Annotated[int | None, Option(
-    "--prompt", metavar="TOKENS", show_default="the whole context", help="Tokens of each prompt.",
-    parser=lambda given: units.parse_count(str(given), "prompt"))]
+Prompt = Annotated[int | None, counting(
+    "--prompt", what="prompt", metavar="TOKENS", show_default="the whole context",
+    help="Tokens of each prompt.")]
 Batches = Annotated[str, Option(
     "--batch", metavar="N", help="Sequences at once, or several to compare.")]
 Quantization = Annotated[str, Option(
@@ -127,114 +135,183 @@ DraftModel = Annotated[str, Option(
     "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.")]
 Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")]
 CpuMoe = Annotated[int, Option(
-    "--cpu-moe", metavar="N", min=0, help="llama.cpp: layers whose experts stay in host memory.")]
+    "--cpu-moe", "--n-cpu-moe", metavar="N", min=0,
+    help="llama.cpp: layers whose experts stay in host memory.")]
 TensorSplit = Annotated[str, Option(
     "--tensor-split", metavar="SHARES", show_default="equal",
     help="llama.cpp: share of the layers of every device, such as `3,1`.")]
 FlashAttention = Annotated[bool, Option(
     "--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")]
-Offload = Annotated[str, Option(
-    "--offload", metavar="PLACE", show_default=False,
-    help="`cpu`, `disk`: as many layers on the devices as fit, others there.")]
-Fit = Annotated[str, Option(
-    "--fit", metavar="WHAT", show_default=False,
-    help=f"Solve for the best {', '.join(FITTED)} that fits.")]
+Offload = Annotated[str | None, choosing(
+    "--offload", known=OFFLOADED, what="place to offload to", metavar="PLACE", show_default=False,
+    help="As many layers on the devices as fit, the others there")]
+Fit = Annotated[str | None, choosing(
+    "--fit", known=FITTED, what="knob to solve for", metavar="WHAT", show_default=False,
+    help="Solve for the best that fits")]
 # fmt: on
+
+
+class Load(NamedTuple):
+    """What is asked of the model at once."""
+
+    context: Contexts = "4096"
+    prompt: Prompt = None
+    batch: Batches = "1"
+    beams: Beams = 1
+    returned: Returned = 1
+    shared: SharedPrefix = 0
+
+
+class Formats(NamedTuple):
+    """How weights and cache are stored, and what is computed in."""
+
+    quant: Quantization = ""
+    dtype: ComputeFormat = ""
+    kv_dtype: CacheFormat = ""
+
+
+class Placement(NamedTuple):
+    """How much of each device is used, and what lives elsewhere."""
+
+    utilization: Utilization = None
+    gpu_layers: GpuLayers = None
+    stages: Stages = 1
+    offload: Offload = None
+
+
+class Beside(NamedTuple):
+    """What is loaded beside the model."""
+
+    adapters: Adapters = 0
+    rank: AdapterRank = 16
+    draft: DraftModel = ""
+
+
+class LlamaCpp(NamedTuple):
+    """Options of llama.cpp and what runs it."""
+
+    ubatch: Ubatch = 512
+    cpu_moe: CpuMoe = 0
+    tensor_split: TensorSplit = ""
+    flash_attention: FlashAttention = True
 
 
 def infer(
     model: Model,
+    *,
     engine: EngineName = "transformers",
-    context: Contexts = "4096",
-    prompt: Prompt = None,
-    batch: Batches = "1",
-    quant: Quantization = "",
-    dtype: ComputeFormat = "",
-    kv_dtype: CacheFormat = "",
-    utilization: Utilization = None,
-    gpu_layers: GpuLayers = None,
-    stages: Stages = 1,
-    beams: Beams = 1,
-    returned: Returned = 1,
-    shared: SharedPrefix = 0,
-    adapters: Adapters = 0,
-    rank: AdapterRank = 16,
-    draft: DraftModel = "",
-    ubatch: Ubatch = 512,
-    cpu_moe: CpuMoe = 0,
-    tensor_split: TensorSplit = "",
-    flash_attention: FlashAttention = True,
-    offload: Offload = "",
-    fit: Fit = "",
-    gpu: Gpu = None,
-    vram: Vram = None,
-    gpus: Gpus = None,
-    instance: InstanceName = None,
-    reserve: Reserve = 0,
+    load: Load,
+    formats: Formats,
+    placement: Placement,
+    beside: Beside,
+    llama_cpp: LlamaCpp,
+    fit: Fit = None,
+    hardware: Hardware,
     assume_family: options.AssumeFamily = "",
 ) -> Estimate:
     """Memory to serve MODEL with an engine: weights, cache, workspace, and what is left."""
-    machine = options.machine(gpu, vram, gpus, instance, reserve)
-    budget = Budget(int(machine.usable.value), utilization) if machine else None
+    machine = machines.machine(hardware)
+    budget = Budget(int(machine.usable.value), placement.utilization) if machine else None
     architecture = options.assuming(options.architecture(model), assume_family)
     accelerator = machine.accelerator if machine else None
-    subject = _subject(architecture, presets.get(Engine, engine), dtype, kv_dtype, accelerator)
-    contexts, batches = _values(context, "context"), _values(batch, "batch")
-    quants = [name.strip() for name in quant.split(",")] if quant else [_own_recipe(subject)]
-    _check_lengths(prompt, contexts, beams, returned)
-    devices = _staged(machine.devices if machine else gpus or 1, stages)
-    server = replace(
-        PLAIN_SERVER, ubatch=ubatch, cpu_moe_layers=cpu_moe, tensor_split=_shares(tensor_split),
-        flash_attention=flash_attention,
+    subject = _subject(architecture, presets.get(Engine, engine), formats, accelerator)
+    asked = Asked(
+        subject, load, placement, beside, _server(llama_cpp, subject.engine),
+        _staged(machine.devices if machine else hardware.gpus or 1, placement.stages),
     )  # fmt: skip
-    _check_server(server, subject.engine)
-
-    def asked(name: str, tokens: int, sequences: int) -> Serving:
-        made = replace(
-            subject.stored(name), context=tokens, prompt=min(prompt or 0, tokens), batch=sequences,
-            devices=devices, stages=stages, gpu_layers=gpu_layers, server=server, shared=shared,
-            rows=max(beams, returned), reordered=beams > 1,
-        )  # fmt: skip
-        held = [_adapters(made, adapters, rank)] if adapters else []
-        if draft:
-            held.append(_drafting(subject, draft, made))
-        return replace(made, beside=tuple(held))
-
-    every = [(q, c, b) for q in quants for c in contexts for b in batches]
-    if len(every) > 1:
-        if fit or offload:
+    settings = list(_settings(load, formats, subject))
+    if len(settings) > 1:
+        if fit or placement.offload:
             raise LLMSizeError(
                 "a table of several values is not solved", hint="give one value beside `--fit`"
             )
-        return _sweep(subject, [(each, asked(*each)) for each in every], budget)
-    question, name = asked(*every[0]), quants[0]
-    if offload or fit:
-        if offload == "disk":
-            question = replace(question, offload="disk")
-        question, name = _solved(question, name, _what(offload, fit), budget, subject)
+        return _sweep(subject, [(each, _serving(asked, each)) for each in settings], budget)
+    question, name = _serving(asked, settings[0]), settings[0].stored
+    if what := _solved_for(placement.offload, fit):
+        question, name = _solved(question, name, what, budget, subject)
     return _estimate(subject, question, name, budget)
 
 
-def _check_lengths(prompt: int | None, contexts: list[int], beams: int, returned: int) -> None:
+class Asked(NamedTuple):
+    """All that a question is about but the setting, of which there may be several."""
+
+    subject: Subject
+    load: Load
+    placement: Placement
+    beside: Beside
+    server: Server
+    devices: int
+    """Of each stage."""
+
+
+class Setting(NamedTuple):
+    """One row of a table: how the weights are stored, tokens and sequences."""
+
+    stored: str
+    context: int
+    batch: int
+
+
+def _settings(load: Load, formats: Formats, subject: Subject) -> Iterator[Setting]:
+    """Every combination of what is asked for."""
+    contexts, batches = _values(load.context, "context"), _values(load.batch, "batch")
+    _check_lengths(load, contexts)
+    for stored in options.names(formats.quant) or (_own_recipe(subject),):
+        for context, batch in product(contexts, batches):
+            yield Setting(stored, context, batch)
+
+
+def _serving(asked: Asked, setting: Setting) -> Serving:
+    """The question for one setting."""
+    load, placement = asked.load, asked.placement
+    made = replace(
+        asked.subject.stored(setting.stored), context=setting.context, batch=setting.batch,
+        prompt=min(load.prompt or 0, setting.context), rows=max(load.beams, load.returned),
+        reordered=load.beams > 1, shared=load.shared, devices=asked.devices,
+        stages=placement.stages, gpu_layers=placement.gpu_layers, server=asked.server,
+        offload="disk" if placement.offload == "disk" else "host",
+    )  # fmt: skip
+    return replace(made, beside=tuple(_beside(asked, made)))
+
+
+def _beside(asked: Asked, question: Serving) -> Iterator[Term]:
+    """LoRA adapters, and a draft model in its own format with the same sequences."""
+    beside, subject = asked.beside, asked.subject
+    if beside.adapters:
+        lora = LoRA(rank=beside.rank, targets=(ALL_LINEAR,))
+        yield adapters_of(question, beside.adapters, lora)
+    if beside.draft:
+        architecture = options.architecture(beside.draft)
+        drafting = replace(subject, architecture=architecture, trace=traced(architecture))
+        made = drafting.stored(_own_recipe(drafting))
+        yield draft_of(replace(made, context=question.context, batch=question.batch))
+
+
+def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
     """Raise `LLMSizeError` for a prompt that no context holds and for sequences without a beam."""
-    if prompt is not None and prompt > max(contexts):
+    if load.prompt is not None and load.prompt > max(contexts):
         raise LLMSizeError(
-            f"a prompt of {prompt:,} tokens in a context of {max(contexts):,}",
+            f"a prompt of {load.prompt:,} tokens in a context of {max(contexts):,}",
             hint="`--context` counts prompt and answer together",
         )
-    if 1 < beams < returned:
+    if 1 < load.beams < load.returned:
         raise LLMSizeError(
-            f"{returned} sequences of {beams} beams",
+            f"{load.returned} sequences of {load.beams} beams",
             hint="a beam gives one sequence: ask for as many beams, or leave out `--beams`",
         )
 
 
-def _check_server(server: Server, engine: Engine) -> None:
-    """Raise `LLMSizeError` for options of llama.cpp that another engine has not."""
+def _server(given: LlamaCpp, engine: Engine) -> Server:
+    """The options of llama.cpp. Raises `LLMSizeError` where another engine is to run."""
+    server = replace(
+        PLAIN_SERVER, ubatch=given.ubatch, cpu_moe_layers=given.cpu_moe,
+        tensor_split=_shares(given.tensor_split), flash_attention=given.flash_attention,
+    )  # fmt: skip
     if server != PLAIN_SERVER and engine.allocation != "buffers":
         raise LLMSizeError(
             f"{engine.title} has no options of llama.cpp", hint="add `--engine llama.cpp`"
         )
+    return server
 
 
 def _staged(devices: int, stages: int) -> int:
@@ -248,14 +325,14 @@ def _staged(devices: int, stages: int) -> int:
 
 
 def _subject(
-    architecture: Architecture, engine: Engine, dtype: str, kv_dtype: str,
+    architecture: Architecture, engine: Engine, formats: Formats,
     accelerator: Accelerator | None = None,
 ) -> Subject:  # fmt: skip
     """The model for an engine. Raises `LLMSizeError` for what does not run or go together."""
-    format = presets.get(Format, dtype or options.own_dtype(architecture) or "bf16")
-    format, assumed = (format, "") if dtype else computed_in(format, engine, accelerator)
+    format = presets.get(Format, formats.dtype or options.own_dtype(architecture) or "bf16")
+    format, assumed = (format, "") if formats.dtype else computed_in(format, engine, accelerator)
     allowed = [format.name if name == "weights" else name for name in engine.kv_formats]
-    cache = presets.get(Format, kv_dtype or allowed[0])
+    cache = presets.get(Format, formats.kv_dtype or allowed[0])
     if cache.name not in allowed and not cache.name.startswith(tuple(allowed)):
         raise LLMSizeError(
             f"{engine.title} keeps no cache in `{cache.name}`",
@@ -272,7 +349,7 @@ def offloaded(
 
     `name` is how the weights are stored; `None` if not even the rest of the model fits.
     """
-    subject = _subject(architecture, presets.get(Engine, "transformers"), "", "")
+    subject = _subject(architecture, presets.get(Engine, "transformers"), Formats())
     made = replace(subject.stored(name), context=context, batch=batch)
     return asking.largest_that_fits(made, "gpu-layers", Budget(memory))
 
@@ -280,18 +357,6 @@ def offloaded(
 def _own_recipe(subject: Subject) -> str:
     """How the checkpoint itself is quantized, unless the engine has files of its own."""
     return subject.engine.recipe or recipe_name(subject.architecture.stored)
-
-
-def _adapters(question: Serving, count: int, rank: int) -> Term:
-    return adapters_of(question, count, LoRA(rank=rank, targets=("all-linear",)))
-
-
-def _drafting(subject: Subject, name: str, question: Serving) -> Term:
-    """The draft model in its own format, with the same sequences."""
-    architecture = options.architecture(name)
-    drafting = replace(subject, architecture=architecture, trace=traced(architecture))
-    made = drafting.stored(_own_recipe(drafting))
-    return draft_of(replace(made, context=question.context, batch=question.batch))
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -332,18 +397,14 @@ def _values(text: str, what: str) -> list[int]:
     return found
 
 
-def _what(offload: str, fit: str) -> str:
-    if offload and (fit or offload not in ("cpu", "disk")):
+def _solved_for(offload: str | None, fit: str | None) -> str:
+    """What is solved for, if anything. Raises `LLMSizeError` for two things at once."""
+    if offload and fit:
         raise LLMSizeError(
-            f"cannot offload to `{printable(offload)}`",
-            hint="`--offload cpu` or `disk` alone solves for the layers on the devices",
+            f"`--offload {offload}` and `--fit {fit}` both solve for something",
+            hint="`--offload` alone solves for the layers on the devices",
         )
-    if not offload and fit not in FITTED:
-        raise LLMSizeError(
-            f"cannot solve for `{printable(fit)}`",
-            hint=did_you_mean(fit, FITTED, otherwise=f"choose from {', '.join(FITTED)}"),
-        )
-    return "gpu-layers" if offload else fit.replace("users", "batch")
+    return "gpu-layers" if offload else FITTED[fit] if fit else ""
 
 
 def _solved(
@@ -508,10 +569,17 @@ def _notes(
         yield from _log_lines(question, budget)
     if crossing := asking.bus_bytes(question).value:
         yield f"{format_bytes(crossing)} cross the bus for every token"
-    if question.gpu_layers is not None or question.server.cpu_moe_layers:
+    if question.server.cpu_moe_layers and not _mixed(question):
+        yield "no layer has experts: `--cpu-moe` changes nothing, as in llama.cpp"
+    elif question.gpu_layers is not None or question.server.cpu_moe_layers:
         yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
         yield _advice(subject, question, name, budget)
+
+
+def _mixed(question: Serving) -> bool:
+    """Whether any layer has experts."""
+    return any(weight.experts for weight in question.trace.weights.values())
 
 
 def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
@@ -550,11 +618,11 @@ def _advice(subject: Subject, question: Serving, name: str, budget: Budget) -> s
 
 
 def _sweep(
-    subject: Subject, asked: list[tuple[tuple[str, int, int], Serving]], budget: Budget | None
+    subject: Subject, asked: Sequence[tuple[Setting, Serving]], budget: Budget | None
 ) -> Estimate:
     """One row for each combination: parts of the fullest device."""
     rows, verdicts = [], []
-    for (name, tokens, sequences), question in asked:
+    for setting, question in asked:
         place = fullest(need(question))
         cells: dict[str, Term | str] = {
             part.name: part for part in place.parts if part.name in ("weights", "KV cache")
@@ -565,7 +633,8 @@ def _sweep(
         if budget is not None:
             verdicts.append(asking.fits(question, budget))
             cells["fits"] = "yes" if verdicts[-1] else "no"
-        label = f"{name or question.format.name}, {sequences} × {tokens:,} tokens"
+        stored = setting.stored or question.format.name
+        label = f"{stored}, {setting.batch} × {setting.context:,} tokens"
         rows.append(Row(label, cells))
     columns = ("weights", "KV cache", "other", "total") + (("fits",) if budget else ())
     title = subject.architecture.title or subject.architecture.name

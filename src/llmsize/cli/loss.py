@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets, units
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
-from llmsize.cli import options
-from llmsize.cli.declare import Option
+from llmsize.cli import laws, options
+from llmsize.cli.declare import Option, counting
 from llmsize.errors import LLMSizeError, printable
 from llmsize.scaling.calibration import Calibration, Observation, calibrate, interval
 from llmsize.scaling.counting import counted, reading
@@ -56,16 +56,16 @@ NOT_COMPARABLE = (
 
 Steps = Annotated[
     float | None,
-    Option(
-        "--steps", help="Optimizer steps, with --batch.", metavar="S", show_default=False,
-        parser=lambda text: float(units.parse_count(text, "number of steps")),
+    counting(
+        "--steps", what="number of steps", kind=float, metavar="S",
+        help="Optimizer steps, with --batch.", show_default=False,
     ),
 ]  # fmt: skip
 BatchTokens = Annotated[
     float | None,
-    Option(
-        "--batch", help="Tokens per step: `512K`.", metavar="TOKENS", show_default=False,
-        parser=lambda text: float(units.parse_count(text, "batch")),
+    counting(
+        "--batch", what="batch", kind=float, metavar="TOKENS", help="Tokens per step: `512K`.",
+        show_default=False,
     ),
 ]  # fmt: skip
 Precision = Annotated[
@@ -86,16 +86,15 @@ Runs = Annotated[
 
 def loss(
     model: options.OptionalModel = None,
+    *,
     params: options.Parameters = None,
-    tokens: options.Tokens = None,
-    compute: options.Compute = None,
+    tokens: laws.Tokens = None,
+    compute: laws.Compute = None,
     steps: Steps = None,
     batch: BatchTokens = None,
-    unique_tokens: options.UniqueTokens = None,
-    target_loss: options.TargetLoss = None,
-    law: options.Law = None,
-    experts: options.Experts = None,
-    granularity: options.Granularity = None,
+    unique_tokens: laws.UniqueTokens = None,
+    target_loss: laws.TargetLoss = None,
+    asked: laws.Asked,
     precision: Precision = None,
     calibrate: Runs = None,
 ) -> Estimate:
@@ -105,14 +104,12 @@ def loss(
     """
     shape = _model(model, params)
     run = Run(params, tokens, compute, unique_tokens, steps, batch)
-    if law and law.lower() == "all":
+    if asked.compared:
         if calibrate:
             raise LLMSizeError("--calibrate moves one law", hint="name it: --law chinchilla")
-        laws = options.laws(experts=experts, granularity=granularity)
-        return _all(laws, run, shape, target_loss)
+        return _all(laws.every(**asked.settings), run, shape, target_loss)
     default = REPEATING if unique_tokens is not None else CALIBRATED if calibrate else DEFAULT
-    name = law or default
-    chosen = options.law(name, experts=experts, granularity=granularity)
+    chosen = laws.law(asked, default)
     run = _counted(chosen, run, shape)
     if calibrate:
         return _calibrated(chosen, run, list(_observations(calibrate)))
@@ -208,10 +205,10 @@ def _target(law: ScalingLaw, run: Run, target: float) -> Estimate:
 
 
 def _all(
-    laws: Sequence[ScalingLaw], run: Run, shape: Parameters | None, target: float | None
+    known: Sequence[ScalingLaw], run: Run, shape: Parameters | None, target: float | None
 ) -> Estimate:
     """The same question to every law, with the unit and corpus that its answer is about."""
-    reached = [(law, _asked(law, _counted(law, run, shape), target)) for law in laws]
+    reached = [(law, _asked(law, _counted(law, run, shape), target)) for law in known]
     answered = [(law, cells) for law, cells in reached if cells]
     columns = tuple(dict.fromkeys(name for _, cells in answered for name in cells))
     rows = [Row(law.name, {**cells, "N counts": law.counts, "unit": law.loss_unit,

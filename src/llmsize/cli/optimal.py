@@ -8,14 +8,16 @@ from typing import Annotated
 
 from llmsize import presets, units
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
-from llmsize.cli import options
-from llmsize.cli.declare import Option
+from llmsize.cli import laws, machines, options
+from llmsize.cli.declare import Option, counting
 from llmsize.errors import LLMSizeError
+from llmsize.hardware import Accelerator, peak, slug
 from llmsize.scaling.allocation import Allocation, allocate, same_loss, spend
 from llmsize.scaling.budget import Budget, best
 from llmsize.scaling.laws import ScalingLaw, extrapolations
 from llmsize.scaling.tuning import hints
 from llmsize.term import Grade, Term, fact
+from llmsize.throughput import affordable_flop
 
 EXAMPLES = (
     "llmsize optimal --compute 1e22",
@@ -36,51 +38,61 @@ GpuHours = Annotated[
 ]
 InferenceTokens = Annotated[
     float | None,
-    Option(
-        "--inference-tokens", help="Tokens to serve afterwards.", metavar="D", show_default=False,
-        parser=lambda text: float(units.parse_count(text, "count of inference tokens")),
+    counting(
+        "--inference-tokens", what="count of inference tokens", kind=float, metavar="D",
+        help="Tokens to serve afterwards.", show_default=False,
     ),
 ]  # fmt: skip
 MaxParams = Annotated[
     int | None,
-    Option(
-        "--max-params", help="The largest model that is allowed.", metavar="N", show_default=False,
-        parser=lambda text: units.parse_count(text, "parameter count"),
+    counting(
+        "--max-params", what="parameter count", metavar="N",
+        help="The largest model that is allowed.", show_default=False,
     ),
 ]  # fmt: skip
 
 
 def optimal(
-    compute: options.Compute = None,
+    *,
+    compute: laws.Compute = None,
     gpu_hours: GpuHours = None,
-    gpu: options.Gpu = None,
-    mfu: options.Mfu = None,
+    gpu: machines.Gpu = None,
+    mfu: machines.Mfu = None,
     params: options.Parameters = None,
-    tokens: options.Tokens = None,
-    target_loss: options.TargetLoss = None,
+    tokens: laws.Tokens = None,
+    target_loss: laws.TargetLoss = None,
     inference_tokens: InferenceTokens = None,
-    unique_tokens: options.UniqueTokens = None,
+    unique_tokens: laws.UniqueTokens = None,
     max_params: MaxParams = None,
-    law: options.Law = None,
-    experts: options.Experts = None,
-    granularity: options.Granularity = None,
+    asked: laws.Asked,
 ) -> Estimate:
     """The best parameters and tokens for a budget, or the budget for which a size is best."""
     assumptions: tuple[str, ...] = ()
     if gpu_hours is not None:
-        affordable = options.affordable(gpu_hours, gpu, mfu)
         if compute is not None:
             raise LLMSizeError("--gpu-hours and --compute both give the budget", hint="give one")
-        compute, assumptions = float(affordable.value), (affordable.note,)
+        found = _affordable(gpu_hours, gpu, mfu)
+        compute, assumptions = float(found.value), (found.note,)
     budget = Budget(
         compute, params, tokens, target_loss, inference_tokens, unique_tokens, max_params
     )
-    if law and law.lower() == "all":
-        laws = options.laws(experts=experts, granularity=granularity)
-        return _all(laws, budget, assumptions)
-    default = REPEATING if unique_tokens is not None else DEFAULT
-    chosen = options.law(law or default, experts=experts, granularity=granularity)
+    if asked.compared:
+        return _all(laws.every(**asked.settings), budget, assumptions)
+    chosen = laws.law(asked, DEFAULT if unique_tokens is None else REPEATING)
     return _one(chosen, budget, assumptions)
+
+
+def _affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
+    """FLOP that so many hours of an accelerator do in bf16, and by which utilization."""
+    if gpu is None:
+        raise LLMSizeError("--gpu-hours need an accelerator", hint="add --gpu h100-sxm-80gb")
+    accelerator = presets.get(Accelerator, slug(gpu))
+    share = machines.efficiency(accelerator, "bf16", mfu)
+    flop = affordable_flop(
+        devices=1, seconds=gpu_hours * 3600, peak=peak(accelerator, "bf16"), efficiency=share
+    )
+    said = f"{share.value:.0%} of the bf16 peak of {accelerator.title}"
+    return replace(flop, note=f"{said} ({share.note or 'given'})")
 
 
 def _question(law: str, budget: Budget) -> dict[str, str | float | None]:
@@ -175,9 +187,9 @@ def _trade(law: ScalingLaw, found: Allocation) -> Table:
 
 
 def _hints(found: Allocation) -> Table:
-    laws = presets.every(ScalingLaw).values()
+    known = presets.every(ScalingLaw).values()
     rows = []
-    for hint in hints(laws, parameters=found.parameters, tokens=found.tokens):
+    for hint in hints(known, parameters=found.parameters, tokens=found.tokens):
         cells: dict[str, Cell] = {"learning rate": hint.learning_rate or Absent("not fitted"),
                                   "batch": hint.batch or Absent("not fitted")}  # fmt: skip
         rows.append(Row(hint.law.name, cells))
@@ -185,9 +197,9 @@ def _hints(found: Allocation) -> Table:
     return Table(title, ("learning rate", "batch"), tuple(rows), heading="law")
 
 
-def _all(laws: Sequence[ScalingLaw], budget: Budget, assumptions: tuple[str, ...]) -> Estimate:
+def _all(known: Sequence[ScalingLaw], budget: Budget, assumptions: tuple[str, ...]) -> Estimate:
     rows = []
-    for law in laws:
+    for law in known:
         try:
             rows.append(Row(law.name, {**_cells(law, best(law, budget)), "N counts": law.counts}))
         except LLMSizeError:

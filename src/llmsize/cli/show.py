@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from llmsize import presets, units
+from llmsize import presets
 from llmsize.answer import Absent, Cell, Estimate, Row, Scalar, Table
-from llmsize.cli.declare import Argument, Option
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.cli.declare import Argument, Option, choosing, counting
+from llmsize.errors import LLMSizeError
 from llmsize.record import Record
 from llmsize.term import Number, fact
 
@@ -106,10 +106,6 @@ UNITS = {
 _LONGEST_VALUE = 2000
 
 
-def _complete_kind(incomplete: str) -> list[str]:
-    return [kind for kind in KINDS if kind.startswith(incomplete)]
-
-
 def _complete_name(ctx: Any, incomplete: str) -> list[str]:
     kind = ctx.params.get("kind") or ""
     known = presets.names(_record(kind)) if kind in KINDS else []
@@ -118,14 +114,35 @@ def _complete_name(ctx: Any, incomplete: str) -> list[str]:
 
 _MODELS = "Which models"
 
+KindName = Annotated[str | None, choosing(known=KINDS, what="kind of fact", metavar="KIND")]
+Name = Annotated[str, Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME")]
+Family = Annotated[
+    str,
+    Option("--family", metavar="NAME", help="Only this `model_type`.", rich_help_panel=_MODELS),
+]
+MaxParameters = Annotated[
+    int | None,
+    counting(
+        "--max-params",
+        what="parameter count",
+        help="Only models of at most so many parameters, such as `8B`.",
+        metavar="N",
+        show_default=False,
+        rich_help_panel=_MODELS,
+    ),
+]
+Commercial = Annotated[
+    bool,
+    Option("--commercial", help="Only models for commercial use.", rich_help_panel=_MODELS),
+]
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+
+class Filter(NamedTuple):
     """Which models are listed."""
 
-    family: str = ""
-    max_params: int | None = None
-    commercial: bool = False
+    family: Family = ""
+    max_params: MaxParameters = None
+    commercial: Commercial = False
 
     def allows(self, record: Any) -> bool:
         """Whether a record is listed; what is not a model always is."""
@@ -146,52 +163,15 @@ def _parameters(model: Architecture) -> int:
     return model.published_parameters or count(traced(model).weights.values()).total
 
 
-def show(
-    kind: Annotated[
-        str,
-        Argument(help=f"{', '.join(KINDS)}.", autocompletion=_complete_kind, metavar="KIND"),
-    ] = "",
-    name: Annotated[
-        str,
-        Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME"),
-    ] = "",
-    family: Annotated[
-        str, Option("--family", help="Models of this family.", rich_help_panel=_MODELS)
-    ] = "",
-    max_params: Annotated[
-        int | None,
-        Option(
-            "--max-params",
-            help="Models of at most so many parameters, such as `8B`.",
-            metavar="N",
-            parser=lambda text: units.parse_count(text, "parameter count"),
-            show_default=False,
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    commercial: Annotated[
-        bool,
-        Option(
-            "--commercial",
-            help="Models whose licence allows commercial use.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = False,
-) -> Estimate:
+def show(kind: KindName = None, name: Name = "", *, wanted: Filter) -> Estimate:
     """Facts with their sources: models, formats, optimizers, laws, hardware, …"""
-    if not kind:
-        return _kinds()
-    if kind not in KINDS:
-        raise LLMSizeError(
-            f"unknown kind of fact `{printable(kind)}`",
-            hint=did_you_mean(kind, KINDS, otherwise=f"kinds: {', '.join(KINDS)}"),
-        )
-    wanted = Filter(family, max_params, commercial)
     if wanted != Filter() and (kind != "models" or name):
         raise LLMSizeError(
             "`--family`, `--max-params` and `--commercial` choose among models",
             hint="`llmsize show models --family llama`",
         )
+    if not kind:
+        return _kinds()
     return _one(kind, name) if name else _list(kind, wanted)
 
 
@@ -228,11 +208,7 @@ def _list(kind: str, wanted: Filter) -> Estimate:
     headline = f"{len(rows)} {kind}; `llmsize show {kind} NAME` shows one with its source"
     question: dict[str, Scalar] = {"kind": kind, "name": ""}
     if kind == "models":
-        question |= {
-            "family": wanted.family,
-            "max_params": wanted.max_params,
-            "commercial": wanted.commercial,
-        }
+        question |= wanted._asdict()
     return Estimate("show", question, headline, (table,))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
 from llmsize.anatomy import run_forward
 from llmsize.anatomy.flops import training_flop_per_token
 from llmsize.anatomy.parameters import count
-from llmsize.answer import Cell, Estimate, Row, Table
+from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import options
-from llmsize.cli.declare import Option
+from llmsize.cli import machines, options
+from llmsize.cli.declare import Option, counting
+from llmsize.cli.laws import Tokens
+from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak
@@ -49,17 +51,16 @@ POWER = "Power is the rated power of the devices; hosts, network and cooling com
 
 SequenceLength = Annotated[
     int | None,
-    Option(
-        "--seq-len", help="Tokens per training sequence.", metavar="TOKENS",
-        parser=lambda text: units.parse_count(text, "sequence length"), show_default="4096",
+    counting(
+        "--seq-len", what="sequence length", metavar="TOKENS",
+        help="Tokens per training sequence.", show_default="4096",
     ),
 ]  # fmt: skip
 Trained = Annotated[
     int | None,
-    Option(
-        "--trained", metavar="N", show_default=False,
+    counting(
+        "--trained", what="count of trained parameters", metavar="N", show_default=False,
         help="Parameters of a bare count that are trained, if not all: the adapters of LoRA.",
-        parser=lambda text: units.parse_count(text, "count of trained parameters"),
     ),
 ]  # fmt: skip
 MethodName = Annotated[
@@ -82,55 +83,83 @@ Format = Annotated[
 ]
 
 
+class Work(NamedTuple):
+    """What of a model is trained, and on which sequences."""
+
+    seq_len: SequenceLength = None
+    method: MethodName = "full"
+    rank: Rank = 16
+    targets: Targets = ""
+    trained: Trained = None
+
+
+class Run(NamedTuple):
+    """A training run on a machine."""
+
+    counted: list[Term]
+    """The FLOP of the run, and what is said beside it."""
+    tokens: float
+    accelerator: Accelerator
+    devices: int
+    dtype: str
+    price: Term | None
+
+
 def time(
-    tokens: options.Tokens,
+    tokens: Tokens,
     model: options.OptionalModel = None,
+    *,
     params: options.Parameters = None,
-    gpu: options.Gpu = None,
-    gpus: options.Gpus = None,
-    instance: options.InstanceName = None,
-    mfu: options.Mfu = None,
-    price: options.Price = None,
-    prices: options.Prices = None,
-    seq_len: SequenceLength = None,
-    method: MethodName = "full",
-    rank: Rank = 16,
-    targets: Targets = "",
-    trained: Trained = None,
+    gpu: machines.Gpu = None,
+    gpus: machines.Gpus = None,
+    instance: machines.InstanceName = None,
+    mfu: machines.Mfu = None,
+    pricing: Pricing,
+    work: Work,
     recompute: Recompute = False,
     dtype: Format = "bf16",
 ) -> Estimate:
     """FLOP, wall time, GPU-hours, energy and cost of training on so many tokens."""
     if tokens is None:
         raise LLMSizeError("training needs tokens", hint="add --tokens, such as `--tokens 300B`")
-    if (model is None) == (params is None):
-        raise LLMSizeError("what is trained?", hint="give either MODEL or --params")
-    if model is not None:
-        choices = _choices(method, rank, targets, trained)
-        counted = _by_anatomy(options.architecture(model), choices, tokens, seq_len)
-    else:
-        counted = [_by_count(params or 0, tokens, trained, method)]
+    counted = _counted(model, params, tokens, work)
     question = {"model": model, "parameters": params, "tokens": tokens, "gpu": gpu, "gpus": gpus,
-                "seq_len": seq_len, "method": method, "dtype": dtype}  # fmt: skip
-    machine = options.machine(gpu, gpus=gpus, instance=instance)
-    each = options.price(machine, price, prices)
+                "seq_len": work.seq_len, "method": work.method, "dtype": dtype}  # fmt: skip
+    machine = machines.machine(Hardware(gpu, gpus=gpus, instance=instance))
+    price = machines.price(machine, pricing)
     if machine is None or machine.accelerator is None:
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
-    accelerator, devices = machine.accelerator, machine.devices
-    measured = measured_utilization(presets.every(Utilization).values(), accelerator, dtype)
-    cases = _cases(measured, mfu)
-    table = _table(counted[0], tokens, accelerator, dtype, devices, cases, each)
+    run = Run(counted, tokens, machine.accelerator, machine.devices, dtype, price)
+    return _timed(question, run, mfu, recompute=recompute)
+
+
+def _counted(model: str | None, params: int | None, tokens: float, work: Work) -> list[Term]:
+    """The FLOP of the run first, then what is said beside it."""
+    if model is not None and params is None:
+        return _by_anatomy(options.architecture(model), _choices(work), tokens, work.seq_len)
+    if params is not None and model is None:
+        return [_by_count(params, tokens, work)]
+    raise LLMSizeError("what is trained?", hint="give either MODEL or --params")
+
+
+def _timed(
+    question: Mapping[str, Scalar], run: Run, mfu: float | None, *, recompute: bool
+) -> Estimate:
+    """The run by the clock, at the utilization that is given or at those that were measured."""
+    known = presets.every(Utilization).values()
+    cases = _cases(measured_utilization(known, run.accelerator, run.dtype), mfu)
+    table = _table(run, cases)
     middle = table.rows[1].cells["measured median" if mfu is None else "given"]
     assert isinstance(middle, Term)
-    terms = [*counted, peak(accelerator, dtype), *_hardware(recompute, counted, tokens, cases)]
+    hardware = _hardware(run, cases) if recompute else []
     return Estimate(
         "time",
         question,
-        f"{units.format_duration(middle.value)} on {devices:,} × {accelerator.title}",
-        (*terms, table),
+        f"{units.format_duration(middle.value)} on {run.devices:,} × {run.accelerator.title}",
+        (*run.counted, peak(run.accelerator, run.dtype), *hardware, table),
         assumptions=tuple(f"utilization is the {e.note}" for e in cases.values() if e.note),
-        notes=(*_notes(counted), POWER),
+        notes=(*_notes(run.counted), POWER),
     )
 
 
@@ -138,21 +167,21 @@ def _count(value: float) -> str:
     return units.format_count(value)
 
 
-def _choices(method: str, rank: int, targets: str, trained: int | None) -> Choices:
-    if trained is not None:
+def _choices(work: Work) -> Choices:
+    if work.trained is not None:
         raise LLMSizeError(
             "--trained goes with a bare count",
             hint="of a MODEL, --method lora --rank 16 counts what is trained",
         )
-    chosen = method_named(method).name
+    chosen = method_named(work.method).name
     base = presets.get(Quantized, "nf4") if chosen in QUANTIZED else None
     if chosen == "frozen":
         raise LLMSizeError(
             "how many layers are frozen?",
             hint="give what is trained as a count: `--params 8B --trained 2B`",
         )
-    names = tuple(name.strip() for name in targets.split(",") if name.strip())
-    return Choices(chosen, 1, 1, rank=rank, targets=names, base=base)
+    targets = options.names(work.targets)
+    return Choices(chosen, 1, 1, rank=work.rank, targets=targets, base=base)
 
 
 def _by_anatomy(
@@ -184,12 +213,13 @@ def _by_anatomy(
     return [flop, replace(whole, name="if all were trained, by 6ND"), told, *shown]
 
 
-def _by_count(parameters: int, tokens: float, trained: int | None, method: str) -> Term:
-    if method != "full":
+def _by_count(parameters: int, tokens: float, work: Work) -> Term:
+    if work.method != "full":
         raise LLMSizeError(
             "a bare count has no layers to adapt",
             hint="name a MODEL, or say how many are trained: --trained 40M",
         )
+    trained = work.trained
     if trained is None:
         return replace(training_flop(parameters, tokens), name="training compute, by 6ND")
     if trained > parameters:
@@ -214,48 +244,36 @@ def _cases(measured: Utilization, mfu: float | None) -> dict[str, Term]:
     return {"slowest measured": low, "measured median": middle, "fastest measured": high}
 
 
-def _table(
-    flop: Term,
-    tokens: float,
-    accelerator: Accelerator,
-    dtype: str,
-    devices: int,
-    cases: dict[str, Term],
-    price: Term | None,
-) -> Table:
+def _table(run: Run, cases: dict[str, Term]) -> Table:
     rows: dict[str, dict[str, Cell]] = {}
-    rate = peak(accelerator, dtype)
+    rate, devices = peak(run.accelerator, run.dtype), run.devices
     for name, share in cases.items():
-        seconds = training_time(flop, devices=devices, peak=rate, efficiency=share)
+        seconds = training_time(run.counted[0], devices=devices, peak=rate, efficiency=share)
         hours = device_hours(seconds, devices)
         speed = term(
             "speed", "D / seconds / devices", unit="tokens/s/GPU", grade=share.grade, note="",
-            source="definition", D=tokens, seconds=seconds.value, devices=devices,
+            source="definition", D=run.tokens, seconds=seconds.value, devices=devices,
         )  # fmt: skip
         made = [("utilization (MFU)", share), ("time", seconds), ("speed", speed),
                 ("GPU-hours", hours)]  # fmt: skip
-        if accelerator.tdp_watts is not None:
-            made.append(("energy", energy(hours, accelerator)))
-        if price is not None:
-            made.append(("cost", cost(hours, price)))
+        if run.accelerator.tdp_watts is not None:
+            made.append(("energy", energy(hours, run.accelerator)))
+        if run.price is not None:
+            made.append(("cost", cost(hours, run.price)))
         for row, cell in made:
             rows.setdefault(row, {})[name] = cell
     return Table("", tuple(cases), tuple(Row(name, cells) for name, cells in rows.items()))
 
 
-def _hardware(
-    recompute: bool, counted: list[Term], tokens: float, cases: dict[str, Term]
-) -> list[Term]:
+def _hardware(run: Run, cases: dict[str, Term]) -> list[Term]:
     """The share of the peak that the hardware does: with the forward pass once more."""
-    if not recompute:
-        return []
-    share = cases.get("given") or cases["measured median"]
-    again = next((part.value * tokens for part in counted if part.unit == "FLOP/token"),
-                 counted[0].value / 3)  # fmt: skip
+    share, compute = cases.get("given") or cases["measured median"], run.counted[0].value
+    again = next((part.value * run.tokens for part in run.counted if part.unit == "FLOP/token"),
+                 compute / 3)  # fmt: skip
     return [term("utilization of the hardware (HFU)", "mfu * (compute + forward) / compute",
                  unit="", source=PALM, grade=share.grade, mfu=share.value, forward=again,
                  note="the forward pass is done once more than the model needs",
-                 compute=counted[0].value)]  # fmt: skip
+                 compute=compute)]  # fmt: skip
 
 
 def _notes(counted: list[Term]) -> Iterator[str]:

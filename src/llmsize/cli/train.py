@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from llmsize import presets, units
+from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import options
-from llmsize.cli.declare import Option
-from llmsize.cli.options import Batch, Gpu, InstanceName, Model, Reserve, Vram
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.cli import machines, options
+from llmsize.cli.declare import Option, choosing, counting
+from llmsize.cli.machines import Hardware
+from llmsize.cli.options import Batch, Model
+from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
+from llmsize.hardware import Machine
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (
     QUANTIZED,
@@ -25,12 +27,7 @@ from llmsize.memory.methods import (
     method_named,
     training_run,
 )
-from llmsize.memory.objectives import (
-    OBJECTIVES,
-    check_rollout,
-    objective_named,
-    reference_named,
-)
+from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.training import (
     Offload,
     TrainingRun,
@@ -55,8 +52,8 @@ EXAMPLES = (
     "llmsize train qwen2.5-7b --offload optimizer --changes",
 )
 
-RECOMPUTE: tuple[Recompute, ...] = ("none", "full", "selective")
-FITTED = {"batch": "sequences", "seq-len": "tokens", "rank": ""}
+FITTED = {"batch": "batch", "seq-len": "sequence", "rank": "rank"}
+"""What `--fit` solves for, and the field of `Choices` that it is."""
 
 # fmt: off
 TrainedFormat = Annotated[str, Option(
@@ -66,9 +63,8 @@ TrainedFormat = Annotated[str, Option(
 MethodName = Annotated[str, Option(
     "--method", help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
     autocompletion=options.completing("methods"))]
-Length = Annotated[int, Option(
-    "--seq-len", help="Tokens per sequence.", metavar="TOKENS",
-    parser=lambda given: units.parse_count(str(given), "sequence length"))]
+Length = Annotated[int, counting(
+    "--seq-len", what="sequence length", help="Tokens per sequence.", metavar="TOKENS")]
 PrecisionName = Annotated[str, Option(
     "--recipe", metavar="NAME",
     help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
@@ -80,9 +76,8 @@ OptimizerName = Annotated[str, Option(
 StackName = Annotated[str, Option(
     "--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
     autocompletion=options.completing("stacks"))]
-Rank = Annotated[int | None, Option(
-    "--rank", metavar="R", help="Rank of adapters or projections (16).",
-    parser=lambda given: units.parse_count(str(given), "rank"))]
+Rank = Annotated[int | None, counting(
+    "--rank", what="rank", metavar="R", help="Rank of adapters or projections (16).")]
 Targets = Annotated[str, Option(
     "--targets", metavar="NAMES", show_default=False,
     help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")]
@@ -95,12 +90,10 @@ AdapterFormat = Annotated[str, Option(
 ModulesToSave = Annotated[str, Option(
     "--modules-to-save", metavar="NAMES", show_default=False,
     help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")]
-Width = Annotated[int | None, Option(
-    "--width", metavar="N", help="Width of bottlenecks (a sixteenth).",
-    parser=lambda given: units.parse_count(str(given), "width"))]
-VirtualTokens = Annotated[int | None, Option(
-    "--virtual-tokens", metavar="N", help="Tokens of a prompt, mostly 20.",
-    parser=lambda given: units.parse_count(str(given), "virtual tokens"))]
+Width = Annotated[int | None, counting(
+    "--width", what="width", metavar="N", help="Width of bottlenecks (a sixteenth).")]
+VirtualTokens = Annotated[int | None, counting(
+    "--virtual-tokens", what="virtual tokens", metavar="N", help="Tokens of a prompt, mostly 20.")]
 BaseFormat = Annotated[str, Option(
     "--base", metavar="FORMAT", show_default=False,
     help="Quantized frozen weights: `nf4`, `llm-int8`, `gptq-int4-g128`.",
@@ -108,38 +101,34 @@ BaseFormat = Annotated[str, Option(
 Upcast = Annotated[bool, Option("--upcast", help="Keep in fp32 what is not quantized.")]
 FrozenLayers = Annotated[int | None, Option(
     "--freeze", metavar="N", min=0, help="Freeze the first N layers.")]
-ObjectiveName = Annotated[str, Option(
-    "--objective", metavar="NAME", help=f"{', '.join(OBJECTIVES)}.",
-    autocompletion=lambda: list(OBJECTIVES))]
-ReferenceName = Annotated[str, Option(
-    "--reference", metavar="KIND", show_default=False,
-    help="Of a preference or policy: `model`, `adapter` (switched off), "
-         "`precomputed` or `none`.")]
-CompletionTokens = Annotated[int | None, Option(
-    "--completion", metavar="TOKENS", help="Written of --seq-len (half).",
-    parser=lambda given: units.parse_count(str(given), "completion"))]
-Rollouts = Annotated[int | None, Option(
-    "--rollouts", metavar="N", help="Sequences written at once (those of a step).",
-    parser=lambda given: units.parse_count(str(given), "rollouts"))]
+ObjectiveName = Annotated[str, choosing(
+    "--objective", known=OBJECTIVES, what="objective", metavar="NAME")]
+ReferenceKind = Annotated[Reference | None, choosing(
+    "--reference", known=get_args(Reference), what="reference", metavar="KIND",
+    help="Frozen model of a preference or policy")]
+CompletionTokens = Annotated[int | None, counting(
+    "--completion", what="completion", metavar="TOKENS", help="Written of --seq-len (half).")]
+Rollouts = Annotated[int | None, counting(
+    "--rollouts", what="rollouts", metavar="N",
+    help="Sequences written at once (those of a step).")]
 EngineShare = Annotated[float, Option(
     "--vllm-share", min=0.0, max=0.95, metavar="SHARE", show_default=False,
     help="Share of the device that vLLM takes to write: `0.3`.")]
 EngineSleeps = Annotated[bool, Option(
     "--vllm-sleep", help="vLLM gives its memory back while training.")]
-RecomputeName = Annotated[str, Option("--recompute", help="`none`, `full` or `selective`.")]
+RecomputeWay = Annotated[Recompute, choosing(
+    "--recompute", known=get_args(Recompute), what="way to recompute", metavar="WAY",
+    help="Blocks run again in the backward pass")]
 Every = Annotated[int, Option("--every", min=1, metavar="K", help="Recompute every K-th block.")]
 OffloadCheckpoints = Annotated[bool, Option(
     "--offload-checkpoints", help="Keep checkpoints in host memory.")]
-OffloadName = Annotated[str, Option(
-    "--offload", metavar="WHAT", help="To host memory: `none`, `optimizer`, or all `parameters`.",
-    autocompletion=lambda: list(get_args(Offload)))]
-Replicas = Annotated[int | None, Option(
-    "--gpus", metavar="N", show_default="1", rich_help_panel="Hardware",
-    help="Replicas: each holds everything, and the buckets in which DDP sums gradients.",
-    parser=lambda given: units.parse_count(str(given), "number of GPUs"))]
+OffloadWhat = Annotated[Offload, choosing(
+    "--offload", known=get_args(Offload), what="part to offload", metavar="WHAT",
+    help="Kept in host memory")]
 BucketViews = Annotated[bool, Option(
     "--gradient-as-bucket-view", help="DDP's gradients are views of its buckets.")]
-Attention = Annotated[str, Option("--attention", help="`sdpa` or `eager`.")]
+Attention = Annotated[Literal["sdpa", "eager"], choosing(
+    "--attention", known=("sdpa", "eager"), what="attention", metavar="KERNEL")]
 Padded = Annotated[bool, Option("--padded", help="The batch has padding and an attention mask.")]
 Accumulate = Annotated[int, Option(
     "--accumulate", min=1, metavar="N", help="Micro-batches per optimizer step.")]
@@ -151,95 +140,70 @@ Timeline = Annotated[bool, Option(
     "--timeline", help="Draw what is alive from start to end of the step.")]
 ShowChanges = Annotated[bool, Option(
     "--changes", help="What each change would save, also where it fits.")]
-Fit = Annotated[str, Option(
-    "--fit", metavar="WHAT", show_default=False,
-    help=f"Solve for the largest {', '.join(FITTED)} that fits.")]
+Fit = Annotated[str | None, choosing(
+    "--fit", known=FITTED, what="knob to solve for", metavar="WHAT",
+    help="Solve for the largest that fits")]
 # fmt: on
+
+
+class Step(NamedTuple):
+    """The knobs of a training step."""
+
+    method: MethodName = "full"
+    batch: Batch = 1
+    sequence: Length = 2048
+    dtype: TrainedFormat = ""
+    recipe: PrecisionName = "pure-16bit"
+    optimizer: OptimizerName = ""
+    stack: StackName = "transformers"
+    rank: Rank = None
+    targets: Targets = ""
+    adapter_dropout: AdapterDropout = None
+    adapter_dtype: AdapterFormat = ""
+    modules_to_save: ModulesToSave = ""
+    width: Width = None
+    tokens: VirtualTokens = None
+    base: BaseFormat = ""
+    upcast: Upcast = False
+    freeze: FrozenLayers = None
+    objective: ObjectiveName = "sft"
+    reference: ReferenceKind = None
+    completion: CompletionTokens = None
+    rollouts: Rollouts = None
+    engine_share: EngineShare = 0.0
+    engine_sleeps: EngineSleeps = False
+    recompute: RecomputeWay = "none"
+    every: Every = 1
+    offload_checkpoints: OffloadCheckpoints = False
+    offload: OffloadWhat = "none"
+    attention: Attention = "sdpa"
+    padded: Padded = False
+    accumulate: Accumulate = 1
+    fused_backward: FusedBackward = False
+    compiled: Compiled = False
+    bucket_views: BucketViews = False
 
 
 def train(
     model: Model,
-    method: MethodName = "full",
-    batch: Batch = 1,
-    sequence: Length = 2048,
-    dtype: TrainedFormat = "",
-    recipe: PrecisionName = "pure-16bit",
-    optimizer: OptimizerName = "",
-    stack: StackName = "transformers",
-    rank: Rank = None,
-    targets: Targets = "",
-    adapter_dropout: AdapterDropout = None,
-    adapter_dtype: AdapterFormat = "",
-    modules_to_save: ModulesToSave = "",
-    width: Width = None,
-    tokens: VirtualTokens = None,
-    base: BaseFormat = "",
-    upcast: Upcast = False,
-    freeze: FrozenLayers = None,
-    objective: ObjectiveName = "sft",
-    reference: ReferenceName = "",
-    completion: CompletionTokens = None,
-    rollouts: Rollouts = None,
-    engine_share: EngineShare = 0.0,
-    engine_sleeps: EngineSleeps = False,
-    recompute: RecomputeName = "none",
-    every: Every = 1,
-    offload_checkpoints: OffloadCheckpoints = False,
-    offload: OffloadName = "none",
-    attention: Attention = "sdpa",
-    padded: Padded = False,
-    accumulate: Accumulate = 1,
-    fused_backward: FusedBackward = False,
-    compiled: Compiled = False,
+    *,
+    step: Step,
     timeline: Timeline = False,
     output: options.Into = None,
     show_changes: ShowChanges = False,
-    fit: Fit = "",
-    gpu: Gpu = None,
-    vram: Vram = None,
-    gpus: Replicas = None,
-    bucket_views: BucketViews = False,
-    instance: InstanceName = None,
-    reserve: Reserve = 0,
+    fit: Fit = None,
+    hardware: Hardware,
     assume_family: options.AssumeFamily = "",
 ) -> Estimate | str:
-    """Memory to train MODEL on one device: the peak, its moment, and what lives then."""
+    """Memory to train MODEL on one device: the peak, its moment, and what lives then.
+
+    Of several --gpus each is a replica: it holds everything, and the buckets of DDP.
+    """
     architecture = options.assuming(options.architecture(model), assume_family)
-    chosen, machine = method_named(method), options.machine(gpu, vram, gpus, instance, reserve)
+    machine = machines.machine(hardware)
     budget = int(machine.usable.value) if machine else None
-    accelerator, framework = machine.accelerator if machine else None, presets.get(Stack, stack)
-    format, assumed = presets.get(Format, dtype or "bf16"), ""
-    if not dtype:
-        format, assumed = computed_in(format, framework, accelerator)
-    aim = objective_named(objective)
-    check_rollout(aim, completion=completion, rollouts=rollouts, engine=engine_share)
-    given = _given(
-        rank=rank, targets=_names(targets), adapter_dropout=adapter_dropout, width=width,
-        adapter_format=presets.get(Format, adapter_dtype) if adapter_dtype else None,
-        modules_to_save=_names(modules_to_save), tokens=tokens, frozen_layers=freeze,
-        base=presets.get(Format, base) if base else None, upcast=upcast or None,
-        completion=completion, rollouts=rollouts, engine=_engine(engine_share, budget),
-        reference=reference_named(reference) if reference else None,
-    )  # fmt: skip
-    check_options(chosen, given)
-    if chosen.name in QUANTIZED and "base" not in given:
-        given["base"] = presets.get(Format, "nf4")
-    check_support(framework, accelerator, format, *filter(None, [given.get("base")]))
-    choices = Choices(
-        method=chosen.name, objective=aim.name, engine_sleeps=engine_sleeps, batch=batch,
-        sequence=sequence, format=format,
-        recompute=_recompute(recompute), recompute_every=every,
-        offload_checkpoints=offload_checkpoints,
-        attention="eager" if _attention(attention) == "eager" else "sdpa",
-        padded=padded, accumulation=accumulate, fused_backward=fused_backward, compiled=compiled,
-        offload=_offload(offload), replicas=machine.devices if machine else gpus or 1,
-        bucket_views=bucket_views,
-        **given,
-    )  # fmt: skip
-    question = Question(
-        architecture, choices, framework, presets.get(Precision, recipe),
-        presets.get(Optimizer, optimizer or chosen.optimizer or "adamw"),
-    )  # fmt: skip
+    step, assumed = _formatted(step, machine)
+    question = _question(architecture, step, machine, hardware.gpus or 1)
     if fit:
         question = _fitted(question, fit, budget)
     if output is not None:
@@ -248,9 +212,64 @@ def train(
     return replace(made, assumptions=(*made.assumptions, *filter(None, [assumed])))
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
+def _formatted(step: Step, machine: Machine | None) -> tuple[Step, str]:
+    """The step with its format: as given, or what the card computes in, and why it is another."""
+    if step.dtype:
+        return step, ""
+    accelerator = machine.accelerator if machine else None
+    stack, usual = presets.get(Stack, step.stack), presets.get(Format, "bf16")
+    format, assumed = computed_in(usual, stack, accelerator)
+    return step._replace(dtype=format.name), assumed
+
+
+def _question(
+    architecture: Architecture, step: Step, machine: Machine | None, gpus: int
+) -> Question:
+    """The knobs as records.
+
+    Raises `LLMSizeError` for those that do not go together or that the machine does not run.
+    """
+    method, stack = method_named(step.method), presets.get(Stack, step.stack)
+    check_rollout(
+        OBJECTIVES[step.objective], completion=step.completion, rollouts=step.rollouts,
+        engine=step.engine_share,
+    )  # fmt: skip
+    given = _given(step, int(machine.usable.value) if machine else None)
+    check_options(method, given)
+    if method.name in QUANTIZED and "base" not in given:
+        given["base"] = presets.get(Format, "nf4")
+    replicas = machine.devices if machine else gpus
+    choices = _choices(step, method=method.name, replicas=replicas, **given)
+    formats = filter(None, [choices.format, choices.base])
+    check_support(stack, machine.accelerator if machine else None, *formats)
+    optimizer = presets.get(Optimizer, step.optimizer or method.optimizer or "adamw")
+    return Question(architecture, choices, stack, presets.get(Precision, step.recipe), optimizer)
+
+
+def _choices(step: Step, **given: Any) -> Choices:
+    """What every method and objective has, beside what is given for some."""
+    return Choices(
+        objective=step.objective, batch=step.batch, sequence=step.sequence,
+        format=presets.get(Format, step.dtype), recompute=step.recompute,
+        recompute_every=step.every, offload_checkpoints=step.offload_checkpoints,
+        offload=step.offload, attention=step.attention, padded=step.padded,
+        accumulation=step.accumulate, fused_backward=step.fused_backward, compiled=step.compiled,
+        engine_sleeps=step.engine_sleeps, bucket_views=step.bucket_views, **given,
+    )  # fmt: skip
+
+
+def _given(step: Step, budget: int | None) -> dict[str, Any]:
+    """The choices that mean something for some methods or objectives only, where given."""
+    named = {"adapter_format": step.adapter_dtype, "base": step.base}
+    given = {
+        "rank": step.rank, "targets": options.names(step.targets), "width": step.width,
+        "adapter_dropout": step.adapter_dropout, "tokens": step.tokens,
+        "modules_to_save": options.names(step.modules_to_save), "frozen_layers": step.freeze,
+        "upcast": step.upcast or None, "completion": step.completion, "rollouts": step.rollouts,
+        "reference": step.reference, "engine": _engine(step.engine_share, budget),
+        **{choice: presets.get(Format, name) for choice, name in named.items() if name},
+    }  # fmt: skip
+    return {choice: value for choice, value in given.items() if value not in (None, ())}
 
 
 def _engine(share: float, budget: int | None) -> int | None:
@@ -262,49 +281,10 @@ def _engine(share: float, budget: int | None) -> int | None:
     return int(share * budget)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _recompute(text: str) -> Recompute:
-    for known in RECOMPUTE:
-        if text.strip().lower() == known:
-            return known
-    raise LLMSizeError(
-        f"unknown way to recompute `{printable(text)}`",
-        hint=did_you_mean(text, RECOMPUTE, otherwise=f"choose from {', '.join(RECOMPUTE)}"),
-    )
-
-
-def _offload(text: str) -> Offload:
-    known: tuple[Offload, ...] = get_args(Offload)
-    for place in known:
-        if text.strip().lower() == place:
-            return place
-    raise LLMSizeError(
-        f"cannot offload `{printable(text)}`",
-        hint=did_you_mean(text, known, otherwise=f"choose from {', '.join(known)}"),
-    )
-
-
-def _attention(text: str) -> str:
-    if text not in ("sdpa", "eager"):
-        raise LLMSizeError(
-            f"unknown attention `{printable(text)}`", hint="choose from `sdpa` and `eager`"
-        )
-    return text
-
-
 def _fitted(question: Question, what: str, budget: int | None) -> Question:
     """The question with the largest value of one knob that fits the budget."""
-    if what not in FITTED:
-        raise LLMSizeError(
-            f"cannot solve for `{printable(what)}`",
-            hint=did_you_mean(what, FITTED, otherwise=f"choose from {', '.join(FITTED)}"),
-        )
-    method = method_named(question.choices.method)
     if what == "rank":
-        check_options(method, ["rank"])
+        check_options(method_named(question.choices.method), ["rank"])
     if budget is None:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
 
@@ -320,14 +300,8 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
 
 
 def _with(question: Question, what: str, value: int) -> Question:
-    match what:
-        case "batch":
-            choices = replace(question.choices, batch=value)
-        case "seq-len":
-            choices = replace(question.choices, sequence=value)
-        case _:
-            choices = replace(question.choices, rank=value)
-    return replace(question, choices=choices)
+    knob: dict[str, Any] = {FITTED[what]: value}
+    return replace(question, choices=replace(question.choices, **knob))
 
 
 def _drawn(question: Question, path: Path, *, timeline: bool) -> str:
@@ -476,7 +450,7 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             "the model was made for"
         )
     choices = question.choices
-    if note := objective_named(choices.objective).note:
+    if note := OBJECTIVES[choices.objective].note:
         told.append(note)
     if choices.replicas > 1:
         told.append(

@@ -8,12 +8,12 @@ their turn before it, and the peak of the step is the highest of all moments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.trace import Objective as Head
 from llmsize.architecture import Architecture
-from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.errors import LLMSizeError, one_of
 from llmsize.formats import FP32, INT64
 from llmsize.memory.timeline import counted, peak, stretches
 from llmsize.term import Term, total
@@ -83,13 +83,7 @@ class Rollout(NamedTuple):
 
 def objective_named(name: str) -> Objective:
     """The objective of that name. Raises `LLMSizeError` with close names."""
-    found = OBJECTIVES.get(name.strip().lower())
-    if found is None:
-        raise LLMSizeError(
-            f"unknown objective `{printable(name)}`",
-            hint=did_you_mean(name, OBJECTIVES, otherwise=f"known: {', '.join(OBJECTIVES)}"),
-        )
-    return found
+    return OBJECTIVES[one_of(name, OBJECTIVES, "objective")]
 
 
 def check_rollout(objective: Objective, **given: float | None) -> None:
@@ -102,20 +96,6 @@ def check_rollout(objective: Objective, **given: float | None) -> None:
                 hint="objectives that have: "
                 + ", ".join(name for name, known in OBJECTIVES.items() if known.rollouts),
             )
-
-
-def reference_named(name: str) -> Reference:
-    """One of the kinds of reference. Raises `LLMSizeError`."""
-    for known in get_args(Reference):
-        if name.strip().lower() == known:
-            kind: Reference = known
-            return kind
-    raise LLMSizeError(
-        f"unknown reference `{printable(name)}`",
-        hint=did_you_mean(
-            name, get_args(Reference), otherwise=f"choose from {', '.join(get_args(Reference))}"
-        ),
-    )
 
 
 class Companions(NamedTuple):
