@@ -8,9 +8,7 @@ supported-hardware.html, SGLang model_runner.py.
 
 import pytest
 
-from llmsize import presets
-from llmsize.cli.infer import infer
-from llmsize.cli.train import train
+from llmsize import infer, presets, train
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
