@@ -3,7 +3,7 @@
 import pytest
 
 from llmsize.errors import LLMSizeError
-from llmsize.memory.reserved import gaps_of_quantizing
+from llmsize.memory.reserved import beyond_tensors, gaps_of_quantizing
 from llmsize.units import GIB
 
 MIB = 2**20
@@ -23,6 +23,12 @@ def test_a_result_in_the_segment_of_a_matrix_keeps_it() -> None:
 def test_small_blocks_are_left_out() -> None:
     """Blocks up to 1 MiB live in a pool of their own."""
     assert gaps_of_quantizing([(MIB // 4, MIB // 2)] * 3, "+a:2 +b:1 -a") == 0
+
+
+@pytest.mark.parametrize(("mib", "beyond"), [(43, 1), (26.25, 0), (129.5, 0.5), (0.75, 0)])
+def test_no_remainder_of_a_mebibyte_is_cut_off(mib: float, beyond: float) -> None:
+    """Segments are whole pairs of MiB; what is left is free if more than 1 MiB (kSmallSize)."""
+    assert beyond_tensors([int(mib * MIB)]) == beyond * MIB
 
 
 def test_int8_of_llama_2_7b_leaves_more_than_a_gibibyte() -> None:

@@ -32,7 +32,8 @@ RECIPES = {
     "GPTQ-Int8": "gptq-int8-g128", "GPTQ-Int4": "gptq-int4-g128", "AWQ": "awq-int4-g128",
     "AWQ-INT4": "awq-int4-g128", "AWQ 4-bit": "awq-int4-g128", "FP8": "fp8-block",
     "GPTQ 4-bit (GPTQModel)": "gptq-int4-g128", "GPTQ 4-bit (AutoGPTQ)": "gptq-int4-g128",
-    "bitsandbytes nf4": "nf4", "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",
+    "bitsandbytes nf4": "nf4-dq",  # without double quantization less than a context is left
+    "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",
     "int8wo": "torchao-int8", "fp6": "torchao-fp6", "int8dq": "torchao-int8dq",
     "int4wo-64": "torchao-int4-g64",
     "autoquant-int4hqq": "torchao-int4-hqq-g64", "float8wo": "torchao-float8",
@@ -49,6 +50,10 @@ FILES = {
     "nvfp4": "nvfp4",
 }  # fmt: skip
 """Beginning of the note of a row about files → the recipe."""
+
+POSITIONS = {"Qwen2-": 32_768}
+"""Beginning of the name of an instruction-tuned model → its `max_position_embeddings`, where the
+preset is of the base model."""
 
 QUANTIZED = re.compile(r"-(awq|fp8-dynamic|quantized\.\w+|awq-g128)$")
 LOG = ("weights", "activation", "non_torch", "cuda_graph", "context", "kv_pool")
@@ -94,11 +99,13 @@ def _log(row: Row, asked: Serving) -> dict[str, float]:
     place = places[len(places) // 2 - (len(places) == 2)]
     left = pool(asked, int(float(row["gpu_total_gib"]) * GIB), float(row["utilization"]))
     parts = {
-        "weights": "weights", "activation": "activations", "non_torch": "libraries",
+        "activation": "activations", "non_torch": "libraries",
         "cuda_graph": "CUDA graphs", "context": "context",
     }  # fmt: skip
+    loaded = ("weights", "rotary tables", "blocks beyond tensors", "vision tower")
     return {
         **{name: place.part(part).value / GIB for name, part in parts.items()},
+        "weights": sum(p.value for p in place.parts if p.name in loaded) / GIB,
         "kv_pool": left.bytes / GIB,
         "tokens": float(left.tokens),
     }
@@ -135,8 +142,17 @@ def _model(name: str) -> tuple[Architecture, Trace]:
     base = plain.rpartition("/")[2]
     for candidate in (name, plain, base, base.removeprefix("meta-")):
         if found := presets.find(Architecture, candidate):
+            found = _instructed(found, name)
             return found, traced(found)
     raise LLMSizeError(f"unknown model `{name}`", hint="add a preset")
+
+
+def _instructed(base: Architecture, name: str) -> Architecture:
+    """The instruction-tuned model of that name, made of its base model."""
+    positions = [count for begin, count in POSITIONS.items() if name.startswith(begin)]
+    if not positions or not name.endswith("-Instruct"):
+        return base
+    return replace(base, config={**base.config, "max_position_embeddings": positions[0]})
 
 
 def _serving(row: Row) -> Serving:

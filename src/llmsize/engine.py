@@ -40,7 +40,17 @@ class Engine:
     """How weights are stored unless told otherwise; empty for the checkpoint's own way."""
     quantizes: tuple[str, ...] = ()
     """Roles that it quantizes beside those of a recipe. Given only where a model is loaded in
-    16 bit and quantized on the device, its matrices of queries, keys and values joined."""
+    16 bit and quantized on the device."""
+    joined: tuple[tuple[str, ...], ...] = ()
+    """Roles whose matrices it holds as one."""
+    caching_allocator: bool = False
+    """Whether tensors are in blocks of PyTorch's allocator, which cuts off no remainder of 1 MiB or
+    less."""
+    rotary_tables: Literal["", "model", "fp32", "layer"] = ""
+    """Cosines and sines of every position: made when they are needed, or held in a table, one of
+    the model or of every layer, in the format that is computed in or in fp32."""
+    rotary_families: tuple[str, ...] = ()
+    """Families whose layers hold one each; all unless given."""
     padded: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Formats of experts whose rows are padded for its kernels, and to a multiple of how many
     elements."""
@@ -55,14 +65,17 @@ class Engine:
     cache_copies: int = 1
     """How many caches there are at the end of a pass: the old one and its continuation."""
     unties: tuple[str, ...] = ()
-    """Recipes (`any` for all weights) with which an output matrix that is tied to the embedding was
-    measured to be there twice."""
+    """Recipes with which an output matrix that is tied to the embedding was measured to be there
+    twice."""
+    ties_late: tuple[str, ...] = ()
+    """Recipes (`any` for all weights) with which it was measured to be there twice until the
+    checkpoint is loaded."""
     warm_sequences: int = 0
     """Sequences that the sampler is warmed up with."""
     sampler_bytes: float = 0.0
     """Peak of that warm-up for each sequence and entry of the vocabulary."""
     workspace: int = 0
-    """Of activations, whatever the model."""
+    """Of activations, whatever the model: of matrix products, and what a warm-up leaves."""
     graphs: int = 0
     """Of CUDA graphs: a constant, and for each layer, for each channel of the MLP on one device,
     and for a mixture of experts (divided by the devices)."""

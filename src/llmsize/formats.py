@@ -52,11 +52,16 @@ def stored_bytes(format: Format, elements: int) -> int:
 
 def matrix_bytes(format: Format, rows: int, columns: int) -> int:
     """Bytes of a weight of `rows` outputs and `columns` inputs, and of all that is `beside` it."""
+    return sum(matrix_tensors(format, rows, columns))
+
+
+def matrix_tensors(format: Format, rows: int, columns: int) -> list[int]:
+    """Bytes of each tensor that such a weight is stored as, its blocks first."""
     beside = (
         side["bytes"] * _count(format, tensor, side, rows, columns)
         for tensor, side in format.beside.items()
     )
-    return stored_bytes(format, rows * columns) + sum(beside)
+    return [stored_bytes(format, rows * columns), *beside]
 
 
 def _count(format: Format, tensor: str, side: Mapping[str, int], rows: int, columns: int) -> int:

@@ -73,7 +73,7 @@ class Rotation(NamedTuple):
 
 def rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
     """The cosines and sines of every position, made once for all layers, in `format` or `x`'s."""
-    t.buffers += 2 * FP32.block_bytes * (channels // 2)  # inverse frequencies, and as they were
+    _frequencies(t, channels)
     grad, t.grad = t.grad, False
     position = t.new("to", (1, t.sequence, 1), FP32)
     half = t.new("mul", (1, t.sequence, channels // 2), FP32)
@@ -85,9 +85,15 @@ def rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> 
     return result
 
 
+def _frequencies(t: Trace, channels: int) -> None:
+    """Count the inverse frequencies of a table, and a copy of them as they were."""
+    t.rotated.append(channels)
+    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+
+
 def half_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
     """The same for one half of the channels, which the other half shares (gpt-oss)."""
-    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    _frequencies(t, channels)
     position = t.new("to", (1, t.sequence, 1), FP32)
     angles = t.new("mul", (1, t.sequence, channels // 2), FP32)
     del position
@@ -103,7 +109,7 @@ def cosines_and_sines(t: Trace, angles: Tensor, format: Format) -> Rotation:
 
 def complex_rotary(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
     """The same as complex numbers, a cosine and a sine each, in one table."""
-    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    _frequencies(t, channels)
     half = (1, t.sequence, channels // 2)
     position = t.new("to", (1, t.sequence, 1), FP32)
     angles = t.new("mul", half, FP32)
@@ -120,7 +126,7 @@ def rotary_in_sections(
     t: Trace, x: Tensor, channels: int, format: Format | None = None
 ) -> Rotation:
     """The same where each token of each sequence has three positions: time, height and width."""
-    t.buffers += 2 * FP32.block_bytes * (channels // 2)
+    _frequencies(t, channels)
     format = format or x.format
     angles = t.new("mul", (3, t.batch, t.sequence, channels // 2), FP32)
     cosines = ops.scale(t, ops.unary(t, "cos", angles))

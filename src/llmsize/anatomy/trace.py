@@ -147,6 +147,9 @@ class Trace(Tape):
     """Trained keys and values in front of every layer's own."""
     buffers: int = 0
     """Bytes of the model's buffers: constants beside the weights."""
+    rotated: list[int] = field(default_factory=list)
+    """Channels that are rotated, for each kind of layer whose angles are made apart; first those
+    of layers that see every token."""
     batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
     sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
 

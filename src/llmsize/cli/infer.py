@@ -508,10 +508,12 @@ def _headline(
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
 
 
-ROWS = ("weights", "KV cache", "recurrent state", "activations", "layer on visit from the host",
-        "left by quantizing", "matrix unpacked", "CUDA graphs", "vision tower", "LoRA adapters",
-        "draft model",
-        "context and libraries")  # fmt: skip
+ROWS = (
+    *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
+    *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
+    *("CUDA graphs", "vision tower", "LoRA adapters", "draft model", "context and libraries"),
+)
+"""Parts of a place in the order in which they are shown."""
 
 
 def _table(places: tuple[Term, ...]) -> Table:

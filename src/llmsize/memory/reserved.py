@@ -1,9 +1,11 @@
-"""What quantizing a loaded model on the device leaves reserved, and no tensor uses.
+"""What PyTorch's allocator takes beyond the tensors of a model: whole blocks, and gaps.
 
-PyTorch's caching allocator (c10/cuda/CUDACachingAllocator.cpp of v2.6) takes segments from the
-driver and cuts them into blocks. A segment goes back only when nothing is left in it. Every matrix
-was loaded into a segment of its own; the smaller, quantized ones are cut from segments of matrices
-and temporaries before them, and their remainders stay. Small blocks (up to 1 MiB) are left out.
+The caching allocator (c10/cuda/CUDACachingAllocator.cpp of v2.6) takes segments from the driver and
+cuts them into blocks. No remainder of 1 MiB or less is cut off: the tensor has it, and it counts as
+allocated. A segment goes back only when nothing is left in it. A matrix that is quantized on the
+device was loaded into a segment of its own; the smaller, quantized ones are cut from segments of
+matrices and temporaries before them, and their remainders stay. Small blocks (up to 1 MiB) are
+left out.
 """
 
 from __future__ import annotations
@@ -82,6 +84,12 @@ class Segments:
         del self.before[start + size]
         del self.free[bisect_left(self.free, (size, start))]
         return size
+
+
+def beyond_tensors(sizes: Iterable[int]) -> int:
+    """Bytes of the blocks that tensors of `sizes` bytes get in turn, less their own."""
+    pool = Segments()
+    return sum(pool.take(size)[1] - size for size in sizes if size > SMALL)
 
 
 def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean
-from llmsize.formats import Format, matrix_bytes
+from llmsize.formats import Format, matrix_tensors
 from llmsize.term import Term, fact, total
 
 FormatOf = Callable[[str], Format]
@@ -88,8 +89,8 @@ class Recipe:
     """What the library allocates and frees while it quantizes one matrix on the device, in order:
     `+name:bytes per element`, `-name`."""
     unpacked: int = 0
-    """Bytes per element of the copies that a product makes of a matrix, where it is not compiled
-    and has no kernel for the format."""
+    """Bytes per element of the copies that a product makes of a matrix, where its kernels unpack
+    one into a buffer, or it is not compiled and has no kernel for the format."""
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""
@@ -223,9 +224,15 @@ def stored_weights(
 
 def weight_bytes(weight: Weight, format: Format) -> int:
     """Bytes of `weight` in `format`; stacked experts are quantized one by one."""
-    *stack, columns = weight.shape
+    return sum(stored_tensors(weight.shape, format))
+
+
+@lru_cache(maxsize=4096)  # layers repeat their shapes
+def stored_tensors(shape: tuple[int, ...], format: Format) -> tuple[int, ...]:
+    """Bytes of each tensor that a weight is held as; those of stacked experts are stacked, too."""
+    *stack, columns = shape
     *experts, rows = stack or (1,)
-    return prod(experts) * matrix_bytes(format, rows, columns)
+    return tuple(prod(experts) * size for size in matrix_tensors(format, rows, columns))
 
 
 def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterator[Candidate]:

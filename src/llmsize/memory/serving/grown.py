@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby, pairwise
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from math import prod
 
 from llmsize.anatomy import Setting
-from llmsize.anatomy.parameters import vocabulary
+from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.memory.generation import generation
 from llmsize.memory.reserved import gaps_of_quantizing
-from llmsize.memory.serving.parts import cache_of, fitted, runtime, weights_of, within
+from llmsize.memory.serving.beside import beside_weights
+from llmsize.memory.serving.parts import (
+    cache_of,
+    fitted,
+    matrix_of,
+    runtime,
+    weights_of,
+    within,
+)
 from llmsize.memory.serving.question import Serving
-from llmsize.memory.weights import weight_bytes
+from llmsize.memory.weights import Weight, weight_bytes
 from llmsize.term import Term, fact, term, total
 
 
@@ -27,15 +36,18 @@ def places(question: Serving) -> tuple[Term, ...]:
         # layers on visit leave their keys and values on the device that ran them
         visiting = question.layers[count:] if device == 0 else ()
         held = cache_of(question, (*question.layers[first:end], *visiting))
-        workspace = activations(question, first=device == 0, last=end == layers)
-        parts = [weights_of(within(question, first, end)), *held, workspace]
+        stored = within(question, first, end)
+        beside = (*beside_weights(question, stored, end - first), *held)
+        workspace = activations(question, beside, first=device == 0, last=end == layers)
+        parts = [weights_of(question, stored), *beside, workspace, *_unpacked(question)]
         if question.engine.quantizes:
             parts += _compiled(question)
         if count < layers:
             parts.append(_visiting(question, count))
         places.append(total(f"GPU {device}", *parts, runtime(question)))
     if count < layers:
-        places.append(total(question.offload, weights_of(within(question, count, layers))))
+        left = within(question, count, layers)
+        places.append(total(question.offload, weights_of(question, left)))
     return tuple(places)
 
 
@@ -49,10 +61,13 @@ def _visiting(question: Serving, first: int) -> Term:
     return fact("layer on visit from the host", largest, unit="bytes", source="accelerate hooks")
 
 
-def activations(question: Serving, *, first: bool = True, last: bool = True) -> Term:
+def activations(
+    question: Serving, beside: Iterable[Term] = (), *, first: bool = True, last: bool = True
+) -> Term:
     """The workspace of the highest moment of prefill and decode, beyond weights and cache.
 
-    The logits are made on the `last` device; if it is not the first, they are returned there.
+    Or of loading, when nothing that is `beside` the weights is there yet. The logits are made on
+    the `last` device; if it is not the first, they are returned there.
     """
     every = question.engine.all_logits
     chunk = question.engine.prefill
@@ -67,20 +82,34 @@ def activations(question: Serving, *, first: bool = True, last: bool = True) -> 
     peak = begun.prefill_peak - begun.weights - begun.buffers - begun.cache
     logits = setting.batch * prompt * vocabulary(question.trace)
     if every and last:
-        peak = max(peak, logits * (question.format.block_bytes + FP32.block_bytes))
+        last_states = setting.batch * prompt * hidden_size(question.trace)
+        made = logits * (question.format.block_bytes + FP32.block_bytes)
+        peak = max(peak, made + last_states * question.format.block_bytes)
     elif every and first:
         peak += logits * FP32.block_bytes
     ended = begun
     if prompt != question.context:
         ended = generation(question.architecture, setting._replace(sequence=question.context))
     grown = 0 if chunk else ended.cache - begun.cache
+    held = sum(int(part.value) for part in beside)
     after = max(
         ended.decode_peak - ended.weights - ended.buffers - ended.cache,
         (question.engine.cache_copies - 1) * sum(int(part.value) for part in cache_of(question)),
         _reordering(question),
     )
-    return fact("activations", max(peak - grown, after) + begun.buffers, unit="bytes",
+    running = max(peak - grown, after) + begun.buffers + question.engine.workspace
+    return fact("activations", max(running, _tying(question) - held), unit="bytes",
                 source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
+
+
+def _tying(question: Serving) -> int:
+    """The output matrix that a checkpoint repeats, until it is tied to the embedding."""
+    late = question.engine.ties_late
+    if "any" not in late and not (question.recipe and question.recipe.name in late):
+        return 0
+    held = {weight.role: weight_bytes(weight, format) for weight, format in question.weights
+            if weight.role in ("embedding", "head")}  # fmt: skip
+    return 0 if "head" in held else held.get("embedding", 0)
 
 
 def _reordering(question: Serving) -> int:
@@ -94,33 +123,41 @@ def _reordering(question: Serving) -> int:
     )  # fmt: skip
 
 
+def _unpacked(question: Serving) -> Iterator[Term]:
+    """The largest quantized matrix as a product needs it, where there is no kernel for it."""
+    recipe = question.recipe
+    if recipe and recipe.unpacked:
+        largest = max((prod(weight.shape[-2:]) for weight in _quantized(question)), default=0)
+        yield term(
+            "matrix unpacked", "elements * element", unit="bytes", source=recipe.source,
+            elements=largest, element=recipe.unpacked,
+        )  # fmt: skip
+
+
 def _compiled(question: Serving) -> Iterator[Term]:
-    """What an engine holds that quantizes on the device and compiles: gaps, a matrix, graphs."""
+    """What an engine holds that quantizes on the device and compiles: gaps and graphs."""
     engine, recipe = question.engine, question.recipe
-    matrices = list(_joined(question)) if recipe else []
     if recipe and recipe.quantizing:
-        sizes = ((elements, elements * question.format.block_bytes) for elements in matrices)
+        sizes = ((elements, elements * question.format.block_bytes)
+                 for elements in _joined(question))  # fmt: skip
         yield fact(
             "left by quantizing", gaps_of_quantizing(sizes, recipe.quantizing), unit="bytes",
             source="PyTorch's caching allocator, simulated", grade="formula",
         )  # fmt: skip
-    if recipe and recipe.unpacked:
-        yield term(
-            "matrix unpacked", "elements * element", unit="bytes", source=recipe.source,
-            elements=max(matrices, default=0), element=recipe.unpacked,
-        )  # fmt: skip
     yield fitted(engine, "CUDA graphs", engine.graphs)
 
 
-def _joined(question: Serving) -> Iterator[int]:
-    """Elements of every quantized matrix, queries, keys and values of a layer as one."""
-    quantized = (weight for weight, format in question.weights if format != question.format)
-    layer_by_layer = sorted(quantized, key=lambda weight: weight.layer % len(question.weights))
-    for (_, joined), alike in groupby(
-        layer_by_layer, key=lambda weight: (weight.layer, weight.role in ("q", "k", "v"))
-    ):
-        sizes = [weight.elements for weight in alike]
-        yield from [sum(sizes)] if joined else sizes
+def _joined(question: Serving) -> Iterable[int]:
+    """Elements of every quantized matrix, with those as one that the engine joins."""
+    sizes: dict[tuple[object, ...], int] = {}
+    for weight in sorted(_quantized(question), key=lambda w: w.layer % len(question.weights)):
+        matrix = (weight.layer, *matrix_of(question.engine, weight))
+        sizes[matrix] = sizes.get(matrix, 0) + weight.elements
+    return sizes.values()
+
+
+def _quantized(question: Serving) -> list[Weight]:
+    return [weight for weight, format in question.weights if format != question.format]
 
 
 def _computed(format: Format) -> Format:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from math import prod
+from typing import NamedTuple
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.engine import Engine
@@ -21,24 +22,44 @@ SHARDED = frozenset(
 """Roles of matrices that tensor parallelism cuts; all others are on every device."""
 
 
-def weights_of(
-    stored: Iterable[tuple[Weight, Format]], ways: int = 1, kv_heads: int = 0,
-    padded: Mapping[str, int] | None = None,
-) -> Term:  # fmt: skip
-    """Bytes of the tensors on one of `ways` devices that share their matrices.
+class Shard(NamedTuple):
+    """A tensor, and how many devices share it."""
 
-    Keys and values are cut by whole heads, so at most `kv_heads` ways. `padded` has the formats
-    whose experts' rows the engine pads, and to a multiple of how many elements.
+    weight: Weight
+    format: Format
+    cut: int
+
+
+def shards(question: Serving, stored: Stored) -> Iterator[Shard]:
+    """Every tensor, with the rows of experts padded as the engine does, and its share.
+
+    Keys and values are cut by whole heads, so at most as many ways as there are.
     """
-    sizes: dict[str, int] = {}
-    stored = list(stored)
+    engine = question.engine
+    ways = question.devices if engine.split == "tensor" else 1
     hidden = next((w.shape[-1] for w, _ in stored if w.role == "embedding"), 0)
+    kv_heads = kv_heads_of(question) or 1
     for weight, format in stored:
         cut = ways if weight.role in SHARDED else 1
         if weight.role in ("k", "v"):
-            cut = min(ways, kv_heads or 1)
-        if padded and hidden and weight.role.startswith("expert_") and format.name in padded:
-            weight = _padded(weight, padded[format.name], hidden)
+            cut = min(ways, kv_heads)
+        if format.name in engine.padded and hidden and weight.role.startswith("expert_"):
+            weight = _padded(weight, engine.padded[format.name], hidden)
+        yield Shard(weight, format, cut)
+
+
+def matrix_of(engine: Engine, weight: Weight) -> tuple[str, ...]:
+    """What weights of a layer have in common that the engine holds as one matrix."""
+    for roles in engine.joined:
+        if weight.role in roles:
+            return roles
+    return (weight.name,)
+
+
+def weights_of(question: Serving, stored: Stored) -> Term:
+    """Bytes of the tensors on one of the devices that share their matrices."""
+    sizes: dict[str, int] = {}
+    for weight, format, cut in shards(question, stored):
         sizes[format.name] = sizes.get(format.name, 0) - (-weight_bytes(weight, format) // cut)
     source = "tensors of the checkpoint, each in the format of the recipe"
     parts = (

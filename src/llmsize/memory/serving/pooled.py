@@ -11,13 +11,8 @@ from itertools import pairwise
 from llmsize.anatomy import Trace
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.parameters import hidden_size, vocabulary
-from llmsize.memory.serving.parts import (
-    cache_of,
-    kv_heads_of,
-    runtime,
-    weights_of,
-    within,
-)
+from llmsize.memory.serving.beside import beside_weights
+from llmsize.memory.serving.parts import cache_of, runtime, weights_of, within
 from llmsize.memory.serving.question import Serving
 from llmsize.term import Term, term, total
 
@@ -34,11 +29,9 @@ def places(question: Serving) -> tuple[Term, ...]:
     places = []
     for stage, (first, end) in enumerate(pairwise(edges)):
         own = replace(question, weights=within(question, first, end))
-        kept = weights_of(
-            own.weights, question.devices, kv_heads_of(question), question.engine.padded
-        )
+        kept = (weights_of(own, own.weights), *beside_weights(own, own.weights, end - first))
         held = cache_of(question, question.layers[first:end])
-        parts = [kept, *held, warm_up(own, last=end == layers)]
+        parts = [*kept, *held, warm_up(own, last=end == layers)]
         if question.engine.graphs:
             parts.append(graphs(own, end - first))
         parts.append(runtime(question))

@@ -105,7 +105,7 @@ def serving(
     else:
         tensors_of = checkpoint(architecture, trace)
         stored = tuple(formats_of(tensors_of, recipe, format_of, own=format))
-    if not gguf and ("any" in engine.unties or (recipe and recipe.name in engine.unties)):
+    if not gguf and recipe and recipe.name in engine.unties:
         stored = _untied(stored)
     return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
 
