@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -47,8 +47,12 @@ aten = torch.ops.aten
 MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MODES = ("full", "lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix", "llama-adapter",
-         "hira")  # fmt: skip
+MODES = ("full", "lora", "rslora", "dora", "lora-fa", "ia3", "prompt", "p-tuning", "prefix",
+         "adaption-prompt", "hira", "vera", "loha", "lokr", "miss", "boft",
+         "trainable-tokens")  # fmt: skip
+WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
+              "lokr": "LoKrConfig", "miss": "MissConfig"}  # fmt: skip
+"""Methods of peft that are told their rank and targets, by the names of their configurations."""
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 ENGINE_TENSOR_COUNT, ENGINE_STORAGE_COUNT = 4, 2
@@ -633,7 +637,7 @@ def adapter_config(model: Any, settings: Settings) -> Any:
 
     task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     tokens = settings.virtual_tokens
-    if settings.mode in ("lora", "dora", "rslora"):
+    if settings.mode in ("lora", "dora", "rslora", "lora-fa"):
         return peft.LoraConfig(
             r=settings.lora_r,
             lora_alpha=2 * settings.lora_r,
@@ -644,9 +648,15 @@ def adapter_config(model: Any, settings: Settings) -> Any:
             use_rslora=settings.mode == "rslora",
             task_type=task,
         )
-    if settings.mode == "hira":
+    if settings.mode in WHOLE_RANK:
         targets = lora_target_modules(model, settings.lora_targets)
-        return peft.HiraConfig(task_type=task, r=settings.lora_r, target_modules=targets)
+        kind = getattr(peft, WHOLE_RANK[settings.mode])
+        return kind(task_type=task, r=settings.lora_r, target_modules=targets)
+    if settings.mode == "boft":
+        targets = lora_target_modules(model, settings.lora_targets)
+        return peft.BOFTConfig(task_type=task, target_modules=targets)
+    if settings.mode == "trainable-tokens":
+        return peft.TrainableTokensConfig(task_type=task, token_indices=list(range(tokens)))
     if settings.mode == "ia3":
         return peft.IA3Config(task_type=task)
     if settings.mode == "prompt":
@@ -656,11 +666,29 @@ def adapter_config(model: Any, settings: Settings) -> Any:
             task_type=task, num_virtual_tokens=tokens,
             encoder_hidden_size=model.config.hidden_size,
         )  # fmt: skip
-    if settings.mode == "llama-adapter":
+    if settings.mode == "adaption-prompt":
         return peft.AdaptionPromptConfig(
             task_type=task, adapter_len=tokens, adapter_layers=layer_count(model.config)
         )
     return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=tokens)
+
+
+def answer_peft() -> None:
+    """Answer the questions peft asks of tensor values, which fake tensors do not have."""
+    from peft.tuners.boft.layer import BOFTLayer
+    from peft.tuners.loha import layer as loha
+
+    cast("Any", BOFTLayer).perm2mat = lambda _, indices: torch.zeros(len(indices), len(indices))
+    loha.make_weight = lambda *factors, scale: loha.HadaWeight.apply(*factors, scale.cpu())
+
+
+def train_for_certain(model: Any) -> None:
+    """Training mode without the dice that LoHa and LoKr throw for each layer."""
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for module in model.modules():
+        if isinstance(module, LycorisLayer):
+            module.training = False
 
 
 def add_adapter(model: Any, settings: Settings) -> Any:
@@ -668,9 +696,14 @@ def add_adapter(model: Any, settings: Settings) -> Any:
     from peft import get_peft_model
 
     config = adapter_config(model, settings)
+    answer_peft()
     # Everything is on the device already, and fake parameters cannot be moved in place.
     with mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self):
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if settings.mode == "lora-fa" and "lora_A" in name:  # as `create_lorafa_optimizer` does
+            parameter.requires_grad_(False)
+    return adapted
 
 
 def build(settings: Settings) -> Run:
@@ -815,6 +848,8 @@ def measure_training(settings: Settings) -> tuple[dict[str, Any], Tracker]:
     """One steady-state training step."""
     run = build(settings)
     run.model.train()
+    if settings.mode != "full":
+        train_for_certain(run.model)
     run.optimizer = make_optimizer(run)
     batch = make_batch(settings)
     tracker = run.tracker

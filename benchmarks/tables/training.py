@@ -135,11 +135,15 @@ METHODS = {
     "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms",
     "lora (lora-fa)": "lora-fa", "hira": "hira", "ia3": "ia3", "prompt_tuning": "prompt-tuning",
     "ptuning": "p-tuning", "adapter (LLaMA-Adapter)": "llama-adapter",
-    "adaptionprompt": "llama-adapter", "adapter v2 on 4-bit base": "llama-adapter-v2",
+    "adaptionprompt": "adaption-prompt", "adapter v2 on 4-bit base": "llama-adapter-v2",
 }  # fmt: skip
 
-VIRTUAL_TOKENS = {"prompt_tuning": 200, "ptuning": 20, "adaptionprompt": 100}
+VIRTUAL_TOKENS = {"prompt_tuning": 200, "ptuning": 20, "adaptionprompt": 100,
+                  "trainable_tokens": 2}  # fmt: skip
 """Lengths of the prompts in PEFT's benchmark, as the trained parameters of its rows say."""
+
+LOKR_FACTOR = 4
+"""Of LoKr in PEFT's benchmark, as the name of its row says."""
 
 OPTIMIZERS = {
     "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
@@ -252,6 +256,7 @@ def _published(row: Mapping[str, str]) -> Choices:
         targets=targets,
         adapter_dropout=0.05 if row["source"] == "litgpt" else 0.0,  # litgpt/finetune/lora.py
         tokens=VIRTUAL_TOKENS.get(row["method"], 0),
+        factor=LOKR_FACTOR if row["method"] == "lokr" else 0,
         base=_quantized(row),
         recompute=next((kind for kind in RECOMPUTED if row["recompute"].startswith(kind)), "none"),
         offload_checkpoints="offload" in row["recompute"],

@@ -75,6 +75,10 @@ class Adapter:
     def begin(self, t: Trace, c: Config) -> None:
         """What it makes before the model runs."""
 
+    def table(self, t: Trace, weight: Tensor) -> Tensor:
+        """The rows that tokens are looked up in, and that a tied head multiplies with."""
+        return weight
+
     def embedded(self, t: Trace, x: Tensor) -> Tensor:
         """What the layers get for the tokens' embeddings `x`."""
         return x
@@ -98,6 +102,10 @@ class Adapter:
         """What attention gives for queries `q`, both by heads."""
         return out
 
+    def beside(self, t: Trace, x: Tensor, out: Tensor, queries: Callable[[], Tensor]) -> Tensor:
+        """What the whole of attention gives for `x`, whose `queries` can be had once more."""
+        return out
+
     def idle(self, t: Trace, name: str, width: int, out: int) -> None:
         """Make what it has beside a linear layer whose weight is used without the layer."""
 
@@ -107,14 +115,29 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class LoRA(Adapter):
+class Ranked(Adapter):
+    """An adapter of a rank."""
+
+    rank: int = 8
+    dropout: float = 0.0
+
+    def check_rank(self, name: str, role: str, *dimensions: int) -> None:
+        """Raise `LLMSizeError` for a rank above those of a layer."""
+        if self.rank > min(dimensions) and role != "router":
+            raise LLMSizeError(
+                f"rank {self.rank:,} is above the dimensions of `{name}` "
+                f"({' to '.join(map(str, dimensions))})",
+                hint=f"a rank of at most {min(dimensions)} adds anything",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA(Ranked):
     """Low-rank products beside linear layers (Hu et al. 2021, arXiv:2106.09685).
 
     rsLoRA scales them by another number and is the same in memory.
     """
 
-    rank: int = 8
-    dropout: float = 0.0
     dora: bool = False
     """Whether the norm of each output channel's weights is trained, too (Liu et al. 2024)."""
     fixed_down: bool = False
@@ -127,15 +150,6 @@ class LoRA(Adapter):
         fused = once_linear and ALL_LINEAR in self.targets
         left_out = fused and module.rsplit(".", 1)[-1] in FUSED_NAMES
         return not left_out and Adapter.adapts(self, module, role)
-
-    def check_rank(self, name: str, role: str, *dimensions: int) -> None:
-        """Raise `LLMSizeError` for a rank above those of a layer."""
-        if self.rank > min(dimensions) and role != "router":
-            raise LLMSizeError(
-                f"rank {self.rank:,} is above the dimensions of `{name}` "
-                f"({' to '.join(map(str, dimensions))})",
-                hint=f"a rank of at most {min(dimensions)} adds anything",
-            )
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`."""
@@ -175,19 +189,6 @@ class LoRA(Adapter):
         down = f"{name}.lora_A.default.weight"
         t.adapter(down, (self.rank, width), trained=not self.fixed_down)
         t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
-
-    def _factors(
-        self, t: Trace, x: Tensor, layer: Linear, down: str, up: str
-    ) -> tuple[Parameter, Parameter]:
-        """Both factors, next to the input and to the output."""
-        name, width, out = layer.name, x.shape[-1], layer.out
-        if self.rank > min(width, out):
-            raise LLMSizeError(
-                f"rank {self.rank:,} is above the dimensions of `{name}` ({width} to {out})",
-                hint=f"a rank of at most {min(width, out)} adds anything",
-            )
-        first = t.adapter(f"{name}.{down}", (self.rank, width), trained=not self.fixed_down)
-        return first, t.adapter(f"{name}.{up}", (out, self.rank))
 
     def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
         return ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
@@ -243,30 +244,6 @@ class LoRA(Adapter):
         up_cast, down_cast = ops.to(t, up, weight.format), ops.to(t, down, weight.format)
         t.new("baddbmm", weight.shape, weight.format)
         return partial(ops.add_product, t, weight, up_cast, down_cast)
-
-
-class HiRA(LoRA):
-    """A low-rank product that the weight is multiplied with (Huang et al. 2025, ICLR).
-
-    Both the product and what it makes of the weight are as large as the weight, in fp32.
-    """
-
-    __slots__ = ()
-
-    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
-        """peft/tuners/hira/layer.py, `Linear.forward`."""
-        down, up = self._factors(t, x, layer, "hira_A.default", "hira_B.default")
-        result = layer.run(x)
-        product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
-        x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
-        changed = ops.mul(t, t.whole(layer), ops.transpose(t, product, 0, 1))
-        change = ops.linear(t, x, changed, out=layer.out)
-        del changed
-        return ops.to(t, ops.add(t, result, change), result.format)
-
-    def merged(self, t: Trace, weight: Tensor, name: str, fused: int) -> Tensor:
-        """Experts that are no linear layers are left alone."""
-        return weight
 
 
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")

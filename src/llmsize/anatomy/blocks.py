@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from llmsize.anatomy import attention, objectives
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.cache import Kind, LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tape import Tape
@@ -24,14 +25,14 @@ from llmsize.formats import BOOL, FP32, INT64, Format
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
     """Token embeddings: batch, sequence, width."""
     table = t.weight(f"{name}.weight", (rows, width), role)
-    x = ops.embedding(t, table, t.batch, Dim(t.setting.sequence, "sequence"))
+    x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
     x = t.with_gradient(x) if t.setting.input_gradients else x
     return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)
 
 
 def scaled_embeddings(t: Trace, x: Tensor) -> Tensor:
     """Embeddings that their own layer scales: a gradient asked for is that of the scaled ones."""
-    if not t.setting.input_gradients:
+    if not (t.setting.input_gradients and type(x.node) is Leaf):
         return ops.scale(t, x)
     x.node = None  # and nobody waits for that of what they were before
     return t.with_gradient(ops.scale(t, x))
@@ -428,7 +429,8 @@ def _logits(
 ) -> Tensor:
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
-        logits = ops.linear(t, hidden, t.weights[-1, f"{tied}.weight"], offset)
+        table = t.table(t.weights[-1, f"{tied}.weight"])
+        logits = ops.linear(t, hidden, table, offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:
@@ -438,8 +440,9 @@ def _logits(
 
 def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
     """The weight of the head, or of the embedding that it shares."""
-    weight = t.weights[-1, f"{tied}.weight"] if tied else None
-    return weight or t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+    if tied:
+        return t.table(t.weights[-1, f"{tied}.weight"])
+    return t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
 
 
 def asked_for(t: Trace, hidden: Tensor) -> Tensor:

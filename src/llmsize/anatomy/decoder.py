@@ -352,10 +352,30 @@ def attention(
     k, v = blocks.remember(t, k, v, window)
     mask, dropout = around.masks[window], s.attention_dropout
     out = blocks.attend(t, q, k, v, mask, dropout=dropout, softcap=softcap)
-    return t.linear(
-        out, f"{name}.{output}", s.hidden, bias=bias if output_bias is None else output_bias,
-        role="o",
+    project = partial(
+        t.linear, name=f"{name}.{output}", out=s.hidden, role="o",
+        bias=bias if output_bias is None else output_bias,
     )  # fmt: skip
+    adapter = t.attending
+    if adapter is None:
+        return project(out)
+    del q, k, v, mask
+    queries = partial(_queries_again, t, s, x, rotation, name, bias)
+    return adapter.beside(t, x, project(out), queries)
+
+
+def _queries_again(
+    t: Trace, s: Sizes, x: Tensor, rotation: blocks.Rotation | None, name: str, bias: bool
+) -> Tensor:
+    """The queries once more, as peft computes them beside attention; values, too, for no use."""
+    queries = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    by_head = ops.split_heads(t, queries, s.heads)
+    grad, t.grad = t.grad, False
+    values = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    t.grad = grad
+    turned = by_head if rotation is None else blocks.rotate(t, by_head, *rotation)
+    del values
+    return turned
 
 
 def projections(

@@ -5,7 +5,7 @@ peft v0.21, `PeftModelForCausalLM.forward` and its prompt encoders, local variab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Tensor, What
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BOOL, INT64, stored_bytes
+from llmsize.formats import BOOL, FP32, INT64, stored_bytes
 
 if TYPE_CHECKING:
     from llmsize.anatomy.config import Config
@@ -227,3 +227,64 @@ class LlamaAdapterV2(LlamaAdapter):
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
         """Several layers in one are one."""
         return self.around(t, x, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptionPrompt(Adapter):
+    """peft's LLaMA-Adapter: beside the whole of attention, which is done again for the prompt.
+
+    Zhang et al. 2023, arXiv:2303.16199; peft/tuners/adaption_prompt/layer.py. Prompt and gate have
+    the format of the weights.
+    """
+
+    def begin(self, t: Trace, c: Config) -> None:
+        """Only of some families does peft know how to have the queries again."""
+        if t.family not in ("llama", "mistral"):
+            raise c.error(
+                "is no family that peft's adaption prompts know", "use `llama-adapter` or `lora`"
+            )
+
+    def beside(self, t: Trace, x: Tensor, out: Tensor, queries: Callable[[], Tensor]) -> Tensor:
+        """`AdaptedAttention.forward`: softmax over the prompt in fp32, through the output layer."""
+        name = "self_attn"
+        prompt = t.adapter(f"{name}.adaption_prompt", (1, Dim(self.tokens, "virtual tokens"),
+                                                       x.shape[-1]))  # fmt: skip
+        gate = t.adapter(f"{name}.adaption_gate", (1,))
+        weights = {w.role: w for (layer, _), w in t.weights.items() if layer == t.layer}
+        read = [ops.linear(t, prompt, weights[role]) for role in ("k", "v")]
+        again = queries()
+        batch, _, _, channels = again.shape
+        tiled = [self._by_head(t, each, batch, channels) for each in read]
+        keys, values = (ops.repeat(t, each, x.shape[-1] // read[0].shape[-1]) for each in tiled)
+        scores = ops.matmul(t, again, ops.to(t, ops.transpose(t, keys, 2, 3), again.format))
+        scores = ops.scale(t, scores)
+        scores = ops.mul(t, gate, ops.to(t, ops.softmax(t, scores, FP32), again.format))
+        added = ops.merge_heads(t, ops.matmul(t, scores, values))
+        added = t.linear(added, f"{name}.o_proj", out.shape[-1], role="o")
+        out = ops.add(t, out, added)
+        return ops.to(t, out, again.format)
+
+    def _by_head(self, t: Trace, x: Tensor, batch: int, channels: int) -> Tensor:
+        """The prompt's keys or values by heads, copied for every sequence."""
+        by_token = x.view(1, self.tokens, x.shape[-1] // channels, channels)
+        return ops.transpose(t, ops.tile(t, by_token, batch), 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens(Adapter):
+    """Some rows of the embedding are trained: a copy of the whole is made for every use.
+
+    peft/tuners/trainable_tokens/layer.py; a tied head multiplies with such a copy, too.
+    """
+
+    def begin(self, t: Trace, c: Config) -> None:
+        """The rows as they were stay beside the trained ones."""
+        _only_decoder(c)
+
+    def table(self, t: Trace, weight: Tensor) -> Tensor:
+        """`get_merged_weights`."""
+        shape = (Dim(self.tokens, "trained tokens"), weight.shape[-1])
+        rows = t.adapter("trainable_tokens_delta.default", shape)
+        t.share_buffer("trainable_tokens_original", *shape)
+        places = t.new("to", shape[:1], INT64)
+        return ops.with_rows(t, weight, ops.to(t, rows, weight.format), places)

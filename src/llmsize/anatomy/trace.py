@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
@@ -150,6 +151,8 @@ class Trace(Tape):
     rotated: list[int] = field(default_factory=list)
     """Channels that are rotated, for each kind of layer whose angles are made apart; first those
     of layers that see every token."""
+    shared: dict[str, Shape] = field(default_factory=dict)
+    """Shapes of constants that many layers share, by their names."""
     batch: Dim = field(default_factory=lambda: Dim(1, "batch"))
     sequence: Dim = field(default_factory=lambda: Dim(1, "sequence"))
 
@@ -201,6 +204,17 @@ class Trace(Tape):
         """Count a constant of that many bytes in every layer like the one at work."""
         if not self.replaying:
             self.buffers += len(self.places[self.layer].indices) * size
+
+    def share_buffer(self, name: str, *shape: int) -> None:
+        """Count an fp32 constant that layers share: as large as the largest of them needs."""
+        before = self.shared.get(name, (0,) * len(shape))
+        after = self.shared[name] = tuple(map(max, before, shape))
+        self.buffers += FP32.block_bytes * (prod(after) - prod(before))
+
+    def table(self, weight: Parameter) -> Tensor:
+        """An embedding as tokens, or a tied head, see it: with its adapter, if it has one."""
+        adapter = self.setting.adapter
+        return weight if adapter is None else adapter.table(self, weight)
 
     def replace_cache(self, whole: Tensor, past: int) -> None:
         """Hold `whole` for the next token, and let go of the `past` tokens copied into it."""
@@ -254,7 +268,9 @@ class Trace(Tape):
         return made
 
     def with_gradient(self, x: Tensor) -> Tensor:
-        """`x` as a leaf that wants a gradient, which stays with it."""
+        """`x` as a leaf that wants a gradient, which stays with it, unless it wants one anyway."""
+        if x.node is not None:
+            return x
         leaf = Parameter("inputs", x.shape, x.format, "inputs", ())
         leaf.storage = x.storage
         return Tensor(x.shape, x.format, x.storage, Leaf(leaf))

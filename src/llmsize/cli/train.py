@@ -92,8 +92,11 @@ ModulesToSave = Annotated[str, Option(
     help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")]
 Width = Annotated[int | None, counting(
     "--width", what="width", metavar="N", help="Width of bottlenecks (a sixteenth).")]
+Factor = Annotated[int | None, counting(
+    "--factor", what="factor", metavar="N", help="Rows of LoKr's small matrix (a square root).")]
 VirtualTokens = Annotated[int | None, counting(
-    "--virtual-tokens", what="virtual tokens", metavar="N", help="Tokens of a prompt, mostly 20.")]
+    "--virtual-tokens", what="virtual tokens", metavar="N",
+    help="Tokens of a prompt (20), or trained tokens (2).")]
 BaseFormat = Annotated[str, Option(
     "--base", metavar="FORMAT", show_default=False,
     help="Quantized frozen weights: `nf4`, `llm-int8`, `gptq-int4-g128`.",
@@ -162,6 +165,7 @@ class Step(NamedTuple):
     adapter_dtype: AdapterFormat = ""
     modules_to_save: ModulesToSave = ""
     width: Width = None
+    factor: Factor = None
     tokens: VirtualTokens = None
     base: BaseFormat = ""
     upcast: Upcast = False
@@ -263,6 +267,7 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
     named = {"adapter_format": step.adapter_dtype, "base": step.base}
     given = {
         "rank": step.rank, "targets": options.names(step.targets), "width": step.width,
+        "factor": step.factor,
         "adapter_dropout": step.adapter_dropout, "tokens": step.tokens,
         "modules_to_save": options.names(step.modules_to_save), "frozen_layers": step.freeze,
         "upcast": step.upcast or None, "completion": step.completion, "rollouts": step.rollouts,

@@ -8,14 +8,17 @@ from functools import partial
 from typing import Literal
 
 from llmsize.anatomy import Setting
-from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, HiRA, LoRA
+from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, LoRA, Ranked
 from llmsize.anatomy.prompts import (
+    AdaptionPrompt,
     LlamaAdapter,
     LlamaAdapterV2,
     Prefix,
     PromptTuning,
     PTuning,
+    TrainedTokens,
 )
+from llmsize.anatomy.weight_changes import BOFT, HiRA, LoHa, LoKr, MiSS, VeRA
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import BF16, FP32, NATIVE, Format
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
@@ -53,8 +56,10 @@ class Choices:
     """Names of modules that are trained whole, as copies beside the frozen ones."""
     width: int = 0
     """Of bottlenecks; 0 for a sixteenth of the layer's."""
+    factor: int = 0
+    """Rows and columns of LoKr's small matrix; 0 for about the square root of the layer's."""
     tokens: int = 0
-    """Virtual tokens; 0 for as many as are usual."""
+    """Virtual or trained tokens; 0 for as many as are usual."""
     base: Format | None = None
     """Format of a quantized base."""
     upcast: bool = False
@@ -116,9 +121,10 @@ class Method:
     note: str = ""
 
 
-LOW_RANK = ("rank", "targets", "adapter_dropout", "adapter_format", "modules_to_save")
+UNDROPPED = ("rank", "targets", "adapter_format", "modules_to_save")
+LOW_RANK = (*UNDROPPED, "adapter_dropout")
 QUANTIZED_BASE = ("base", "upcast")
-OPTIONS = frozenset((*LOW_RANK, *QUANTIZED_BASE, "width", "tokens", "frozen_layers"))
+OPTIONS = frozenset((*LOW_RANK, *QUANTIZED_BASE, "width", "factor", "tokens", "frozen_layers"))
 """Choices that mean something for some methods only."""
 WORDS = {
     "base": "quantized base",
@@ -135,8 +141,16 @@ def _lora(c: Choices, format: Format, *, dora: bool = False, fixed: bool = False
     )  # fmt: skip
 
 
-def _hira(c: Choices, format: Format) -> HiRA:
-    return HiRA(c.targets or (ALL_LINEAR,), format, rank=c.rank, dropout=c.adapter_dropout)
+def _ranked(c: Choices, format: Format, *, kind: type[Ranked]) -> Ranked:
+    return kind(c.targets or (ALL_LINEAR,), format, rank=c.rank, dropout=c.adapter_dropout)
+
+
+def _lokr(c: Choices, format: Format) -> LoKr:
+    return LoKr(c.targets or (ALL_LINEAR,), format, rank=c.rank, factor=c.factor)
+
+
+def _adaption_prompt(c: Choices, format: Format) -> AdaptionPrompt:
+    return AdaptionPrompt(format=c.adapter_format or c.format, tokens=c.tokens or 10)
 
 
 def _bottleneck(c: Choices, format: Format, *, roles: tuple[str, ...]) -> Bottleneck:
@@ -180,8 +194,23 @@ _KNOWN = (
            adapter=partial(_lora, dora=True)),
     Method("hira", "low-rank products that the weights are multiplied with",
            "Huang et al. 2025, ICLR; " + PEFT + "hira/layer.py",
-           takes=("rank", "targets", "adapter_dropout", "adapter_format", "modules_to_save"),
-           adapter=_hira),
+           takes=LOW_RANK, adapter=partial(_ranked, kind=HiRA)),
+    Method("loha", "elementwise products of two low-rank products",
+           "Hyeon-Woo et al. 2022, arXiv:2108.06098; " + PEFT + "loha/layer.py",
+           takes=UNDROPPED, adapter=partial(_ranked, kind=LoHa)),
+    Method("lokr", "Kronecker products of a small and a low-rank matrix",
+           "Yeh et al. 2024, arXiv:2309.14859; " + PEFT + "lokr/layer.py",
+           takes=(*UNDROPPED, "factor"), adapter=_lokr),
+    Method("vera", "scales of random matrices that all layers share",
+           "Kopiczko et al. 2024, arXiv:2310.11454; " + PEFT + "vera/layer.py",
+           takes=LOW_RANK, adapter=partial(_ranked, kind=VeRA)),
+    Method("miss", "one matrix for the sum of the input's parts",
+           "Kang and Yin 2024, arXiv:2409.15371; " + PEFT + "miss/layer.py",
+           takes=LOW_RANK, adapter=partial(_ranked, kind=MiSS), aliases=("bone",)),
+    Method("boft", "rotations of the layers' inputs",
+           "Liu et al. 2024, arXiv:2311.06243; " + PEFT + "boft/layer.py",
+           takes=("targets", "adapter_format", "modules_to_save"),
+           adapter=lambda c, format: BOFT(c.targets or (ALL_LINEAR,), format)),
     Method("qlora", "low-rank adapters beside quantized weights",
            "Dettmers et al. 2023, arXiv:2305.14314", takes=(*LOW_RANK, *QUANTIZED_BASE),
            adapter=_lora),
@@ -209,6 +238,16 @@ _KNOWN = (
            "Li and Liang 2021, arXiv:2101.00190; " + PEFT + "prefix_tuning/model.py",
            takes=("tokens", *QUANTIZED_BASE), adapter=partial(_prompt, kind=Prefix),
            recomputable=False, aliases=("prefix", "prefix_tuning")),
+    Method("trainable-tokens", "some rows of the embedding",
+           PEFT + "trainable_tokens/layer.py", takes=("tokens", "adapter_format"),
+           adapter=partial(_prompt, kind=TrainedTokens, tokens=2),
+           aliases=("trainable_tokens", "trained-tokens"),
+           note="--virtual-tokens says how many; 2 unless told"),
+    Method("adaption-prompt", "gated prompts beside the whole of attention",
+           "Zhang et al. 2023, arXiv:2303.16199; " + PEFT + "adaption_prompt/layer.py",
+           takes=("tokens", "adapter_format"), adapter=_adaption_prompt,
+           aliases=("adaptionprompt", "adaption_prompt"),
+           note="in all layers; `llama-adapter` is litgpt's"),
     Method("llama-adapter", "gated prompts in all layers but the first two",
            "Zhang et al. 2023, arXiv:2303.16199; litgpt v0.5, litgpt/adapter.py",
            takes=("tokens", "adapter_format", *QUANTIZED_BASE),

@@ -74,6 +74,12 @@ def index_copy(t: Tape, source: Tensor, size: int) -> Tensor:
     return attach(t.new("index_copy", (*source.shape[:-1], size), source.format), node)
 
 
+def with_rows(t: Tape, table: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """A copy of a frozen `table` with `rows` in some places, both of which it keeps."""
+    node = t.record(whole_backward, (rows,), (places, rows), ("index_select", rows.shape))
+    return attach(t.new("index_copy", table.shape, table.format), node)
+
+
 def _scatter_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     zeros = t.new("zeros", node.context, first(grads).format)
     filled = t.new("scatter", node.context, first(grads).format)

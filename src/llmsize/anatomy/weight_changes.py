@@ -1,0 +1,287 @@
+"""Adapters other than LoRA that change what a linear layer multiplies with.
+
+peft v0.21, local variables included. Some make the change as large as the weight (HiRA, LoHa,
+LoKr), one turns the layer's input (BOFT), others stay small (VeRA, MiSS).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING
+
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.adapters import Adapter, Linear, Ranked
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.operations import GradList, attach, first, keep_output, promoted
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, INT32
+
+if TYPE_CHECKING:
+    from llmsize.anatomy.trace import Trace
+
+
+class HiRA(Ranked):
+    """A low-rank product that the weight is multiplied with (Huang et al. 2025, ICLR).
+
+    Both the product and what it makes of the weight are as large as the weight, in fp32.
+    """
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/hira/layer.py, `Linear.forward`."""
+        name, width, out = layer.name, x.shape[-1], layer.out
+        self.check_rank(name, layer.role, width, out)
+        down = t.adapter(f"{name}.hira_A.default", (self.rank, width))
+        up = t.adapter(f"{name}.hira_B.default", (out, self.rank))
+        result = layer.run(x)
+        product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
+        x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
+        changed = ops.mul(t, t.whole(layer), ops.transpose(t, product, 0, 1))
+        change = ops.linear(t, x, changed, out=out)
+        del changed
+        return ops.to(t, ops.add(t, result, change), result.format)
+
+
+class WholeChange(Ranked):
+    """A change as large as the weight, made for every use (LyCORIS)."""
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/loha/layer.py and lokr/layer.py, `Linear.forward`."""
+        self.check_rank(layer.name, layer.role, x.shape[-1], layer.out)
+        result = layer.run(x)
+        summed = ops.add(t, result, self._changed(t, x, layer))
+        return ops.to(t, summed, x.format)
+
+    def _changed(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        change = self.change(t, layer, x.shape[-1])
+        return ops.linear(t, ops.to(t, x, change.format), change)
+
+    def change(self, t: Trace, layer: Linear, width: int) -> Tensor:
+        """What is added to the weight of a layer from `width` inputs."""
+        raise NotImplementedError
+
+
+class LoHa(WholeChange):
+    """The elementwise product of two low-rank products.
+
+    Hyeon-Woo et al. 2022, arXiv:2108.06098.
+    """
+
+    __slots__ = ()
+
+    def change(self, t: Trace, layer: Linear, width: int) -> Tensor:
+        """`HadaWeight`: one function that keeps its four factors only."""
+        shapes = {"w1_a": (layer.out, self.rank), "w1_b": (self.rank, width),
+                  "w2_a": (layer.out, self.rank), "w2_b": (self.rank, width)}  # fmt: skip
+        factors = [t.adapter(f"{layer.name}.hada_{part}.default", shapes[part]) for part in shapes]
+        node = t.record(_hadamard_backward, factors, factors)
+        grad, t.grad = t.grad, False
+        try:
+            a, b, c, d = factors
+            first_product = ops.linear(t, a, b, out=width)
+            second_product = ops.linear(t, c, d, out=width)
+            product = ops.mul(t, first_product, second_product)
+            del first_product, second_product
+            return attach(ops.scale(t, product), node)
+        finally:
+            t.grad = grad
+
+
+def _hadamard_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    """Each product is made again for the gradients of the other one's factors."""
+    a, b, c, d = (factor for factor in node.saved if factor is not None)
+    shape = (a.shape[0], b.shape[1])
+    scaled = t.new("mul", shape, first(grads).format)
+    wide = promoted(scaled.format, a.format)
+    made: list[Tensor | None] = []
+    passed: Tensor | None = None
+    for one, other in ((a, b), (c, d)):
+        remade = t.new("mm", shape, a.format)
+        passed = t.new("mul", shape, wide)
+        del remade
+        made += [t.new("mm", factor.shape, wide) for factor in (one, other)]
+    del scaled, passed
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class LoKr(WholeChange):
+    """A Kronecker product of a small matrix and a low-rank one.
+
+    Yeh et al. 2024, arXiv:2309.14859.
+    """
+
+    factor: int = 0
+    """Rows and columns of the small one where it divides those of the weight; 0 for about the
+    square root of them."""
+
+    def change(self, t: Trace, layer: Linear, width: int) -> Tensor:
+        """`get_delta_weight`: the second matrix is whole where the rank is half of its size."""
+        rows, columns = (factors(size, self.factor) for size in (layer.out, width))
+        small = t.adapter(f"{layer.name}.lokr_w1.default", (rows[0], columns[0]))
+        large = self._large(t, layer.name, rows[1], columns[1])
+        product = ops.mul(
+            t, small.view(rows[0], 1, columns[0], 1), large.view(1, rows[1], 1, columns[1])
+        )
+        return ops.reshape(t, ops.scale(t, product), layer.out, width)
+
+    def _large(self, t: Trace, name: str, rows: int, columns: int) -> Tensor:
+        if self.rank >= max(rows, columns) / 2:
+            return t.adapter(f"{name}.lokr_w2.default", (rows, columns))
+        left = t.adapter(f"{name}.lokr_w2_a.default", (rows, self.rank))
+        right = t.adapter(f"{name}.lokr_w2_b.default", (self.rank, columns))
+        return ops.linear(t, left, right, out=columns)
+
+
+def factors(size: int, wanted: int = 0) -> tuple[int, int]:
+    """Two whole numbers whose product is `size`: the `wanted` one first if it divides it.
+
+    If not, the largest divisor up to it, or up to the square root (peft, `factorization`).
+    """
+    largest = min(wanted or size, isqrt(size))
+    if wanted and size % wanted == 0:
+        return wanted, size // wanted
+    divisor = next(n for n in range(largest, 0, -1) if size % n == 0)
+    return divisor, size // divisor
+
+
+class VeRA(Ranked):
+    """Trained scales of two random matrices that all layers share.
+
+    Kopiczko et al. 2024, arXiv:2310.11454.
+    """
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/vera/layer.py, `Linear.forward`: layers take views of the shared ones."""
+        name, width, out, format = layer.name, x.shape[-1], layer.out, x.format
+        inner = t.adapter(f"{name}.vera_lambda_d.default", (self.rank,))
+        outer = t.adapter(f"{name}.vera_lambda_b.default", (out,))
+        t.share_buffer("vera_A", self.rank, width)
+        t.share_buffer("vera_B", out, self.rank)
+        down = Tensor((self.rank, width), FP32, None)
+        up = Tensor((out, self.rank), FP32, None)
+        result = layer.run(x)
+        x = ops.to(t, x, self.format)
+        low = ops.mul(t, inner, ops.linear(t, ops.dropout(t, x, self.dropout), down))
+        result = ops.add(t, result, ops.mul(t, outer, ops.linear(t, low, up)))
+        return ops.to(t, result, format)
+
+
+class MiSS(Ranked):
+    """One matrix that multiplies the sum of the input's parts, each as long as the rank.
+
+    Kang and Yin 2024, arXiv:2409.15371.
+    """
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/miss/layer.py, `MissLinear.forward`."""
+        format, out = x.format, layer.out
+        self.check_rank(layer.name, layer.role, x.shape[-1])
+        block = t.adapter(f"{layer.name}.miss_block.default", (self.rank, out))
+        result = layer.run(x)
+        if x.shape[-1] % self.rank:
+            x = ops.pad_last(t, x, -x.shape[-1] % self.rank)
+        x = ops.to(t, x, self.format)
+        parts = (*x.shape[:-1], x.shape[-1] // self.rank, self.rank)
+        summed = _sum_of_parts(t, ops.reshape(t, ops.dropout(t, x, self.dropout), *parts))
+        result = ops.add(t, result, ops.linear(t, summed, block, out=out))
+        return ops.to(t, result, format)
+
+
+def _sum_of_parts(t: Tape, x: Tensor) -> Tensor:
+    """The sum over the last dimension but one; its gradient is a view for every part."""
+    node = t.record(_same_for_parts, (x,), (), x.shape)
+    return attach(t.new("sum", (*x.shape[:-2], x.shape[-1]), x.format), node)
+
+
+def _same_for_parts(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad, (batch, sequence, parts, size) = first(grads), node.context
+    strides = (sequence * size, size, 0, 1)
+    return (Tensor((batch, sequence, parts, size), grad.format, grad.storage, strides=strides),)
+
+
+class BOFT(Adapter):
+    """A trained rotation of a layer's input, by blocks (Liu et al. 2024, arXiv:2311.06243).
+
+    The rotation is made as a whole matrix, as wide as the input, beside a permutation of the same
+    size that lives through the run. Without peft's CUDA extension there is one butterfly factor.
+    """
+
+    __slots__ = ()
+
+    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
+        """peft/tuners/boft/layer.py, `Linear.forward`."""
+        width, out, format = x.shape[-1], layer.out, x.format
+        if width % BLOCK:
+            raise LLMSizeError(
+                f"`{layer.name}` has {width:,} inputs, which are no whole blocks of {BLOCK}",
+                hint="choose other --targets",
+            )
+        t.add_buffer(width * width * FP32.block_bytes)
+        shape = (1, width // BLOCK, BLOCK, BLOCK)
+        blocks = t.adapter(f"{layer.name}.boft_R.default", shape)
+        scales = t.adapter(f"{layer.name}.boft_s.default", (out, 1))
+        rotation = t.new("eye", (width, width), format)
+        factors = t.new("ones", (out, 1), format)
+        turns = _rotations(t, blocks.view(*shape[1:]))
+        diagonal = _on_diagonal(t, turns, width)
+        permutation = ops.to(t, Tensor((1, width, width), FP32, None), format)
+        diagonal = ops.to(t, diagonal, format)
+        permuted = ops.bmm(t, diagonal, permutation)
+        permuted = ops.bmm(t, permutation, permuted)
+        whole = ops.select(t, permuted, 0)
+        rotation = ops.linear(t, whole, rotation)
+        factors = ops.mul(t, scales, factors)
+        turned = ops.linear(t, x, ops.to(t, rotation, format), out=width)
+        result = layer.run(turned)
+        if layer.bias is not None:
+            result = ops.sub(t, result, layer.bias)
+        result = ops.mul(t, result, factors.view(out))
+        if layer.bias is not None:
+            result = ops.add(t, result, layer.bias)
+        return ops.to(t, result, format)
+
+
+BLOCK = 4
+"""Numbers that BOFT rotates together (peft, `boft_block_size`)."""
+
+
+def _rotations(t: Trace, blocks: Tensor) -> Tensor:
+    """Cayley's transform of the skew part of each block, in fp32."""
+    skew = ops.scale(t, ops.sub(t, blocks, ops.transpose(t, blocks, 1, 2)))
+    eye = t.new("eye", (BLOCK, BLOCK), FP32)
+    left, right = ops.add(t, eye, skew), ops.sub(t, eye, skew)
+    node = t.record(_solve_backward, (left, right), (left,), left.shape)
+    out = attach(t.new("linalg_solve_ex", left.shape, FP32), node)
+    keep_output(t, node, t.new("linalg_solve_ex", left.shape, FP32))
+    keep_output(t, node, t.new("linalg_solve_ex", left.shape[:2], INT32))
+    keep_output(t, node, out)
+    return out
+
+
+def _solve_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    to_right = t.new("linalg_lu_solve", node.context, FP32)
+    product = t.new("bmm", node.context, FP32)
+    to_left = t.new("neg", node.context, FP32)
+    del product
+    return to_left, to_right
+
+
+def _on_diagonal(t: Trace, blocks: Tensor, width: int) -> Tensor:
+    """A square matrix of zeros with the blocks along its diagonal; keeps nothing."""
+    node = t.record(_off_diagonal, (blocks,), (), blocks.shape)
+    return attach(t.new("block_diag", (1, width, width), FP32), node)
+
+
+def _off_diagonal(t: Tape, node: Node, grads: GradList) -> Grads:
+    return (t.new("stack", node.context, first(grads).format),)
