@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from llmsize import presets, units
 from llmsize.anatomy import LoRA, Trace, traced
 from llmsize.anatomy.adapters import ALL_LINEAR
-from llmsize.anatomy.vision import tower_parameters
+from llmsize.anatomy.towers import towers
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
@@ -511,7 +511,8 @@ def _headline(
 ROWS = (
     *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
     *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
-    *("CUDA graphs", "vision tower", "LoRA adapters", "draft model", "context and libraries"),
+    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", "draft model"),
+    "context and libraries",
 )
 """Parts of a place in the order in which they are shown."""
 
@@ -555,9 +556,9 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
         yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
     if subject.assumed:
         yield subject.assumed
-    config = question.architecture.config
-    if config.get("vision_config") and tower_parameters(config, "") is None:
-        yield "the vision tower is of a kind that llmsize does not know and is not counted"
+    for part, parameters in towers(question.architecture.config, ""):
+        if parameters is None:
+            yield f"the {part} is of a kind that llmsize does not know and is not counted"
     positions = question.architecture.context_length
     if positions is not None and question.context > positions:
         yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
-from llmsize.anatomy.vision import tower_parameters
+from llmsize.anatomy.towers import Tower, towers
 from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import (
@@ -88,7 +88,7 @@ def _tables(source: Source, a: Architecture, trace: Trace, counted: Parameters) 
     caches = source.caches or tuple(trace.layer_caches())
     tables = [
         _components(_graded(by_component(trace.weights.values()), a.grade)),
-        _meanings(counted, tower_parameters(a.config, a.name) or 0, a),
+        _meanings(counted, towers(a.config, a.name), a),
         _layers(caches),
         _cache(caches),
     ]
@@ -112,16 +112,16 @@ def _notes(source: Source, a: Architecture, counted: Parameters, unmade: str) ->
     """What differs from other counts, and what is not counted."""
     from llmsize.anatomy.left_out import left_out
 
-    tower = tower_parameters(a.config, a.name)
-    for part in left_out(a.config, tower=tower is not None):
+    beside = sum(tower.parameters or 0 for tower in towers(a.config, a.name))
+    for part in left_out(a.config):
         yield f"not counted: {part}"
     held = parameters(source.checkpoint) if source.checkpoint is not None else None
-    described = counted.total + (tower or 0)
+    described = counted.total + beside
     if held is not None and held != described:
         yield (
             f"the checkpoint holds {held:,} parameters, {abs(held - described):,} "
             f"{'more' if held > described else 'fewer'} than its configuration describes "
-            f"({described:,}{', with the vision tower' if tower else ''})"
+            f"({described:,}{', with what is beside the language model' if beside else ''})"
         )
     published = a.published_parameters
     if published not in (None, counted.total):
@@ -147,14 +147,14 @@ def _share(part: Term, whole: Term) -> Cell:
     return f"{100 * part.value / whole.value:.2f} %"
 
 
-def _meanings(counted: Parameters, tower: int, a: Architecture) -> Table:
-    """The totals that people mean by “parameters”, and the vision tower, which is in none."""
+def _meanings(counted: Parameters, beside: Iterable[Tower], a: Architecture) -> Table:
+    """The totals that people mean by “parameters”, and the towers, which are in none."""
     values = {
         "total": counted.total,
         "for one token (embedding and head included)": counted.active if counted.experts else 0,
         "without embeddings and head": counted.non_embedding,
         "routed experts": counted.experts,
-        "vision tower, besides": tower,
+        **{f"{tower.name}, besides": tower.parameters or 0 for tower in beside},
     }
     rows = tuple(
         Row(name, {"parameters": fact(name, n, unit="parameters", source=FORWARD, grade=a.grade)})

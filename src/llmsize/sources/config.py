@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmsize.anatomy.towers import WHOLE
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.reading import mapping, parse_json, read_small
@@ -100,7 +101,8 @@ def _text_model(outer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if key in outer:
             inner = mapping(outer[key], f"{where}: {key}", "a model's configuration")
             shared = {field: outer[field] for field in SHARED if field in outer}
-            return _text_model({**shared, **inner}, where)
+            whole = {k: v for k, v in outer.items() if not isinstance(v, dict) and k not in SHARED}
+            return _text_model({**shared, **inner, WHOLE: whole}, where)
     return outer
 
 

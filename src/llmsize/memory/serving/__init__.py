@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from llmsize.anatomy import LoRA
-from llmsize.anatomy.vision import tower_parameters
+from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
@@ -28,6 +28,8 @@ __all__ = [
 ELSEWHERE = ("host", "disk")
 """Places that are no device."""
 
+TRANSFORMERS = "transformers v5.23.0, src/transformers/models"
+
 
 def need(question: Serving) -> tuple[Term, ...]:
     """Bytes in every place: a sum of parts for each device, and for the host if it holds some.
@@ -37,18 +39,19 @@ def need(question: Serving) -> tuple[Term, ...]:
     _check(question)
     kinds = {"buffers": buffers.places, "pool": pooled.places, "grown": grown.places}
     first, *others = kinds[question.engine.allocation](question)
-    return (total(first.name, *first.parts, *_tower(question), *question.beside), *others)
+    return (total(first.name, *first.parts, *_towers(question), *question.beside), *others)
 
 
-def _tower(question: Serving) -> Iterator[Term]:
-    """The vision tower of the checkpoint, in 16 bit; llama.cpp has it in a file of its own."""
+def _towers(question: Serving) -> Iterator[Term]:
+    """Towers and projectors of the checkpoint, in 16 bit; llama.cpp has them in a file apart."""
     architecture = question.architecture
-    parameters = tower_parameters(architecture.config, architecture.name)
-    if parameters and question.engine.allocation != "buffers":
-        yield term(
-            "vision tower", "parameters * element", unit="bytes", parameters=parameters,
-            element=question.format.block_bytes, source="vision_config of the checkpoint",
-        )  # fmt: skip
+    for name, parameters in towers(architecture.config, architecture.name):
+        if parameters and question.engine.allocation != "buffers":
+            yield term(
+                name, "parameters * element", unit="bytes", parameters=parameters,
+                element=question.format.block_bytes,
+                source=f"configuration of the checkpoint; {TRANSFORMERS}",
+            )  # fmt: skip
 
 
 def adapters(question: Serving, count: int, lora: LoRA) -> Term:

@@ -1,0 +1,60 @@
+"""What a multimodal checkpoint has beside its language model: towers and projectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from llmsize.anatomy import audio, projector, vision
+from llmsize.anatomy.config import Config
+
+WHOLE = "multimodal_config"
+"""Where a language model's configuration keeps the plain fields of the model that it is part of."""
+
+FIELDS = (
+    ("vision_config", "vision tower", vision.KINDS),
+    ("vision_tower_config", "vision tower", vision.KINDS),
+    ("audio_config", "audio tower", audio.KINDS),
+)
+"""Field that describes a tower, what it is called, and the kinds that are known."""
+
+
+class Tower(NamedTuple):
+    """A part beside the language model."""
+
+    name: str
+    parameters: int | None
+    """`None` where llmsize does not know that kind."""
+
+
+def towers(config: Mapping[str, Any], model: str) -> tuple[Tower, ...]:
+    """Towers and projectors of a checkpoint, by the configuration of its language model.
+
+    Raises `LLMSizeError` for one whose configuration is not well formed; `model` is named in it.
+    """
+    found = list(_towers(config, model))
+    between = [part for part in found if part.name == "projector"]
+    parts = [part for part in found if part.name != "projector"]
+    if between:
+        counts = [part.parameters for part in between if part.parameters is not None]
+        whole = sum(counts) if len(counts) == len(between) else None
+        parts += [Tower("projector", whole)] if whole != 0 else []
+    return tuple(parts)
+
+
+def _towers(config: Mapping[str, Any], model: str) -> Iterator[Tower]:
+    """Each tower and what is between it and the language model."""
+    given = config.get(WHOLE)
+    whole = Config(given if isinstance(given, Mapping) else config, model)
+    for field, name, kinds in FIELDS:
+        fields = config.get(field)
+        if not fields:
+            continue
+        tower = Config(fields if isinstance(fields, Mapping) else {}, model)
+        kind = tower.text("model_type") or whole.text("model_type")
+        counted = kinds.get(kind)
+        yield Tower(name, counted(tower) if counted else None)
+        if counted and kind not in vision.MERGING:
+            between = projector.KINDS.get(whole.text("model_type"))
+            width = Config(config, model).size("hidden_size") if between else 0
+            yield Tower("projector", between(whole, tower, width) if between else None)
