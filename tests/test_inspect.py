@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from llmsize.anatomy.left_out import left_out
 from llmsize.cli import run
 
 SMALL = {
@@ -73,22 +72,6 @@ def test_a_known_family_is_not_assumed_to_be_another(
     """`--assume-family` never overrides what is known."""
     assert run(["inspect", "gpt2", "--assume-family", "llama"]) == 2
     assert "leave out `--assume-family`" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("config", "parts"),
-    [
-        ({"num_nextn_predict_layers": 1}, ("1 multi-token-prediction layer",)),
-        (
-            {"vision_config": {"depth": 2}, "num_mtp_modules": 3},
-            ("the vision tower", "3 multi-token-prediction layers"),
-        ),
-        ({"num_nextn_predict_layers": 0, "audio_config": None}, ()),
-    ],
-)
-def test_what_is_not_counted_is_declared(config: dict[str, Any], parts: tuple[str, ...]) -> None:
-    """Towers and prediction heads are outside of every count, and it is said so."""
-    assert left_out(config) == parts
 
 
 def test_a_known_vision_tower_is_counted_apart(

@@ -11,6 +11,7 @@ import pytest
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
+from llmsize.anatomy.prediction import prediction_layers
 from llmsize.anatomy.towers import towers
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
@@ -173,3 +174,34 @@ def test_a_tower_out_of_bounds_is_refused(config: dict[str, Any], field: str) ->
     """What a file says is checked before it is multiplied."""
     with pytest.raises(LLMSizeError, match=field):
         towers(config, "m")
+
+
+def predicted(name: str, **fields: int) -> tuple[tuple[str, int | None], ...]:
+    """What is behind a preset's own layers."""
+    known = presets.get(Architecture, name)
+    return prediction_layers({**known.config, **fields}, known.family, traced(known))
+
+
+def test_prediction_layers_are_the_rest_of_the_published_checkpoint() -> None:
+    """Qwen3-Next-80B's headers hold 81,324,862,720, GLM-4.5's 358,337,791,296 numbers.
+
+    DeepSeek-V3's 684,531,386,000 with 41,540,496 scales. The latter two have a correction bias for
+    each expert of 90 and 59 layers, which are buffers.
+    """
+    checkpoints = {
+        "qwen3-next-80b-a3b": 81_324_862_720, "glm-4.5": 358_337_791_296 - 90 * 160,
+        "deepseek-v3": 684_531_386_000 - 41_540_496 - 59 * 256,
+    }  # fmt: skip
+    for name, held in checkpoints.items():
+        (part,) = predicted(name, num_nextn_predict_layers=1)
+        main = count(traced(presets.get(Architecture, name)).weights.values()).total
+        assert part == ("1 multi-token-prediction layer", held - main), name
+
+
+def test_prediction_layers_of_other_families_are_named() -> None:
+    """None where there are none, no count where their shape is not known."""
+    assert predicted("llama-2-7b") == ()
+    assert predicted("llama-2-7b", num_nextn_predict_layers=0) == ()
+    assert predicted("llama-2-7b", num_mtp_modules=3) == (
+        ("3 multi-token-prediction layers", None),
+    )

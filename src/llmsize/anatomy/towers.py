@@ -19,7 +19,7 @@ FIELDS = (
 """Field that describes a tower, what it is called, and the kinds that are known."""
 
 
-class Tower(NamedTuple):
+class Part(NamedTuple):
     """A part beside the language model."""
 
     name: str
@@ -27,7 +27,7 @@ class Tower(NamedTuple):
     """`None` where llmsize does not know that kind."""
 
 
-def towers(config: Mapping[str, Any], model: str) -> tuple[Tower, ...]:
+def towers(config: Mapping[str, Any], model: str) -> tuple[Part, ...]:
     """Towers and projectors of a checkpoint, by the configuration of its language model.
 
     Raises `LLMSizeError` for one whose configuration is not well formed; `model` is named in it.
@@ -38,11 +38,11 @@ def towers(config: Mapping[str, Any], model: str) -> tuple[Tower, ...]:
     if between:
         counts = [part.parameters for part in between if part.parameters is not None]
         whole = sum(counts) if len(counts) == len(between) else None
-        parts += [Tower("projector", whole)] if whole != 0 else []
+        parts += [Part("projector", whole)] if whole != 0 else []
     return tuple(parts)
 
 
-def _towers(config: Mapping[str, Any], model: str) -> Iterator[Tower]:
+def _towers(config: Mapping[str, Any], model: str) -> Iterator[Part]:
     """Each tower and what is between it and the language model."""
     given = config.get(WHOLE)
     whole = Config(given if isinstance(given, Mapping) else config, model)
@@ -53,8 +53,8 @@ def _towers(config: Mapping[str, Any], model: str) -> Iterator[Tower]:
         tower = Config(fields if isinstance(fields, Mapping) else {}, model)
         kind = tower.text("model_type") or whole.text("model_type")
         counted = kinds.get(kind)
-        yield Tower(name, counted(tower) if counted else None)
+        yield Part(name, counted(tower) if counted else None)
         if counted and kind not in vision.MERGING:
             between = projector.KINDS.get(whole.text("model_type"))
             width = Config(config, model).size("hidden_size") if between else 0
-            yield Tower("projector", between(whole, tower, width) if between else None)
+            yield Part("projector", between(whole, tower, width) if between else None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets
 from llmsize.anatomy.parameters import by_component, count
-from llmsize.anatomy.towers import Tower, towers
+from llmsize.anatomy.towers import Part, towers
 from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import (
@@ -67,7 +67,8 @@ def inspect(
     trace = traced(architecture)
     counted = count(trace.weights.values())
     made, unmade = (None, "") if source.checkpoint else _by_recipe(architecture, trace)
-    tables = _tables(source, architecture, trace, counted)
+    parts = _beside(architecture, trace)
+    tables = _tables(source, architecture, trace, counted, parts)
     if made is not None:
         tables.append(_formats(made))
     if tensors:
@@ -79,16 +80,25 @@ def inspect(
         _headline(architecture, counted),
         tuple(table for table in tables if table.rows),
         (f"the block of `{architecture.family}`",) if assumed else (),
-        tuple(_notes(source, architecture, counted, unmade)),
+        tuple(_notes(source, architecture, counted, parts, unmade)),
     )
 
 
-def _tables(source: Source, a: Architecture, trace: Trace, counted: Parameters) -> list[Table]:
+def _beside(a: Architecture, trace: Trace) -> tuple[Part, ...]:
+    """What the checkpoint holds and the language model does not use."""
+    from llmsize.anatomy.prediction import prediction_layers
+
+    return (*towers(a.config, a.name), *prediction_layers(a.config, a.family, trace))
+
+
+def _tables(
+    source: Source, a: Architecture, trace: Trace, counted: Parameters, parts: tuple[Part, ...]
+) -> list[Table]:
     """The model by component, by meaning, by layer, by what it caches and how it is stored."""
     caches = source.caches or tuple(trace.layer_caches())
     tables = [
         _components(_graded(by_component(trace.weights.values()), a.grade)),
-        _meanings(counted, towers(a.config, a.name), a),
+        _meanings(counted, parts, a),
         _layers(caches),
         _cache(caches),
     ]
@@ -108,13 +118,14 @@ def _headline(a: Architecture, counted: Parameters) -> str:
     return f"{a.title or a.name}, {a.family}: {size}{active}"
 
 
-def _notes(source: Source, a: Architecture, counted: Parameters, unmade: str) -> Iterator[str]:
+def _notes(
+    source: Source, a: Architecture, counted: Parameters, parts: tuple[Part, ...], unmade: str
+) -> Iterator[str]:
     """What differs from other counts, and what is not counted."""
-    from llmsize.anatomy.left_out import left_out
-
-    beside = sum(tower.parameters or 0 for tower in towers(a.config, a.name))
-    for part in left_out(a.config):
-        yield f"not counted: {part}"
+    for part in parts:
+        if part.parameters is None:
+            yield f"not counted: {part.name}"
+    beside = sum(part.parameters or 0 for part in parts)
     held = parameters(source.checkpoint) if source.checkpoint is not None else None
     described = counted.total + beside
     if held is not None and held != described:
@@ -147,14 +158,14 @@ def _share(part: Term, whole: Term) -> Cell:
     return f"{100 * part.value / whole.value:.2f} %"
 
 
-def _meanings(counted: Parameters, beside: Iterable[Tower], a: Architecture) -> Table:
-    """The totals that people mean by “parameters”, and the towers, which are in none."""
+def _meanings(counted: Parameters, beside: tuple[Part, ...], a: Architecture) -> Table:
+    """The totals that people mean by “parameters”, and what is in none of them."""
     values = {
         "total": counted.total,
         "for one token (embedding and head included)": counted.active if counted.experts else 0,
         "without embeddings and head": counted.non_embedding,
         "routed experts": counted.experts,
-        **{f"{tower.name}, besides": tower.parameters or 0 for tower in beside},
+        **{f"{part.name}, besides": part.parameters or 0 for part in beside},
     }
     rows = tuple(
         Row(name, {"parameters": fact(name, n, unit="parameters", source=FORWARD, grade=a.grade)})
