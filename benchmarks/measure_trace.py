@@ -30,7 +30,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -460,10 +460,6 @@ class Tracker(TorchDispatchMode):
         if block.kind != "grad":
             block.kind = "grad"
             self.grad_bytes += block.nbytes
-
-    def bytes_where(self, condition: Callable[[Block], bool]) -> int:
-        """Live bytes of the blocks that satisfy a condition."""
-        return sum(b.nbytes for b in self.blocks.values() if condition(b))
 
     # Phases and peaks
 

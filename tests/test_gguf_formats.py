@@ -1,11 +1,11 @@
 """Quantized formats against what was measured on one matrix and what ggml declares."""
 
 import csv
-import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.tables.llamacpp import format_preset
 from llmsize import presets
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format, matrix_bytes
@@ -13,29 +13,6 @@ from llmsize.formats import Format, matrix_bytes
 TABLE = Path(__file__).parent / "reference" / "quant_formats.csv"
 SIDE = 4096
 """Rows and columns of the measured layer."""
-
-
-def preset_name(row: str) -> str:
-    """The preset for a row of the table: the names differ only in how libraries write them."""
-    name = row.lower().replace("gguf tensor type ", "").replace("torch.", "")
-    if match := re.fullmatch(r"bnb (nf4|fp4) double_quant=(true|false)", name):
-        return match[1] + ("-dq" if match[2] == "true" else "")
-    if match := re.fullmatch(r"(gptq|awq|hqq) (\d)-bit (g\d+)( axis1)?", name):
-        return f"{match[1]}-int{match[2]}-{match[3]}"
-    if match := re.fullmatch(r"compressed-tensors (.*)", name):
-        return "ct-" + match[1].replace("_", "-")
-    return TORCHAO.get(name, name)
-
-
-TORCHAO = {
-    "bnb llm.int8": "llm-int8",
-    "torchao int8weightonly": "torchao-int8",
-    "torchao float8weightonly": "torchao-float8",
-    "torchao intxweightonly int4 g32": "torchao-intx-int4",
-    "torchao mxfp4": "mxfp4",
-    "torchao mxfp8": "mxfp8",
-    "torchao nvfp4": "nvfp4",
-}
 
 
 def table() -> list[dict[str, str]]:
@@ -48,7 +25,7 @@ def test_a_matrix_takes_the_measured_bits(row: dict[str, str]) -> None:
     """Bits per weight of a 4096 × 4096 layer agree with the table to its last digit."""
     bits, _, per_row = row["bits_per_weight"].partition(" + ")
     expected = float(bits) + (32 / SIDE if per_row else 0)
-    stored = matrix_bytes(presets.get(Format, preset_name(row["format"])), SIDE, SIDE)
+    stored = matrix_bytes(presets.get(Format, format_preset(row["format"])), SIDE, SIDE)
     assert 8 * stored / SIDE**2 == pytest.approx(expected, abs=6e-7)
 
 

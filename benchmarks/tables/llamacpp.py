@@ -60,7 +60,7 @@ def quant_formats(rows: Iterable[Row]) -> Iterator[Answer]:
     for row in rows:
         bits, _, per_row = row["bits_per_weight"].partition(" + ")
         expected = float(bits) + (32 / MEASURED_SIDE if per_row else 0)
-        format = _format(_preset(row["format"]))
+        format = _format(format_preset(row["format"]))
         stored = matrix_bytes(format, MEASURED_SIDE, MEASURED_SIDE)
         yield Answer(
             f"{row['library']} {row['format']}".strip(),
@@ -78,7 +78,7 @@ _TORCHAO = {
 }
 
 
-def _preset(row: str) -> str:
+def format_preset(row: str) -> str:
     """The preset of a format, by the name that its library has for it."""
     name = row.lower().removeprefix("gguf tensor type ").removeprefix("torch.")
     if match := re.fullmatch(r"bnb (nf4|fp4) double_quant=(true|false)", name):

@@ -14,8 +14,7 @@ from llmsize.errors import LLMSizeError, printable
 if TYPE_CHECKING:
     from decimal import Decimal
 
-KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
-KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+MIB, GIB = 2**20, 2**30
 PF_DAY = 86_400 * 10**15
 """FLOP in one petaFLOP/s-day (Kaplan et al. 2020, section 1.3)."""
 

@@ -62,7 +62,7 @@ _KNOWN = (
 )  # fmt: skip
 
 OBJECTIVES = {objective.name: objective for objective in _KNOWN}
-SFT, CRITIC = OBJECTIVES["sft"], OBJECTIVES["reward"]
+SFT = OBJECTIVES["sft"]
 
 
 class Rollout(NamedTuple):

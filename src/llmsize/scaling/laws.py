@@ -473,16 +473,6 @@ def _repeated(columns: Sequence[Sequence[float] | float]) -> Iterator[Any]:
         yield repeat(column) if isinstance(column, int | float) else column
 
 
-def perplexity(nats: float) -> float:
-    """exp(loss): how many tokens the model hesitates between, in effect."""
-    return math.exp(nats)
-
-
-def bits(nats: float) -> float:
-    """Nats per token as bits per token."""
-    return nats / math.log(2)
-
-
 PEARCE_SONG = 47_491
 """N_total = N + 47491 N^(1/3), a fit over the Chinchilla models (arXiv:2406.12907)."""
 
