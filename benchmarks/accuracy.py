@@ -30,6 +30,10 @@ Table = Callable[..., Iterable[Answer]]
 COLUMNS = ("cases", "answered", "median", "p90", "p95", "max", "bias", "≤1%", "≤3%", "≤5%", "≤10%")
 
 
+FAILED = "failed"
+"""The quantity of a row that its function broke down on: no miss, but a mistake of ours."""
+
+
 def measure(directory: Path) -> dict[str, Any]:
     """The ledger of every table in `directory`, as the JSON document has it."""
     known = tables()
@@ -63,7 +67,7 @@ def tables() -> dict[str, Table]:
 
 
 def _answers(function: Table, rows: Rows, directory: Path) -> Iterator[Answer]:
-    """All answers; a row that makes the function fail is a case without an answer."""
+    """All answers; a row that makes the function fail is a case of its own, without an answer."""
     try:
         yield from list(_ask(function, rows, directory))
         return
@@ -72,8 +76,10 @@ def _answers(function: Table, rows: Rows, directory: Path) -> Iterator[Answer]:
     for number, row in enumerate(rows, 2):
         try:
             yield from list(_ask(function, [row], directory))
-        except Exception:
-            yield Answer(f"line {number}", "failed", 1.0, None)
+        except Exception as failure:
+            what = f"{type(failure).__name__}: {failure}"
+            print(f"{function.__name__}, line {number}: {what}", file=sys.stderr)
+            yield Answer(f"line {number}", FAILED, 1.0, None)
 
 
 def _ask(function: Table, rows: Rows, directory: Path) -> Iterable[Answer]:
@@ -161,7 +167,14 @@ def page(measured: dict[str, Any]) -> str:
 
 
 def missed(measured: dict[str, Any], thresholds: dict[str, Any]) -> Iterator[str]:
-    """Each threshold that is missed: `answered` is a least share, the others largest errors."""
+    """Each threshold that is missed: `answered` is a least share, the others largest errors.
+
+    A function that breaks down on a row is missed in every table.
+    """
+    for table, answers in measured["tables"].items():
+        if FAILED in answers["quantities"]:
+            broken = answers["quantities"][FAILED]["cases"]
+            yield f"{table}: {broken} rows made its function fail"
     for table, quantities in thresholds.items():
         for quantity, limits in quantities.items():
             found = measured["tables"].get(table, {}).get("quantities", {}).get(quantity)

@@ -43,3 +43,11 @@ def test_a_table_that_nothing_answers_is_reported(tmp_path: Path) -> None:
     assert measured == {"tables": {"unheard_of.csv": {"rows": 1, "quantities": {}}}}
     assert "not answered" in report(measured)
     assert list(missed(measured, {"unheard_of.csv": {"bytes": {"max": 0.1}}}))
+
+
+def test_a_breakdown_is_no_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row without the columns of its table fails the check, whatever the thresholds say."""
+    (tmp_path / "quant_formats.csv").write_text("format\nbf16\n")
+    measured = measure(tmp_path)
+    assert list(missed(measured, {})) == ["quant_formats.csv: 1 rows made its function fail"]
+    assert "quant_formats, line 2: KeyError" in capsys.readouterr().err

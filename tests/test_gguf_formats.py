@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables.llamacpp import format_preset
+from benchmarks.format_names import preset_of
 from llmsize import presets
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format, matrix_bytes
@@ -25,7 +25,7 @@ def test_a_matrix_takes_the_measured_bits(row: dict[str, str]) -> None:
     """Bits per weight of a 4096 × 4096 layer agree with the table to its last digit."""
     bits, _, per_row = row["bits_per_weight"].partition(" + ")
     expected = float(bits) + (32 / SIDE if per_row else 0)
-    stored = matrix_bytes(presets.get(Format, format_preset(row["format"])), SIDE, SIDE)
+    stored = matrix_bytes(presets.get(Format, preset_of(row["format"])), SIDE, SIDE)
     assert 8 * stored / SIDE**2 == pytest.approx(expected, abs=6e-7)
 
 

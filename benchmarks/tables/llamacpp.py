@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from benchmarks.answers import Answer
+from benchmarks.format_names import preset_of
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.trace import Trace
@@ -60,7 +61,7 @@ def quant_formats(rows: Iterable[Row]) -> Iterator[Answer]:
     for row in rows:
         bits, _, per_row = row["bits_per_weight"].partition(" + ")
         expected = float(bits) + (32 / MEASURED_SIDE if per_row else 0)
-        format = _format(format_preset(row["format"]))
+        format = _format(preset_of(row["format"]))
         stored = matrix_bytes(format, MEASURED_SIDE, MEASURED_SIDE)
         yield Answer(
             f"{row['library']} {row['format']}".strip(),
@@ -68,26 +69,6 @@ def quant_formats(rows: Iterable[Row]) -> Iterator[Answer]:
             expected,
             round(8 * stored / MEASURED_SIDE**2, len(bits.partition(".")[2]) if not per_row else 9),
         )
-
-
-_TORCHAO = {
-    "bnb llm.int8": "llm-int8",
-    "torchao int8weightonly": "torchao-int8",
-    "torchao float8weightonly": "torchao-float8",
-    "torchao intxweightonly int4 g32": "torchao-intx-int4",
-}
-
-
-def format_preset(row: str) -> str:
-    """The preset of a format, by the name that its library has for it."""
-    name = row.lower().removeprefix("gguf tensor type ").removeprefix("torch.")
-    if match := re.fullmatch(r"bnb (nf4|fp4) double_quant=(true|false)", name):
-        return match[1] + ("-dq" if match[2] == "true" else "")
-    if match := re.fullmatch(r"(gptq|awq|hqq) (\d)-bit (g\d+)( axis1)?", name):
-        return f"{match[1]}-int{match[2]}-{match[3]}"
-    if match := re.fullmatch(r"compressed-tensors (.*)", name):
-        return "ct-" + match[1].replace("_", "-")
-    return _TORCHAO.get(name, name.removeprefix("torchao "))
 
 
 @lru_cache(maxsize=512)

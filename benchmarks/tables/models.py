@@ -45,7 +45,6 @@ def model_configs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Answer]:
 
     A row without one points to the defaults of transformers, which the presets spell out.
     """
-    known = {model.hub_id: model for model in presets.every(Architecture).values()}
     for row in rows:
         config = row["config"]
         try:
@@ -53,9 +52,9 @@ def model_configs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Answer]:
                 given = {"model_type": row["model_type"], **config}
                 model = architecture(given, "model_configs.json", row["hf_id"])
             else:
-                model = known[row["hf_id"]]
+                model = presets.get(Architecture, row["hf_id"])
             counted = count(traced(model).weights.values())
-        except (LLMSizeError, KeyError):
+        except LLMSizeError:
             counted = None
         yield Answer(row["hf_id"], "params_total", row["params_total"], counted and counted.total)
         if row["params_active"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmsize.errors import LLMSizeError, printable
+from llmsize.errors import LLMSizeError, did_you_mean, printable
 
 IEEE = "IEEE 754-2019, table 3.5"
 
@@ -58,7 +58,7 @@ def matrix_bytes(format: Format, rows: int, columns: int) -> int:
 def matrix_tensors(format: Format, rows: int, columns: int) -> list[int]:
     """Bytes of each tensor that such a weight is stored as, its blocks first."""
     beside = (
-        side["bytes"] * _count(format, tensor, side, rows, columns)
+        _count(format, tensor, side, rows, columns) * side["bytes"]
         for tensor, side in format.beside.items()
     )
     return [stored_bytes(format, rows * columns), *beside]
@@ -103,3 +103,16 @@ NATIVE = {
               BOOL, INT4)
 }  # fmt: skip
 """The formats of tensors in memory; quantized storage formats are presets."""
+
+
+def native(name: str, *, where: str) -> Format:
+    """The format of tensors of that name; `where` says who names it.
+
+    Raises `LLMSizeError` for a format that no tensor has.
+    """
+    if name not in NATIVE:
+        raise LLMSizeError(
+            f"{where}: unknown format `{printable(name)}`",
+            hint=did_you_mean(name, NATIVE, otherwise=f"formats: {', '.join(NATIVE)}"),
+        )
+    return NATIVE[name]

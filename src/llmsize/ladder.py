@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log
 
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
 
 SPAN = 1.25
 """Models whose counts differ by less than this factor are of one size."""
@@ -23,7 +24,15 @@ class Ladder:
 
 
 def nearest(ladder: Ladder, parameters: int) -> str:
-    """The model whose count has the smallest ratio to `parameters`."""
+    """The model whose count has the smallest ratio to `parameters`.
+
+    Raises `LLMSizeError` for a ladder without rungs, or with one of no parameters.
+    """
+    if not ladder.rungs or min(ladder.rungs.values()) < 1:
+        raise LLMSizeError(
+            f"ladder `{ladder.name}` has no rungs, or one of no parameters",
+            hint="give its models, each with its published count",
+        )
     return min(ladder.rungs, key=lambda name: abs(log(ladder.rungs[name] / parameters)))
 
 

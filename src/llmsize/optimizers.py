@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
-from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.formats import FP32, NATIVE, Format, stored_bytes
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format, native, stored_bytes
 
 Layout = Literal["elementwise", "block", "matrix", "factored", "low_rank"]
 """How states follow a weight: a number per element; the same in blocks with a scale; per element
@@ -52,12 +52,13 @@ class Optimizer:
     note: str = ""
 
 
+DTYPE = "dtype"
+"""In place of a format: the 16-bit format that was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Which copies of the weights and gradients training keeps, and in which formats.
-
-    `dtype` stands for the 16-bit format that was asked for.
-    """
+    """Which copies of the weights and gradients training keeps, and in which formats."""
 
     name: str
     weights: str
@@ -80,6 +81,14 @@ class Precision:
         return self.master or self.weights
 
 
+def kept_format(precision: Precision, name: str, dtype: Format) -> Format:
+    """The format of one of its copies, where `dtype` is the one that was asked for.
+
+    Raises `LLMSizeError` for a format that no tensor has.
+    """
+    return dtype if name == DTYPE else native(name, where=f"recipe `{precision.name}`")
+
+
 def state_bytes(
     optimizer: Optimizer, shape: tuple[int, ...], *, role: str = "", stepped: Format = FP32
 ) -> int:
@@ -90,10 +99,10 @@ def state_bytes(
     """
     elements = prod(shape)
     if takes(optimizer, shape, role):
-        states = {name: _format(optimizer, f, stepped) for name, f in optimizer.states.items()}
+        states = {name: state_format(optimizer, f, stepped) for name, f in optimizer.states.items()}
         kept = _layout_bytes(optimizer, shape, states, stepped)
     else:
-        formats = (_format(optimizer, f, stepped) for f in optimizer.others.values())
+        formats = (state_format(optimizer, f, stepped) for f in optimizer.others.values())
         kept = sum(stored_bytes(format, elements) for format in formats)
         if optimizer.layout == "low_rank" and optimizer.block:
             kept += stored_bytes(FP32, -(-elements // optimizer.block)) * len(optimizer.others)
@@ -157,7 +166,7 @@ def _low_rank_bytes(
     if optimizer.block:
         kept += stored_bytes(FP32, -(-rank * long // optimizer.block)) * len(states)
     if optimizer.projector:
-        kept += stored_bytes(_format(optimizer, optimizer.projector, stepped), short * rank)
+        kept += stored_bytes(state_format(optimizer, optimizer.projector, stepped), short * rank)
     return prod(stack) * kept
 
 
@@ -180,12 +189,9 @@ def projection_bytes(
     return max(update, stored_bytes(FP32, decomposed) if optimizer.projector else 0)
 
 
-def _format(optimizer: Optimizer, name: str, stepped: Format) -> Format:
-    if name == WEIGHT:
-        return stepped
-    if name not in NATIVE:
-        raise LLMSizeError(
-            f"optimizer `{optimizer.name}`: unknown format `{printable(name)}`",
-            hint=did_you_mean(name, NATIVE, otherwise=f"formats: {WEIGHT}, {', '.join(NATIVE)}"),
-        )
-    return NATIVE[name]
+def state_format(optimizer: Optimizer, name: str, stepped: Format) -> Format:
+    """The format of a state, where `weight` is that of the weight that is stepped on.
+
+    Raises `LLMSizeError` for a format that no tensor has.
+    """
+    return stepped if name == WEIGHT else native(name, where=f"optimizer `{optimizer.name}`")

@@ -80,16 +80,35 @@ def _freeze(value: object) -> object:
 def _validated(kind: type[R], values: Mapping[str, object], where: str) -> R:
     from pydantic import ValidationError
 
+    read = {}
     for field, value in values.items():
         try:
-            _checker(kind, field).validate_python(value, strict=True)
+            read[field] = _checker(kind, field).validate_python(value, strict=True)
         except ValidationError as failure:
             raise LLMSizeError(
                 f"{where}: field `{field}`: {printable(failure.errors()[0]['msg'])}",
                 hint="compare with a shipped preset: `llmsize show`",
             ) from None
-    made: R = kind(**values)
+        if not _sound(read[field]):
+            raise LLMSizeError(
+                f"{where}: field `{field}`: a number is not finite or beyond all measure",
+                hint="write a number of at most 30 digits",
+            )
+    made: R = kind(**read)
     return made
+
+
+LARGEST = 10**30
+"""Above every number that a fact has; arithmetic with more could take for ever."""
+
+
+def _sound(value: object) -> bool:
+    """Whether every number in it is finite, and none beyond all measure."""
+    if isinstance(value, int | float):
+        return -LARGEST < value < LARGEST  # which no comparison with NaN is
+    if isinstance(value, Mapping):
+        return all(map(_sound, value.values()))
+    return all(map(_sound, value)) if isinstance(value, tuple) else True
 
 
 @lru_cache(maxsize=256)

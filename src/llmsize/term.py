@@ -10,6 +10,8 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Literal
 
+from llmsize.errors import LLMSizeError
+
 Grade = Literal["exact", "formula", "fitted", "assumed"]
 """How far to trust a number: counted, from a published formula, from a fit, or from a guess."""
 
@@ -96,12 +98,21 @@ def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
 
 
 def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
-    """The value of an arithmetic formula. Whole inputs divide exactly; whole results are `int`."""
+    """The value of an arithmetic formula. Whole inputs divide exactly; whole results are `int`.
+
+    Raises `LLMSizeError` where it has none, as where it divides by nothing.
+    """
     code, names, divides = _compiled(formula)
     if names != inputs.keys():
         missing, spare = names - inputs.keys(), inputs.keys() - names
         raise ValueError(f"`{formula}`: missing {sorted(missing)}, spare {sorted(spare)}")
-    result = _run(code, _exact(inputs) if divides else inputs)
+    try:
+        result = _run(code, _exact(inputs) if divides else inputs)
+    except ArithmeticError as failure:
+        raise LLMSizeError(
+            f"`{formula}` has no value: {failure}",
+            hint=f"one of these is impossible: {', '.join(inputs)}",
+        ) from None
     if divides and not isinstance(result, int | float):
         return int(result) if result.denominator == 1 else float(result)
     assert isinstance(result, int | float)

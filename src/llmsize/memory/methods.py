@@ -20,10 +20,10 @@ from llmsize.anatomy.prompts import (
 )
 from llmsize.anatomy.weight_changes import BOFT, HiRA, LoHa, LoKr, MiSS, VeRA
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.formats import BF16, FP32, NATIVE, Format
+from llmsize.formats import BF16, FP32, Format, native
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
 from llmsize.memory.training import Offload, TrainingRun
-from llmsize.optimizers import Optimizer, Precision, projected
+from llmsize.optimizers import Optimizer, Precision, kept_format, projected
 from llmsize.stack import WEIGHT, Stack
 
 Recompute = Literal["none", "full", "selective"]
@@ -345,11 +345,11 @@ def _rollout(choices: Choices) -> Rollout:
 def _setting(choices: Choices, method: Method, stack: Stack, precision: Precision) -> Setting:
     adapter = method.adapter(choices, _format(choices, stack)) if method.adapter else None
     checkpointed = choices.recompute != "none"
-    fp32 = precision.weights == "fp32" and adapter is None
+    whole = kept_format(precision, precision.weights, choices.format)
     return Setting(
         batch=choices.batch,
         sequence=choices.sequence,
-        format=FP32 if fp32 else choices.format,
+        format=whole if adapter is None else choices.format,
         autocast=choices.format if precision.autocast else None,
         attention=choices.attention,
         fused_norm=stack.fused_norm or choices.compiled,
@@ -391,8 +391,11 @@ def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
 
 def _format(choices: Choices, stack: Stack) -> Format:
     """The format of adapters."""
-    default = choices.format if stack.adapters == WEIGHT else NATIVE[stack.adapters]
-    return choices.adapter_format or default
+    if choices.adapter_format is not None:
+        return choices.adapter_format
+    if stack.adapters == WEIGHT:
+        return choices.format
+    return native(stack.adapters, where=f"stack `{stack.name}`")
 
 
 def _quantized(format: Format) -> bool:

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
-from llmsize.formats import FP32, NATIVE, Format, matrix_bytes, stored_bytes
+from llmsize.formats import FP16, FP32, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights
-from llmsize.optimizers import WEIGHT, Optimizer, Precision, state_bytes
+from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
 from llmsize.term import Grade, Term, fact, term, total
 
 Job = Literal["inference", "full training", "LoRA", "QLoRA"]
@@ -131,11 +131,11 @@ def full_training(model: Subject, work: Workload) -> Parts:
         return dict.fromkeys(COMPONENTS, none)
     precision, dtype = work.precision, work.storage.format
     source = precision.source
+    weights = kept_format(precision, precision.weights, dtype)
+    gradients = kept_format(precision, precision.gradients, dtype)
     return {
-        "weights": uniform(model, _in(precision.weights, dtype), source=source),
-        "gradients": uniform(
-            model, _in(precision.gradients, dtype), name="gradients", source=source
-        ),
+        "weights": uniform(model, weights, source=source),
+        "gradients": uniform(model, gradients, name="gradients", source=source),
         "optimizer states": states(model, work.optimizer, precision, dtype),
         "activations": activations(model, work, _full_run(work)),
         "KV cache": "training caches no keys and values",
@@ -261,7 +261,7 @@ def _quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf)
 
 def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Format) -> Term:
     """Optimizer states, and the master copy if there is one."""
-    stepped = _in(precision.stepped, dtype)
+    stepped = kept_format(precision, precision.stepped, dtype)
     name = optimizer.title or optimizer.name
     if optimizer.layout == "elementwise":
         size = _element_bytes(optimizer, stepped)
@@ -291,7 +291,7 @@ def _adapter_states(optimizer: Optimizer, stepped: Format, shapes: list[Copies])
 def _element_bytes(optimizer: Optimizer, stepped: Format) -> int:
     """Bytes of all states for one parameter; step counters are left out."""
     states = optimizer.states.values()
-    return sum((stepped if f == WEIGHT else NATIVE[f]).block_bytes for f in states)
+    return sum(state_format(optimizer, name, stepped).block_bytes for name in states)
 
 
 Copies = tuple[tuple[int, ...], int]
@@ -318,7 +318,7 @@ def _shape(weight: Parameter) -> tuple[int, ...]:
 
 def cache(model: Subject, work: Workload) -> Term:
     """Keys and values of every sequence at its full context, in the format of plain weights."""
-    kept = work.storage.format if work.storage.format.block_elements == 1 else NATIVE["fp16"]
+    kept = work.storage.format if work.storage.format.block_elements == 1 else FP16
     layers = model.trace.layer_caches()
     made = kv_cache(layers, context=work.context, keys=kept, values=kept, sequences=work.batch)
     return _graded(made, model.grade)
@@ -357,7 +357,8 @@ def _full_run(work: Workload) -> TrainingRun:
     precision, dtype = work.precision, work.storage.format
     setting = Setting(
         batch=work.batch, sequence=work.context, training=True,
-        format=_in(precision.weights, dtype), autocast=dtype if precision.autocast else None,
+        format=kept_format(precision, precision.weights, dtype),
+        autocast=dtype if precision.autocast else None,
         checkpoint_every=int(work.recompute),
     )  # fmt: skip
     return TrainingRun(precision, work.optimizer, setting)
@@ -384,10 +385,6 @@ def layer_activations(model: Subject, work: Workload) -> Term:
         batch=work.batch, sequence=work.context, hidden=hidden_size(model.trace),
     )  # fmt: skip
     return _graded(made, _weaker("formula", model.grade))
-
-
-def _in(name: str, dtype: Format) -> Format:
-    return dtype if name == "dtype" else NATIVE[name]
 
 
 def _per_parameter(name: str, parameters: int, size: int, *, source: str = "") -> Term:

@@ -22,10 +22,17 @@ from llmsize.anatomy.tensor import Shape
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
-from llmsize.formats import INT64, NATIVE, Format, matrix_bytes, stored_bytes
+from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.objectives import SFT, Companions, Objective, Reference, Rollout
 from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
-from llmsize.optimizers import Optimizer, Precision, projection_bytes, state_bytes
+from llmsize.optimizers import (
+    DTYPE,
+    Optimizer,
+    Precision,
+    kept_format,
+    projection_bytes,
+    state_bytes,
+)
 from llmsize.term import Term, fact, term, total
 
 if TYPE_CHECKING:
@@ -300,11 +307,11 @@ def stored(weight: Parameter, setting: Setting) -> int:
 
 def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
     """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
-    kept = NATIVE[run.precision.gradients] if _main_gradients(run) else None
+    name = run.precision.gradients if _main_gradients(run) else DTYPE
     return sum(
-        stored_bytes(kept or weight.format, prod(weight.shape)) * weight.copies
-        for weight in weights
-        if weight.node is not None
+        stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
+        for w in weights
+        if w.node is not None
     )
 
 
@@ -337,7 +344,9 @@ def stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
 
 def _stepped(weight: Parameter, run: TrainingRun) -> Format:
     """The format of the copy of a weight that the optimizer works on."""
-    return NATIVE[run.precision.master] if run.precision.master else weight.format
+    if not run.precision.master:
+        return weight.format
+    return kept_format(run.precision, run.precision.master, weight.format)
 
 
 def states(weight: Parameter, run: TrainingRun) -> int:
@@ -349,8 +358,7 @@ def states(weight: Parameter, run: TrainingRun) -> int:
 
 def _main_gradients(run: TrainingRun) -> bool:
     """Whether gradients are added up in a buffer of a wider format than the weights have."""
-    precision = run.precision
-    return precision.gradients in NATIVE and precision.gradients != precision.weights
+    return run.precision.gradients not in (DTYPE, run.precision.weights)
 
 
 def _stay(run: TrainingRun) -> bool:

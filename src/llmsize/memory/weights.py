@@ -132,19 +132,43 @@ MODELS: Mapping[str, Callable[[Checkpoint], bool]] = {
 }
 """Models that llama.cpp tells by their shape (`LLM_TYPE_70B` in src/models/*.cpp)."""
 
-CONDITIONS: Mapping[str, Callable[[Candidate, Any], bool]] = {
-    "family": lambda c, wanted: c.checkpoint.family == wanted,
-    "not_family": lambda c, other: c.checkpoint.family != other,
-    "model": lambda c, size: MODELS[size](c.checkpoint),
-    "experts": lambda c, wanted: c.checkpoint.experts == wanted,
-    "min_experts": lambda c, least: c.checkpoint.experts >= least,
-    "min_queries_per_kv_head": lambda c, least: c.checkpoint.queries_per_kv_head >= least,
-    "imatrix": lambda c, wanted: c.imatrix is wanted,
-    "layers": lambda c, place: PLACES[place](*c.position),
-    "tensors": lambda c, place: PLACES[place](*c.tensor),
-    "row_not_multiple_of": lambda c, block: c.weight.shape[-1] % block != 0,
+
+class Condition(NamedTuple):
+    """What a rule can ask of a tensor, its place and its model."""
+
+    holds: Callable[[Candidate, Any], bool]
+    takes: Callable[[Any], bool]
+    """Whether what the rule asks for means something."""
+
+
+def _is_one_of(known: Mapping[str, object]) -> Callable[[Any], bool]:
+    return lambda given: isinstance(given, str) and given in known
+
+
+def _is_text(given: Any) -> bool:
+    return isinstance(given, str)
+
+
+def _is_count(given: Any) -> bool:
+    return isinstance(given, int) and given > 0
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "family": Condition(lambda c, wanted: c.checkpoint.family == wanted, _is_text),
+    "not_family": Condition(lambda c, other: c.checkpoint.family != other, _is_text),
+    "model": Condition(lambda c, size: MODELS[size](c.checkpoint), _is_one_of(MODELS)),
+    "experts": Condition(lambda c, wanted: c.checkpoint.experts == wanted, _is_count),
+    "min_experts": Condition(lambda c, least: c.checkpoint.experts >= least, _is_count),
+    "min_queries_per_kv_head": Condition(
+        lambda c, least: c.checkpoint.queries_per_kv_head >= least, _is_count
+    ),
+    "imatrix": Condition(
+        lambda c, wanted: c.imatrix is wanted, lambda given: isinstance(given, bool)
+    ),
+    "layers": Condition(lambda c, place: PLACES[place](*c.position), _is_one_of(PLACES)),
+    "tensors": Condition(lambda c, place: PLACES[place](*c.tensor), _is_one_of(PLACES)),
+    "row_not_multiple_of": Condition(lambda c, block: c.weight.shape[-1] % block != 0, _is_count),
 }
-"""What a rule can ask of a tensor, its place and its model."""
 
 MOST_TENSORS = 1_000_000
 """More than any checkpoint has; what claims more is a mistake."""
@@ -276,6 +300,19 @@ def _check(recipe: Recipe) -> None:
                 f"recipe `{recipe.name}`: a rule has {unknown or 'no roles or no format'}",
                 hint=did_you_mean(unknown[0], CONDITIONS, otherwise=known) if unknown else known,
             )
+        wrong = [name for name, given in rule.items() if not _means(name, given)]
+        if wrong:
+            raise LLMSizeError(
+                f"recipe `{recipe.name}`: a rule asks for no known `{wrong[0]}`",
+                hint="compare with a shipped one: `llmsize show recipes q4_k_m`",
+            )
+
+
+def _means(name: str, given: Any) -> bool:
+    """Whether a part of a rule has a value that it can have."""
+    if name == "roles":
+        return isinstance(given, tuple)
+    return _is_text(given) if name == "format" else CONDITIONS[name].takes(given)
 
 
 def _choose(recipe: Recipe, candidate: Candidate) -> str:
@@ -283,7 +320,7 @@ def _choose(recipe: Recipe, candidate: Candidate) -> str:
     role, plain = candidate.role, _plain(candidate.role)
     for rule in recipe.rules:
         if (role in rule["roles"] or plain in rule["roles"]) and all(
-            CONDITIONS[name](candidate, wanted)
+            CONDITIONS[name].holds(candidate, wanted)
             for name, wanted in rule.items()
             if name in CONDITIONS
         ):

@@ -57,7 +57,7 @@ class ScalingLaw:
     tokenizer: str = ""
     corpus: str = ""
     """Losses on different corpora or tokenizers are not comparable."""
-    fitted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Letter → (smallest, largest) value among the runs that the law was fitted to."""
     contradictions: tuple[str, ...] = ()
     """Where the source disagrees with itself or with others."""
