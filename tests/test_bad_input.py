@@ -1,11 +1,13 @@
 """Whatever is wrong with the input: one error, one hint, exit 2, and nothing else happens."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llmsize.cli import run
 
@@ -251,6 +253,50 @@ def test_broken_presets(kind: str, capsys: pytest.CaptureFixture[str], tmp_path:
     path = folder / "mine.yaml"
     path.write_bytes(PRESETS[kind].encode("utf-8", "surrogateescape"))
     mistake(["estimate", "mine", "--presets", str(tmp_path)], capsys)
+
+
+SHIPPED = Path(__file__).parents[1] / "presets"
+IMPOSSIBLE = [
+    ("recipes/q4_k_m", ["rules", 0, "roles"], 7, "estimate llama-3.2-1b --dtype q4_k_m"),
+    ("recipes/q4_k_m", ["rules", 0, "layers"], "last", "estimate llama-3.2-1b --dtype q4_k_m"),
+    ("formats/nf4", ["beside"], {"scales": {}}, "train gpt2 --method qlora --base nf4"),
+    ("optimizers/adamw", ["states"], {"moment": "fp17"}, "estimate gpt2"),
+    ("optimizers/adamw", ["states"], {"moment": "fp17"}, "train gpt2"),
+    ("precisions/amp", ["weights"], "fp17", "train gpt2 --recipe amp"),
+    ("precisions/amp", ["gradients"], "fp17", "train gpt2 --recipe amp"),
+    ("stacks/transformers", ["adapters"], "fp17", "train gpt2 --method lora"),
+    ("stacks/transformers", ["allocator_slack"], math.nan, "train gpt2"),
+    ("stacks/transformers", ["allocator_slack"], math.inf, "train gpt2"),
+    ("engines/vllm", ["token_block"], 0, "infer gpt2 --engine vllm --gpu h100-sxm"),
+    ("accelerators/t4", ["peak_tflops", "fp16"], 0, "infer gpt2 --gpu t4"),
+    ("utilizations/a100-bf16", ["median"], 0, "time gpt2 --tokens 1B --gpu a100-sxm-80gb"),
+    ("ladders/dense", ["rungs"], {}, "estimate --params 3B"),
+    ("ladders/dense", ["rungs", "gpt2"], 0, "estimate --params 3B"),
+    ("laws/chinchilla", ["fitted", "N"], [1], "loss --params 2B --tokens 40B --law chinchilla"),
+    (
+        "laws/chinchilla",
+        ["constants", "alpha"],
+        10**29,
+        "loss --params 2B --tokens 40B --law chinchilla",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "where", "value", "line"), IMPOSSIBLE)
+def test_a_preset_that_says_the_impossible(
+    kind: str, where: list[str | int], value: object, line: str,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """A shipped preset of which one field is changed to what no arithmetic can use."""
+    entry = yaml.safe_load((SHIPPED / f"{kind}.yaml").read_text())
+    place = entry
+    for step in where[:-1]:
+        place = place[step]
+    place[where[-1]] = value
+    own = tmp_path / f"{kind}.yaml"
+    own.parent.mkdir()
+    own.write_text(yaml.safe_dump(entry))
+    mistake([*line.split(), "--presets", str(tmp_path)], capsys)
 
 
 def test_the_own_preset_wins_and_says_where_it_is(

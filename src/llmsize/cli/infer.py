@@ -331,7 +331,9 @@ def _subject(
     """The model for an engine. Raises `LLMSizeError` for what does not run or go together."""
     format = presets.get(Format, formats.dtype or options.own_dtype(architecture) or "bf16")
     format, assumed = (format, "") if formats.dtype else computed_in(format, engine, accelerator)
-    allowed = [format.name if name == "weights" else name for name in engine.kv_formats]
+    allowed = [
+        format.name if name == "weights" else name for name in engine.kv_formats or ("weights",)
+    ]
     cache = presets.get(Format, formats.kv_dtype or allowed[0])
     if cache.name not in allowed and not cache.name.startswith(tuple(allowed)):
         raise LLMSizeError(
