@@ -152,7 +152,7 @@ def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
 
 
 def test_recurrent_and_hybrid_models_are_those_of_llama_cpp() -> None:
-    """Gemma 4, Mamba, Qwen3.5, Nemotron, Jamba, Falcon-H1, LFM2: most to 0.02 MiB.
+    """Gemma 3n and 4, Mamba, Qwen3.5, Nemotron, Jamba, Falcon-H1, LFM2: most to 0.02 MiB.
 
     Of a model that is partly on the host, copies of small weights are placed differently.
     """

@@ -7,18 +7,24 @@ Scales and soft caps are left out: they overwrite their operand and take no memo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import FP16, FP32, INT32, INT64, stored_bytes
+from llmsize.memory.llamacpp import altup
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.builder import Builder
 from llmsize.memory.llamacpp.cache import Server, layer_cells
+from llmsize.memory.llamacpp.own_inputs import own_input, own_inputs
 from llmsize.memory.llamacpp.recurrent import recurrent
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
 
+SPARSE_LAYERS = 10
+"""`n_layer_sparsity` of Gemma 3n, src/models/models.h."""
+
 Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
+Late = Literal["", "layers", "norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Decoder:
     which they are added up."""
     unrotated: frozenset[int] = frozenset()
     """Layers without rotary positions."""
-    late_rows: Literal["", "layers", "norm"] = ""
+    late_rows: Late = ""
     """Whether the rows to predict are taken after the last layer or after the last norm, not within
     the layer; what all tokens leave there is then an output, too."""
     residual_first: frozenset[str] = frozenset()
@@ -57,6 +63,8 @@ class Decoder:
     """Whether a layer's input is normed before the recurrent cells are read."""
     plain_windows: bool = False
     """Whether the file's rotary factors are for layers without a window alone."""
+    shared: Mapping[int, int] = field(default_factory=dict)
+    """Layers without keys and values of their own, and whose they attend to."""
     states: tuple[tuple[int, ...], ...] = ()
     """Elements of each recurrent cache of every layer: of the convolution, and of the state."""
 
@@ -89,6 +97,7 @@ class Forward(Builder):
         super().__init__(server, weights, states, layer_norm=decoder.layer_norm)
         self.decoder = decoder
         self.caches = caches
+        self.own_inputs: Tensor | None = None
 
     def run(self) -> Graph:
         """The graph from tokens to logits."""
@@ -100,11 +109,20 @@ class Forward(Builder):
         predicted = self.tokens if server.logits_of_all else min(server.sequences, self.tokens)
         rows = ops.given(INT32, predicted)
         inputs: dict[str, Inputs] = {}
-        for self.layer, cache in enumerate(decoder.layers):
+        if self.has("per_layer_token_embd"):
+            self.own_inputs = own_inputs(self, x)
+        streams = self.has("altup_proj")
+        if streams:
+            x = altup.spread(self, x)
+        for self.layer in range(len(decoder.layers)):
+            cache = decoder.layers[decoder.shared.get(self.layer, self.layer)]
             if cache.kind not in inputs:
                 inputs[cache.kind] = self._inputs(cache, positions, rows)
-            x = self._block(x, cache, inputs[cache.kind])
+            block = self._block_of_streams if streams else self._block
+            x = block(x, cache, inputs[cache.kind])
         self.layer = -1
+        if streams:
+            x = altup.merged(self, x)
         if decoder.late_rows == "norm":
             x = self.norm(x, "output_norm")
         if decoder.late_rows:
@@ -161,7 +179,32 @@ class Forward(Builder):
         residual = self._added(x, residual, "mixer")
         if cache.kind == "none" or not (self.has("ffn_up") or self.has("ffn_gate_inp")):
             return residual
-        return self._scaled(self._added(self._feed_forward(residual), residual, "mlp"))
+        x = self._added(self._feed_forward(residual), residual, "mlp")
+        if self.own_inputs is not None:
+            x = ops.apply("add", x, own_input(self, self.own_inputs, x))
+        return self._scaled(x)
+
+    def _block_of_streams(self, streams: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
+        """Gemma 3n's: of several streams one is computed and corrects all."""
+        predictions = altup.predicted(self, streams)
+        residual = altup.stream(self, predictions)
+        normed = self.norm(residual, "attn_norm")
+        beside = altup.laurel(self, normed)
+        x = self.norm(self._mixer(normed, cache, inputs), "post_attention_norm")
+        residual = ops.apply("add", ops.apply("add", x, residual), beside)
+        x = self._sparse_mlp(self.norm(residual, "ffn_norm"))
+        x = ops.apply("add", self.norm(x, "post_ffw_norm"), residual)
+        streams = altup.corrected(self, predictions, x)
+        x = ops.apply("mul", altup.stream(self, streams), self.weight("altup_correct_scale"))
+        assert self.own_inputs is not None
+        return altup.with_others_added(self, streams, own_input(self, self.own_inputs, x))
+
+    def _sparse_mlp(self, x: Tensor) -> Tensor:
+        """An MLP whose gates are few in the first layers."""
+        up, gate = self.linear(x, "ffn_up"), self.linear(x, "ffn_gate")
+        if self.layer < SPARSE_LAYERS:
+            gate = altup.largest_alone(gate)
+        return self.linear(ops.apply("mul", up, ops.apply("unary", gate)), "ffn_down")
 
     def _last(self) -> bool:
         """Whether only rows to predict are needed from here on."""
@@ -173,6 +216,8 @@ class Forward(Builder):
             return recurrent(self, x)
         if cache.kind == "latent":
             return self._latent(x, cache, inputs)
+        if self.layer in self.decoder.shared:
+            return self._attention_to_shared(x, cache, inputs)
         if cache.kind == "none":
             return self._experts(x) if self.has("ffn_gate_inp") else self._mlp(x, "")
         return self._attention(x, cache, inputs)
@@ -258,13 +303,9 @@ class Forward(Builder):
     def _attention(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         q, k, v = self._qkv(x, cache)
         gates = q
-        plain = self.decoder.plain_windows and cache.kind == "window"
-        factors = None if plain else self.weight("rope_freqs")
         if not self._full_norm():
             q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
-        if self.layer not in self.decoder.unrotated:
-            q = ops.apply("rope", q, inputs.positions, factors)
-            k = ops.apply("rope", k, inputs.positions, factors)
+        q, k = self._turn(q, cache, inputs), self._turn(k, cache, inputs)
         q, k = self._rotate(q, inputs.key_rotation), self._rotate(k, inputs.key_rotation)
         if self.decoder.normed_values:
             v = ops.apply("norm", v)
@@ -275,13 +316,35 @@ class Forward(Builder):
         assert value_cache is not None and inputs.value_rows is not None
         self._store(key_cache, k, inputs.key_rows)
         self._store(value_cache, v, inputs.value_rows, transposed=not self.server.flash_attention)
-        keys = self._cached(key_cache, cache.key_dim, cache.kv_heads)
-        values = self._cached(value_cache, cache.value_dim, cache.kv_heads)
-        out = self._rotate(self._attend(q, keys, values, inputs.mask), inputs.value_rotation)
+        out = self._attend_cached(q, cache, inputs, self.layer)
         if self._gated(cache):
             gate = ops.contiguous(gates, out.shape[0], self.tokens)
             out = ops.apply("mul", out, ops.apply("unary", gate))
         return self.linear(out, "attn_output")
+
+    def _attention_to_shared(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
+        """Queries alone, for keys and values of an earlier layer."""
+        q = ops.reshape(self.linear(x, "attn_q"), cache.key_dim, self.decoder.heads, self.tokens)
+        q = self._turn(self.norm(q, "attn_q_norm"), cache, inputs)
+        q = self.graph.expand(self._rotate(q, inputs.key_rotation))
+        out = self._attend_cached(q, cache, inputs, self.decoder.shared[self.layer])
+        return self.linear(out, "attn_output")
+
+    def _turn(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
+        """Rotary positions, by the file's factors if it has them for such a layer."""
+        if self.layer in self.decoder.unrotated:
+            return x
+        plain = self.decoder.plain_windows and cache.kind == "window"
+        factors = None if plain else self.weight("rope_freqs")
+        return ops.apply("rope", x, inputs.positions, factors)
+
+    def _attend_cached(self, q: Tensor, cache: LayerCache, inputs: Inputs, layer: int) -> Tensor:
+        """Attention to what is in the cache of `layer`."""
+        key_cache, value_cache = self.caches[layer]
+        assert value_cache is not None
+        keys = self._cached(key_cache, cache.key_dim, cache.kv_heads)
+        values = self._cached(value_cache, cache.value_dim, cache.kv_heads)
+        return self._rotate(self._attend(q, keys, values, inputs.mask), inputs.value_rotation)
 
     def _rotate(self, x: Tensor, matrix: Tensor | None) -> Tensor:
         if matrix is None:

@@ -5,8 +5,9 @@ llama.cpp 0c1e57098: conversion/*.py and gguf-py/gguf/tensor_mapping.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -15,20 +16,23 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32
 from llmsize.memory.llamacpp.buffers import Model
-from llmsize.memory.llamacpp.forward import Decoder, Routing
+from llmsize.memory.llamacpp.forward import Decoder, Late, Routing
 from llmsize.memory.weights import Checkpoint, FormatOf, Recipe, Weight, checkpoint, formats_of
 
 FAMILIES = {
     "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3", "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3", "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
-    "gemma4_text": "gemma4", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35",
-    "qwen3_5_moe_text": "qwen35moe", "falcon_h1": "falcon-h1", "falcon_mamba": "mamba",
+    "gemma3n_text": "gemma3n", "gemma4_text": "gemma4", "qwen3_next": "qwen3next",
+    "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe", "falcon_h1": "falcon-h1",
+    "falcon_mamba": "mamba",
     "granitemoehybrid": "granitehybrid", "nemotron_h": "nemotron_h",
 }  # fmt: skip
 """`model_type` → llama.cpp's architecture, where they differ."""
 
-WINDOWED = frozenset({"gemma2", "gemma3", "gpt-oss", "cohere2", "olmo2", "exaone4", "gemma4"})
+WINDOWED = frozenset(
+    {"gemma2", "gemma3", "gemma3n", "gpt-oss", "cohere2", "olmo2", "exaone4", "gemma4"}
+)
 """Architectures whose windows llama.cpp uses; Mistral's and Phi-3's layers keep every token."""
 
 NAMES = {
@@ -60,7 +64,15 @@ MODULES = {
     "post_feedforward_layernorm_1": "post_ffw_norm_1",
     "post_feedforward_layernorm_2": "post_ffw_norm_2", "fc1_latent_proj": "ffn_latent_down",
     "fc2_latent_proj": "ffn_latent_up", "operator_norm": "attn_norm",
-    "pre_ff_layernorm": "ffn_norm",
+    "pre_ff_layernorm": "ffn_norm", "embed_tokens_per_layer": "per_layer_token_embd",
+    "per_layer_model_projection": "per_layer_model_proj",
+    "per_layer_projection_norm": "per_layer_proj_norm", "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm",
+    "modality_router": "altup_router", "router_norm": "altup_router_norm",
+    "correction_coefs": "altup_correct_coef", "prediction_coefs": "altup_predict_coef",
+    "linear_left": "laurel_l", "linear_right": "laurel_r",
+    "post_laurel_norm": "laurel_post_norm", "altup_projections": "altup_proj",
+    "altup_unembed_projections": "altup_unembd_proj",
 }  # fmt: skip
 """Last part of a module → name, whatever its role."""
 
@@ -71,6 +83,18 @@ IN_MIXERS = {
     "in_proj_qkvz.weight": "attn_qkvz.weight",
 }  # fmt: skip
 """Name of a recurrent mixer's tensor in `mixer`, `mamba` or `linear_attn` → name."""
+
+WITHOUT_RULES = frozenset({"inp_gate.weight", "proj.weight"})
+"""Matrices that are quantized as no role is, but as the mix has it for all others."""
+
+UNQUANTIZED = frozenset(
+    {"per_layer_model_proj.weight", "altup_proj.weight", "altup_unembd_proj.weight",
+     "altup_router.weight", "laurel_l.weight", "laurel_r.weight"}
+)  # fmt: skip
+"""Matrices that stay as the converter writes them, in 16 bit."""
+
+WITH_FIRST_LAYER = frozenset({"per_layer_model_proj.weight", "per_layer_proj_norm.weight"})
+"""Tensors outside of the layers that are loaded where the first one is."""
 
 MIXERS = ("mixer", "mamba", "linear_attn")
 
@@ -89,8 +113,12 @@ PARALLEL = {
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
-LATE = frozenset({"gemma4", "qwen3next", "qwen35", "qwen35moe", "nemotron_h"})
-"""Architectures that norm every token, for a head that predicts further ones."""
+LATE: Mapping[str, Late] = {
+    "gpt-oss": "layers", "gemma3n": "layers", "gemma4": "norm", "qwen3next": "norm",
+    "qwen35": "norm", "qwen35moe": "norm", "nemotron_h": "norm",
+}  # fmt: skip
+"""Architectures that take the rows to predict after the last layer, or norm every token for a head
+that predicts further ones."""
 
 RESIDUAL_FIRST = {
     "phi3": frozenset({"mlp"}), "lfm2": frozenset({"mixer", "mlp"}),
@@ -120,10 +148,12 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     }
     weights = [
         written
-        for weight in map(partial(_stacked, experts=source.experts), source.weights)
+        for weight in map(partial(_stacked, experts=source.experts), _listed(source.weights))
         for written in _written(weight, modules, hidden, config)
     ]
     weights += _rope_factors(family, config, trace.layer_caches())
+    if family == "gemma3n":
+        weights += _unused(weights, _shared(config, source.layers))
     weights += _router_biases(source)
     return source._replace(family=family, weights=tuple(weights))
 
@@ -142,6 +172,11 @@ def model(
     """
     file = gguf(architecture, trace)
     stored = formats_of(file, recipe, format_of, own=FP32, imatrix=imatrix)
+    unquantized = format_of("fp32" if recipe.base == "fp32" else "fp16")
+    stored = [
+        (weight, unquantized if weight.role == "projection" else format)
+        for weight, format in stored
+    ]  # fmt: skip
     return Model(_decoder(file, architecture, trace), tuple(stored))
 
 
@@ -170,7 +205,7 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
     caches = layer_caches(architecture, trace)
     kinds = {cache.kind for cache in caches}
     mixed = kinds & {"recurrent", "none"}
-    unknown = [w for w in file.weights if "per_layer" in w.name or (mixed and _unnamed(w))]
+    unknown = mixed and any(map(_unnamed, file.weights))
     if not kinds or unknown or not kinds <= KNOWN:
         raise LLMSizeError(
             f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
@@ -194,7 +229,7 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         states=states,
         norm_first=file.family in ("qwen3next", "qwen35", "qwen35moe"),
         positions=4 if file.family in ("qwen35", "qwen35moe") else 1,
-        normed_values=file.family == "gemma4",
+        normed_values=file.family in ("gemma3n", "gemma4"),
         plain_windows=file.family == "gemma4",
         heads=file.heads,
         experts_used=file.experts_used,
@@ -206,9 +241,20 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         layer_norm=_layer_norm(file),
         parallel=PARALLEL.get(file.family, ()),
         unrotated=_unrotated(file.family, caches),
-        late_rows="layers" if oai else "norm" if file.family in LATE else "",
+        late_rows=LATE.get(file.family, ""),
         residual_first=RESIDUAL_FIRST.get(file.family, frozenset()),
+        shared=_shared(config, len(caches)),
     )
+
+
+def _shared(config: Config, layers: int) -> dict[int, int]:
+    """The last layers, which attend to the last window or the last full layer before them."""
+    first = layers - config.count("num_kv_shared_layers")
+    kinds = config.sequence("layer_types") or ()
+    return {
+        layer: first - (2 if kind == "sliding_attention" else 1)
+        for layer, kind in enumerate(kinds) if layer >= first > 1
+    }  # fmt: skip
 
 
 def _unnamed(weight: Weight) -> bool:
@@ -274,7 +320,7 @@ def _written(
 ) -> Iterator[Weight]:
     """What becomes of one tensor."""
     place = f"blk.{weight.layer}." if weight.layer >= 0 else ""
-    if weight.layer >= 0 and (name := _named(weight)):
+    if name := _named(weight):
         yield from _mixed(weight, place, name, modules, config)
     elif weight.role == "norm":
         yield weight._replace(name=place + _norm(weight, modules))
@@ -301,6 +347,8 @@ def _written(
 def _named(weight: Weight) -> str:
     """The name of a tensor that its module tells, not its role; empty for the others."""
     *_, owner, own, last = ("", "", *weight.name.split("."))
+    if last == "correct_output_scale":
+        return "altup_correct_scale.weight"
     if own in MODULES:
         return f"{MODULES[own]}.{last}"
     if owner == "conv":
@@ -336,7 +384,30 @@ def _mixed(
         shape = (groups, shape[0] // groups)
     elif name == "attn_qkv.weight":
         role = "qkv"
-    yield weight._replace(name=place + name, shape=shape, role=role)
+    elif name == "per_layer_token_embd.weight":
+        shape = (config.size("vocab_size"), shape[1])
+    elif name in WITHOUT_RULES:
+        role = "ssm"
+    elif name in UNQUANTIZED:
+        role = "projection"
+    layer = 0 if name in WITH_FIRST_LAYER else weight.layer
+    yield weight._replace(name=place + name, shape=shape, role=role, layer=layer)
+
+
+def _listed(weights: Iterable[Weight]) -> Iterator[Weight]:
+    """The weights, with those of a list outside of the layers as one stack."""
+    for name, alike in groupby(weights, key=_list_of):
+        if name:
+            first, *others = alike
+            yield first._replace(name=f"{name}.weight", shape=(1 + len(others), *first.shape))
+        else:
+            yield from alike
+
+
+def _list_of(weight: Weight) -> str:
+    """The name of the list of modules that it is in; empty for most."""
+    name, _, index = weight.name.removesuffix(".weight").rpartition(".")
+    return name if weight.layer < 0 and index.isdecimal() else ""
 
 
 def _stacked(weight: Weight, experts: int) -> Weight:
@@ -416,6 +487,16 @@ def _rope_factors(family: str, config: Config, caches: list[LayerCache]) -> Iter
     elif kind in ("longrope", "su"):
         yield Weight("rope_factors_long.weight", (pairs,), "rope")
         yield Weight("rope_factors_short.weight", (pairs,), "rope")
+
+
+def _unused(weights: Iterable[Weight], shared: Mapping[int, int]) -> Iterator[Weight]:
+    """Keys' and values' matrices of layers that use another's, which are in the checkpoint."""
+    parts = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
+    found = {weight.name: weight for weight in weights if weight.name.endswith(parts)}
+    for layer, donor in shared.items():
+        for part in parts:
+            weight = found[f"blk.{donor}.{part}"]
+            yield weight._replace(name=f"blk.{layer}.{part}", layer=layer)
 
 
 def _router_biases(source: Checkpoint) -> Iterator[Weight]:
