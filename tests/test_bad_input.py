@@ -105,6 +105,23 @@ def test_mistakes_on_the_command_line(
     assert list(tmp_path.iterdir()) == []
 
 
+HINTS = [
+    ("time gpt2 --tokens 1B --gpu h100 --prices .", '{"as_of":'),
+    ("loss --params 7B --tokens 1T --calibrate no-such.csv", "a CSV of parameters"),
+    ("train mamba-130m --method prefix-tuning", "`prompt-tuning` or `lora`"),
+    ("train mamba-130m --method lora --targets q_proj", "in_proj, out_proj"),
+    ("train mamba-130m --method ia3", "in_proj, out_proj"),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), HINTS)
+def test_the_hint_is_about_what_was_asked(
+    line: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A price list is no `config.json`, and a model without attention has other layers."""
+    assert hint in mistake(line.split(" "), capsys).splitlines()[-1]
+
+
 CLOSED = [
     ("train gpt2 --recompute ful", "way to recompute", "`full`"),
     ("train gpt2 --offload optimiser", "part to offload", "`optimizer`"),

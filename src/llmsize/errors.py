@@ -35,7 +35,7 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
     """A hint that offers up to three known names close to `name`, or `otherwise`."""
     import difflib
 
-    close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(known)), n=3, cutoff=0.6)
     if not close:
         return otherwise
     return "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"

@@ -79,6 +79,10 @@ class Around(NamedTuple):
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
 
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+"""What configurations call the number of query heads."""
+
+
 def read(
     c: Config,
     *,
@@ -96,7 +100,7 @@ def read(
     if local_rotary is None:
         local_rotary = rotary
     hidden = c.size("hidden_size", "n_embd", "d_model")
-    heads = c.few("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+    heads = c.few(*HEADS)
     head_dim = c.size("head_dim", default=max(hidden // heads, 1))
     kv_heads = c.size("num_key_value_heads", default=heads)
     if c.value("head_dim") is None and hidden % heads:

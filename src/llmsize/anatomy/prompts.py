@@ -157,9 +157,14 @@ class Prefix(Adapter):
 
     def begin(self, t: Trace, c: Config) -> None:
         """The cache is made before the model runs."""
-        from llmsize.anatomy.decoder import read
+        from llmsize.anatomy.decoder import HEADS, read
 
         _only_decoder(c)
+        if c.value(*HEADS) is None:
+            raise c.error(
+                "has no attention heads, to whose keys and values a prefix is added",
+                "use `prompt-tuning` or `lora`",
+            )
         s = read(c)
         width = 2 * s.layers * s.kv_heads * s.head_dim
         made = looked_up(t, "embedding", width, self.tokens, t.batch)

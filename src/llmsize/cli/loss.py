@@ -272,9 +272,9 @@ def _observations(texts: Sequence[str]) -> Iterator[Observation]:
 
 
 def _from_file(path: Path) -> Iterator[Observation]:
-    from llmsize.sources.reading import read_small
+    from llmsize.sources.reading import read_own
 
-    data = read_small(path, 10**6)
+    data = read_own(path, 10**6, hint="give a CSV of parameters, tokens and loss")
     for line in csv.reader(data.decode("utf-8", "replace").splitlines()):
         if line and line[0].strip()[:1].isdigit():  # a header has no number in it
             yield _observation(line, ",".join(line))

@@ -417,10 +417,11 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
             f"{setting.frozen_layers:,} frozen layers of {layers}", hint="freeze fewer"
         )
     if adapter is not None and not any(weight.role == "adapter" for weight in weights):
-        names = _modules(weight for weight in weights if weight.role in QUANTIZED)
+        names = _modules(weight for weight in weights if _is_linear(weight))
         if not adapter.targets:
             raise LLMSizeError(
-                "the model has no part that the adapters go to", hint=f"it has {names}"
+                "the model has no part that the adapters go to",
+                hint=f"use `lora`, which goes to any of {names}",
             )
         raise LLMSizeError(
             f"no linear layer is called {' or '.join(adapter.targets)}",
@@ -438,6 +439,12 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
         raise LLMSizeError(
             f"nothing is trained{roles}", hint="choose another method, such as `--method lora`"
         )
+
+
+def _is_linear(weight: Parameter) -> bool:
+    """Whether it is the matrix of a linear layer between embedding and head."""
+    recurrent = weight.role == "ssm" and weight.name.endswith(".weight")
+    return weight.role in QUANTIZED or (recurrent and len(weight.shape) == 2)
 
 
 def _module(weight: Parameter) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from llmsize.errors import LLMSizeError, printable
 from llmsize.hardware import Machine
-from llmsize.sources.reading import parse_json, read_small
+from llmsize.sources.reading import parse_json, read_own
 from llmsize.term import Term, fact
 
 MAX_FILE = 1024 * 1024
+HINT = 'write {"as_of": "2026-11-01", "per_hour": {"h100": 2.5}}'
 HIGHEST = 1e6
 """No device costs more for an hour."""
 
@@ -33,7 +34,7 @@ class Prices:
 
 def read_prices(path: Path) -> Prices:
     """The snapshot in a JSON file. Raises `LLMSizeError` for anything else."""
-    value = parse_json(read_small(path, MAX_FILE), str(path))
+    value = parse_json(read_own(path, MAX_FILE, hint=HINT), str(path))
     if not isinstance(value, dict) or not isinstance(value.get("per_hour"), dict):
         raise _refused(path, "it has no `per_hour`")
     as_of, currency = value.get("as_of"), value.get("currency", "$")
@@ -64,5 +65,5 @@ def price_of(prices: Prices, machine: Machine) -> Term | None:
 def _refused(path: Path, reason: str) -> LLMSizeError:
     return LLMSizeError(
         f"`{printable(str(path))}` is no price list: {reason}",
-        hint='write {"as_of": "2026-11-01", "per_hour": {"h100": 2.5}}',
+        hint=HINT,
     )

@@ -66,6 +66,14 @@ def read_small(path: Path, limit: int) -> bytes:
         return read_exactly(file, size, path)
 
 
+def read_own(path: Path, limit: int, *, hint: str) -> bytes:
+    """The same of a file that is the user's own, no model's: `hint` says what belongs there."""
+    try:
+        return read_small(path, limit)
+    except LLMSizeError as failure:
+        raise LLMSizeError(failure.message, hint=hint) from None
+
+
 def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
     """The next `count` bytes. Raises `LLMSizeError` if the disk or the file ends before."""
     try:
