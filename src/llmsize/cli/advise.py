@@ -64,8 +64,6 @@ RECENT_MONTHS = 24
 """Released at most so long before the newest model of the catalogue: older ones of the same size
 have seen fewer and worse tokens."""
 
-_GOAL = "Goal"
-
 
 def _seconds(text: str) -> float:
     """A number of days, or a duration with its unit."""
@@ -98,13 +96,13 @@ Days = Annotated[
     declare.Option(
         "--days", help="How long the machines are there: days, or `3h`.", metavar="TIME",
         parser=lambda given: given if isinstance(given, float) else _seconds(given),
-        show_default="7", rich_help_panel=_GOAL,
+        show_default="7",
     ),
 ]
 TaskName = Annotated[
     Task,
     declare.choosing(
-        "--task", known=planning.WAYS, what="task", metavar="TASK", rich_help_panel=_GOAL
+        "--task", known=planning.WAYS, what="task", metavar="TASK"
     ),
 ]
 Data = Annotated[
@@ -112,35 +110,37 @@ Data = Annotated[
     declare.Option(
         "--data", help="Text at hand, in place of `--tokens`: `2GB`.", metavar="SIZE",
         parser=lambda text: units.parse_bytes(text, "data"), show_default=False,
-        rich_help_panel=_GOAL,
     ),
 ]
 Samples = Annotated[
     int | None,
     declare.counting(
         "--samples", what="number of samples", metavar="N", show_default=False,
-        help="Samples that the data come in, if they are not packed.", rich_help_panel=_GOAL,
+        help="Samples that the data come in, if they are not packed.",
     ),
 ]
 Epochs = Annotated[
     float,
     declare.Option(
-        "--epochs", help="Passes over the data.", metavar="N", rich_help_panel=_GOAL,
+        "--epochs", help="Passes over the data.", metavar="N",
         parser=lambda given: given if isinstance(given, float) else _epochs(given),
     ),
 ]
 Users = Annotated[
-    int, declare.Option("--users", help="Served at once.", min=1, rich_help_panel=_GOAL)
+    int, declare.Option("--users", metavar="N", help="Served at once.", min=1)
 ]
 Commercial = Annotated[
     bool,
-    declare.Option("--commercial", help="Only models for commercial use.", rich_help_panel=_GOAL),
+    declare.Option("--commercial", help="Only models for commercial use."),
 ]
 # fmt: on
 
 
 class Goal(NamedTuple):
-    """What is wanted, for how long, and from which data."""
+    """Goal.
+
+    What is wanted, for how long, and from which data.
+    """
 
     days: Days = 7 * DAY
     task: TaskName = "chatbot"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from llmsize import presets
 from llmsize.answer import Drawn, Estimate
-from llmsize.cli.declare import Option, choosing, is_group
+from llmsize.cli.declare import Option, choosing, headed, is_group
 from llmsize.errors import UndeterminedError
 from llmsize.render import OUTPUT_FORMATS, OutputFormat, Style, render
 
@@ -88,23 +88,20 @@ def load(name: str) -> tuple[ModuleType, Callable[..., Any]]:
 
 def parameters(command: Callable[..., Any]) -> list[Parameter]:
     """The command's own parameters, those of its groups one by one, and the shared ones."""
-    own = (_members(one) if is_group(one.annotation) else (one,) for one in _evaluated(command))
-    return [one for ones in own for one in ones] + SHARED
+    return [option for one in _evaluated(command) for option in _options(one)] + SHARED
 
 
 def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """What the command answers to values of its own parameters; those of a group are put in it."""
     return command(**{
-        one.name: one.annotation(*(values[name] for name in one.annotation._fields))
-        if is_group(one.annotation)
-        else values[one.name]
+        one.name: ask(one.annotation, values) if is_group(one.annotation) else values[one.name]
         for one in _evaluated(command)
     })  # fmt: skip
 
 
 @cache
 def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
-    """The parameters as the command is written, their annotations evaluated."""
+    """The parameters as a command or a group is written, their annotations evaluated."""
     hints = get_type_hints(command, include_extras=True)
     return [
         parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
@@ -112,12 +109,17 @@ def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
     ]
 
 
-def _members(group: Parameter) -> Iterator[Parameter]:
-    """The fields of a group as parameters."""
-    kind = group.annotation
-    for name, annotation in get_type_hints(kind, include_extras=True).items():
-        default = kind._field_defaults.get(name, Parameter.empty)
-        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+def _options(parameter: Parameter) -> Iterator[Parameter]:
+    """The parameter, or those of its group, whose first line is their heading in the help."""
+    group = parameter.annotation
+    if not is_group(group):
+        yield parameter
+        return
+    heading = (group.__doc__ or "").splitlines()[0].rstrip(".")
+    for field in _evaluated(group):
+        for option in _options(field):
+            kind, declared = option.annotation.__origin__, option.annotation.__metadata__[0]
+            yield option.replace(annotation=Annotated[kind, headed(declared, heading)])
 
 
 def answer(command: Callable[..., Any], values: Mapping[str, Any]) -> int:

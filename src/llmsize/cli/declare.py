@@ -2,7 +2,8 @@
 
 They take what `typer.Option` and `typer.Argument` take, and become those where Typer is needed.
 Options that go together are the annotated fields of a named tuple, a *group*: a command takes the
-group as one parameter, and the command line has every field of it.
+group as one parameter, the command line has every field of it, and the help shows them together
+below the first line of its docstring. A field may be a group itself.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def choosing(
         help=f"{help}: {quoted(known)}." if help else f"{quoted(known)}.",
         **settings,
     )
+
+
+def headed(declared: Declared, heading: str) -> Declared:
+    """The same below a heading in the help."""
+    return type(declared)(*declared.names, **declared.settings | {"rich_help_panel": heading})
 
 
 def is_group(annotation: object) -> bool:

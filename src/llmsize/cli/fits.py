@@ -106,7 +106,10 @@ Everything = Annotated[bool, Option("--all", help=f"List everything, not the fir
 
 
 class Use(NamedTuple):
-    """What a model is used for, and how much of it at once."""
+    """Use.
+
+    What a model is for, and how much of it at once.
+    """
 
     dtype: options.Dtype = ""
     job: JobName = "inference"
@@ -125,7 +128,7 @@ class Use(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Which of the known models are listed, and how many."""
+    """Which models are listed."""
 
     commercial: Commercial = False
     family: Family = ""

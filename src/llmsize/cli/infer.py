@@ -133,15 +133,15 @@ Adapters = Annotated[int, Option(
 AdapterRank = Annotated[int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")]
 DraftModel = Annotated[str, Option(
     "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.")]
-Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="llama.cpp: tokens at once.")]
+Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="Tokens computed at once.")]
 CpuMoe = Annotated[int, Option(
     "--cpu-moe", "--n-cpu-moe", metavar="N", min=0,
-    help="llama.cpp: layers whose experts stay in host memory.")]
+    help="Layers whose experts stay in host memory.")]
 TensorSplit = Annotated[str, Option(
     "--tensor-split", metavar="SHARES", show_default="equal",
-    help="llama.cpp: share of the layers of every device, such as `3,1`.")]
+    help="Share of the layers of every device, such as `3,1`.")]
 FlashAttention = Annotated[bool, Option(
-    "--flash-attention/--no-flash-attention", help="llama.cpp: `-fa`.")]
+    "--flash-attention/--no-flash-attention", help="The kernel that `-fa` chooses.")]
 Offload = Annotated[str | None, choosing(
     "--offload", known=OFFLOADED, what="place to offload to", metavar="PLACE", show_default=False,
     help="As many layers on the devices as fit, the others there")]
@@ -152,7 +152,7 @@ Fit = Annotated[str | None, choosing(
 
 
 class Load(NamedTuple):
-    """What is asked of the model at once."""
+    """What is asked at once."""
 
     context: Contexts = "4096"
     prompt: Prompt = None
@@ -163,7 +163,7 @@ class Load(NamedTuple):
 
 
 class Formats(NamedTuple):
-    """How weights and cache are stored, and what is computed in."""
+    """Formats."""
 
     quant: Quantization = ""
     dtype: ComputeFormat = ""
@@ -171,7 +171,7 @@ class Formats(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """How much of each device is used, and what lives elsewhere."""
+    """Where it is."""
 
     utilization: Utilization = None
     gpu_layers: GpuLayers = None
@@ -180,7 +180,7 @@ class Placement(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What is loaded beside the model."""
+    """Beside the model."""
 
     adapters: Adapters = 0
     rank: AdapterRank = 16
@@ -188,7 +188,7 @@ class Beside(NamedTuple):
 
 
 class LlamaCpp(NamedTuple):
-    """Options of llama.cpp and what runs it."""
+    """llama.cpp and what runs it."""
 
     ubatch: Ubatch = 512
     cpu_moe: CpuMoe = 0

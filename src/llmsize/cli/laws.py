@@ -95,7 +95,10 @@ Granularity = Annotated[
 
 
 class Asked(NamedTuple):
-    """Which law is asked, and the settings that some laws want."""
+    """Scaling law.
+
+    Which one is asked, and the settings that some laws want.
+    """
 
     law: Law = None
     experts: Experts = None

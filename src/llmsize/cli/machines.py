@@ -76,7 +76,10 @@ Reserve = Annotated[
 
 
 class Hardware(NamedTuple):
-    """The machine that a command is about."""
+    """Hardware.
+
+    The machine that a command is about.
+    """
 
     gpu: Gpu = None
     vram: Vram = None
@@ -169,7 +172,7 @@ Prices = Annotated[
 
 
 class Pricing(NamedTuple):
-    """What a machine costs."""
+    """Price."""
 
     price: Price = None
     prices: Prices = None

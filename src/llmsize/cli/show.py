@@ -112,13 +112,11 @@ def _complete_name(ctx: Any, incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete.lower())]
 
 
-_MODELS = "Which models"
-
 KindName = Annotated[str | None, choosing(known=KINDS, what="kind of fact", metavar="KIND")]
 Name = Annotated[str, Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME")]
 Family = Annotated[
     str,
-    Option("--family", metavar="NAME", help="Only this `model_type`.", rich_help_panel=_MODELS),
+    Option("--family", metavar="NAME", help="Only this `model_type`."),
 ]
 MaxParameters = Annotated[
     int | None,
@@ -128,12 +126,11 @@ MaxParameters = Annotated[
         help="Only models of at most so many parameters, such as `8B`.",
         metavar="N",
         show_default=False,
-        rich_help_panel=_MODELS,
     ),
 ]
 Commercial = Annotated[
     bool,
-    Option("--commercial", help="Only models for commercial use.", rich_help_panel=_MODELS),
+    Option("--commercial", help="Only models for commercial use."),
 ]
 
 

@@ -84,7 +84,7 @@ Format = Annotated[
 
 
 class Work(NamedTuple):
-    """What of a model is trained, and on which sequences."""
+    """What is trained."""
 
     seq_len: SequenceLength = None
     method: MethodName = "full"

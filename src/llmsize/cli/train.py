@@ -82,7 +82,7 @@ Targets = Annotated[str, Option(
     "--targets", metavar="NAMES", show_default=False,
     help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")]
 AdapterDropout = Annotated[float | None, Option(
-    "--adapter-dropout", min=0.0, max=0.99, help="Dropout of the adapters.")]
+    "--adapter-dropout", metavar="SHARE", min=0.0, max=0.99, help="Dropout of the adapters.")]
 AdapterFormat = Annotated[str, Option(
     "--adapter-dtype", metavar="FORMAT", show_default=False,
     help="Format of the adapters, if not the stack's: `fp32`, `bf16`.",
@@ -149,16 +149,10 @@ Fit = Annotated[str | None, choosing(
 # fmt: on
 
 
-class Step(NamedTuple):
-    """The knobs of a training step."""
+class Trained(NamedTuple):
+    """What is trained."""
 
     method: MethodName = "full"
-    batch: Batch = 1
-    sequence: Length = 2048
-    dtype: TrainedFormat = ""
-    recipe: PrecisionName = "pure-16bit"
-    optimizer: OptimizerName = ""
-    stack: StackName = "transformers"
     rank: Rank = None
     targets: Targets = ""
     adapter_dropout: AdapterDropout = None
@@ -170,34 +164,70 @@ class Step(NamedTuple):
     base: BaseFormat = ""
     upcast: Upcast = False
     freeze: FrozenLayers = None
+
+
+class Aim(NamedTuple):
+    """What for."""
+
     objective: ObjectiveName = "sft"
     reference: ReferenceKind = None
     completion: CompletionTokens = None
     rollouts: Rollouts = None
     engine_share: EngineShare = 0.0
     engine_sleeps: EngineSleeps = False
+
+
+class Knobs(NamedTuple):
+    """One step."""
+
+    batch: Batch = 1
+    sequence: Length = 2048
+    accumulate: Accumulate = 1
+    padded: Padded = False
+    dtype: TrainedFormat = ""
+    recipe: PrecisionName = "pure-16bit"
+    optimizer: OptimizerName = ""
+    stack: StackName = "transformers"
+    attention: Attention = "sdpa"
+    compiled: Compiled = False
+
+
+class Savings(NamedTuple):
+    """What saves memory."""
+
     recompute: RecomputeWay = "none"
     every: Every = 1
-    offload_checkpoints: OffloadCheckpoints = False
     offload: OffloadWhat = "none"
-    attention: Attention = "sdpa"
-    padded: Padded = False
-    accumulate: Accumulate = 1
+    offload_checkpoints: OffloadCheckpoints = False
     fused_backward: FusedBackward = False
-    compiled: Compiled = False
     bucket_views: BucketViews = False
+
+
+class Step(NamedTuple):
+    """All knobs of a training step."""
+
+    knobs: Knobs
+    trained: Trained
+    aim: Aim
+    savings: Savings
+
+
+class View(NamedTuple):
+    """What is shown."""
+
+    timeline: Timeline = False
+    output: options.Into = None
+    changes: ShowChanges = False
+    fit: Fit = None
 
 
 def train(
     model: Model,
+    assume_family: options.AssumeFamily = "",
     *,
     step: Step,
-    timeline: Timeline = False,
-    output: options.Into = None,
-    show_changes: ShowChanges = False,
-    fit: Fit = None,
+    view: View,
     hardware: Hardware,
-    assume_family: options.AssumeFamily = "",
 ) -> Estimate | str:
     """Memory to train MODEL on one device: the peak, its moment, and what lives then.
 
@@ -206,24 +236,24 @@ def train(
     architecture = options.assuming(options.architecture(model), assume_family)
     machine = machines.machine(hardware)
     budget = int(machine.usable.value) if machine else None
-    step, assumed = _formatted(step, machine)
-    question = _question(architecture, step, machine, hardware.gpus or 1)
-    if fit:
-        question = _fitted(question, fit, budget)
-    if output is not None:
-        return _drawn(question, output, timeline=timeline)
-    made = _estimate(question, budget, timeline=timeline, every=show_changes)
+    knobs, assumed = _formatted(step.knobs, machine)
+    question = _question(architecture, step._replace(knobs=knobs), machine, hardware.gpus or 1)
+    if view.fit:
+        question = _fitted(question, view.fit, budget)
+    if view.output is not None:
+        return _drawn(question, view.output, timeline=view.timeline)
+    made = _estimate(question, budget, timeline=view.timeline, every=view.changes)
     return replace(made, assumptions=(*made.assumptions, *filter(None, [assumed])))
 
 
-def _formatted(step: Step, machine: Machine | None) -> tuple[Step, str]:
-    """The step with its format: as given, or what the card computes in, and why it is another."""
-    if step.dtype:
-        return step, ""
+def _formatted(knobs: Knobs, machine: Machine | None) -> tuple[Knobs, str]:
+    """The knobs with a format: as given, or what the card computes in, and why it is another."""
+    if knobs.dtype:
+        return knobs, ""
     accelerator = machine.accelerator if machine else None
-    stack, usual = presets.get(Stack, step.stack), presets.get(Format, "bf16")
+    stack, usual = presets.get(Stack, knobs.stack), presets.get(Format, "bf16")
     format, assumed = computed_in(usual, stack, accelerator)
-    return step._replace(dtype=format.name), assumed
+    return knobs._replace(dtype=format.name), assumed
 
 
 def _question(
@@ -233,45 +263,50 @@ def _question(
 
     Raises `LLMSizeError` for those that do not go together or that the machine does not run.
     """
-    method, stack = method_named(step.method), presets.get(Stack, step.stack)
-    check_rollout(
-        OBJECTIVES[step.objective], completion=step.completion, rollouts=step.rollouts,
-        engine=step.engine_share,
-    )  # fmt: skip
+    knobs, method = step.knobs, method_named(step.trained.method)
     given = _given(step, int(machine.usable.value) if machine else None)
     check_options(method, given)
     if method.name in QUANTIZED and "base" not in given:
         given["base"] = presets.get(Format, "nf4")
     replicas = machine.devices if machine else gpus
     choices = _choices(step, method=method.name, replicas=replicas, **given)
-    formats = filter(None, [choices.format, choices.base])
+    stack, formats = presets.get(Stack, knobs.stack), filter(None, [choices.format, choices.base])
     check_support(stack, machine.accelerator if machine else None, *formats)
-    optimizer = presets.get(Optimizer, step.optimizer or method.optimizer or "adamw")
-    return Question(architecture, choices, stack, presets.get(Precision, step.recipe), optimizer)
+    optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or "adamw")
+    return Question(architecture, choices, stack, presets.get(Precision, knobs.recipe), optimizer)
 
 
 def _choices(step: Step, **given: Any) -> Choices:
     """What every method and objective has, beside what is given for some."""
+    knobs, savings, aim = step.knobs, step.savings, step.aim
     return Choices(
-        objective=step.objective, batch=step.batch, sequence=step.sequence,
-        format=presets.get(Format, step.dtype), recompute=step.recompute,
-        recompute_every=step.every, offload_checkpoints=step.offload_checkpoints,
-        offload=step.offload, attention=step.attention, padded=step.padded,
-        accumulation=step.accumulate, fused_backward=step.fused_backward, compiled=step.compiled,
-        engine_sleeps=step.engine_sleeps, bucket_views=step.bucket_views, **given,
+        objective=aim.objective, batch=knobs.batch, sequence=knobs.sequence,
+        format=presets.get(Format, knobs.dtype), padded=knobs.padded, attention=knobs.attention,
+        accumulation=knobs.accumulate, compiled=knobs.compiled, recompute=savings.recompute,
+        recompute_every=savings.every, offload_checkpoints=savings.offload_checkpoints,
+        offload=savings.offload, fused_backward=savings.fused_backward,
+        bucket_views=savings.bucket_views, engine_sleeps=aim.engine_sleeps, **given,
     )  # fmt: skip
 
 
 def _given(step: Step, budget: int | None) -> dict[str, Any]:
-    """The choices that mean something for some methods or objectives only, where given."""
-    named = {"adapter_format": step.adapter_dtype, "base": step.base}
+    """The choices that mean something for some methods or objectives only, where given.
+
+    Raises `LLMSizeError` for rollouts where nothing is written.
+    """
+    trained, aim = step.trained, step.aim
+    check_rollout(
+        OBJECTIVES[aim.objective], completion=aim.completion, rollouts=aim.rollouts,
+        engine=aim.engine_share,
+    )  # fmt: skip
+    named = {"adapter_format": trained.adapter_dtype, "base": trained.base}
     given = {
-        "rank": step.rank, "targets": options.names(step.targets), "width": step.width,
-        "factor": step.factor,
-        "adapter_dropout": step.adapter_dropout, "tokens": step.tokens,
-        "modules_to_save": options.names(step.modules_to_save), "frozen_layers": step.freeze,
-        "upcast": step.upcast or None, "completion": step.completion, "rollouts": step.rollouts,
-        "reference": step.reference, "engine": _engine(step.engine_share, budget),
+        "rank": trained.rank, "targets": options.names(trained.targets), "width": trained.width,
+        "factor": trained.factor, "adapter_dropout": trained.adapter_dropout,
+        "tokens": trained.tokens, "modules_to_save": options.names(trained.modules_to_save),
+        "frozen_layers": trained.freeze, "upcast": trained.upcast or None,
+        "completion": aim.completion, "rollouts": aim.rollouts, "reference": aim.reference,
+        "engine": _engine(aim.engine_share, budget),
         **{choice: presets.get(Format, name) for choice, name in named.items() if name},
     }  # fmt: skip
     return {choice: value for choice, value in given.items() if value not in (None, ())}
