@@ -38,6 +38,40 @@ class Utilization:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Bandwidth(Utilization):
+    """What share of its memory bandwidth one kind of device reached while it decoded.
+
+    Of published runs with one sequence and a short context: the bytes of the weights that a token
+    needs, times tokens per second, over the bandwidth.
+    """
+
+    bits: int = 16
+    """Of each weight, about: 16, or 4 where they are unpacked for their products."""
+
+
+BETWEEN = 7
+"""Weights of more bits are read nearly as fast as those of 16, since 8 need no unpacking."""
+
+
+def measured_bandwidth(
+    known: Iterable[Bandwidth], accelerator: Accelerator, bits: float
+) -> Bandwidth:
+    """The runs on this kind of device with weights of about so many bits, or those on any.
+
+    Raises `LLMSizeError` if there are neither.
+    """
+    wanted = 16 if bits > BETWEEN else 4
+    alike = [entry for entry in known if entry.bits == wanted]
+    for entry in alike:
+        if entry.accelerators and accelerator.name.startswith(entry.accelerators):
+            return entry
+    for entry in alike:
+        if not entry.accelerators:
+            return entry
+    raise LLMSizeError("no measured bandwidth", hint="`llmsize show bandwidths` has those known")
+
+
 def training_flop(parameters: float, tokens: float, *, per_parameter: float = 6) -> Term:
     """FLOP of training: two forward and four backward for each parameter that a token meets.
 
@@ -172,7 +206,8 @@ def efficiency(measured: Utilization, share: float | None = None) -> Term:
                 f"a utilization of {share:g} is impossible", hint="give a share above 0 and up to 1"
             )
         return fact("utilization", share, unit="", source="given")
-    spread = f"{measured.low:.0%} to {measured.high:.0%} over {measured.runs} runs"
+    runs = f"{measured.runs} run{'s' if measured.runs > 1 else ''}"
+    spread = f"{measured.low:.0%} to {measured.high:.0%} over {runs}"
     return Term(
         "utilization", measured.median, "", source=measured.source,
         grade="fitted" if measured.accelerators else "assumed",

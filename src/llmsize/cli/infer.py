@@ -33,6 +33,7 @@ from llmsize.planning.serving import Budget
 from llmsize.planning.support import check_support, computed_in, obstacle_to
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
+from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
 from llmsize.units import format_bytes
 
 EXAMPLES = (
@@ -458,10 +459,12 @@ def _recipes(subject: Subject) -> tuple[str, ...]:
 def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | None) -> Estimate:
     places = need(question)
     fits = None if budget is None else asking.fits(question, budget)
-    answer = [_table(places)]
+    answer, assumed = [_table(places)], list(_assumptions(subject, question))
     accelerator = subject.accelerator
     if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
-        answer.append(_bounds(question, accelerator))
+        reached = _reached(question, accelerator)
+        answer.append(_bounds(question, accelerator, reached))
+        assumed.append(f"tokens/s as measured, {reached.title}: {efficiency(reached).note}")
     return Estimate(
         command="infer",
         question={
@@ -476,7 +479,7 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         },
         headline=_headline(question, name, places, budget, fits),
         answer=tuple(answer),
-        assumptions=tuple(_assumptions(subject, question)),
+        assumptions=tuple(assumed),
         notes=tuple(_notes(subject, question, name, budget, fits)),
         verdict=fits,
     )  # fmt: skip
@@ -534,16 +537,26 @@ def _table(places: tuple[Term, ...]) -> Table:
     return Table("memory", names, tuple(rows), heading="what", total=True)
 
 
-def _bounds(question: Serving, accelerator: Accelerator) -> Table:
-    first: dict[str, Cell] = {"at best": asking.first_token(question, accelerator)}
-    later: dict[str, Cell] = {"at best": asking.tokens_per_second(question, accelerator)}
-    columns = ["at best"]
+def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth) -> Table:
+    """What the card allows, and what was reached on cards of its kind."""
+    reached: Cell = Absent("no matrix product was measured on this card in the format")
     if accelerator.measured_matmul_tflops and asking.rate(question, accelerator) in SIXTEEN_BIT:
-        columns.append("at the measured rate")
-        first[columns[1]] = asking.first_token(question, accelerator, measured=True)
-        later[columns[1]] = Absent("the measured rate is of matrix products, not of memory")
+        reached = asking.first_token(question, accelerator, measured=True)
+    first: dict[str, Cell] = {
+        "at best": asking.first_token(question, accelerator), "as measured": reached
+    }  # fmt: skip
+    later: dict[str, Cell] = {
+        "at best": asking.tokens_per_second(question, accelerator),
+        "as measured": asking.tokens_per_second(question, accelerator, efficiency(measured)),
+    }
     rows = (Row("time to first token", first), Row("tokens/s", later))
-    return Table("bounds of speed", tuple(columns), rows, heading="what")
+    return Table("bounds of speed", ("at best", "as measured"), rows, heading="what")
+
+
+def _reached(question: Serving, accelerator: Accelerator) -> Bandwidth:
+    """What decoding reached of the bandwidth on cards of that kind with such weights."""
+    known = presets.every(Bandwidth).values()
+    return measured_bandwidth(known, accelerator, asking.bits_per_weight(question))
 
 
 SIXTEEN_BIT = ("bf16", "fp16")

@@ -86,6 +86,9 @@ KINDS: dict[str, Kind] = {
     "utilizations": Kind(
         "llmsize.throughput:Utilization", {"median": "median", "runs": "runs", "title": "title"}
     ),
+    "bandwidths": Kind(
+        "llmsize.throughput:Bandwidth", {"median": "median", "runs": "runs", "title": "title"}
+    ),
     "bands": Kind("llmsize.planning.fits:Band", {"error": "share", "runs": "cases"}),
 }
 

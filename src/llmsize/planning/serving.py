@@ -206,22 +206,37 @@ def first_token(question: Serving, accelerator: Accelerator, *, measured: bool =
     )  # fmt: skip
 
 
-def tokens_per_second(question: Serving, accelerator: Accelerator) -> Term:
-    """Tokens of all sequences together per second at full context: no more than memory gives."""
+FULL = Term(
+    "share of bandwidth", 1, "", source="roofline, Williams et al. 2009", grade="formula",
+    note="a bound: at full bandwidth",
+)  # fmt: skip
+
+
+def tokens_per_second(question: Serving, accelerator: Accelerator, share: Term = FULL) -> Term:
+    """Tokens of all sequences together per second at full context.
+
+    No more than memory gives at that `share` of its bandwidth.
+    """
     ways = question.devices if question.engine.split == "tensor" else 1
     flop = forward_flop_per_token(question.trace, question.context).value
     cached = sum(int(part.value) for part in cache_of(question))
     return term(
         "tokens per second",
         "sequences / (max(sequences * flop_per_token / (devices * peak), "
-        "(weight_bytes / devices + cache_bytes) / bandwidth) + bus_bytes / bus)",
-        unit="tokens/s", grade="formula", source="roofline, Williams et al. 2009",
-        note="a bound: every weight and the whole cache read once per token at full bandwidth",
-        sequences=question.batch, flop_per_token=flop, devices=ways,
+        "(weight_bytes / devices + cache_bytes) / (share * bandwidth)) + bus_bytes / bus)",
+        unit="tokens/s", grade=share.grade, source=share.source,
+        note=f"every weight and the whole cache read once per token; {share.note}",
+        sequences=question.batch, flop_per_token=flop, devices=ways, share=share.value,
         peak=peak(accelerator, rate(question, accelerator)).value,
         weight_bytes=_read(question, question.batch), cache_bytes=cached,
         bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
     )  # fmt: skip
+
+
+def bits_per_weight(question: Serving) -> float:
+    """Bits that a weight is stored in, on average."""
+    elements = sum(weight.elements for weight, _ in question.weights)
+    return 8 * stored_bytes_of(question) / elements
 
 
 def rate(question: Serving, accelerator: Accelerator) -> str:
