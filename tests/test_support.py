@@ -3,17 +3,20 @@
 The expected answers are the makers' own: NVIDIA's table of compute capabilities, vLLM v0.15.1
 docs/features/quantization (supported hardware) and vllm/platforms/cuda.py, bitsandbytes v0.50.0
 docs (installation), transformers v5.23.0 quantizers/quantizer_finegrained_fp8.py, TensorRT-LLM
-supported-hardware.html, SGLang model_runner.py.
+supported-hardware.html, SGLang model_runner.py. Drafts: vllm/config/speculative.py,
+llama.cpp common/speculative.cpp (128 entries), transformers generation/utils.py.
 """
 
 import pytest
 
 from llmsize import infer, presets, train
+from llmsize.anatomy import traced
+from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
-from llmsize.planning.support import obstacle, obstacle_to
+from llmsize.planning.support import check_draft, obstacle, obstacle_to
 
 RUNS = [
     ("vllm", "v100", True), ("vllm", "p100-pcie-16gb", False), ("vllm", "k80", False),
@@ -76,3 +79,31 @@ def test_only_what_the_card_has_is_proposed() -> None:
     """transformers has no fp8 on an A100, so the best quantization that fits is another one."""
     answer = infer("llama-2-70b", gpu="a100", fit="quant")
     assert answer.question["quant"] not in ("fp8", None)
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "draft", "reason"),
+    [
+        ("vllm", "llama-3.1-8b", "llama-3.2-1b", ""),
+        ("vllm", "qwen2.5-7b", "qwen2.5-0.5b", "151,936 entries, the model has 152,064"),
+        ("llama.cpp", "qwen2.5-7b", "qwen2.5-0.5b", ""),
+        ("llama.cpp", "llama-3.1-8b", "qwen2.5-0.5b", "another vocabulary"),
+        ("transformers", "llama-3.1-8b", "qwen2.5-0.5b", ""),
+        ("transformers", "qwen2.5-0.5b", "qwen2.5-7b", "the smaller model drafts"),
+    ],
+)
+def test_a_draft_has_the_models_vocabulary_and_is_smaller(
+    engine: str, model: str, draft: str, reason: str
+) -> None:
+    """vLLM compares the entries, llama.cpp allows 128 more or fewer, transformers translates."""
+    asked = (
+        presets.get(Engine, engine),
+        *(traced(presets.get(Architecture, name)) for name in (model, draft)),
+    )
+    if reason:
+        with pytest.raises(LLMSizeError) as refused:
+            check_draft(*asked)
+        assert reason in f"{refused.value} {refused.value.hint}"
+    else:
+        told = check_draft(*asked)
+        assert ("needs both tokenizers" in told) == (engine == "transformers")

@@ -34,6 +34,9 @@ class Engine:
     latent: Literal["latent", "expanded"] = "latent"
     token_block: int = 1
     """Tokens of cache that are allocated together."""
+    draft_gap: int | None = 0
+    """By how many entries the vocabulary of a draft model may differ from the model's; nothing for
+    any, where drafted tokens are translated."""
     kv_formats: tuple[str, ...] = ()
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""

@@ -30,11 +30,11 @@ from llmsize.memory.weights import Recipe
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
-from llmsize.planning.support import check_support, computed_in, obstacle_to
+from llmsize.planning.support import check_draft, check_support, computed_in, obstacle_to
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
 from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
-from llmsize.units import format_bytes
+from llmsize.units import format_bytes, format_count
 
 EXAMPLES = (
     "llmsize infer llama-3.1-8b --context 32768",
@@ -284,8 +284,10 @@ def _beside(asked: Asked, question: Serving) -> Iterator[Term]:
     if beside.draft:
         architecture = options.architecture(beside.draft)
         drafting = replace(subject, architecture=architecture, trace=traced(architecture))
+        told = check_draft(subject.engine, subject.trace, drafting.trace)
         made = drafting.stored(_own_recipe(drafting))
-        yield draft_of(replace(made, context=question.context, batch=question.batch))
+        held = draft_of(replace(made, context=question.context, batch=question.batch))
+        yield replace(held, note=told)
 
 
 def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
@@ -465,6 +467,8 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         reached = _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
         assumed.append(f"tokens/s as measured, {reached.title}: {efficiency(reached).note}")
+        if any(part.name == DRAFT for part in question.beside):
+            assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
     return Estimate(
         command="infer",
         question={
@@ -513,10 +517,11 @@ def _headline(
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
 
 
+DRAFT = "draft model"
 ROWS = (
     *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
     *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
-    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", "draft model"),
+    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", DRAFT),
     "context and libraries",
 )
 """Parts of a place in the order in which they are shown."""
@@ -571,13 +576,24 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
         yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
     if subject.assumed:
         yield subject.assumed
-    for part, parameters in towers(question.architecture.config, ""):
-        if parameters is None:
-            yield f"the {part} is of a kind that llmsize does not know and is not counted"
+    yield from (part.note for part in question.beside if part.name == DRAFT and part.note)
+    yield from _uncounted(question)
     positions = question.architecture.context_length
     if positions is not None and question.context > positions:
         yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "
                "model was made for")  # fmt: skip
+
+
+def _uncounted(question: Serving) -> Iterator[str]:
+    """Parts of the checkpoint beside the language model that are in no row."""
+    apart = []
+    for part, parameters in towers(question.architecture.config, ""):
+        if parameters is None:
+            yield f"the {part} is of a kind that llmsize does not know and is not counted"
+        elif question.engine.allocation == "buffers":
+            apart.append(f"{part} ({format_count(parameters)} parameters)")
+    if apart:
+        yield f"not counted, from a file of their own (`--mmproj`): {', '.join(apart)}"
 
 
 def _notes(

@@ -1,13 +1,17 @@
-"""What an engine or a training framework runs on: makers, chips, and number formats."""
+"""What an engine or a framework runs: on which chips, in which formats, with which draft."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
+from llmsize.anatomy.parameters import count, vocabulary
+from llmsize.anatomy.trace import Trace
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, Format
 from llmsize.hardware import RATES, Accelerator, supports
+from llmsize.units import format_count
 
 
 class Runtime(Protocol):
@@ -75,3 +79,28 @@ def computed_in(
     """The model's own format; fp16 where the accelerator does not compute in that, and why."""
     reason = accelerator and obstacle_to(own, runtime, accelerator)
     return (FP16, f"computed in fp16: {reason}") if reason else (own, "")
+
+
+def check_draft(engine: Engine, model: Trace, draft: Trace) -> str:
+    """What a user has to do for `draft` to draft for `model`; mostly nothing.
+
+    Raises `LLMSizeError` for a draft that is larger than the model, and for a vocabulary that the
+    engine does not take. Tokenizers are not compared, only how many entries they have.
+    """
+    sizes = [count(trace.weights.values()).total for trace in (model, draft)]
+    if sizes[1] > sizes[0]:
+        raise LLMSizeError(
+            f"a draft of {format_count(sizes[1])} parameters for a model of "
+            f"{format_count(sizes[0])}", hint="the smaller model drafts for the larger one"
+        )  # fmt: skip
+    own, other = vocabulary(model), vocabulary(draft)
+    if engine.draft_gap is not None and abs(own - other) > engine.draft_gap:
+        raise LLMSizeError(
+            f"{engine.title} takes no draft with another vocabulary: {other:,} entries, "
+            f"the model has {own:,}",
+            hint="take a smaller model of the same family; transformers translates drafted tokens",
+        )
+    if own != other and engine.draft_gap is None:
+        return (f"the draft has another vocabulary ({other:,} entries for {own:,}): "
+                "`generate` needs both tokenizers")  # fmt: skip
+    return ""
