@@ -43,18 +43,20 @@ def test_a_text_model_is_unfolded() -> None:
     assert found.config["vision_config"] == {"hidden_size": 1152}
 
 
-def test_the_inner_statement_wins() -> None:
-    """What the language model says of itself counts more than what stands around it."""
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_whole_model_decides_on_its_head(tied: bool) -> None:
+    """Whether the head is tied is up to the model that has it, not to the language model inside
+    (transformers 5.23.0, modeling_utils.py, `get_expanded_tied_weights_keys`)."""
     found = architecture(
         {
-            "model_type": "llava",
-            "tie_word_embeddings": True,
-            "text_config": {"model_type": "llama", "tie_word_embeddings": False},
+            "model_type": "qwen3_vl_moe",
+            "tie_word_embeddings": tied,
+            "text_config": {"model_type": "qwen3_vl_moe_text", "tie_word_embeddings": not tied},
         },
         "config.json",
         "",
     )
-    assert found.config["tie_word_embeddings"] is False
+    assert found.config["tie_word_embeddings"] is tied
 
 
 @pytest.mark.parametrize("inside", [True, False])

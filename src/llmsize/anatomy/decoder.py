@@ -123,6 +123,20 @@ def read(
     )
 
 
+IN_SECTIONS = frozenset((
+    "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text",
+    "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text", "glm4v_text", "glm4v_moe_text",
+    "glm_ocr_text", "paddleocr_vl_text",
+))  # fmt: skip
+"""Types whose tokens have three positions each: time, height and width."""
+
+
+def table(c: Config) -> Table:
+    """What makes the cosines and sines of that type."""
+    sections = c.text("model_type") in IN_SECTIONS
+    return blocks.rotary_in_sections if sections else blocks.rotary
+
+
 def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
     """How many channels of a head are rotated in layers of that kind; none by default: none."""
     if not default:
@@ -188,6 +202,7 @@ def run(
     begin: Part = as_it_is,
     holds_tokens: bool = False,
     embedding: int = 0,
+    rows: int = 0,
     masking: Masking = "as needed",
     padded_positions: bool = False,
     handed_positions: bool = True,
@@ -201,14 +216,15 @@ def run(
 
     `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
     first layer's input of the token embeddings, which the model may hold beside it
-    (`holds_tokens`) and which are `embedding` wide if not as wide as the layers; `end` is what
-    happens to the logits. With `padded_positions` each sequence
-    has its own; recomputed layers keep them if `handed_positions`. `turned_in` is the format of
-    cosines and sines if not that of the embeddings; layers with a window have some of their own
-    if they are `turned_apart`; `rotary` makes them.
+    (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
+    are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
+    With `padded_positions` each sequence has its own; recomputed layers keep them if
+    `handed_positions`. `turned_in` is the format of cosines and sines if not that of the
+    embeddings; layers with a window have some of their own if they are `turned_apart`; `rotary`
+    makes them.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    tokens = blocks.embed(t, names.embedding, s.vocabulary, embedding or s.hidden)
+    tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
     embeddings = begin(tokens)
     tokens = tokens if holds_tokens else embeddings
     held = [blocks.positions(t, t.batch if padded_positions else 1)]

@@ -22,6 +22,9 @@ TEXT_MODELS = ("text_config", "llm_config", "language_config", "thinker_config")
 SHARED = ("tie_word_embeddings", "torch_dtype", "dtype", "architectures", "vision_config",
           "audio_config", "vision_tower_config")  # fmt: skip
 """What such models may state only outside of it."""
+DECIDED = ("tie_word_embeddings",)
+"""What is as the whole model says, whatever its language model says (transformers v5.23.0,
+modeling_utils.py, `get_expanded_tied_weights_keys`): the head is not part of the latter."""
 CLASS_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gemma3_text": {
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
@@ -101,8 +104,9 @@ def _text_model(outer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if key in outer:
             inner = mapping(outer[key], f"{where}: {key}", "a model's configuration")
             shared = {field: outer[field] for field in SHARED if field in outer}
+            decided = {field: outer[field] for field in DECIDED if outer.get(field) is not None}
             whole = {k: v for k, v in outer.items() if not isinstance(v, dict) and k not in SHARED}
-            return _text_model({**shared, **inner, WHOLE: whole}, where)
+            return _text_model({**shared, **inner, **decided, WHOLE: whole}, where)
     return outer
 
 

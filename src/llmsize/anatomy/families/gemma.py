@@ -36,10 +36,9 @@ FRAMES: dict[str, Frame] = {
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = c.text("model_type")
-    softcap, capped = (
-        bool(c.fields.get(f"{what}_logit_softcapping", family in SOFTCAPPED))
-        for what in ("attn", "final")
-    )
+    limits = family in SOFTCAPPED
+    softcap = limits and bool(c.fields.get("attn_logit_softcapping", True))
+    capped = bool(c.fields.get("final_logit_softcapping", limits))
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     bias = c.flag("attention_bias")
     norm = gemma_norm if family in NORMED_HEADS else None

@@ -13,12 +13,20 @@ from llmsize.anatomy.decoder import Around, Part
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
+LAID_OUT = ("glm4v_text", "glm_ocr_text")
+"""Types whose tables of cosines and sines are laid out for neighbouring channels once for all."""
+
+UNBIASED = ("glm_ocr_text",)
+"""Types whose q, k and v have no biases."""
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.5)
-    bias = c.flag("attention_bias", default=True)
-    frame = decoder.pre_norm if c.text("model_type") == "glm" else sandwich
+    family = c.text("model_type")
+    bias = c.flag("attention_bias", default=family not in UNBIASED)
+    frame = decoder.pre_norm if family == "glm" else sandwich
+    turn = blocks.turn if family in LAID_OUT else turn_laid_out
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return frame(
@@ -28,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated_fused(t, s, x),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers)
+    return decoder.run(t, s, block, ["full"] * s.layers, rotary=decoder.table(c))
 
 
 def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
@@ -45,6 +53,6 @@ def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
     return ops.add(t, residual, x)
 
 
-def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+def turn_laid_out(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Rotary embedding of neighbouring channels, whose angles every layer lays out anew."""
     return blocks.rotate_part(t, q, k, *blocks.for_pairs(t, rotation))

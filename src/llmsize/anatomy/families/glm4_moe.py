@@ -34,6 +34,7 @@ class Type:
 
 TYPES = {
     "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
+    "glm4v_moe_text": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
     "hy_v3": Type(first_sparse=1, once_linear=False),
     "solar_open": Type(normed_heads=False, correction="fp32"),
     "dots1": Type(normed_weights=False),
@@ -67,4 +68,6 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = decoder.windows(c, s.layers, lambda i: period > 0 and (i + 1) % period > 0)
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
-    return decoder.run(t, s, block, list(zip(reach, sparse, strict=True)), windows=reach)
+    return decoder.run(
+        t, s, block, list(zip(reach, sparse, strict=True)), windows=reach, rotary=decoder.table(c)
+    )

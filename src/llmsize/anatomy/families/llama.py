@@ -20,6 +20,7 @@ BIASED = {
     "qwen2_vl_text": ("", True, False),
     "qwen2_5_vl": ("", True, False),
     "qwen2_5_vl_text": ("", True, False),
+    "qwen2_5_omni_text": ("", True, False),
     "qwen2": ("", True, False),
     "seed_oss": ("attention_out_bias", True, False),
     "mimo": ("", True, False),
@@ -28,11 +29,12 @@ BIASED = {
 """Types whose output projection has no bias, or one of its own name, beside those of q, k and v:
 its field, and what is true of q, k, v and of it where the configuration does not say."""
 
-TIED = ("smollm3", "ernie4_5")
+TIED = ("smollm3", "ernie4_5", "paddleocr_vl_text")
 """Types that tie their embeddings unless the configuration says otherwise."""
 
 TURNS: dict[str, decoder.Turn] = {
     "ernie4_5": blocks.turn_neighbours_in_fp32,
+    "paddleocr_vl_text": blocks.turn,
     "helium": blocks.turn_neighbours,
     "ministral3": blocks.turn_and_temper,
 }
@@ -87,6 +89,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         t, s, block, kinds, windows=[window for window, _ in kinds],
         turned_in=FP32 if family in WIDE_TABLES else None, norm=norm,
         head_bias=family == "ernie4_5" and bias,
+        rotary=decoder.table(c),
     )  # fmt: skip
 
 

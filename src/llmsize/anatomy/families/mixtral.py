@@ -52,6 +52,7 @@ TYPES = {
     "qwen2_moe": Type(biased=True, output_biased=False),
     "qwen3_moe": Type(head_norm=blocks.rms_norm, once_linear=True),
     "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
+    "qwen3_omni_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
     "olmoe": Type(wide_norm=blocks.rms_norm, once_linear=True),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router", sampled=True),
     "minimax_m2": Type(
@@ -94,7 +95,14 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
     return decoder.run(
-        t, s, block, kinds, norm=family.norm, windows=reach, head_bias=c.flag("lm_head_bias")
+        t,
+        s,
+        block,
+        kinds,
+        norm=family.norm,
+        windows=reach,
+        rotary=decoder.table(c),
+        head_bias=c.flag("lm_head_bias"),
     )
 
 

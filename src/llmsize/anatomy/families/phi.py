@@ -19,7 +19,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, activation="gelu_new", rotary=0.5)
     norm = blocks.layer_norm if c.flag("qk_layernorm") else None
-    dropout = c.number("resid_pdrop")
+    dropout, first_dropout = c.number("resid_pdrop"), c.number("embd_pdrop")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
@@ -31,5 +31,6 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, ops.add(t, attended, fed), residual)
 
     return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, head_bias=True
-    )
+        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm, names=NAMES, head_bias=True,
+        begin=lambda x: ops.dropout(t, x, first_dropout),
+    )  # fmt: skip

@@ -35,4 +35,4 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated(t, s, x),
         )
 
-    return decoder.run(t, s, block, windows(c, s.layers))
+    return decoder.run(t, s, block, windows(c, s.layers), rotary=decoder.table(c))
