@@ -16,10 +16,11 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import run as run_command
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BF16, FP32
+from llmsize.formats import BF16, FP32, Format
 from llmsize.memory.methods import Choices, training_run
 from llmsize.memory.objectives import OBJECTIVES, objective_named
-from llmsize.memory.training import TrainingRun, TrainingStep, peak_memory, training_step
+from llmsize.memory.peak import peak_memory
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 
@@ -99,6 +100,24 @@ def test_ppo_has_four_models() -> None:
     assert {"weights", "reference model", "reward model", "value model"} <= names
     value = found.static.part("value model")
     assert value.value > 2 * found.static.part("reward model").value
+
+
+def test_a_reference_is_quantized_as_the_base_is() -> None:
+    """TRL 1.16 loads both with one `quantization_config` (trl/trainer/dpo_trainer.py)."""
+    base = presets.get(Format, "nf4")
+    found = step(objective="dpo", method="qlora", base=base, reference="model")
+    adapters = found.gradients  # in fp32, as they are themselves
+    held = found.static.part("weights").value - adapters
+    assert found.static.part("reference model").value == held < 134_515_008
+
+
+def test_a_value_model_is_trained_whole_and_so_not_quantized() -> None:
+    """Beside a quantized policy it has two bytes a parameter, and so has the reward model."""
+    base = presets.get(Format, "nf4")
+    found = step(objective="ppo", method="qlora", base=base)
+    whole = 2 * (134_515_008 + 576)  # tied, with a head of one number
+    assert found.static.part("value model").part("weights").value == whole
+    assert found.static.part("reward model").value == whole
 
 
 def test_more_rollouts_take_more_only_while_they_are_written() -> None:

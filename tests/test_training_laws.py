@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.memory.methods import Choices, training_run
-from llmsize.memory.training import TrainingStep, peak_memory, training_step
+from llmsize.memory.peak import peak_memory
+from llmsize.memory.training import TrainingStep, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 from llmsize.term import evaluate

@@ -17,7 +17,8 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.generation import generation
 from llmsize.memory.methods import Choices, Recompute, training_run
-from llmsize.memory.training import Meter, TrainingRun, TrainingStep, metered, training_step
+from llmsize.memory.peak import Meter, metered
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.training import Question
 from llmsize.sources.config import read_config

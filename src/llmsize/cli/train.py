@@ -28,13 +28,8 @@ from llmsize.memory.methods import (
     training_run,
 )
 from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
-from llmsize.memory.training import (
-    Offload,
-    TrainingRun,
-    TrainingStep,
-    device_memory,
-    training_step,
-)
+from llmsize.memory.peak import device_memory
+from llmsize.memory.training import Offload, TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest

@@ -14,16 +14,9 @@ from collections.abc import Iterator
 from llmsize.anatomy import Trace, run_forward
 from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
+from llmsize.memory.states import gradient_bytes, projection, states, stepped_bytes, stored
 from llmsize.memory.timeline import counted
-from llmsize.memory.training import (
-    TrainingRun,
-    critic,
-    gradient_bytes,
-    projection,
-    states,
-    stepped_bytes,
-    stored,
-)
+from llmsize.memory.training import TrainingRun, critic
 from llmsize.term import Term, fact, term, total
 
 OFFLOAD = "pytorch/ao 173b31e, torchao/optim/cpu_offload.py"

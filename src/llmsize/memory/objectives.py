@@ -15,6 +15,7 @@ from llmsize.anatomy.trace import Objective as Head
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, one_of
 from llmsize.formats import FP32, INT64
+from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted, peak, stretches
 from llmsize.term import Term, total
 
@@ -134,15 +135,20 @@ class Companions(NamedTuple):
             )  # fmt: skip
 
     def _frozen(self, head: Head, batch: int) -> Setting:
-        """A pass without gradients of a model without adapters."""
+        """A pass without gradients of a model without adapters.
+
+        A reference is stored as the trained model's own weights are, a reward model plain.
+        """
         return self.setting._replace(
             batch=batch, objective=head, training=False, adapter=None,
             modules_to_save=(), checkpoint_every=0, input_gradients=False,
+            quantized=None if head == "score" else self.setting.quantized,
         )  # fmt: skip
 
     def _weights(self, head: Head) -> int:
-        trace, _ = run_forward(self.architecture, self._frozen(head, 1), outline=True)
-        return sum(weight.bytes * weight.copies for weight in trace.weights.values())
+        setting = self._frozen(head, 1)
+        trace, _ = run_forward(self.architecture, setting, outline=True)
+        return sum(stored(weight, setting) for weight in trace.weights.values())
 
     def _read(self, head: Head, batch: int) -> int:
         return _highest(run_forward(self.architecture, self._frozen(head, batch))[0])

@@ -9,35 +9,28 @@ rounding and the device's context are not in them.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
-from math import ceil, prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from math import prod
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
-from llmsize.anatomy.tensor import Shape
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
-from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.objectives import SFT, Companions, Objective, Reference, Rollout
-from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
-from llmsize.optimizers import (
-    DTYPE,
-    Optimizer,
-    Precision,
-    kept_format,
-    projection_bytes,
-    state_bytes,
+from llmsize.memory.states import (
+    gradient_bytes,
+    gradients_leave,
+    gradients_stay,
+    static_memory,
+    step_scratch,
 )
-from llmsize.term import Term, fact, term, total
-
-if TYPE_CHECKING:
-    from llmsize.stack import Stack
-
+from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.term import Term, total
 
 Offload = Literal["none", "optimizer", "parameters"]
 """What lives in host memory: nothing; what the optimizer steps on and with; the weights, too."""
@@ -123,6 +116,12 @@ class TrainingStep(NamedTuple):
         """The peak of the step: allocated bytes."""
         return self.peaks[self.phase]
 
+    @property
+    def left(self) -> int:
+        """What the backward pass leaves: the trained model's gradients."""
+        above = self.peaks["step"] - int(self.static.value) - bytes_of(self.beside, "step")
+        return above - self.step_scratch
+
 
 def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """Run one step of training and fold it.
@@ -138,7 +137,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
             hint="such a model has no place for it: use `lora`, or train some of its weights",
         )
     trace.leave_autocast()
-    trace.accumulating = run.fused_backward or _leave(run) or _stay(run)
+    trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
     trace.enter(-1, "backward")
     backward(trace, loss)
     trace.outputs = None
@@ -183,16 +182,16 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
         beside = {
             "forward": counted("kept by the value model", value.kept),
             "backward": counted("kept by the value model", value.kept),
-            "step": counted("gradients of the value model", _left(value)),
+            "step": counted("gradients of the value model", value.left),
         }
         own = value.peaks["backward"] - int(value.static.value)
         stages["value model's backward"] = total(
-            "value model's backward", counted("gradients of the policy", _left(step)),
+            "value model's backward", counted("gradients of the policy", step.left),
             counted("value model's pass", own), unit="bytes",
         )  # fmt: skip
     static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
     more, base = int(static.value - step.static.value), int(static.value)
-    peaks = {phase: size + more + _size(beside, phase) for phase, size in peaks.items()}
+    peaks = {phase: size + more + bytes_of(beside, phase) for phase, size in peaks.items()}
     before = [Point(name, "other models", base, base + int(stages[name].value)) for name in stages]
     own_timeline = [
         p._replace(after=p.after + more, highest=p.highest + more) for p in step.timeline
@@ -204,15 +203,16 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
     )  # fmt: skip
 
 
-def _size(terms: Mapping[str, Term], name: str) -> int:
+def bytes_of(terms: Mapping[str, Term], name: str) -> int:
+    """The value of the term of that name, or 0."""
     return int(terms[name].value) if name in terms else 0
 
 
 def critic(run: TrainingRun) -> TrainingRun:
-    """How the value model is trained: whole, beside the policy."""
+    """How the value model is trained: whole, beside the policy, and so in a plain format."""
     setting = run.setting._replace(
         objective="score", adapter=None, trained=None, modules_to_save=(),
-        input_gradients=False,
+        input_gradients=False, quantized=None, upcast=False,
     )  # fmt: skip
     return run._replace(objective=SFT, reference="none", rollout=None, setting=setting)
 
@@ -240,146 +240,6 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
         passing = part.times * len(part.passages)
         yield Point(part.phase, f"layer {place}" if place else outside, live, highest, passing)
     yield Point("step", "optimizer", live, live + scratch)
-
-
-def static_memory(trace: Trace, run: TrainingRun) -> Term:
-    """What lives through the step on the device, by what it is."""
-    weights = list(trace.weights.values())
-    trained = [weight for weight in weights if weight.node is not None]
-    parts = [_weights(weights, run), _buffers(trace)]
-    if run.offload == "none":
-        held = sum(states(weight, run) for weight in trained)
-        parts.append(counted("optimizer states", held, run.optimizer.title))
-    parts.append(counted("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
-    if run.precision.master and run.offload == "none":
-        copies = sum(stepped_bytes(weight, run) for weight in trained)
-        parts.insert(1, counted("master weights", copies, run.precision.title))
-    if _stay(run) and not (run.fused_backward or _leave(run)):
-        parts.append(counted("gradients", gradient_bytes(weights, run), "kept between batches"))
-    if _has_buckets(run):
-        parts.append(fact("buckets of the reducer", gradient_bytes(weights, run), unit="bytes",
-                          source=REDUCER))  # fmt: skip
-    return total("lives through the step", *parts, unit="bytes")
-
-
-REDUCER = "pytorch v2.6, torch/csrc/distributed/c10d/reducer.cpp (Reducer::initialize_buckets)"
-
-
-def _weights(weights: Iterable[Parameter], run: TrainingRun) -> Term:
-    if run.offload == "parameters":
-        return counted("weights", at_work(weights, run.setting), "the block at work and the next")
-    return counted("weights", sum(stored(weight, run.setting) for weight in weights))
-
-
-def _buffers(trace: Trace) -> Term:
-    return counted("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
-
-
-def at_work(weights: Iterable[Parameter], setting: Setting) -> int:
-    """Bytes of two blocks in a row, at most: embedding, each layer, head with what leads to it.
-
-    Tied weights are in the first and in the last block.
-    """
-    first = last = tied = 0
-    layers: Counter[int] = Counter()
-    headless = True
-    for weight in weights:
-        size = stored(weight, setting)
-        headless = headless and weight.role != "head"
-        if weight.indices:
-            layers.update(dict.fromkeys(weight.indices, size // weight.copies))
-        elif weight.role in ("embedding", "position"):
-            first += size
-            tied += size if weight.role == "embedding" else 0
-        else:
-            last += size
-    blocks = [first, *(layers[index] for index in sorted(layers)), last + (tied if headless else 0)]
-    return max(sum(pair) for pair in pairwise(blocks))
-
-
-def stored(weight: Parameter, setting: Setting) -> int:
-    """Bytes of a weight where it lives, its scales included if it is quantized."""
-    if setting.quantized is not None and weight.role in QUANTIZED and len(weight.shape) > 1:
-        rows, columns = prod(weight.shape[:-1]), weight.shape[-1]
-        return matrix_bytes(setting.quantized, rows, columns) * weight.copies
-    return weight.bytes * weight.copies * (1 + weight.copied)
-
-
-def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
-    """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
-    name = run.precision.gradients if _main_gradients(run) else DTYPE
-    return sum(
-        stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
-        for w in weights
-        if w.node is not None
-    )
-
-
-def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
-    """What the optimizer allocates on the device to step: a copy of the parameters unless it is
-    fused, and the gradients in the master weights' format; or in a subspace, what one weight takes.
-    """
-    if run.offload != "none":
-        return 0
-    trained = [weight for weight in weights if weight.node is not None]
-    if run.optimizer.layout == "low_rank":
-        return projection(trained, run)
-    stepped = sum(stepped_bytes(weight, run) for weight in trained)
-    recast = bool(run.precision.master) and not _main_gradients(run)
-    return stepped * (int(not run.fused_optimizer) + int(recast))
-
-
-def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
-    """What a step in a subspace allocates for the weight that takes most."""
-    return max(
-        projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
-        for weight in trained
-    )
-
-
-def stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
-    """Bytes of a weight in the format of the copy that the optimizer works on."""
-    return stored_bytes(_stepped(weight, run), prod(weight.shape)) * weight.copies
-
-
-def _stepped(weight: Parameter, run: TrainingRun) -> Format:
-    """The format of the copy of a weight that the optimizer works on."""
-    if not run.precision.master:
-        return weight.format
-    return kept_format(run.precision, run.precision.master, weight.format)
-
-
-def states(weight: Parameter, run: TrainingRun) -> int:
-    """Bytes of the optimizer's states of a weight."""
-    kept = state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=_stepped(weight, run))
-    counters = 0 if run.fused_optimizer else run.optimizer.step_bytes
-    return (kept - counters) * weight.copies
-
-
-def _main_gradients(run: TrainingRun) -> bool:
-    """Whether gradients are added up in a buffer of a wider format than the weights have."""
-    return run.precision.gradients not in (DTYPE, run.precision.weights)
-
-
-def _stay(run: TrainingRun) -> bool:
-    """Whether all gradients exist through the step, wherever they are."""
-    return run.accumulation > 1 or _main_gradients(run)
-
-
-def _leave(run: TrainingRun) -> bool:
-    """Whether each gradient goes elsewhere as it comes: to the host, or into its bucket."""
-    return run.offload != "none" or (run.bucket_views and _has_buckets(run))
-
-
-def _has_buckets(run: TrainingRun) -> bool:
-    """Whether replicas sum gradients in buckets beside them; main gradients are buckets already
-    (Megatron-LM core v0.11, megatron/core/distributed/param_and_grad_buffer.py)."""
-    return run.replicas > 1 and not _main_gradients(run)
-
-
-def _inputs(setting: Setting) -> int:
-    tensors = 3 if setting.padded else 2
-    return tensors * INT64.block_bytes * setting.batch * setting.sequence
 
 
 def _labelled(parts: Iterable[Stretch], *, casts: bool = False) -> int:
@@ -454,106 +314,3 @@ def _module(weight: Parameter) -> str:
 def _modules(weights: Iterable[Parameter]) -> str:
     """The names of the modules of the model's own weights."""
     return ", ".join(sorted({_module(w) for w in weights if w.role != "adapter"}))
-
-
-ROLES = {
-    "gradient": "gradients",
-    "kept": "activations kept for backward",
-    "cast": "autocast copies of weights",
-    "temporary": "temporaries",
-    "cache": "cache",
-}
-"""What the tensors of a step are alive for, in the order in which they are shown."""
-
-SHOWN = 8
-"""Tensors that are listed one by one under each role; the rest is summed."""
-
-
-def peak_memory(step: TrainingStep) -> Term:
-    """Everything that is allocated at the highest moment of the step, by why it is there."""
-    if step.phase in step.stages:
-        moving = list(step.stages[step.phase].parts)
-    elif step.phase == "step":
-        moving = [
-            counted("gradients", _left(step)),
-            counted("optimizer scratch", step.step_scratch),
-        ]
-    else:
-        moving = [_role_term(step.moment, role) for role in ROLES]
-    if step.phase in step.beside:
-        moving.append(step.beside[step.phase])
-    parts = [part for part in (*step.static.parts, *moving) if part.value]
-    return total("allocated at the peak", *parts, unit="bytes")
-
-
-def _left(step: TrainingStep) -> int:
-    """What the backward pass leaves: the trained model's gradients."""
-    above = step.peaks["step"] - int(step.static.value) - _size(step.beside, "step")
-    return above - step.step_scratch
-
-
-def device_memory(step: TrainingStep, stack: Stack) -> Term:
-    """The peak with what the allocator reserves above it and what the device holds besides.
-
-    This is what `nvidia-smi` shows and what has to fit on a card.
-    """
-    return on_device(peak_memory(step), stack)
-
-
-def on_device(allocated: Term, stack: Stack) -> Term:
-    """Allocated bytes with the allocator's slack and the device's context."""
-    slack = term(
-        "allocator slack",
-        "ceil(allocated * share)",
-        unit="bytes",
-        source=stack.source,
-        grade="fitted",
-        note=f"published runs lie between {stack.slack_low:.0%} and {stack.slack_high:.0%}",
-        allocated=allocated.value,
-        share=stack.allocator_slack,
-    )
-    context = fact(
-        "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
-    )
-    return total("device memory", allocated, slack, context)
-
-
-def _role_term(moment: Moment, role: str) -> Term:
-    """The tensors that are alive for one reason: the largest by name, the rest together."""
-    sizes: dict[tuple[str, Shape, Format], int] = {}
-    for what, size in moment.live.items():
-        if what.role == role:
-            key = (what.operation, what.shape, what.format)
-            sizes[key] = sizes.get(key, 0) + size
-    ranked = sorted(sizes.items(), key=lambda item: -item[1])
-    listed = [_tensor_term(*key, size) for key, size in ranked[:SHOWN] if size]
-    rest = sum(size for _, size in ranked[SHOWN:])
-    if rest:
-        listed.append(counted(f"{len(ranked) - SHOWN} smaller kinds", rest))
-    return total(ROLES[role], *listed, unit="bytes")
-
-
-def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Term:
-    """Tensors of one kind: their number times the product of their dimensions."""
-    each = stored_bytes(format, prod(shape))
-    if not each or size % each:
-        return counted(operation, size)
-    inputs: dict[str, int | float] = {"tensors": size // each}
-    for index, dim in enumerate(shape):
-        inputs[getattr(dim, "name", "") or f"size_{index}"] = int(dim)
-    inputs["bytes_each"] = each // prod(shape) if shape else each
-    if prod(inputs.values()) != size:  # a dimension that occurs twice
-        return counted(operation, size)
-    return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
-
-
-Meter = Literal["allocated", "reserved", "device"]
-"""Bytes of tensors; of what the caching allocator holds; of what the driver says is in use."""
-
-
-def metered(step: TrainingStep, stack: Stack, meter: Meter) -> int:
-    """The peak of the step as that meter reads it."""
-    if meter == "allocated":
-        return step.total
-    reserved = ceil(step.total * (1 + stack.allocator_slack))
-    return reserved if meter == "reserved" else reserved + stack.context

@@ -17,15 +17,10 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
 from llmsize.memory.methods import training_run
 from llmsize.memory.overview import Job, Subject, Workload, need, on_each, step_of
+from llmsize.memory.peak import device_memory, on_device
+from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted
-from llmsize.memory.training import (
-    TrainingRun,
-    TrainingStep,
-    device_memory,
-    on_device,
-    stored,
-    training_step,
-)
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.planning.catalogue import Need
 from llmsize.planning.training import Question
 from llmsize.term import Term, term, total

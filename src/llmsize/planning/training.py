@@ -9,7 +9,8 @@ from typing import get_args
 from llmsize.architecture import Architecture
 from llmsize.memory.host import host_memory
 from llmsize.memory.methods import Choices, training_run
-from llmsize.memory.training import Offload, TrainingRun, device_memory, training_step
+from llmsize.memory.peak import device_memory
+from llmsize.memory.training import Offload, TrainingRun, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
 from llmsize.stack import Stack

@@ -1,0 +1,113 @@
+"""What is alive at the peak of a training step, and what the meters of a device show of it."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import TYPE_CHECKING, Literal
+
+from llmsize.anatomy.tensor import Shape
+from llmsize.formats import Format, stored_bytes
+from llmsize.memory.timeline import Moment, counted
+from llmsize.memory.training import TrainingStep
+from llmsize.term import Term, fact, term, total
+
+if TYPE_CHECKING:
+    from llmsize.stack import Stack
+
+
+ROLES = {
+    "gradient": "gradients",
+    "kept": "activations kept for backward",
+    "cast": "autocast copies of weights",
+    "temporary": "temporaries",
+    "cache": "cache",
+}
+"""What the tensors of a step are alive for, in the order in which they are shown."""
+
+
+SHOWN = 8
+"""Tensors that are listed one by one under each role; the rest is summed."""
+
+
+def peak_memory(step: TrainingStep) -> Term:
+    """Everything that is allocated at the highest moment of the step, by why it is there."""
+    if step.phase in step.stages:
+        moving = list(step.stages[step.phase].parts)
+    elif step.phase == "step":
+        moving = [
+            counted("gradients", step.left),
+            counted("optimizer scratch", step.step_scratch),
+        ]
+    else:
+        moving = [_role_term(step.moment, role) for role in ROLES]
+    if step.phase in step.beside:
+        moving.append(step.beside[step.phase])
+    parts = [part for part in (*step.static.parts, *moving) if part.value]
+    return total("allocated at the peak", *parts, unit="bytes")
+
+
+def device_memory(step: TrainingStep, stack: Stack) -> Term:
+    """The peak with what the allocator reserves above it and what the device holds besides.
+
+    This is what `nvidia-smi` shows and what has to fit on a card.
+    """
+    return on_device(peak_memory(step), stack)
+
+
+def on_device(allocated: Term, stack: Stack) -> Term:
+    """Allocated bytes with the allocator's slack and the device's context."""
+    slack = term(
+        "allocator slack",
+        "ceil(allocated * share)",
+        unit="bytes",
+        source=stack.source,
+        grade="fitted",
+        note=f"published runs lie between {stack.slack_low:.0%} and {stack.slack_high:.0%}",
+        allocated=allocated.value,
+        share=stack.allocator_slack,
+    )
+    context = fact(
+        "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
+    )
+    return total("device memory", allocated, slack, context)
+
+
+def _role_term(moment: Moment, role: str) -> Term:
+    """The tensors that are alive for one reason: the largest by name, the rest together."""
+    sizes: dict[tuple[str, Shape, Format], int] = {}
+    for what, size in moment.live.items():
+        if what.role == role:
+            key = (what.operation, what.shape, what.format)
+            sizes[key] = sizes.get(key, 0) + size
+    ranked = sorted(sizes.items(), key=lambda item: -item[1])
+    listed = [_tensor_term(*key, size) for key, size in ranked[:SHOWN] if size]
+    rest = sum(size for _, size in ranked[SHOWN:])
+    if rest:
+        listed.append(counted(f"{len(ranked) - SHOWN} smaller kinds", rest))
+    return total(ROLES[role], *listed, unit="bytes")
+
+
+def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Term:
+    """Tensors of one kind: their number times the product of their dimensions."""
+    each = stored_bytes(format, prod(shape))
+    if not each or size % each:
+        return counted(operation, size)
+    inputs: dict[str, int | float] = {"tensors": size // each}
+    for index, dim in enumerate(shape):
+        inputs[getattr(dim, "name", "") or f"size_{index}"] = int(dim)
+    inputs["bytes_each"] = each // prod(shape) if shape else each
+    if prod(inputs.values()) != size:  # a dimension that occurs twice
+        return counted(operation, size)
+    return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
+
+
+Meter = Literal["allocated", "reserved", "device"]
+"""Bytes of tensors; of what the caching allocator holds; of what the driver says is in use."""
+
+
+def metered(step: TrainingStep, stack: Stack, meter: Meter) -> int:
+    """The peak of the step as that meter reads it."""
+    if meter == "allocated":
+        return step.total
+    reserved = ceil(step.total * (1 + stack.allocator_slack))
+    return reserved if meter == "reserved" else reserved + stack.context

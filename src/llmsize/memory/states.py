@@ -1,0 +1,163 @@
+"""What training holds through a step and leaves behind: weights, gradients, optimizer states.
+
+Bytes of tensors on the device or in host memory, wherever the run has put them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from llmsize.anatomy import Setting, Trace
+from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.trace import QUANTIZED
+from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
+from llmsize.memory.timeline import counted
+from llmsize.optimizers import DTYPE, kept_format, projection_bytes, state_bytes
+from llmsize.term import Term, fact, total
+
+if TYPE_CHECKING:
+    from llmsize.memory.training import TrainingRun
+
+
+def static_memory(trace: Trace, run: TrainingRun) -> Term:
+    """What lives through the step on the device, by what it is."""
+    weights = list(trace.weights.values())
+    trained = [weight for weight in weights if weight.node is not None]
+    parts = [_weights(weights, run), _buffers(trace)]
+    if run.offload == "none":
+        held = sum(states(weight, run) for weight in trained)
+        parts.append(counted("optimizer states", held, run.optimizer.title))
+    parts.append(counted("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
+    if run.precision.master and run.offload == "none":
+        copies = sum(stepped_bytes(weight, run) for weight in trained)
+        parts.insert(1, counted("master weights", copies, run.precision.title))
+    if gradients_stay(run) and not (run.fused_backward or gradients_leave(run)):
+        parts.append(counted("gradients", gradient_bytes(weights, run), "kept between batches"))
+    if _has_buckets(run):
+        parts.append(fact("buckets of the reducer", gradient_bytes(weights, run), unit="bytes",
+                          source=REDUCER))  # fmt: skip
+    return total("lives through the step", *parts, unit="bytes")
+
+
+REDUCER = "pytorch v2.6, torch/csrc/distributed/c10d/reducer.cpp (Reducer::initialize_buckets)"
+
+
+def _weights(weights: Iterable[Parameter], run: TrainingRun) -> Term:
+    if run.offload == "parameters":
+        return counted("weights", at_work(weights, run.setting), "the block at work and the next")
+    return counted("weights", sum(stored(weight, run.setting) for weight in weights))
+
+
+def _buffers(trace: Trace) -> Term:
+    return counted("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
+
+
+def at_work(weights: Iterable[Parameter], setting: Setting) -> int:
+    """Bytes of two blocks in a row, at most: embedding, each layer, head with what leads to it.
+
+    Tied weights are in the first and in the last block.
+    """
+    first = last = tied = 0
+    layers: Counter[int] = Counter()
+    headless = True
+    for weight in weights:
+        size = stored(weight, setting)
+        headless = headless and weight.role != "head"
+        if weight.indices:
+            layers.update(dict.fromkeys(weight.indices, size // weight.copies))
+        elif weight.role in ("embedding", "position"):
+            first += size
+            tied += size if weight.role == "embedding" else 0
+        else:
+            last += size
+    blocks = [first, *(layers[index] for index in sorted(layers)), last + (tied if headless else 0)]
+    return max(sum(pair) for pair in pairwise(blocks))
+
+
+def stored(weight: Parameter, setting: Setting) -> int:
+    """Bytes of a weight where it lives, its scales included if it is quantized."""
+    if setting.quantized is not None and weight.role in QUANTIZED and len(weight.shape) > 1:
+        rows, columns = prod(weight.shape[:-1]), weight.shape[-1]
+        return matrix_bytes(setting.quantized, rows, columns) * weight.copies
+    return weight.bytes * weight.copies * (1 + weight.copied)
+
+
+def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
+    """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
+    name = run.precision.gradients if _main_gradients(run) else DTYPE
+    return sum(
+        stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
+        for w in weights
+        if w.node is not None
+    )
+
+
+def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
+    """What the optimizer allocates on the device to step: a copy of the parameters unless it is
+    fused, and the gradients in the master weights' format; or in a subspace, what one weight takes.
+    """
+    if run.offload != "none":
+        return 0
+    trained = [weight for weight in weights if weight.node is not None]
+    if run.optimizer.layout == "low_rank":
+        return projection(trained, run)
+    stepped = sum(stepped_bytes(weight, run) for weight in trained)
+    recast = bool(run.precision.master) and not _main_gradients(run)
+    return stepped * (int(not run.fused_optimizer) + int(recast))
+
+
+def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """What a step in a subspace allocates for the weight that takes most."""
+    return max(
+        projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
+        for weight in trained
+    )
+
+
+def stepped_bytes(weight: Parameter, run: TrainingRun) -> int:
+    """Bytes of a weight in the format of the copy that the optimizer works on."""
+    return stored_bytes(_stepped(weight, run), prod(weight.shape)) * weight.copies
+
+
+def _stepped(weight: Parameter, run: TrainingRun) -> Format:
+    """The format of the copy of a weight that the optimizer works on."""
+    if not run.precision.master:
+        return weight.format
+    return kept_format(run.precision, run.precision.master, weight.format)
+
+
+def states(weight: Parameter, run: TrainingRun) -> int:
+    """Bytes of the optimizer's states of a weight."""
+    kept = state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=_stepped(weight, run))
+    counters = 0 if run.fused_optimizer else run.optimizer.step_bytes
+    return (kept - counters) * weight.copies
+
+
+def _main_gradients(run: TrainingRun) -> bool:
+    """Whether gradients are added up in a buffer of a wider format than the weights have."""
+    return run.precision.gradients not in (DTYPE, run.precision.weights)
+
+
+def gradients_stay(run: TrainingRun) -> bool:
+    """Whether all gradients exist through the step, wherever they are."""
+    return run.accumulation > 1 or _main_gradients(run)
+
+
+def gradients_leave(run: TrainingRun) -> bool:
+    """Whether each gradient goes elsewhere as it comes: to the host, or into its bucket."""
+    return run.offload != "none" or (run.bucket_views and _has_buckets(run))
+
+
+def _has_buckets(run: TrainingRun) -> bool:
+    """Whether replicas sum gradients in buckets beside them; main gradients are buckets already
+    (Megatron-LM core v0.11, megatron/core/distributed/param_and_grad_buffer.py)."""
+    return run.replicas > 1 and not _main_gradients(run)
+
+
+def _inputs(setting: Setting) -> int:
+    tensors = 3 if setting.padded else 2
+    return tensors * INT64.block_bytes * setting.batch * setting.sequence
