@@ -115,6 +115,10 @@ class Method:
     """Whether each weight is stepped as soon as its gradient is there."""
     optimizer: str = ""
     """The only one it steps with."""
+    plain: str = ""
+    """Of a method that is nothing without a quantized base: its name beside plain weights."""
+    freezes: bool = False
+    """Whether it is nothing without frozen layers."""
     recomputable: bool = True
     """Whether its library lets blocks be recomputed."""
     aliases: tuple[str, ...] = ()
@@ -168,7 +172,7 @@ _KNOWN = (
     Method("full", "all weights", "every weight has a gradient and optimizer states",
            takes=("frozen_layers",), trained=None),
     Method("frozen", "all but the first layers", "the first layers and the embeddings are frozen",
-           takes=("frozen_layers",), trained=None),
+           takes=("frozen_layers",), trained=None, freezes=True),
     Method("bitfit", "biases alone", "Zaken et al. 2022, arXiv:2106.10199",
            takes=("frozen_layers",), trained=frozenset(("bias",))),
     Method("norms", "norms alone", "Zhao et al. 2023, arXiv:2312.11420; peft's LN tuning",
@@ -213,9 +217,10 @@ _KNOWN = (
            adapter=lambda c, format: BOFT(c.targets or (ALL_LINEAR,), format)),
     Method("qlora", "low-rank adapters beside quantized weights",
            "Dettmers et al. 2023, arXiv:2305.14314", takes=(*LOW_RANK, *QUANTIZED_BASE),
-           adapter=_lora),
+           adapter=_lora, plain="lora"),
     Method("qdora", "DoRA beside quantized weights", "Liu et al. 2024, arXiv:2402.09353",
-           takes=(*LOW_RANK, *QUANTIZED_BASE), adapter=partial(_lora, dora=True)),
+           takes=(*LOW_RANK, *QUANTIZED_BASE), adapter=partial(_lora, dora=True),
+           plain="dora"),
     Method("ia3", "a factor for each channel",
            "Liu et al. 2022, arXiv:2205.05638; " + PEFT + "ia3/layer.py",
            takes=("targets", "adapter_format", "modules_to_save", *QUANTIZED_BASE),
@@ -258,7 +263,7 @@ _KNOWN = (
            adapter=partial(_prompt, kind=LlamaAdapterV2, tokens=10, first=2)),
 )  # fmt: skip
 
-QUANTIZED = ("qlora", "qdora")
+QUANTIZED = tuple(method.name for method in _KNOWN if method.plain)
 """Methods that are nothing without a quantized base."""
 
 METHODS = {method.name: method for method in _KNOWN}
@@ -297,7 +302,9 @@ def training_run(
     """
     method = method_named(choices.method)
     objective = objective_named(choices.objective)
-    _check(choices, method, precision, optimizer)
+    _check_formats(choices, method, precision)
+    _check_recomputation(choices, method)
+    _check_steps(choices, method, optimizer)
     _check_places(choices, method, optimizer)
     fused_backward = choices.fused_backward or method.fused_backward
     return TrainingRun(
@@ -403,38 +410,44 @@ def _quantized(format: Format) -> bool:
     return format.block_elements > 1 or format.block_bytes < 2
 
 
-def _check(choices: Choices, method: Method, precision: Precision, optimizer: Optimizer) -> None:
-    if method.name in QUANTIZED and choices.base is None:
+def _check_formats(choices: Choices, method: Method, precision: Precision) -> None:
+    """Raise `LLMSizeError` for formats that the method or what is trained cannot have."""
+    if method.plain and choices.base is None:
         raise LLMSizeError(
             f"{method.name} needs a quantized base", hint="give one, such as `--base nf4`"
         )
-    if choices.base is not None and method.name in QUANTIZED and not _quantized(choices.base):
+    if method.plain and choices.base is not None and not _quantized(choices.base):
         raise LLMSizeError(
             f"`{choices.base.name}` is no quantized base of {method.name}",
-            hint=f"choose `--base nf4`, or `--method {method.name[1:]}` beside plain weights",
+            hint=f"choose `--base nf4`, or `--method {method.plain}` beside plain weights",
         )
     if choices.adapter_format is not None and _quantized(choices.adapter_format):
         raise LLMSizeError(
             f"adapters are not trained in `{choices.adapter_format.name}`",
             hint="`--adapter-dtype` is fp32, bf16 or fp16",
         )
-    if choices.recompute_every > 1 and choices.recompute == "none":
-        raise LLMSizeError("no block is recomputed", hint="add `--recompute full` to --every")
     if choices.upcast and choices.base is None:
         raise LLMSizeError("only beside a quantized base is the rest upcast", hint="add `--base`")
-    if choices.fused_backward and choices.accumulation > 1:
-        raise LLMSizeError(
-            "a fused backward pass keeps no gradients to accumulate",
-            hint="leave out --fused-backward or --accumulate",
-        )
-    if choices.offload_checkpoints and choices.recompute == "none":
+    if precision.autocast and choices.format is FP32:
+        raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")
+
+
+def _check_recomputation(choices: Choices, method: Method) -> None:
+    """Raise `LLMSizeError` for what goes without recomputation, or for a method that does."""
+    if choices.recompute == "none" and choices.recompute_every > 1:
+        raise LLMSizeError("no block is recomputed", hint="add `--recompute full` to --every")
+    if choices.recompute == "none" and choices.offload_checkpoints:
         raise LLMSizeError("there are no checkpoints to offload", hint="add `--recompute full`")
     if choices.recompute != "none" and not method.recomputable:
         raise LLMSizeError(
             f"`{method.name}` does not work with recomputation: its cache would be filled twice",
             hint="leave out --recompute, or choose `prompt-tuning`",
         )
-    if method.name == "frozen" and not choices.frozen_layers:
+
+
+def _check_steps(choices: Choices, method: Method, optimizer: Optimizer) -> None:
+    """Raise `LLMSizeError` where there is nothing to step on, or no way to step as asked."""
+    if method.freezes and not choices.frozen_layers:
         raise LLMSizeError(
             "no layers are frozen", hint="say how many: `--freeze 24` freezes the first 24"
         )
@@ -443,8 +456,11 @@ def _check(choices: Choices, method: Method, precision: Precision, optimizer: Op
             f"`{method.name}` does not step with {optimizer.title or optimizer.name}",
             hint=f"leave out --optimizer, or say `{method.optimizer}`",
         )
-    if precision.autocast and choices.format is FP32:
-        raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")
+    if choices.fused_backward and choices.accumulation > 1:
+        raise LLMSizeError(
+            "a fused backward pass keeps no gradients to accumulate",
+            hint="leave out --fused-backward or --accumulate",
+        )
 
 
 def _check_places(choices: Choices, method: Method, optimizer: Optimizer) -> None:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
@@ -128,20 +129,10 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
 
     Raises `LLMSizeError` where nothing is trained or an adapter matches no layer.
     """
-    trace, loss = run_forward(architecture, run.setting)
+    trace, loss = _followed(architecture, run)
     weights = list(trace.weights.values())
-    check_trained(weights, run.setting)
-    if loss.node is None:
-        raise LLMSizeError(
-            "nothing in the model reads what is trained",
-            hint="such a model has no place for it: use `lora`, or train some of its weights",
-        )
-    trace.leave_autocast()
-    trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
-    trace.enter(-1, "backward")
-    backward(trace, loss)
-    trace.outputs = None
     parts = list(stretches(trace))
+    del loss
     forward = [part for part in parts if part.phase == "forward"]
     static = static_memory(trace, run)
     base, scratch = int(static.value), step_scratch(weights, run)
@@ -167,6 +158,23 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
+
+
+def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tensor]:
+    """The tape of a forward and a backward pass, and the loss, which lives while it is held."""
+    trace, loss = run_forward(architecture, run.setting)
+    check_trained(trace.weights.values(), run.setting)
+    if loss.node is None:
+        raise LLMSizeError(
+            "nothing in the model reads what is trained",
+            hint="such a model has no place for it: use `lora`, or train some of its weights",
+        )
+    trace.leave_autocast()
+    trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
+    trace.enter(-1, "backward")
+    backward(trace, loss)
+    trace.outputs = None
+    return trace, loss
 
 
 def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRun) -> TrainingStep:
