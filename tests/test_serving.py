@@ -109,6 +109,20 @@ def test_few_kv_heads_are_on_every_device() -> None:
     assert by_devices[1] == 2 * by_devices[2] == 4 * by_devices[4] == 4 * by_devices[8]
 
 
+@pytest.mark.parametrize(
+    ("name", "devices", "gib"),
+    [("gemma-3-27b", 1, 51.45), ("llama-4-scout", 4, 53.12)],
+)
+def test_towers_are_among_the_weights_that_vllm_reports(
+    name: str, devices: int, gib: float
+) -> None:
+    """Its logs of both models on H100s: with the tower, of which each of four has a quarter."""
+    place = fullest(need(served(name, "vllm", devices=devices)))
+    beside = ("rotary tables", "blocks beyond tensors", "vision tower", "projector")
+    held = sum(part.value for part in place.parts if part.name in ("weights", *beside)) / GIB
+    assert held == pytest.approx(gib, rel=0.001)
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_shared_prefix_is_kept_once(engine: str) -> None:
     """Eight sequences of 4,096 tokens that share 3,072 keep 8 × 1,024 + 3,072."""

@@ -56,6 +56,7 @@ VISION: dict[str, tuple[dict[str, Any], int]] = {
          "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
          "head_dim": 72, "standardize": True}, 569_548_080,
     ),
+    "Gemma 3n, MobileNetV5 of timm 1.0.31": ({"model_type": "gemma3n_vision"}, 294_126_912),
     "Llama 4 Scout": (
         {"model_type": "llama4_vision_model", "hidden_size": 1408, "intermediate_size": 5632,
          "num_hidden_layers": 34, "image_size": 336, "patch_size": 14}, 850_960_896,
@@ -105,6 +106,7 @@ SPOKEN: dict[str, tuple[int, dict[str, Any], int]] = {
 PUBLISHED = {
     "gemma-3-4b": 4_300_079_472, "mistral-small-3.2-24b": 24_011_361_280,
     "llama-4-scout": 108_641_793_536,
+    "gemma-3n-e4b": 7_849_978_192 - 15 * (2 * 2048 * 512 + 256),  # keys and values never used
 }  # fmt: skip
 
 

@@ -102,7 +102,8 @@ def _log(row: Row, asked: Serving) -> dict[str, float]:
         "activation": "activations", "non_torch": "libraries",
         "cuda_graph": "CUDA graphs", "context": "context",
     }  # fmt: skip
-    loaded = ("weights", "rotary tables", "blocks beyond tensors", "vision tower")
+    loaded = ("weights", "rotary tables", "blocks beyond tensors", "vision tower", "audio tower",
+              "projector")  # fmt: skip
     return {
         **{name: place.part(part).value / GIB for name, part in parts.items()},
         "weights": sum(p.value for p in place.parts if p.name in loaded) / GIB,

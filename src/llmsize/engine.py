@@ -57,6 +57,8 @@ class Engine:
     padded: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Formats of experts whose rows are padded for its kernels, and to a multiple of how many
     elements."""
+    whole_towers: tuple[str, ...] = ()
+    """Families whose towers every device has whole; the others are divided as the model is."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
     utilization: float = 0.0

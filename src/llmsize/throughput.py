@@ -206,12 +206,13 @@ def efficiency(measured: Utilization, share: float | None = None) -> Term:
                 f"a utilization of {share:g} is impossible", hint="give a share above 0 and up to 1"
             )
         return fact("utilization", share, unit="", source="given")
-    runs = f"{measured.runs} run{'s' if measured.runs > 1 else ''}"
-    spread = f"{measured.low:.0%} to {measured.high:.0%} over {runs}"
+    spread = f"median, {measured.low:.0%} to {measured.high:.0%} over {measured.runs} runs"
+    if measured.runs == 1:
+        spread = "of one run"
     return Term(
         "utilization", measured.median, "", source=measured.source,
         grade="fitted" if measured.accelerators else "assumed",
-        note="; ".join(filter(None, (f"median, {spread}", measured.note))),
+        note="; ".join(filter(None, (spread, measured.note))),
     )  # fmt: skip
 
 

@@ -52,9 +52,10 @@ def _towers(config: Mapping[str, Any], model: str) -> Iterator[Part]:
             continue
         tower = Config(fields if isinstance(fields, Mapping) else {}, model)
         kind = tower.text("model_type") or whole.text("model_type")
-        counted = kinds.get(kind)
-        yield Part(name, counted(tower) if counted else None)
-        if counted and kind not in vision.MERGING:
+        count = kinds.get(kind)
+        parameters = count(tower) if count else None
+        yield Part(name, parameters)
+        if parameters is not None and kind not in vision.MERGING:
             between = projector.KINDS.get(whole.text("model_type"))
             width = Config(config, model).size("hidden_size") if between else 0
             yield Part("projector", between(whole, tower, width) if between else None)

@@ -122,6 +122,14 @@ def _gemma4(c: Config) -> int:
     )
 
 
+TIMM = {"mobilenetv5_300m_enc": 294_126_912}
+"""Encoders of timm 1.0.31 by name: their shape is code, not configuration."""
+
+
+def _gemma3n(c: Config) -> int | None:
+    return TIMM.get(c.text("architecture", default="mobilenetv5_300m_enc"))
+
+
 def _kimi(c: Config) -> int:
     hidden, patch = c.size("hidden_size", default=1152), _side(c, "patch_size", 14)
     positions = c.size("pos_emb_height", default=64) * c.size("pos_emb_width", default=64)
@@ -183,10 +191,10 @@ MERGING: Mapping[str, Callable[[Config], int]] = {
 }  # fmt: skip
 """Towers whose results are as wide as the language model: nothing is between the two."""
 
-KINDS: Mapping[str, Callable[[Config], int]] = {
+KINDS: Mapping[str, Callable[[Config], int | None]] = {
     **MERGING, "siglip_vision_model": _siglip, "clip_vision_model": _clip, "pixtral": _pixtral,
-    "internvl_vision": _internvl, "llama4_vision_model": _llama4, "gemma4_vision": _gemma4,
-    "kimi_k25_vision": _kimi, "idefics3": _idefics3, "idefics3_vision": _idefics3,
-    "smolvlm_vision": _idefics3,
+    "internvl_vision": _internvl, "llama4_vision_model": _llama4, "gemma3n_vision": _gemma3n,
+    "gemma4_vision": _gemma4, "kimi_k25_vision": _kimi, "idefics3": _idefics3,
+    "idefics3_vision": _idefics3, "smolvlm_vision": _idefics3,
 }  # fmt: skip
 """`model_type` of the tower, or of the model where the tower states none."""

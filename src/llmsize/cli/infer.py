@@ -466,7 +466,10 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
     if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
         reached = _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
-        assumed.append(f"tokens/s as measured, {reached.title}: {efficiency(reached).note}")
+        assumed.append(
+            f"tokens/s as measured: {reached.median:.0%} of the bandwidth "
+            f"({efficiency(reached).note}; {reached.title})"
+        )
         if any(part.name == DRAFT for part in question.beside):
             assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
     return Estimate(

@@ -43,13 +43,18 @@ def need(question: Serving) -> tuple[Term, ...]:
 
 
 def _towers(question: Serving) -> Iterator[Term]:
-    """Towers and projectors of the checkpoint, in 16 bit; llama.cpp has them in a file apart."""
-    architecture = question.architecture
+    """Towers and projectors of the checkpoint, in 16 bit; llama.cpp has them in a file apart.
+
+    Devices that share matrices share those of towers and projectors, too.
+    """
+    architecture, engine = question.architecture, question.engine
+    whole = engine.split != "tensor" or architecture.family.startswith(engine.whole_towers or "?")
     for name, parameters in towers(architecture.config, architecture.name):
-        if parameters and question.engine.allocation != "buffers":
+        if parameters and engine.allocation != "buffers":
             yield term(
-                name, "parameters * element", unit="bytes", parameters=parameters,
+                name, "ceil(parameters * element / devices)", unit="bytes", parameters=parameters,
                 element=question.format.block_bytes,
+                devices=1 if whole else question.devices,
                 source=f"configuration of the checkpoint; {TRANSFORMERS}",
             )  # fmt: skip
 
