@@ -6,9 +6,9 @@ import textwrap
 import pytest
 from test_estimate import example
 
-from llmsize.answer import Estimate
+from llmsize.answer import Estimate, Row, Table
 from llmsize.render import OUTPUT_FORMATS, Style, render
-from llmsize.term import fact, term
+from llmsize.term import Term, fact, term
 
 HOSTILE = "evil\x1b[31m[bold]name[/bold]\u202e"
 
@@ -53,6 +53,48 @@ def test_a_terminal_keeps_its_width(width: int) -> None:
     """No line is wider than the terminal, in the table and in the explanation."""
     text = render(example(), "table", Style(explain=True, width=width))
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_headings_and_words_go_below_before_a_number_is_broken() -> None:
+    """In 40 columns the heading has three lines, the name goes on behind a hyphen, numbers stay."""
+    rows = (
+        Row("a-model-of-some-size", {"needs": bytes_of(15), "reading speed": speed(1234.5)}),
+        Row("another", {"needs": bytes_of(7), "reading speed": speed(98_765.4)}),
+    )
+    table = Table("", ("needs", "reading speed"), rows, heading="model")
+    text = render(Estimate("fits", {}, "two models", (table,)), "table", Style(width=40))
+    assert text == textwrap.dedent("""\
+        two models
+
+         model                   needs   reading
+                                          speed,
+                                        tokens/s
+        ────────────────────────────────────────
+         a-model-of-some-     15.00 GB   1,234.5
+         size
+         another               7.00 GB    98,765
+        """)
+
+
+def bytes_of(gigabytes: int) -> Term:
+    return fact("needs", gigabytes * 10**9, unit="bytes", source="x")
+
+
+def speed(value: float) -> Term:
+    return fact("speed", value, unit="tokens/s", source="x")
+
+
+def test_units_stand_in_the_heading_where_all_numbers_have_one() -> None:
+    """FLOP stay readable beside PF-days: 8.64e19 FLOP are one petaFLOP/s for a day."""
+    cells = [fact("compute", days * 8.64e19, unit="FLOP", source="x") for days in (1, 20)]
+    rows = tuple(Row(str(n), {"compute": cell}) for n, cell in enumerate(cells))
+    table = Table("", ("compute",), rows, heading="run")
+    assert render(Estimate("optimal", {}, "two runs", (table,)), "markdown").splitlines()[2:6] == [
+        "| run | compute, FLOP (PF-days) |",
+        "| :--- | ---: |",
+        "| 0 | 8.64e+19 (1.00) |",
+        "| 1 | 1.73e+21 (20.0) |",
+    ]
 
 
 def test_nothing_is_cut_where_there_is_no_terminal() -> None:

@@ -165,11 +165,21 @@ def format_flop(value: float) -> str:
     return f"{value:.3g} FLOP ({_significant(value / PF_DAY)} PF-days)"
 
 
+def format_prefixed(value: float) -> str:
+    """Three significant digits and the prefix of a unit: `989 T`, `17.2 G`."""
+    for prefix, scale in (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6)):
+        if abs(value) >= scale:
+            return f"{_significant(value / scale)} {prefix}"
+    return f"{_significant(value)} "
+
+
 def format_duration(seconds: float) -> str:
-    """A duration in the unit a person would choose: `3.0 hours`, `21.4 days`."""
+    """A duration in the unit a person would choose: `62.3 ms`, `3.0 hours`, `21.4 days`."""
     for name, scale in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= scale * (2 if name != "minutes" else 1):
             return f"{seconds / scale:,.1f} {name}"
+    if 0 < seconds < 1:
+        return f"{_significant(seconds * 1000)} ms"
     return f"{_significant(seconds)} seconds"
 
 

@@ -241,7 +241,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
     needed, budget = _exact(model, work, job, machine.devices), int(machine.usable.value)
     said, stored = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
-    rows = [Row(part.name, {"bytes": part}) for part in needed.parts]
+    rows = [Row(part.name, {"bytes": part}) for part in needed.parts if part.value]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
     rest = term(
         "headroom", "memory - needed", unit="bytes", memory=budget, needed=needed.value,

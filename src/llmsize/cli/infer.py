@@ -538,7 +538,7 @@ def _table(places: tuple[Term, ...]) -> Table:
     parts = {place.name: {part.name: part for part in place.parts} for place in places}
     rows = [
         Row(row, {place: held[row] for place, held in parts.items() if row in held})
-        for row in ROWS if any(row in held for held in parts.values())
+        for row in ROWS if any(row in held and held[row].value for held in parts.values())
     ]  # fmt: skip
     rows.append(Row("total", {place.name: place for place in places}))
     names = tuple(place.name for place in places)

@@ -55,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "recipes": Kind("llmsize.memory.weights:Recipe", {"base": "base", "title": "title"}),
     "optimizers": Kind(
         "llmsize.optimizers:Optimizer",
-        {"bytes per parameter": "bytes_per_parameter", "layout": "layout", "title": "title"},
+        {"states": "bytes_per_parameter", "layout": "layout", "title": "title"},
     ),
     "precisions": Kind(
         "llmsize.optimizers:Precision",

@@ -251,10 +251,10 @@ def _table(run: Run, cases: dict[str, Term]) -> Table:
         seconds = training_time(run.counted[0], devices=devices, peak=rate, efficiency=share)
         hours = device_hours(seconds, devices)
         speed = term(
-            "speed", "D / seconds / devices", unit="tokens/s/GPU", grade=share.grade, note="",
+            "speed", "D / seconds / devices", unit="tokens/s", grade=share.grade, note="",
             source="definition", D=run.tokens, seconds=seconds.value, devices=devices,
         )  # fmt: skip
-        made = [("utilization (MFU)", share), ("time", seconds), ("speed", speed),
+        made = [("utilization (MFU)", share), ("time", seconds), ("speed of each GPU", speed),
                 ("GPU-hours", hours)]  # fmt: skip
         if run.accelerator.tdp_watts is not None:
             made.append(("energy", energy(hours, run.accelerator)))

@@ -14,6 +14,10 @@ MARKS: dict[Grade, str] = {"exact": "", "formula": "≈", "fitted": "~", "assume
 
 SHORT = 16
 """Characters of a word among numbers, such as a verdict."""
+SCALED = ("bytes", "seconds")
+"""Units that change from value to value: `MB` and `GB`, `minutes` and `days`."""
+HEADINGS = {"FLOP": "FLOP (PF-days)"}
+"""Units that a heading says with another beside it."""
 MOST_PLACES = 4
 """Cells that are named after a reason; where there are more, the reason speaks for itself."""
 
@@ -70,12 +74,23 @@ def _of_terms(terms: list[Term], style: Style) -> Grid:
 def _of_table(table: Table, style: Style) -> Grid:
     columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
     names = [values.safe(row.name) for row in table.rows]
-    said = [f"{table.title} {name}" for name in table.columns]
-    shown = (_column(column, words, style) for column, words in zip(columns, said, strict=True))
+    headings = [_heading(table.title, name, column)
+                for name, column in zip(table.columns, columns, strict=True)]  # fmt: skip
+    shown = (_column(column, f"{table.title} {heading}", style)
+             for column, heading in zip(columns, headings, strict=True))  # fmt: skip
     lines = tuple(zip(names, *shown, strict=True))
     numeric = (False, *map(_is_numeric, columns))
-    header = tuple(values.safe(name) for name in (table.heading, *table.columns))
+    header = tuple(values.safe(name) for name in (table.heading, *headings))
     return Grid(values.safe(table.title), header, lines, numeric, table.total, _reasons(table))
+
+
+def _heading(title: str, name: str, cells: Sequence[Cell | None]) -> str:
+    """The name of a column, with the unit that all of its numbers have unless that is said."""
+    found = {cell.unit for cell in cells if isinstance(cell, Term)}
+    unit = found.pop() if len(found) == 1 else ""
+    if not unit or unit in SCALED or unit in f"{title} {name}":
+        return name
+    return f"{name}, {HEADINGS.get(unit, unit)}".removeprefix(", ")
 
 
 def _is_numeric(cells: Sequence[Cell | None]) -> bool:
@@ -98,8 +113,8 @@ def _column(cells: Sequence[Cell | None], said: str, style: Style) -> list[str]:
 
 def _text(cell: Cell | None, said: str, style: Style) -> str:
     if isinstance(cell, Term):
-        shown = values.value(cell.value, cell.unit, binary=style.binary)
-        return shown.removesuffix(f" {cell.unit}") if cell.unit and cell.unit in said else shown
+        known = bool(cell.unit) and cell.unit in said
+        return values.value(cell.value, cell.unit, binary=style.binary, bare=known)
     if isinstance(cell, Absent):
         return values.DASH
     return values.safe(cell or "")

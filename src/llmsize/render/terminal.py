@@ -14,8 +14,8 @@ from llmsize.render.values import safe
 
 UNBOUNDED = 10_000
 """Columns where nothing may be cut: output that does not go to a terminal."""
-NARROW = 12
-"""A column of words does not get narrower than this while another is wider."""
+LONGEST_WORD = 24
+"""Characters; a column of words may get as narrow as its longest, and a longer one is broken."""
 
 Look = Literal["", "bold", "dim", "italic", "yellow", "blue", "cyan"]
 Paint = Callable[[str, Look], str]
@@ -78,11 +78,10 @@ def _remarks(estimate: Estimate, paint: Paint, width: int) -> Iterator[str]:
 
 
 def _table(grid: Grid, paint: Paint, width: int) -> Iterator[str]:
-    gap = 3 if any(grid.header) else 2
-    widths = _widths(grid, width - 2 - gap * (len(grid.header) - 1))
+    widths, gap = _widths(grid, width)
     if any(grid.header):
         yield from _row(grid.header, widths, grid, gap, lambda text, _: paint(text, "dim"))
-        yield "─" * (2 + sum(widths) + gap * (len(widths) - 1))
+        yield "─" * min(2 + sum(widths) + gap * (len(widths) - 1), width)
     *lines, last = grid.lines or ((),)
     for cells in lines:
         yield from _row(cells, widths, grid, gap, paint)
@@ -93,22 +92,45 @@ def _table(grid: Grid, paint: Paint, width: int) -> Iterator[str]:
         yield from _row(last, widths, grid, gap, paint)
 
 
-def _widths(grid: Grid, room: int) -> list[int]:
-    """The width of every column; the widest columns of words yield first where room is short."""
-    columns = zip(grid.header, *grid.lines, strict=True)
+def _widths(grid: Grid, width: int) -> tuple[list[int], int]:
+    """The width of every column, and of the gaps between them.
+
+    Where room is short gaps yield first, then headings, then words; numbers are broken last.
+    """
+    columns = list(zip(grid.header, *grid.lines, strict=True))
     widths = [max(1, *map(len, column)) for column in columns]
-    while sum(widths) > max(room, len(widths)):
-        yielding = [(not number and width > NARROW, width)
-                    for number, width in zip(grid.numeric, widths, strict=True)]  # fmt: skip
+    usual = 3 if any(grid.header) else 2
+    room = {gap: width - 1 - gap * (len(widths) - 1) for gap in (usual, 2, 1)}
+    for gap in (usual, 2):
+        if sum(widths) <= room[gap]:
+            return widths, gap
+    least = [_least(column, number) for column, number in zip(columns, grid.numeric, strict=True)]
+    gap = 2 if sum(least) <= room[2] else 1
+    while sum(widths) > max(room[gap], len(widths)):
+        yielding = [  # above its least, that with a long heading over numbers; below, words
+            (width > floor, number == (width > floor), width)
+            for width, floor, number in zip(widths, least, grid.numeric, strict=True)
+        ]
         widths[yielding.index(max(yielding))] -= 1
-    return widths
+    return widths, gap
+
+
+def _least(column: Sequence[str], number: bool) -> int:
+    """How narrow a column may get before words or numbers are broken."""
+    import textwrap
+
+    heading, *cells = column
+    words = [word for text in (heading, *([] if number else cells))
+             for word in textwrap.wrap(text, 1, break_long_words=False)]  # fmt: skip
+    least = [min(len(word), LONGEST_WORD) for word in words]
+    return max(1, *least, *(len(cell) for cell in cells if number))
 
 
 def _row(
     cells: Sequence[str], widths: Sequence[int], grid: Grid, gap: int, paint: Paint
 ) -> Iterator[str]:
     """The lines of one row: a cell that is too long for its column goes on below."""
-    folded = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=bool(cells))]
+    folded = [_folded(cell, width) for cell, width in zip(cells, widths, strict=bool(cells))]
     for texts in zip_longest(*folded, fillvalue=""):
         shown = (
             _cell(text.rjust(width) if number else text.ljust(width), number, paint)
@@ -123,9 +145,18 @@ def _cell(text: str, number: bool, paint: Paint) -> str:
     return paint(text.removesuffix(mark), "") + paint(mark, "dim")
 
 
+def _folded(cell: str, width: int) -> list[str]:
+    """The lines of a cell: names go on behind a hyphen, too."""
+    if len(cell) <= width:
+        return [cell]
+    import textwrap  # compiles patterns, which few answers need
+
+    return textwrap.wrap(cell, width) or [""]
+
+
 def _wrapped(text: str, width: int) -> list[str]:
     if len(text) <= width:
         return [text]
-    import textwrap  # compiles patterns, which few answers need
+    import textwrap
 
     return textwrap.wrap(text, width, break_on_hyphens=False) or [""]

@@ -19,17 +19,22 @@ _NAME = re.compile(r"\b[A-Za-z_]\w*\b")
 _SIGNS = (("**", "^"), ("*", "×"), ("//", "div"))
 
 
-def value(number: Number, unit: str, *, binary: bool = False) -> str:
-    """A number with its unit, rounded for reading: `13.48 GB`, `6.74B parameters`."""
+def value(number: Number, unit: str, *, binary: bool = False, bare: bool = False) -> str:
+    """A number with its unit, rounded for reading: `13.48 GB`, `6.74B parameters`.
+
+    `bare` leaves the unit to a heading, but for a prefix such as that of `GB`.
+    """
     if unit == "bytes":
         return units.format_bytes(number, binary=binary)
-    if unit == "FLOP":
-        return units.format_flop(number)
     if unit == "seconds":
         return units.format_duration(number)
-    if unit in ROUNDED:
-        return f"{units.format_count(number)} {unit}"
-    return f"{plain_number(number)} {safe(unit)}".rstrip()
+    if unit == "FLOP":
+        shown = units.format_flop(number)
+        return shown.replace(" FLOP", "").replace(" PF-days", "") if bare else shown
+    if unit.startswith("FLOP/"):
+        return f"{units.format_prefixed(number)}{'' if bare else unit}".rstrip()
+    shown = units.format_count(number) if unit in ROUNDED else plain_number(number)
+    return shown if bare else f"{shown} {safe(unit)}".rstrip()
 
 
 def exact(number: Number) -> str:
@@ -40,11 +45,11 @@ def exact(number: Number) -> str:
 
 
 def plain_number(number: Number) -> str:
-    """Five significant digits, without an exponent between 10⁻⁴ and 10¹⁵."""
+    """Five significant digits or all before the point, no exponent between 10⁻⁴ and 10¹⁵."""
     if isinstance(number, int) or (number.is_integer() and abs(number) < _EXACT_UPTO):
         return exact(int(number))
     if 1000 <= abs(number) < _EXACT_UPTO:
-        return f"{number:,.1f}"
+        return f"{number:,.{1 if abs(number) < 10_000 else 0}f}"
     return f"{number:.5g}"
 
 
