@@ -54,6 +54,8 @@ class Engine:
     the model or of every layer, in the format that is computed in or in fp32."""
     rotary_families: tuple[str, ...] = ()
     """Families whose layers hold one each; all unless given."""
+    stacks_experts: bool = False
+    """Whether the experts of a layer are one tensor, which recipes of linear layers leave alone."""
     padded: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Formats of experts whose rows are padded for its kernels, and to a multiple of how many
     elements."""

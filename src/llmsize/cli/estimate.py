@@ -88,17 +88,19 @@ def estimate(
     """Memory of a model, or of a parameter count: weights, training, KV cache, overhead."""
     subject, assumptions = _subject(model, params, assume_family)
     work, assumed = _workload(subject, dtype, batch, context, optimizer, recipe)
+    works = _works(subject, work, dtype)
+    name = works["inference"].storage.name
     question = {
-        "model": model, "parameters": subject.parameters, "dtype": work.storage.name,
+        "model": model, "parameters": subject.parameters, "dtype": name,
         "batch": batch, "context": work.context, "optimizer": work.optimizer.name,
         "recipe": work.precision.name, "convention": convention,
     }  # fmt: skip
     if convention == "article":
         parts = overview.article(subject.parameters, work.storage.format)
-        return _answer(question, subject, work, parts, (), (ARTICLE,))
-    parts = _jobs(subject, work)
+        return _answer(question, subject, name, parts, (), (ARTICLE,))
+    parts = {job: overview.need(subject, works[job], job) for job in JOBS}
     assumptions += assumed + _range(subject, work)
-    return _answer(question, subject, work, parts, assumptions, _notes(work, parts))
+    return _answer(question, subject, name, parts, assumptions, _notes(work, parts))
 
 
 ARTICLE = (
@@ -133,10 +135,12 @@ def _workload(
     subject: Subject, dtype: str, batch: int, context: int | None, optimizer: str, recipe: str
 ) -> tuple[Workload, tuple[str, ...]]:
     """The knobs as records; those that nobody set are told."""
-    assumed = []
+    assumed: list[str] = []
     own = "" if subject.assumed else options.own_dtype(subject.architecture)
     storage = options.storage(dtype or own or "fp16")
-    if not dtype:
+    if not dtype and subject.architecture.stored and not subject.assumed:
+        assumed += options.requantized(subject.architecture, storage.name)
+    elif not dtype:
         assumed.append(f"weights in {storage.name}" + (", as published" if own else ""))
     if context is None:
         limit = subject.architecture.context_length
@@ -164,11 +168,15 @@ def format_named(name: str) -> Format:
     return presets.get(Format, name)
 
 
-def _jobs(subject: Subject, work: Workload) -> dict[Job, Parts]:
-    """Every job with the same knobs; QLoRA has its own base."""
+def _works(subject: Subject, work: Workload, dtype: str) -> dict[Job, Workload]:
+    """The knobs of every job: checkpoints are served as they are stored, QLoRA has its own base."""
+    own = not (dtype or subject.assumed)
+    served = options.own_storage(subject.architecture) if own else work.storage
     base = Storage(QLORA_BASE, work.storage.format, presets.get(Recipe, QLORA_BASE))
-    quantized = work._replace(storage=base)
-    return {job: overview.need(subject, quantized if job == "QLoRA" else work, job) for job in JOBS}
+    return {
+        "inference": work._replace(storage=served), "full training": work, "LoRA": work,
+        "QLoRA": work._replace(storage=base),
+    }  # fmt: skip
 
 
 def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
@@ -205,7 +213,7 @@ def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
 
 
 def _answer(
-    question: dict[str, str | int | None], subject: Subject, work: Workload,
+    question: dict[str, str | int | None], subject: Subject, stored: str,
     jobs: dict[Job, Parts], assumptions: tuple[str, ...], notes: tuple[str, ...],
 ) -> Estimate:  # fmt: skip
     sums = {job: overview.sum_of(parts) for job, parts in jobs.items()}
@@ -213,7 +221,7 @@ def _answer(
     rows.insert(len(STATES), _row("model states", {job: _states(jobs[job]) for job in JOBS}))
     rows.append(_row("total", sums))
     table = Table("", JOBS, tuple(rows), heading="memory", total=True)
-    headline = _headline(subject, work, jobs, sums)
+    headline = _headline(subject, stored, jobs, sums)
     return Estimate("estimate", question, headline, (table,), assumptions, notes)
 
 
@@ -232,7 +240,7 @@ def _states(parts: Parts) -> Term | str:
 
 
 def _headline(
-    subject: Subject, work: Workload, jobs: dict[Job, Parts], sums: dict[Job, Term | str]
+    subject: Subject, stored: str, jobs: dict[Job, Parts], sums: dict[Job, Term | str]
 ) -> str:
     name = "" if subject.assumed else f"{subject.architecture.name}: "
     said = []
@@ -243,5 +251,5 @@ def _headline(
         need = sums[job]
         if isinstance(need, Term):
             said.append(f"{job} {format_bytes(need.value)}")
-    asked = f"{name}{format_count(subject.parameters)} parameters in {work.storage.name}"
+    asked = f"{name}{format_count(subject.parameters)} parameters in {stored}"
     return f"{asked}{', ' if name else ': '}{', '.join(said)}"

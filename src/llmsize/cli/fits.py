@@ -208,8 +208,11 @@ def _asked(
     Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for, and where the software
     that would run it does not.
     """
-    own = options.own_dtype(architecture) or "fp16"
-    storage = options.storage(use.dtype or ("nf4" if use.job == "qlora" else own))
+    if use.job == "inference" and not use.dtype:
+        storage = options.own_storage(architecture)
+    else:
+        own = options.own_dtype(architecture) or "fp16"
+        storage = options.storage(use.dtype or ("nf4" if use.job == "qlora" else own))
     if accelerator is not None and not multiplies(accelerator, storage.format.name):
         if use.dtype and storage.recipe is None:
             peak(accelerator, storage.format)  # raises, and says what it multiplies instead
@@ -258,7 +261,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), room)),
-        _assumptions(work, job), (*advice, _band(job)),
+        _assumptions(work, job, architecture), (*advice, _band(job)),
         verdict=said == "fits" if strict else within,
     )  # fmt: skip
 
@@ -381,7 +384,7 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
         f"{model.architecture.name}, {job} in {work.storage.name}: {least} is enough; "
         f"{len(found)} of {len(offers)} are",
         (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
-        _assumptions(work, job), (_band(job),), verdict=bool(found),
+        _assumptions(work, job, model.architecture), (_band(job),), verdict=bool(found),
     )  # fmt: skip
 
 
@@ -401,12 +404,13 @@ AT_ONCE = (
 """What is said of more than one sequence."""
 
 
-def _assumptions(work: Workload, job: Job) -> tuple[str, ...]:
+def _assumptions(work: Workload, job: Job, architecture: Architecture) -> tuple[str, ...]:
     told = [f"{work.batch} × {work.context:,} tokens (`--batch`, `--context`)"]
     if job == "inference" and work.batch > 1:
         told.append(AT_ONCE)
     if job != "inference":
         told.append("every layer is recomputed in the backward pass (gradient checkpointing)")
+        told += options.requantized(architecture, work.storage.name)
     return tuple(told)
 
 

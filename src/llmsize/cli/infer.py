@@ -580,6 +580,10 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
     if subject.assumed:
         yield subject.assumed
     yield from (part.note for part in question.beside if part.name == DRAFT and part.note)
+    recipe, weights = question.recipe, question.trace.weights.values()
+    left = recipe is not None and recipe.linear_layers and engine.stacks_experts
+    if recipe and left and any(weight.experts for weight in weights):
+        yield f"the experts of a layer are one tensor, which `{recipe.name}` leaves in 16 bit"
     yield from _uncounted(question)
     positions = question.architecture.context_length
     if positions is not None and question.context > positions:

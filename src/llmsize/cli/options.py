@@ -156,6 +156,27 @@ def own_dtype(architecture: Architecture) -> str:
     return str(config.get("torch_dtype") or config.get("dtype") or "").removeprefix("torch.")
 
 
+def own_storage(architecture: Architecture) -> Storage:
+    """How a model's checkpoint stores its weights, quantized or not; fp16 if it is silent.
+
+    Raises `LLMSizeError` for a quantization that llmsize does not know.
+    """
+    plain = storage(own_dtype(architecture) or "fp16")
+    if not architecture.stored:
+        return plain
+    from llmsize.sources.quantization import recipe_name
+
+    return storage(recipe_name(architecture.stored))._replace(format=plain.format)
+
+
+def requantized(architecture: Architecture, name: str) -> tuple[str, ...]:
+    """What training from weights in the format `name` assumes of a quantized checkpoint."""
+    if not architecture.stored:
+        return ()
+    method = printable(str(architecture.stored.get("quant_method", "quantized")), 40)
+    return (f"training starts from weights in {name}; those of the checkpoint are in {method}",)
+
+
 def drawn_into(charts: Sequence[Chart], path: Path) -> str:
     """Write the charts into a file, in the format of its ending, and say where.
 

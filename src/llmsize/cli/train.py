@@ -485,6 +485,7 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             "the model was made for"
         )
     choices = question.choices
+    told += options.requantized(question.architecture, (choices.base or choices.format).name)
     if note := OBJECTIVES[choices.objective].note:
         told.append(note)
     if choices.replicas > 1:

@@ -18,7 +18,7 @@ from llmsize.architecture import Architecture
 from llmsize.formats import FP16, FP32, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights
+from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights, without_experts
 from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
 from llmsize.term import Grade, Term, fact, term, total
 
@@ -145,14 +145,12 @@ def full_training(model: Subject, work: Workload) -> Parts:
 
 def lora_training(model: Subject, work: Workload) -> Parts:
     """Frozen weights, and trained adapters beside every linear layer."""
-    shapes = adapters(model, work.lora)
-    count = sum(copies * prod(shape) for shape, copies in shapes)
-    kept = work.lora.format
-    added = _per_parameter("adapters", count, kept.block_bytes)
+    step, kept = _followed(model, _adapter_run(work)), work.lora.format
+    added = _per_parameter("adapters", step.trained, kept.block_bytes)
     return {
         "weights": total("weights", stored(model, work.storage, work.format_of), added),
-        "gradients": _per_parameter("gradients of the adapters", count, kept.block_bytes),
-        "optimizer states": _adapter_states(work.optimizer, kept, shapes),
+        "gradients": _per_parameter("gradients of the adapters", step.trained, kept.block_bytes),
+        "optimizer states": _adapter_states(work.optimizer, kept, step),
         "activations": activations(model, work, _adapter_run(work)),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
@@ -246,12 +244,12 @@ def uniform(model: Subject, format: Format, *, name: str = "weights", source: st
 
 def _quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> int:
     """Bytes under a recipe that treats all layers alike, without unfolding them."""
-    base = format_of(recipe.base)
+    base, roles = format_of(recipe.base), without_experts(recipe).quantizes
     kept = format_of(recipe.kept) if recipe.kept else own
     size = 0
     for weight in model.trace.weights.values():
         shape = _shape(weight)
-        if len(shape) > 1 and weight.role in recipe.quantizes:
+        if len(shape) > 1 and weight.role in roles:
             *stack, rows, columns = shape
             size += prod(stack) * matrix_bytes(base, rows, columns) * weight.copies
         else:
@@ -278,13 +276,12 @@ def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Fo
     return total("optimizer states", kept, master)
 
 
-def _adapter_states(optimizer: Optimizer, stepped: Format, shapes: list[Copies]) -> Term:
+def _adapter_states(optimizer: Optimizer, stepped: Format, step: TrainingStep) -> Term:
     name = f"{optimizer.title or optimizer.name} of the adapters"
     if optimizer.layout == "elementwise":
-        count = sum(copies * prod(shape) for shape, copies in shapes)
         size = _element_bytes(optimizer, stepped)
-        return _per_parameter(name, count, size, source=optimizer.source)
-    kept = sum(state_bytes(optimizer, shape, stepped=stepped) * copies for shape, copies in shapes)
+        return _per_parameter(name, step.trained, size, source=optimizer.source)
+    kept = next(part.value for part in step.static.parts if part.name == "optimizer states")
     return Term(name, kept, "bytes", source=optimizer.source, note=optimizer.note)
 
 
@@ -292,24 +289,6 @@ def _element_bytes(optimizer: Optimizer, stepped: Format) -> int:
     """Bytes of all states for one parameter; step counters are left out."""
     states = optimizer.states.values()
     return sum(state_format(optimizer, name, stepped).block_bytes for name in states)
-
-
-Copies = tuple[tuple[int, ...], int]
-"""The shape of a tensor, and how many there are."""
-
-
-def adapters(model: Subject, lora: LoRA) -> list[Copies]:
-    """The two low-rank matrices beside every linear layer that is adapted."""
-    found: list[Copies] = []
-    for weight in model.trace.weights.values():
-        shape = _shape(weight)
-        linear = len(shape) == 2 and weight.role not in ("embedding", "position")
-        if linear and lora.adapts(weight.name.removesuffix(".weight"), weight.role):
-            found += [
-                ((lora.rank, shape[1]), weight.copies),
-                ((shape[0], lora.rank), weight.copies),
-            ]
-    return found
 
 
 def _shape(weight: Parameter) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -88,12 +88,22 @@ class Recipe:
     quantizing: str = ""
     """What the library allocates and frees while it quantizes one matrix on the device, in order:
     `+name:bytes per element`, `-name`."""
+    linear_layers: bool = False
+    """Whether it replaces linear layers as a model is loaded, and nothing but those."""
     unpacked: int = 0
     """Bytes per element of the copies that a product makes of a matrix, where its kernels unpack
     one into a buffer, or it is not compiled and has no kernel for the format."""
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""
+
+
+def without_experts(recipe: Recipe) -> Recipe:
+    """The recipe where the experts of a layer are one tensor, which is no linear layer."""
+    if not recipe.linear_layers:
+        return recipe
+    roles = tuple(role for role in recipe.quantizes if not role.startswith("expert_"))
+    return replace(recipe, quantizes=roles)
 
 
 class Candidate(NamedTuple):

@@ -14,7 +14,7 @@ from llmsize.formats import Format
 from llmsize.memory import llamacpp
 from llmsize.memory.kv_cache import CachePolicy
 from llmsize.memory.llamacpp.gguf import layer_caches, model
-from llmsize.memory.weights import FormatOf, Recipe, Weight, checkpoint, formats_of
+from llmsize.memory.weights import FormatOf, Recipe, Weight, checkpoint, formats_of, without_experts
 from llmsize.term import Term
 
 Stored = tuple[tuple[Weight, Format], ...]
@@ -96,6 +96,8 @@ def serving(
     file = None
     if recipe is not None and engine.quantizes:
         recipe = replace(recipe, quantizes=(*recipe.quantizes, *engine.quantizes))
+    if recipe is not None and engine.stacks_experts:
+        recipe = without_experts(recipe)
     if recipe is None:
         tensors = checkpoint(architecture, trace).weights
         stored: Stored = tuple((weight, format) for weight in tensors)
