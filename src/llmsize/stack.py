@@ -35,6 +35,8 @@ class Stack:
     """Activations in one kernel also where others write them out."""
     fused_qkv: bool = False
     """One projection for queries, keys and values, of which the values stay a view."""
+    fused_recurrence: bool = False
+    """Recurrent layers by the kernels of causal-conv1d, mamba-ssm and flash-linear-attention."""
     keeps_quantized_inputs: bool = False
     """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
     pull request 1270 mended)."""

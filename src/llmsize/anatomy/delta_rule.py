@@ -1,4 +1,4 @@
-"""Gated delta rules as transformers computes them without the kernels of flash-linear-attention.
+"""Gated delta rules as transformers computes them, with flash-linear-attention or without.
 
 transformers v5.23, models/qwen3_next/modeling_qwen3_next.py, `torch_chunk_gated_delta_rule` and
 `torch_recurrent_gated_delta_rule`: chunks of 64 tokens one after another, or one token.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy import recurrent
+from llmsize.anatomy import recurrent, scan_kernels
 from llmsize.anatomy.loops import turns
 from llmsize.anatomy.scan_operations import (
     cumsum,
@@ -88,7 +88,8 @@ def delta_rule(
         softplus(t, ops.add(t, ops.to(t, decay, FP32), offsets)),
     )
     recurrent.remember(t, d.value_heads * d.key_dim * d.value_dim, 2 * d.keys + d.values, d.kernel)
-    scan = one_token if recurrent.continues(t) else chunks
+    at_once = in_kernel if t.setting.fused_recurrence else chunks
+    scan = one_token if recurrent.continues(t) else at_once
     out, state = scan(t, d, Inputs(q, k, v, steps, strength))
     recurrent.store_state(t, state)
     by_head = (t.batch * t.sequence * d.value_heads, d.value_dim)
@@ -96,6 +97,13 @@ def delta_rule(
     out = gated_norm(t, out, ops.reshape(t, gate, *by_head), f"{name}.norm")
     out = ops.reshape(t, out, *tokens, d.values)
     return t.linear(out, f"{name}.out_proj", d.hidden, role="ssm")
+
+
+def in_kernel(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """The rule in one kernel. With the last state, for the cache."""
+    out = scan_kernels.gated_delta_rule(t, *inputs)
+    shape = (t.batch, d.value_heads, d.key_dim, d.value_dim)
+    return out, t.new("gated_delta_rule", shape, FP32) if t.setting.cache else None
 
 
 def chunks(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention as transformers computes it without the kernels of flash-linear-attention.
+"""Kimi Delta Attention as transformers computes it, with flash-linear-attention or without.
 
 transformers v5.23, models/kimi_linear/modeling_kimi_linear.py, `chunk_kimi_delta_attention` and
 `recurrent_kimi_delta_attention`: a delta rule whose decay every channel has for itself, so that
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy import recurrent
+from llmsize.anatomy import recurrent, scan_kernels
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.delta_rule import CHUNK, Inputs, in_chunks
 from llmsize.anatomy.loops import turns
@@ -60,7 +60,8 @@ def attention(t: Trace, d: KimiDelta, hidden: Tensor, name: str) -> Tensor:
     decay = forgetting(t, d, hidden, f"{name}.forget_gate")
     beta = ops.sigmoid(t, t.linear(hidden, f"{name}.b_proj", d.heads, role="ssm"))
     recurrent.remember(t, d.heads * d.head_dim**2, 3 * d.width, d.kernel)
-    scan = one_token if recurrent.continues(t) else chunks
+    at_once = in_kernel if t.setting.fused_recurrence else chunks
+    scan = one_token if recurrent.continues(t) else at_once
     out, state = scan(t, Inputs(q, k, v, decay, beta))
     recurrent.store_state(t, state)
     low = t.linear(hidden, f"{name}.g_a_proj", d.head_dim, role="gate_attention")
@@ -88,6 +89,14 @@ def forgetting(t: Trace, d: KimiDelta, x: Tensor, name: str) -> Tensor:
         ops.unary(t, "log", ops.shift(t, exp(t, steps)), keeps="input"),
     )
     return ops.mul(t, ops.neg(t, rates), soft)
+
+
+def in_kernel(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """The rule in one kernel. With the last state, for the cache."""
+    out = scan_kernels.kimi_delta(t, *inputs)
+    batch, _, heads, channels = inputs.v.shape
+    state = (batch, heads, inputs.k.shape[3], channels)
+    return out, t.new("kimi_delta", state, FP32) if t.setting.cache else None
 
 
 def chunks(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy import scan_kernels
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.scan_operations import exp, pad
 from llmsize.anatomy.tensor import Tensor
@@ -28,6 +29,9 @@ def convolve(
         out = ops.slice_last(t, out, tokens)
     else:
         x = store_convolved(t, x, kernel)
+        if t.setting.fused_recurrence and activated:
+            out = scan_kernels.convolution(t, x, kernels, offset)
+            return ops.slice_last(t, out, tokens) if out.shape[2] > tokens else out
         shape = (*x.shape[:2], x.shape[2] + kernel - 1)
         out = ops.convolution(t, ops.to(t, x, weight.format), kernels, offset, shape)
         out = ops.slice_last(t, out, x.shape[2])

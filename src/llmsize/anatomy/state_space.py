@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 as transformers computes them without the kernels of mamba-ssm.
+"""Mamba and Mamba-2 as transformers computes them, with the kernels of mamba-ssm or without.
 
 transformers v5.23, models/mamba/modeling_mamba.py and models/mamba2/modeling_mamba2.py: Mamba goes
 through the tokens one by one, Mamba-2 through chunks of them at once.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy import recurrent
+from llmsize.anatomy import recurrent, scan_kernels
 from llmsize.anatomy.decoder import Norm
 from llmsize.anatomy.loops import turns
 from llmsize.anatomy.scan_operations import (
@@ -56,9 +56,11 @@ def mamba(t: Trace, m: Mamba, hidden: Tensor, name: str) -> Tensor:
     both = t.linear(hidden, f"{name}.in_proj", 2 * m.inner, bias=m.bias, role="ssm")
     both = ops.transpose(t, both, 1, 2)
     decay = recurrent.decay(t, f"{name}.A_log", m.inner, m.state)
-    if t.setting.training and m.fused_in_training:  # handed to a kernel that is not there
+    if t.setting.training and m.fused_in_training:
+        if t.setting.fused_recurrence:
+            return fused_mamba(t, m, both, decay, name)
         handed = [t.new("to", (m.inner,), FP32) for _ in range(2 * (format is not FP32))]
-        del handed
+        del handed  # to a kernel that is not there
     x, gate = ops.split(t, both, m.inner, m.inner, dim=1)
     x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
     x = recurrent.without_padding(t, ops.transpose(t, x, 1, 2))
@@ -71,6 +73,8 @@ def mamba(t: Trace, m: Mamba, hidden: Tensor, name: str) -> Tensor:
     selected = Selected(steps, decay, into, out_of, gate, offset)
     if recurrent.continues(t):
         out = unsqueeze(t, selective_update(t, ops.select(t, x, 1), selected, skip), 2)
+    elif t.setting.fused_recurrence:
+        out = fused_scan(t, ops.transpose(t, x, 1, 2), selected, ops.to(t, skip, FP32))
     else:
         out, state = selective_scan(t, ops.transpose(t, x, 1, 2), selected, ops.to(t, skip, FP32))
         recurrent.store_state(t, state)
@@ -79,6 +83,35 @@ def mamba(t: Trace, m: Mamba, hidden: Tensor, name: str) -> Tensor:
     return t.linear(
         ops.to(t, by_token, format), f"{name}.out_proj", m.hidden, bias=m.bias, role="ssm"
     )
+
+
+def fused_mamba(t: Trace, m: Mamba, both: Tensor, decay: Tensor, name: str) -> Tensor:
+    """The whole mixer behind its input projection in one kernel; its norms have no weights."""
+    recurrent.remember(t, m.inner * m.state, m.inner, m.kernel)
+    weights = [
+        t.weight(f"{name}.conv1d.weight", (m.inner, 1, m.kernel), "conv"),
+        t.bare_weight(f"{name}.x_proj", m.rank + 2 * m.state, m.inner, "ssm"),
+        t.bare_weight(f"{name}.dt_proj", m.inner, m.rank, "ssm"),
+        t.bare_weight(f"{name}.out_proj", m.hidden, m.inner, "ssm"),
+    ]
+    vectors: list[Tensor] = [t.weight(f"{name}.dt_proj.bias", (m.inner,), "bias")]
+    vectors.append(t.weight(f"{name}.D", (m.inner,), "ssm"))
+    if m.bias:
+        vectors.append(t.weight(f"{name}.out_proj.bias", (m.hidden,), "bias"))
+    vectors = [ops.to(t, vector, FP32) for vector in vectors]
+    if m.conv_bias:
+        vectors.append(t.weight(f"{name}.conv1d.bias", (m.inner,), "bias"))
+    return scan_kernels.mamba_inner(t, both, weights, decay, vectors, m.rank)
+
+
+def fused_scan(t: Trace, x: Tensor, s: Selected, skip: Tensor) -> Tensor:
+    """The scan in one kernel; with a cache, a copy of its last state."""
+    out = scan_kernels.selective_scan(
+        t, x, s.steps, s.decay, (s.into, s.out_of), s.gate, (s.offset, skip)
+    )
+    if t.setting.cache:
+        recurrent.store_state(t, Tensor((t.batch, *s.decay.shape), FP32, None))
+    return out
 
 
 class Selected(NamedTuple):
@@ -190,6 +223,8 @@ def mamba2(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
         t.add_buffer(scales.bytes)
         both = ops.mul(t, both, scales)
     decay = recurrent.decay(t, f"{name}.A_log", m.heads)
+    if t.setting.training and t.setting.fused_recurrence:
+        return fused_mamba2(t, m, both, decay, name)
     gate, x, steps = ops.split(t, both, *sizes)
     x = ops.transpose(t, x, 1, 2)
     x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
@@ -207,12 +242,39 @@ def mamba2(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
     if recurrent.continues(t):
         out = chunk_update(t, m, parts)
     else:
-        out, state = chunk_scan(t, m, parts)
+        scan = fused_chunk_scan if t.setting.fused_recurrence else chunk_scan
+        out, state = scan(t, m, parts)
         recurrent.store_state(t, state)
     del parts
     out = ops.reshape(t, out, t.batch, t.sequence, m.inner)
     out = gated_norm(t, m, out, gate, f"{name}.norm")
     return t.linear(ops.to(t, out, format), f"{name}.out_proj", m.hidden, bias=m.bias, role="ssm")
+
+
+def fused_mamba2(t: Trace, m: Mamba2, both: Tensor, decay: Tensor, name: str) -> Tensor:
+    """The whole mixer behind its input projection in one kernel."""
+    channels = m.inner + 2 * m.groups * m.state
+    recurrent.remember(t, m.inner * m.state, channels, m.kernel)
+    weights: list[Tensor] = [t.weight(f"{name}.conv1d.weight", (channels, 1, m.kernel), "conv")]
+    if m.conv_bias:
+        weights.append(t.weight(f"{name}.conv1d.bias", (channels,), "bias"))
+    weights += [t.weight(f"{name}.{part}", (m.heads,), "ssm") for part in ("dt_bias", "D")]
+    if m.normed:
+        weights.append(t.weight(f"{name}.norm.weight", (m.inner,), "norm"))
+    if m.bias:
+        weights.append(t.weight(f"{name}.out_proj.bias", (m.hidden,), "bias"))
+    weights.append(t.bare_weight(f"{name}.out_proj", m.hidden, m.inner, "ssm"))
+    shape = (t.batch, t.sequence, m.heads, m.head_dim)
+    return scan_kernels.mamba2_combined(
+        t, both, weights, decay, shape, m.groups, m.state, m.chunk, normed=m.normed
+    )
+
+
+def fused_chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
+    """The scan in one kernel. With the last state, for the cache."""
+    out = scan_kernels.chunk_scan(t, c, c.x.shape, m.groups, m.state, m.chunk)
+    shape = (t.batch, m.heads, m.head_dim, m.state)
+    return out, t.new("chunk_scan", shape, FP32) if t.setting.cache else None
 
 
 class Parts(NamedTuple):

@@ -52,6 +52,8 @@ class Setting(NamedTuple):
     """Activations in one kernel also where the reference implementation writes them out."""
     fused_qkv: bool = False
     """One projection for q, k and v; the values stay a view of what it gives."""
+    fused_recurrence: bool = False
+    """Recurrent layers by kernels of their own, not by the reference's operations."""
     repeats_keys: bool = False
     """Whether shared keys and values are repeated for their queries whatever the kernel takes."""
     fp32_logits: bool = False

@@ -501,8 +501,13 @@ def _assumptions(question: Question) -> tuple[str, ...]:
         )
     if any(weight.role == "ssm" for weight in weights):
         told.append(
-            "recurrent layers run in PyTorch, as transformers has them without the kernels of "
-            "mamba-ssm and flash-linear-attention, which keep much less"
+            "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
+            "flash-linear-attention; without them transformers keeps much more (--stack "
+            "transformers)"
+            if stack.fused_recurrence
+            else "recurrent layers run in PyTorch, as transformers has them without the kernels "
+            "of mamba-ssm and flash-linear-attention, which keep much less (--stack "
+            "transformers-kernels)"
         )
     return tuple(told)
 

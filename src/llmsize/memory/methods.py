@@ -364,6 +364,7 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         fused_gate=stack.fused_gate or choices.compiled,
         fused_activation=stack.fused_activation or choices.compiled,
         fused_qkv=stack.fused_qkv,
+        fused_recurrence=stack.fused_recurrence,
         keeps_quantized_inputs=stack.keeps_quantized_inputs,
         repeats_keys=stack.repeats_keys,
         fp32_logits=stack.fp32_logits,
