@@ -1,7 +1,10 @@
 """The search of the catalogue, with needs that are easy to check by eye."""
 
+from functools import partial
+
+from llmsize import presets
 from llmsize.architecture import Architecture
-from llmsize.planning.catalogue import Filter, enough, search, wanted
+from llmsize.planning.catalogue import Filter, best, enough, parameters, search, wanted
 
 BYTES = {"fp16": 2, "int8": 1}
 
@@ -80,3 +83,50 @@ def test_only_what_is_asked_for_is_counted() -> None:
 
     next(search([SMALL, NEWER, LARGE, HUGE], ["fp16"], counted, 400, band=0))
     assert asked == ["huge", "large"]
+
+
+def test_a_hopeless_model_is_not_asked_about() -> None:
+    """What takes more than the budget by a bound that costs nothing is never traced."""
+    asked = []
+
+    def counted(model: Architecture, format: str) -> int | None:
+        asked.append((model.name, format))
+        return need(model, format)
+
+    def least(model: Architecture, format: str) -> float:
+        return 0.9 * (need(model, format) or 0)
+
+    found = list(search([LARGE, HUGE], ["fp16", "int8"], counted, 220, band=0, least=least))
+    assert [choice.model.name for choice in found] == ["large"]
+    assert asked == [("large", "int8")]
+
+
+def test_what_has_to_be_certain_is_not_tight() -> None:
+    """Advice takes nothing that is within the error band while anything else fits."""
+    found = search([SMALL], ["fp16"], need, 200, band=0.1, certain=True)
+    assert list(found) == []
+
+
+def test_the_newest_of_the_largest_class_is_the_best() -> None:
+    """A newer model of a similar size comes before the largest, and a free one before both."""
+    old = model("old", 100, released="2023-01", commercial=True)
+    new = model("new", 90, released="2025-03", commercial=True)
+    bound = model("bound", 95, released="2026-01", commercial=False)
+    tiny = model("tiny", 10, released="2026-02", commercial=True)
+    searched = partial(search, formats=["fp16"], need=need, budget=220, band=0.05)
+    found = best([old, new, bound, tiny, HUGE], searched, 3)
+    assert [choice.model.name for choice in found] == ["new", "old", "bound"]
+
+
+def test_weights_that_cannot_be_had_fit_nowhere() -> None:
+    """GPT-3's shape is published (arXiv:2005.14165) and its weights are not."""
+    assert not wanted(model("gpt3", 10, licence="proprietary"), Filter())
+
+
+def test_a_count_that_is_not_published_is_taken_from_the_anatomy() -> None:
+    """Qwen3.5-27B names no count; 27 billion is what its name says."""
+    qwen = presets.get(Architecture, "qwen3.5-27b")
+    assert qwen.published_parameters is None
+    assert 26e9 < parameters(qwen) < 28e9
+    unknown = Architecture("new", "no-such-family", {}, "made up")
+    assert parameters(unknown) == 0

@@ -52,7 +52,7 @@ def test_every_plan_can_be_asked_on_its_own(capsys: pytest.CaptureFixture[str]) 
     assert run([*most["on its own"].split()[1:], "--format", "json"]) == 0
     table = json.loads(capsys.readouterr().out)["answer"][0]
     counts = {row["name"]: row["cells"] for row in table["rows"]}
-    assert counts["4-bit"]["QLoRA"]["value"] == most["result"]["value"]
+    assert counts["nf4"]["QLoRA"]["value"] == most["result"]["value"]
     for command in {row["cells"]["on its own"] for row in path["rows"]}:
         assert run(command.split()[1:]) == 0
 
@@ -71,6 +71,40 @@ def test_a_g5_xlarge_serves_what_fits_its_a10g(capsys: pytest.CaptureFixture[str
     assert next(iter(plans)).startswith("1. inference only")
     sizes = [cells["parameters"]["value"] for cells in plans.values()]
     assert 13e9 < max(sizes) < 40e9
+
+
+def test_many_users_share_a_paged_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 users at once on one A10G: billions of parameters in four to sixteen bits by vLLM.
+
+    Read all at once, 64 prompts alone would fill the card; vLLM reads 8,192 tokens at a time.
+    """
+    path, plans = advice("--instance g5.xlarge --task serve --users 64", capsys)
+    assert path["inference only, 16-bit: at most"]["value"] > 1e9
+    name, best = next(iter(plans.items()))
+    assert best["parameters"]["value"] > 3e9
+    command = best["on its own"].split()
+    assert "--engine vllm --batch 64" in best["on its own"]
+    assert run([*command[1:], "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["answer"]
+    assert answer[0]["rows"][-1]["cells"]["bytes"]["value"] == best["memory"]["value"]
+    words = ["infer", name.split(": ")[1], "--engine", "vllm", "--batch", "64", "--context", "2048"]
+    stored = ["--quant", best["weights"]] if best["weights"] != "16-bit" else []
+    assert run([*words, *stored, "--gpu", "a10g"]) == 0
+
+
+def test_newer_models_come_before_older_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """On 24 GB nobody starts from Llama 1 or Falcon: each plan names a model of two years."""
+    _, plans = advice("--gpu rtx-4090 --data 20MB", capsys)
+    named = [cells["why"] for name, cells in plans.items() if "from scratch" not in name]
+    assert named
+    assert all("(202" in why and "(2023" not in why for why in named)
+    assert "non-commercial" not in " ".join(named)
+
+
+def test_a_copy_that_is_served_stays_on_one_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """1,024 cards serve 128 copies of a model, not one of 40 trillion parameters."""
+    path, _ = advice("--gpu h100 --gpus 1024 --days 60 --task pretrain", capsys)
+    assert 1e11 < path["inference only, 16-bit: at most"]["value"] < 1e12
 
 
 def test_alpaca_takes_three_hours_and_a_hundred_dollars(

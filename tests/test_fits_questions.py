@@ -122,7 +122,7 @@ def test_filters_leave_out_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows
     assert all("qwen" in row["name"] or "qwq" in row["name"] for row in rows)
     assert all(row["cells"]["parameters"]["value"] >= 5e9 for row in rows)
-    assert all(row["cells"]["weights in"] == "4-bit" for row in rows)
+    assert all(row["cells"]["weights in"] == "nf4" for row in rows)
 
 
 @pytest.mark.parametrize(

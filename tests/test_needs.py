@@ -5,14 +5,14 @@ import pytest
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import options
-from llmsize.cli.fits import _step as fits_step
-from llmsize.cli.fits import workload
+from llmsize.cli.jobs import step as fits_step
+from llmsize.cli.jobs import workload
 from llmsize.formats import Format
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.needs import asker, estimated, tuning
+from llmsize.planning.needs import estimated, tuning
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 
@@ -67,23 +67,3 @@ def test_quantizing_the_base_saves_memory_and_so_does_freezing_it() -> None:
     ways: tuple[str, ...] = ("qlora", "lora", "full")
     needs = [tuning(step("llama-2-7b", way)).value for way in ways]
     assert needs == sorted(needs)
-
-
-def test_a_hopeless_model_is_not_traced() -> None:
-    """A model whose weights alone are far above the budget is answered with a bound."""
-    asked = []
-
-    def ask(model: Architecture, storage: str) -> None:
-        asked.append(model.name)
-
-    question = asker(ask, {"": 2.0}, hopeless=1e9)  # type: ignore[arg-type]
-    bound = question(model("llama-2-7b"), "")
-    assert bound == 2 * 6_738_415_616
-    assert not asked
-
-
-def test_a_model_that_cannot_be_asked_has_no_answer() -> None:
-    """An unknown family is left out of a search instead of stopping it."""
-    unknown = Architecture("new", "no-such-family", {}, "made up", published_parameters=10)
-    question = asker(lambda model, storage: tuning(step_of(model, "lora")), {"": 0.5}, hopeless=1e9)
-    assert question(unknown, "") is None

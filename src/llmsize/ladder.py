@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
+from math import ceil, log
 
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
@@ -44,16 +44,21 @@ def of_size(ladder: Ladder, parameters: int) -> list[str]:
 
 
 HEAD = 128
-"""Channels of a head in nearly every model of a billion parameters and more."""
+"""Channels of a head in nearly every model of a billion parameters and more, …"""
+KEYS = 8
+"""… and heads of keys (Llama 3, Qwen 2.5 and 3, Mistral)."""
+BLOCK = 256
+"""Widths of feed-forward layers are multiples of it (meta-llama/llama, model.py: `multiple_of`)."""
 
 
 def typical(parameters: int) -> Architecture:
     """A decoder of about so many parameters with the usual proportions, for no model in particular.
 
     Width is 128 × depth, and 12 × depth × width² parameters are in the layers (Kaplan et al. 2020,
-    arXiv:2001.08361, section 2.1; Llama 2 7B has 32 layers of 4096), with up to 8 heads of keys.
+    arXiv:2001.08361, section 2.1; Llama 2 7B has 32 layers of 4096), with 8 heads of keys. Depths
+    are multiples of 8, as nearly all are, so that heads and quantized blocks come out even.
     """
-    layers = max(2, round((parameters / (12 * HEAD**2)) ** (1 / 3)))
+    layers = max(1, round((parameters / (12 * HEAD**2)) ** (1 / 3) / KEYS)) * KEYS
     return Architecture(
         name=f"typical-{layers}-layers",
         family="llama",
@@ -61,9 +66,9 @@ def typical(parameters: int) -> Architecture:
             "num_hidden_layers": layers,
             "hidden_size": HEAD * layers,
             "num_attention_heads": layers,
-            "num_key_value_heads": max(n for n in range(1, 9) if layers % n == 0),
+            "num_key_value_heads": KEYS,
             "head_dim": HEAD,
-            "intermediate_size": 8 * HEAD * layers // 3,
+            "intermediate_size": ceil(8 * HEAD * layers / 3 / BLOCK) * BLOCK,
             "vocab_size": 32_000,
         },
         source="Kaplan et al. 2020, arXiv:2001.08361, section 2.1",

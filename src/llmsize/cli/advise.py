@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
@@ -13,25 +11,21 @@ from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
-from llmsize.cli import declare, fits, laws, machines, options
-from llmsize.cli.estimate import format_named
+from llmsize.cli import catalogue, declare, laws, machines, options
+from llmsize.cli.jobs import need_of, workload
 from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
-from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
 from llmsize.memory import overview
-from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Workload
 from llmsize.memory.weights import Recipe
-from llmsize.optimizers import Optimizer, Precision
+from llmsize.optimizers import Precision
 from llmsize.planning import advise as planning
 from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
-from llmsize.planning.catalogue import Choice, Filter, search, wanted
-from llmsize.planning.needs import Way, asker, serving, tuning
-from llmsize.planning.training import Question
-from llmsize.stack import Stack
+from llmsize.planning.catalogue import Choice, Filter, best, wanted
+from llmsize.planning.needs import Way
 from llmsize.term import Term, fact
 from llmsize.units import format_bytes, format_count, format_duration
 
@@ -44,18 +38,22 @@ EXAMPLES = (
 )
 
 PLAIN = "16-bit"
-STORAGES: dict[Way, tuple[str, ...]] = {
-    "serve": (PLAIN, "llm-int8", "nf4"), "full": (PLAIN,), "lora": (PLAIN,),
-    "qlora": ("nf4",),
-}  # fmt: skip
-"""How the weights may be stored in each way, most precise first: a recipe, or as they are."""
+TUNED: dict[Way, tuple[str, ...]] = {"full": (PLAIN,), "lora": (PLAIN,), "qlora": ("nf4",)}
+"""How the weights may be stored in each way of tuning: a recipe, or as they are."""
+ALONE = (PLAIN, "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+"""How they are stored for one user, the most precise first: a published file for llama.cpp, …"""
+SHARED = (PLAIN, "fp8", "awq-int4-g128")
+"""… and for several at once, whom an engine with a paged cache serves."""
+PAGED = "vllm"
 JOBS: dict[Way, Job] = {
     "serve": "inference", "full": "full training", "lora": "LoRA", "qlora": "QLoRA"
 }  # fmt: skip
-ROWS = {PLAIN: "fp16/bf16", "llm-int8": "int8", "nf4": "4-bit"}
-"""What `llmsize fits` calls a way to store weights."""
 TRAINED_CONTEXT, SERVED_CONTEXT = 2048, 8192
-"""Tokens of a sequence unless `--context` says otherwise."""
+"""Tokens of a sequence unless `--context` says otherwise, …"""
+HELD_CONTEXT = 2048
+"""… and those that each of several users holds on average: a paged cache gives what is used."""
+SERVER = 8
+"""Devices that one copy of a model is divided over, at most: those of a server, with fast links."""
 DAY, HOUR = 86_400.0, 3600.0
 LAW, REPEATING = "chinchilla", "muennighoff"
 SHOWN = 2
@@ -188,13 +186,38 @@ class Case:
 
     task: Task
     words: str
-    """The machine as options of a command line."""
+    """The machine as options of a command line, …"""
+    served_words: str
+    """… and as much of it as one copy of a served model has."""
     context: int | None
     users: int
     have: Resources
     models: tuple[Architecture, ...]
     named: bool = False
     """Whether they are the one model that was asked about."""
+
+    @property
+    def engine(self) -> str:
+        """What serves several users at once; for one, whatever runs weights stored so."""
+        return PAGED if self.users > 1 else ""
+
+    @property
+    def storages(self) -> Mapping[Way, tuple[str, ...]]:
+        """How weights may be stored in each way."""
+        return {"serve": SHARED if self.users > 1 else ALONE, **TUNED}
+
+    def machine(self, way: Way) -> Machine:
+        """All devices to train on, and those of one server to serve on."""
+        every = self.have.machine
+        return replace(every, devices=min(every.devices, SERVER)) if way == "serve" else every
+
+    def flags(self, way: Way) -> str:
+        """What the way is asked with: the machine, and for serving whom and by what."""
+        context = f"--context {_context(self, way)}"
+        if way != "serve":
+            return f"{context} {self.words}"
+        shared = f"--engine {self.engine} --batch {self.users} " if self.engine else ""
+        return f"{context} {shared}{self.served_words}"
 
     @property
     def format(self) -> Format:
@@ -210,7 +233,8 @@ def _case(
     have = _have(machine, goal, mfu, machines.price(machine, pricing))
     filter = Filter(commercial=goal.commercial, context=goal.context or 0)
     return Case(
-        goal.task, _words(hardware), goal.context, goal.users, have,
+        goal.task, _words(hardware), _words(_server(hardware, have.machine)), goal.context,
+        goal.users, have,
         tuple(_models(model, filter)), named=model is not None,
     )  # fmt: skip
 
@@ -220,6 +244,14 @@ def _words(hardware: Hardware) -> str:
     sized = {"vram": "B", "reserve": "B"}
     given = hardware._asdict().items()
     return " ".join(f"--{name} {value}{sized.get(name, '')}" for name, value in given if value)
+
+
+def _server(hardware: Hardware, machine: Machine) -> Hardware:
+    """The same hardware, no more of it than a server has."""
+    card = machine.accelerator
+    if card is None or machine.devices <= SERVER:
+        return hardware
+    return hardware._replace(gpu=card.name, gpus=SERVER // card.devices, instance=None)
 
 
 def _tokens(tokens: float | None, data: int | None) -> float | None:
@@ -254,55 +286,31 @@ def _models(name: str | None, filter: Filter) -> Iterator[Architecture]:
     yield from (m for m in presets.every(Architecture).values() if wanted(m, filter))
 
 
-def _asks(case: Case, way: Way) -> Callable[[Architecture, str], Term]:
-    """The memory of one device for a model in this way, by how its weights are stored."""
-    devices = case.have.machine.devices
-    if way != "serve":
-        return lambda model, storage: tuning(_step_of(case, way, model), devices)
-    works = {
-        storage: Workload(
-            _storage(case, storage), presets.get(Precision, "mixed"),
-            presets.get(Optimizer, "adamw"), format_named, case.users, _context(case, way),
-        )
-        for storage in STORAGES["serve"]
-    }  # fmt: skip
-    return lambda model, storage: serving(
-        overview.subject(model), works[storage], partial(presets.get, Engine), devices
-    )
-
-
-def _storage(case: Case, name: str) -> Storage:
-    return Storage(name, case.format, None if name == PLAIN else presets.get(Recipe, name))
-
-
-def _step_of(case: Case, way: Way, model: Architecture) -> Question:
-    """A training step as advised: one sequence, every layer recomputed."""
-    choices = Choices(
-        "full" if way == "serve" else way, sequence=_context(case, way),
-        format=case.format, recompute="full",
-        base=presets.get(Format, "nf4") if way == "qlora" else None,
-    )  # fmt: skip
-    precision = presets.get(Precision, "mixed" if way == "full" else "pure-16bit")
-    stack, optimizer = presets.get(Stack, "transformers"), presets.get(Optimizer, "adamw")
-    return Question(model, choices, stack, precision, optimizer)
+def _work(case: Case, way: Way, name: str) -> Workload:
+    """What is asked of a model in this way, its weights stored by a recipe or as they are."""
+    storage = Storage(case.format.name, case.format)
+    if name != PLAIN:
+        storage = Storage(name, case.format, presets.get(Recipe, name))
+    engine = case.engine if way == "serve" else ""
+    made = workload(storage, _users(case, way), _context(case, way), engine)
+    return made._replace(precision=presets.get(Precision, "mixed"))
 
 
 def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:
     """The most parameters for each way and storage, as `llmsize fits` counts them."""
     return {
-        (way, storage): fits.most_parameters(
-            ROWS[storage], JOBS[way],
-            fits.workload(options.storage(fits.STORAGES[ROWS[storage]]), _users(case, way),
-                          _context(case, way)),
-            case.have.machine,
+        (way, storage): catalogue.most_parameters(
+            storage, JOBS[way], _work(case, way, storage), case.machine(way)
         )
-        for way, storages in STORAGES.items()
+        for way, storages in case.storages.items()
         for storage in storages
     }  # fmt: skip
 
 
 def _context(case: Case, way: Way) -> int:
-    return case.context or (SERVED_CONTEXT if way == "serve" else TRAINED_CONTEXT)
+    if way == "serve":
+        return case.context or (HELD_CONTEXT if case.users > 1 else SERVED_CONTEXT)
+    return case.context or TRAINED_CONTEXT
 
 
 def _users(case: Case, way: Way) -> int:
@@ -323,10 +331,9 @@ def _options(
     case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining | None
 ) -> Iterator[Option]:
     """Every way of the task with the best models for it."""
-    budget = int(case.have.machine.usable.value)
-    for way in STORAGES:
+    for way in case.storages:
         if way in planning.WAYS[case.task]:
-            for choice in _search(case, way, budget):
+            for choice in _search(case, way):
                 layers = choice.model.config.get("num_hidden_layers") or 32
                 active = count(traced(choice.model).weights.values()).active
                 yield planning.adapt(case.have, way, choice, int(layers), active, named=case.named)
@@ -334,33 +341,20 @@ def _options(
         yield planning.scratch(planned)
 
 
-def _search(case: Case, way: Way, budget: int) -> Iterator[Choice]:
-    """The largest models that fit: recent ones, or older, or those that are tight but within."""
-    devices = case.have.machine.devices
-    kept = sum(presets.get(Precision, "mixed").bytes_per_parameter) if way == "full" else 0
-    least = {storage: max(kept, _bytes(case, storage)) / devices for storage in STORAGES[way]}
-    question = asker(_asks(case, way), least, hopeless=budget * (1 + fits.band_of(JOBS[way]).share))
+def _search(case: Case, way: Way) -> list[Choice]:
+    """The best models that fit: recent ones that anyone may use, or any recent one, or older ones,
+    or those that are tight but within.
+    """
+    works = {name: _work(case, way, name) for name in case.storages[way]}
     newest = max((_month(model) for model in case.models), default=0)
     recent = [model for model in case.models if _month(model) > newest - RECENT_MONTHS]
-    for models, certain in ((recent, True), (case.models, True), (case.models, False)):
-        within = (
-            choice
-            for choice in search(
-                models, STORAGES[way], question, budget, band=fits.band_of(JOBS[way]).share
-            )
-            if choice.verdict == "fits" or not certain
-        )
-        found = list(islice(within, SHOWN))
-        if found:
-            return iter(found)
-    return iter(())
-
-
-def _bytes(case: Case, name: str) -> float:
-    """Bytes of a quantized parameter, or of one that is kept as it is."""
-    storage = _storage(case, name)
-    format = format_named(storage.recipe.base) if storage.recipe else storage.format
-    return format.bits_per_element / 8
+    free = [model for model in recent if model.commercial]
+    tiers = ((free, True), (recent, True), (case.models, True), (case.models, False))
+    for models, certain in tiers:
+        searched = catalogue.searching(works, case.machine(way), JOBS[way], certain=certain)
+        if found := best(models, searched, SHOWN):
+            return found
+    return []
 
 
 def _month(model: Architecture) -> int:
@@ -374,11 +368,9 @@ def _path(case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining 
     rows = [_step("memory of each device", case.have.machine.usable, f"llmsize fits {case.words}")]
     for (way, storage), most in ranges.items():
         title = f"{TITLES[way]}, {storage}: at most"
-        context = f"--context {_context(case, way)}"
-        batch = f" --batch {case.users}" if way == "serve" and case.users > 1 else ""
-        if isinstance(most, Term) and most.value >= fits.MOST:
+        if isinstance(most, Term) and most.value >= catalogue.MOST:
             most = Absent("more than any model has")
-        rows.append(_step(title, most, f"llmsize fits {context}{batch} {case.words}"))
+        rows.append(_step(title, most, f"llmsize fits {case.flags(way)}"))
     if planned is not None:
         rows += _training_steps(case, planned)
     return Table("the path", ("result", "on its own"), tuple(rows), heading="step")
@@ -485,10 +477,9 @@ def _command(case: Case, option: Option) -> str:
     if option.way == "scratch":
         flop = planning.training_compute(case.have).value
         return f"llmsize optimal --compute {flop:.3g} --max-params {option.parameters:.0f}"
-    context = _context(case, option.way)
     job = {"serve": "inference"}.get(option.way, option.way)
     stored = f" --dtype {case.format.name if option.format == PLAIN else option.format}"
-    return f"llmsize fits {option.subject} --job {job}{stored} --context {context} {case.words}"
+    return f"llmsize fits {option.subject} --job {job}{stored} {case.flags(option.way)}"
 
 
 def _headline(case: Case, found: list[Option]) -> str:
@@ -508,8 +499,17 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         + (f" ({have.utilization.note})" if have.utilization.note else ""),
         f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
         "recomputed; LoRA of rank 16 on every linear layer",
-        f"serving {case.users} at {case.context or SERVED_CONTEXT:,} tokens each",
+        _serving(case),
     )
+
+
+def _serving(case: Case) -> str:
+    tokens = f"{_context(case, 'serve'):,} tokens"
+    who = f"one user with {tokens}"
+    if case.users > 1:
+        who = f"{case.users:,} users with {tokens} each on average, by {case.engine}"
+    copied = case.have.machine.devices > SERVER
+    return f"serving {who}" + (f", a copy of the model on {SERVER} devices" if copied else "")
 
 
 def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> Iterator[str]:
@@ -532,6 +532,7 @@ def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> It
     tuned = next((option for option in found if option.way == "qlora"), None)
     if tuned is not None:
         model = next(model for model in case.models if model.name == tuned.subject)
-        more = int(_asks(case, "lora")(model, PLAIN).value)
+        work, devices = _work(case, "lora", PLAIN), case.have.machine.devices
+        more = int(need_of(overview.subject(model), work, "LoRA", devices).value)
         if more > case.have.machine.usable.value:
             yield f"{format_bytes(more)} on each device: LoRA of {model.name} without quantizing it"

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
+from llmsize.engine import Engine
 from llmsize.formats import FP16, FP32, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
@@ -53,7 +54,9 @@ class Subject(NamedTuple):
     """Parameters of the shape; equal to `parameters` for a real model."""
 
     steps: dict[tuple[Setting, str, str], TrainingStep]
-    """Training steps of this shape that have been asked for already."""
+    """Training steps of this shape that have been asked for already, …"""
+    stored: dict[str, int]
+    """… and bytes of its tensors by recipe."""
 
     @property
     def assumed(self) -> bool:
@@ -95,13 +98,15 @@ class Workload(NamedTuple):
     lora: LoRA = ADAPTERS
     recompute: bool = False
     """Whether every layer keeps its input alone and runs again in the backward pass."""
+    engine: Engine | None = None
+    """That serves; absent for what is estimated by formulas alone."""
 
 
 def subject(architecture: Architecture, parameters: int | None = None) -> Subject:
     """The model traced once; `parameters` overrides the count and keeps the shape."""
     trace = traced(architecture)
     counted = count(trace.weights.values()).total
-    return Subject(architecture, trace, parameters or counted, counted, {})
+    return Subject(architecture, trace, parameters or counted, counted, {}, {})
 
 
 def need(model: Subject, work: Workload, job: Job) -> Parts:
@@ -214,11 +219,23 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     recipe, own = storage.recipe, storage.format
     if recipe is None:
         return uniform(model, own)
-    if recipe.rules or recipe.container:
-        tensors = _tensors(model, recipe)
-        kept = stored_weights(tensors, recipe, format_of, own=own, imatrix=recipe.needs_imatrix)
-        return kept if not model.assumed else _scaled("weights", model, int(kept.value), recipe)
-    return _scaled("weights", model, _quantized(model, recipe, own, format_of), recipe)
+    unfolded = bool(recipe.rules or recipe.container)
+    if unfolded and not model.assumed:
+        return _unfolded(model, recipe, own, format_of)
+    size = model.stored.get(recipe.name)
+    if size is None:
+        size = (
+            int(_unfolded(model, recipe, own, format_of).value) if unfolded
+            else _quantized(model, recipe, own, format_of)
+        )  # fmt: skip
+        model.stored[recipe.name] = size
+    return _scaled("weights", model, size, recipe)
+
+
+def _unfolded(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> Term:
+    """The sum of a recipe's tensors, each in a format of its own."""
+    tensors = _tensors(model, recipe)
+    return stored_weights(tensors, recipe, format_of, own=own, imatrix=recipe.needs_imatrix)
 
 
 def _tensors(model: Subject, recipe: Recipe) -> Checkpoint:
@@ -357,11 +374,16 @@ def _adapter_run(work: Workload) -> TrainingRun:
 
 
 def layer_activations(model: Subject, work: Workload) -> Term:
-    """One layer at work on a whole prompt: at most what training would keep of it."""
+    """One layer at work on all prompts, or on as many tokens as the engine reads at a time.
+
+    That is at most what training would keep of it.
+    """
+    prompts = work.batch * work.context
+    pieces = work.engine.prefill if work.engine is not None else 0
     made = term(
-        "activations", "34 * batch * sequence * hidden", unit="bytes", grade="formula",
-        source=KORTHIKANTI, note="prefill of the whole context; one layer at a time",
-        batch=work.batch, sequence=work.context, hidden=hidden_size(model.trace),
+        "activations", "34 * tokens * hidden", unit="bytes", grade="formula",
+        source=KORTHIKANTI, note="prefill; one layer at a time",
+        tokens=min(prompts, pieces or prompts), hidden=hidden_size(model.trace),
     )  # fmt: skip
     return _graded(made, _weaker("formula", model.grade))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmsize.hardware import Machine
-from llmsize.planning.catalogue import Choice
+from llmsize.planning.catalogue import Choice, parameters
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
 from llmsize.planning.fits import Verdict
 from llmsize.planning.needs import Way
@@ -169,15 +169,17 @@ def adapt(
     `active` are the parameters that one token meets, which a mixture of experts has fewer of.
     """
     model = choice.model
-    parameters = model.published_parameters or active
     seconds = None
     if way != "serve" and have.tokens:
         seconds = _tuning_time(have, way, active, layers)
-    why = "the model that was named" if named else "among the largest recent models that fit"
+    why = "the model that was named"
+    if not named:
+        known = ", ".join(filter(None, (model.released, model.licence)))
+        why = f"of the largest class that fits ({known or 'of unknown date and licence'})"
     if way != "serve" and not have.tokens:
         why += ", once there is text to train on"
     return Option(
-        way, model.name, parameters, choice.format, choice.need, choice.verdict, seconds,
+        way, model.name, parameters(model), choice.format, choice.need, choice.verdict, seconds,
         _cost(have, seconds) if seconds else None,
         seconds is None or seconds.value <= have.seconds,
         why,

@@ -7,15 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, TypeVar
 
+from llmsize.anatomy import traced
+from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
 from llmsize.planning.fits import Verdict, verdict
 
 T = TypeVar("T")
 
 Need = Callable[[Architecture, str], int | None]
 """Bytes that a model in a format needs; nothing where the format cannot hold it."""
+
+Least = Callable[[Architecture, str], float]
+"""A bound of them that costs next to nothing: no need is below it."""
+
+UNPUBLISHED = "proprietary"
+"""The licence of models whose weights cannot be had."""
+PEERS = 1.5
+"""Models down to the largest that fits over this factor are of its class, where the newest is the
+best: newer tokens and recipes are worth more than half as many parameters again (Qwen2.5-72B
+competes with Llama 3 405B of the same year, five times as large: arXiv:2412.15115)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +59,42 @@ class Choice:
     """Bytes of the budget that are left."""
 
 
+@lru_cache(maxsize=1024)
+def parameters(model: Architecture) -> int:
+    """As published, or as the anatomy counts them; 0 for a family that is not known."""
+    if model.published_parameters is not None:
+        return model.published_parameters
+    try:
+        return count(traced(model).weights.values()).total
+    except LLMSizeError:
+        return 0
+
+
 def wanted(model: Architecture, filter: Filter) -> bool:
     """Whether a model passes the filter; what is unknown about it does not pass."""
-    count = model.published_parameters or 0
     return (
-        (model.commercial is True or not filter.commercial)
+        model.licence != UNPUBLISHED
+        and (model.commercial is True or not filter.commercial)
         and (not filter.families or model.family in filter.families)
         and (model.context_length or 0) >= filter.context
-        and count >= filter.min_parameters
+        and parameters(model) >= filter.min_parameters
     )
+
+
+def largest_first(model: Architecture) -> tuple[int, tuple[int, int], str]:
+    """Largest first, then newest, then by name, so that the order is always the same."""
+    return -parameters(model), newest_first(model), model.name
+
+
+def newest_first(model: Architecture) -> tuple[int, int]:
+    """Newest first; a month that is not known is the first of its year."""
+    year, _, month = model.released.partition("-")
+    return -int(year or 0), -int(month or 0)
+
+
+def best_first(model: Architecture) -> tuple[bool, tuple[int, int], int, str]:
+    """Among models of one class: those that anyone may use, then the newest, then the largest."""
+    return model.commercial is not True, newest_first(model), -parameters(model), model.name
 
 
 def search(
@@ -62,39 +104,54 @@ def search(
     budget: int,
     *,
     band: float,
+    least: Least = lambda model, format: 0,
+    order: Callable[[Architecture], tuple[Any, ...]] = largest_first,
+    certain: bool = False,
 ) -> Iterator[Choice]:
-    """The models that fit, largest first and newest first among equals, found lazily.
+    """The models that fit in their `order`, found lazily.
 
     `formats` goes from the most precise to the smallest: each model takes the first that *fits*,
-    or the first that is *tight* but within the budget if none does.
+    or the first that is *tight* but within the budget if none does, unless it has to be `certain`.
+    What needs at `least` more is not asked about.
     """
-    for model in sorted(models, key=_rank):
-        choice = _choice(model, formats, need, budget, band)
-        if choice is not None:
-            yield choice
+    limits = (budget * (1 - band), *([] if certain else [budget]))
+    for model in sorted(models, key=order):
+        asked = lru_cache(maxsize=None)(partial(need, model))
+        bound = partial(least, model)
+        within = (_first_within(limit, formats, asked, bound) for limit in limits)
+        found = next(filter(None, within), None)
+        if found is not None:
+            format, needed = found
+            said = verdict(needed, budget, band=band)
+            yield Choice(model, format, needed, said, budget - needed)
 
 
-def _choice(
-    model: Architecture, formats: Sequence[str], need: Need, budget: int, band: float
-) -> Choice | None:
-    tight = None
+def _first_within(
+    limit: float, formats: Sequence[str], need: Callable[[str], int | None],
+    least: Callable[[str], float],
+) -> tuple[str, int] | None:  # fmt: skip
+    """The first format whose need is within the limit, and that need."""
     for format in formats:
-        needed = need(model, format)
-        if needed is None:
-            continue
-        said = verdict(needed, budget, band=band)
-        choice = Choice(model, format, needed, said, budget - needed)
-        if said == "fits":
-            return choice
-        if said == "tight" and needed <= budget and tight is None:
-            tight = choice
-    return tight
+        if least(format) <= limit:
+            needed = need(format)
+            if needed is not None and needed <= limit:
+                return format, needed
+    return None
 
 
-def _rank(model: Architecture) -> tuple[int, tuple[int, ...], str]:
-    """Largest first, then newest, then by name, so that the order is always the same."""
-    newest = tuple(-int(part) for part in model.released.split("-") if part.isdigit())
-    return -(model.published_parameters or 0), newest, model.name
+def best(
+    models: Sequence[Architecture], searched: Callable[..., Iterator[Choice]], shown: int
+) -> list[Choice]:
+    """The best of the class of the largest that fits.
+
+    `searched` is `search` with everything given but the models and their order.
+    """
+    largest = next(searched(models), None)
+    if largest is None:
+        return []
+    limit = parameters(largest.model)
+    peers = [each for each in models if limit / PEERS <= parameters(each) <= limit]
+    return list(islice(searched(peers, order=best_first), shown))
 
 
 def enough(

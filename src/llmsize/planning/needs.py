@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -11,17 +11,15 @@ from math import prod
 from typing import Literal
 
 from llmsize.anatomy import run_forward
-from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
 from llmsize.memory.methods import training_run
-from llmsize.memory.overview import Job, Subject, Workload, need, on_each, step_of
+from llmsize.memory.overview import RUNTIME, Job, Subject, Workload, need, on_each, step_of
 from llmsize.memory.peak import device_memory, on_device
 from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.planning.catalogue import Need
 from llmsize.planning.training import Question
 from llmsize.term import Term, term, total
 
@@ -33,39 +31,51 @@ FSDP = "Zhao et al. 2023, arXiv:2304.11277, section 3; pytorch v2.9, torch/distr
 ZERO = "Rajbhandari et al. 2020, arXiv:1910.02054, section 5"
 
 
-def serving(
-    model: Subject, work: Workload, engine_of: Callable[[str], Engine], devices: int = 1
-) -> Term:
+def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
     """Memory of the fullest of `devices` that serve a model together, as `llmsize infer` has it.
 
-    `engine_of` looks up the facts of an engine: transformers, or llama.cpp for what only that runs.
     A shape that stands in for a parameter count, and a format that nothing is computed in, follow
     published rules instead. Raises `LLMSizeError` for a job that makes no sense.
     """
     storage = work.storage
     computed = storage.format.block_elements == 1 and storage.format.block_bytes in (2, 4)
-    if not model.assumed and (computed or storage.recipe):
-        return _fullest(model, work, engine_of, devices)
+    if work.engine is not None and not model.assumed and (computed or storage.recipe):
+        return _fullest(model, work, work.engine, devices)
     return estimated(model, work, "inference", devices)
 
 
-def _fullest(
-    model: Subject, work: Workload, engine_of: Callable[[str], Engine], devices: int
-) -> Term:
+def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Term:
     from llmsize.memory import serving as served  # with llama.cpp, which is large
 
     storage = work.storage
-    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
-    kept = FP16 if gguf else storage.format
+    kept = FP16 if engine.allocation == "buffers" else storage.format
     made = served.serving(
-        model.architecture, model.trace, engine_of("llama.cpp" if gguf else "transformers"),
-        storage.recipe, work.format_of, format=storage.format, keys=kept, values=kept,
+        model.architecture, model.trace, engine, storage.recipe, work.format_of,
+        format=storage.format, keys=kept, values=kept,
     )  # fmt: skip
-    question = replace(
-        made, context=work.context, batch=work.batch,
-        devices=max(1, min(devices, len(made.layers))),
+    if engine.split == "layers":
+        devices = max(1, min(devices, len(made.layers)))
+    question = replace(made, context=work.context, batch=work.batch, devices=devices)
+    needed = served.fullest(served.need(question))
+    outside = sum(part.value for part in needed.parts if part.name == "CUDA graphs")
+    outside += sum(part.value for part in needed.walk() if part.name == "context")
+    return _with_share(needed, engine, int(outside))
+
+
+def _with_share(needed: Term, engine: Engine, outside: int) -> Term:
+    """What is needed and, for an engine with a pool, the rest of a device that it leaves alone.
+
+    It takes a share of the device, and what is `outside` of that share comes on top.
+    """
+    if engine.allocation != "pool":
+        return needed
+    inside = int(needed.value) - outside
+    spared = term(
+        "left alone by the engine", "max(ceil(inside / share) - inside - outside, 0)",
+        unit="bytes", source=engine.source, inside=inside, share=engine.utilization,
+        outside=outside, note="`--gpu-memory-utilization`: the pool is made of a share of a device",
     )  # fmt: skip
-    return served.fullest(served.need(question))
+    return total(needed.name, *needed.parts, spared)
 
 
 def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Term:
@@ -94,6 +104,8 @@ def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Ter
     needed = on_each(parts, devices, *whole)
     if isinstance(needed, str):
         raise LLMSizeError(needed, hint="name another `--dtype` or `--job`")
+    if work.engine is not None and job == "inference":
+        return _with_share(needed, work.engine, int(RUNTIME.value))
     return needed
 
 
@@ -168,25 +180,3 @@ def _share(part: Term, devices: int) -> Term:
         part.name, "ceil(bytes / devices)", unit="bytes", source=ZERO, grade=part.grade,
         bytes=part.value, devices=devices,
     )  # fmt: skip
-
-
-def asker(
-    ask: Callable[[Architecture, str], Term], least: Mapping[str, float], *, hopeless: float
-) -> Need:
-    """The question of a catalogue search, from one that answers with a Term.
-
-    `least` has, by storage, bytes of a device that no parameter does without. A model that takes
-    more than `hopeless` bytes that way is not traced: the bound is its answer. A model that cannot
-    be asked (an unknown family, no such layer) has none.
-    """
-
-    def asked(model: Architecture, storage: str) -> int | None:
-        bound = (model.published_parameters or 0) * least[storage]
-        if bound > hopeless:
-            return int(bound)
-        try:
-            return int(ask(model, storage).value)
-        except LLMSizeError:
-            return None
-
-    return asked

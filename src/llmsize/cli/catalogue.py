@@ -1,0 +1,215 @@
+"""`llmsize fits` without a model: the largest counts for a memory, and the models that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+
+from llmsize import presets
+from llmsize.answer import Absent, Cell, Row, Table
+from llmsize.architecture import Architecture
+from llmsize.cli.estimate import format_named
+from llmsize.cli.jobs import band_of, need_of, refusal
+from llmsize.engine import Engine
+from llmsize.errors import LLMSizeError
+from llmsize.hardware import Machine
+from llmsize.ladder import typical
+from llmsize.memory import overview
+from llmsize.memory.overview import JOBS, Job, Subject, Workload
+from llmsize.planning.catalogue import Choice, Filter, parameters, search, wanted
+from llmsize.planning.fits import approached, largest_near
+from llmsize.planning.needs import estimated
+from llmsize.term import Term, fact
+
+STORAGES = {
+    "fp32": "fp32", "fp16/bf16": "bf16", "int8": "llm-int8", "q8_0": "q8_0", "q6_k": "q6_k",
+    "q5_k_m": "q5_k_m", "q4_k_m": "q4_k_m", "nf4": "nf4",
+}  # fmt: skip
+"""The rows of the answer, and the format or the recipe of each, the largest first: what
+transformers and bitsandbytes load, and the files of llama.cpp that are published most."""
+
+LOADED = ("fp16/bf16", "int8", "nf4")
+"""Those of them that transformers loads, the models of the catalogue among them; …"""
+FILES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
+"""… those that llama.cpp does; …"""
+POOLED = {"fp16/bf16": "bf16", "fp8": "fp8", "int8": "w8a8", "awq-int4": "awq-int4-g128"}
+"""… and what vLLM, SGLang and TensorRT-LLM load."""
+
+QUANTIZED = "quantized weights are not trained themselves"
+NOT_TUNED: dict[tuple[str, Job], str] = {
+    ("fp32", "QLoRA"): "QLoRA trains beside 4-bit weights",
+    ("fp16/bf16", "QLoRA"): "QLoRA trains beside 4-bit weights",
+    ("int8", "QLoRA"): "QLoRA trains beside 4-bit weights",
+    ("nf4", "LoRA"): "LoRA beside 4-bit weights is QLoRA",
+    ("int8", "full training"): QUANTIZED,
+    ("nf4", "full training"): QUANTIZED,
+}
+STEP, MOST = 10**6, 10**14
+"""The largest parameter count is searched in steps of a million."""
+
+
+def storages(engine: Engine | None) -> Mapping[str, str]:
+    """How weights may be stored for an engine; for any of them if none is named."""
+    if engine is None:
+        return STORAGES
+    if engine.allocation == "pool":
+        return POOLED
+    titles: tuple[str, ...] = FILES
+    if engine.allocation == "grown":  # whose facts name the formats beside plain ones
+        begins = ("bf16", *engine.capability)
+        titles = tuple(title for title in LOADED if STORAGES[title].startswith(begins))
+    return {title: STORAGES[title] for title in titles}
+
+
+def senseless(title: str, work: Workload, job: Job) -> str:
+    """Why weights that are stored so are not used for a job; empty if they are."""
+    if job != "inference" and work.storage.recipe and work.storage.recipe.container == "gguf":
+        return "llama.cpp serves its files and trains none"
+    return NOT_TUNED.get((title, job), "")
+
+
+def counts(works: Mapping[str, Workload], machine: Machine, jobs: tuple[Job, ...] = JOBS) -> Table:
+    """The largest number of parameters for every way to store weights and every job."""
+    rows = tuple(
+        Row(title, {job: most_parameters(title, job, work, machine) for job in jobs})
+        for title, work in works.items()
+    )
+    return Table("largest number of parameters", jobs, rows, heading="weights in")
+
+
+def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> Cell:
+    """The most parameters whose estimated need is within the memory, weights stored as `title`."""
+    reason = senseless(title, work, job) or refusal(work, job, machine.accelerator)
+    if reason:
+        return Absent(reason)
+    budget, each = machine.usable.value, _least(work, job) * STEP / machine.devices
+    need = partial(_estimated, work, job, machine.devices)
+
+    # what the weights alone allow is near, and whoever starts from there traces few shapes
+    most, allowed = MOST // STEP, min(max(int(budget / each), 1), MOST // STEP)
+    guess = approached(need, budget, allowed, each, highest=most)
+    found = largest_near(lambda steps: need(steps) <= budget, guess, highest=most)
+    if need(found) > budget:
+        return Absent("not even a million parameters fit")
+    return fact(
+        "parameters", found * STEP, unit="parameters", grade="assumed",
+        source="the largest count whose estimate is within the memory",
+    )  # fmt: skip
+
+
+def _estimated(work: Workload, job: Job, devices: int, steps: int) -> float:
+    return estimated(_typical(steps * STEP), work, job, devices).value
+
+
+_shapes: dict[str, Subject] = {}
+
+
+def _typical(parameters: int) -> Subject:
+    """A model of that size; each of the few shapes is traced once."""
+    shape = typical(parameters)
+    if shape.name not in _shapes:
+        _shapes[shape.name] = overview.subject(shape)
+    return _shapes[shape.name]._replace(parameters=parameters)
+
+
+def models_that_fit(
+    works: Mapping[str, Workload], machine: Machine, job: Job, filter: Filter, engine: Engine | None
+) -> Iterator[Choice]:
+    """The presets that fit for a job, largest first, in the most precise format that does.
+
+    The formats are those of one engine, transformers unless another is named.
+    """
+    usable = works if engine else {title: works[title] for title in LOADED}
+    models = [model for model in presets.every(Architecture).values() if wanted(model, filter)]
+    return searching(usable, machine, job)(models)
+
+
+def searching(
+    works: Mapping[str, Workload], machine: Machine, job: Job, *, certain: bool = False
+) -> Callable[..., Iterator[Choice]]:
+    """A `search` of any models for a job; where it has to be `certain`, nothing tight is taken."""
+    usable = {
+        title: work for title, work in works.items()
+        if not senseless(title, work, job) and not refusal(work, job, machine.accelerator)
+    }  # fmt: skip
+    subjects = lru_cache(maxsize=1)(overview.subject)
+    budget, devices = int(machine.usable.value), machine.devices
+
+    def need(model: Architecture, title: str) -> int | None:
+        try:
+            return int(need_of(subjects(model), usable[title], job, devices).value)
+        except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
+            return None
+
+    return partial(
+        search, formats=tuple(usable), need=need, budget=budget, band=band_of(job).share,
+        least=_bound(usable, subjects, job, budget, devices), certain=certain,
+    )  # fmt: skip
+
+
+def _bound(
+    works: Mapping[str, Workload], subjects: Callable[[Architecture], Subject], job: Job,
+    budget: int, devices: int,
+) -> Callable[[Architecture, str], float]:  # fmt: skip
+    """What a model takes at least on each device: by its count, or if that fits, as stored."""
+
+    def least(model: Architecture, title: str) -> float:
+        work = works[title]
+        bare = parameters(model) * _least(work, job) / devices
+        if bare > budget or job == "full training":
+            return bare
+        try:
+            held = sum(part.value for part in _held(subjects(model), work, job))
+        except LLMSizeError:
+            return bare
+        return max(bare, held / devices)
+
+    return least
+
+
+def _least(work: Workload, job: Job) -> float:
+    """Bytes of all devices together that no parameter does without."""
+    if job == "full training":
+        return float(sum(work.precision.bytes_per_parameter))
+    recipe = work.storage.recipe
+    format = format_named(recipe.base) if recipe else work.storage.format
+    return format.bits_per_element / 8
+
+
+def _held(model: Subject, work: Workload, job: Job) -> Iterator[Term]:
+    """What is there before anything is computed, on all devices together.
+
+    The tensors of a GGUF file are not unfolded for it: their count is bound enough.
+    """
+    recipe = work.storage.recipe
+    if recipe is None or recipe.container != "gguf":
+        yield overview.stored(model, work.storage, work.format_of)
+    if job == "inference":
+        yield overview.cache(model, work)
+
+
+def models_table(chosen: list[Choice], job: Job) -> Table:
+    """The models that fit, in their order."""
+    rows = tuple(
+        Row(
+            choice.model.name,
+            {
+                "parameters": known("parameters", parameters(choice.model), "parameters"),
+                "weights in": choice.format,
+                "needs": known("needed", choice.need, "bytes"),
+                "headroom": known("headroom", choice.headroom, "bytes"),
+                "verdict": choice.verdict,
+            },
+        )
+        for choice in chosen
+    )
+    columns = ("parameters", "weights in", "needs", "headroom", "verdict")
+    return Table(f"models that fit for {job}", columns, rows, heading="model")
+
+
+def known(name: str, value: int | None, unit: str) -> Cell:
+    """A number of the preset or of the estimate."""
+    if value is None:
+        return Absent("not published")
+    return fact(name, value, unit=unit, source="preset" if unit == "parameters" else "estimate",
+                grade="exact" if unit == "parameters" else "formula")  # fmt: skip

@@ -1,0 +1,84 @@
+"""What `fits` and `advise` ask about a model: one job, the weights stored in one way."""
+
+from __future__ import annotations
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.cli.estimate import default_precision, format_named
+from llmsize.engine import Engine
+from llmsize.hardware import Accelerator, supports
+from llmsize.memory.methods import Choices
+from llmsize.memory.overview import Job, Storage, Subject, Workload
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.planning.fits import Band
+from llmsize.planning.needs import estimated, serving, tuning
+from llmsize.planning.support import obstacle, obstacle_to
+from llmsize.planning.training import Question
+from llmsize.stack import Stack
+from llmsize.term import Term
+
+
+def workload(storage: Storage, batch: int, context: int, engine: str = "") -> Workload:
+    """A job's size; what serves it is the `engine`, or the one that usually runs such weights.
+
+    Training recomputes every layer: what fits is asked by those who have little memory.
+    """
+    return Workload(
+        storage, presets.get(Precision, default_precision(storage)),
+        presets.get(Optimizer, "adamw"), format_named, batch, context, recompute=True,
+        engine=presets.get(Engine, engine or _usual_engine(storage)),
+    )  # fmt: skip
+
+
+def _usual_engine(storage: Storage) -> str:
+    """llama.cpp for its own files, transformers for everything else."""
+    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
+    return "llama.cpp" if gguf else "transformers"
+
+
+def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:
+    """Bytes on the fullest device, by passes that are walked operation by operation."""
+    if job == "inference":
+        return serving(model, work, devices)
+    if job == "full training" and not work.storage.trainable:
+        return estimated(model, work, job, devices)
+    return tuning(step(model.architecture, work, job), devices)
+
+
+def step(model: Architecture, work: Workload, job: Job) -> Question:
+    """The training step that `llmsize train --recompute full` is asked about."""
+    recipe, full = work.storage.recipe, job == "full training"
+    method = "full" if full else "qlora" if recipe else "lora"
+    choices = Choices(
+        method, work.batch, work.context, work.storage.format, rank=work.lora.rank,
+        recompute="full", base=format_named(recipe.base) if recipe else None,
+    )  # fmt: skip
+    precision = work.precision if full else presets.get(Precision, "pure-16bit")
+    stack = presets.get(Stack, "transformers")
+    return Question(model, choices, stack, precision, work.optimizer)
+
+
+def runtime(work: Workload, job: Job) -> Engine | Stack:
+    """What would run it."""
+    if job == "inference" and work.engine is not None:
+        return work.engine
+    return presets.get(Stack, "transformers")
+
+
+def refusal(work: Workload, job: Job, accelerator: Accelerator | None) -> str:
+    """Why what would run it does not, on that accelerator; empty if it does."""
+    if accelerator is None:
+        return ""
+    recipe, runs = work.storage.recipe, runtime(work, job)
+    reason = obstacle(runs, accelerator)
+    return reason or (obstacle_to(format_named(recipe.base), runs, accelerator) if recipe else "")
+
+
+def multiplies(accelerator: Accelerator, format: str) -> bool:
+    """Whether products in a format are known to be possible, or nothing of the chip is known."""
+    return not accelerator.peak_tflops or supports(accelerator, format)
+
+
+def band_of(job: Job) -> Band:
+    """How far off the estimates of a job are, by runs that others have measured."""
+    return presets.get(Band, "inference" if job == "inference" else "training")
