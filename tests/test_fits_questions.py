@@ -85,7 +85,7 @@ def test_it_names_the_cheapest_change_and_the_devices(capsys: pytest.CaptureFixt
     code, document = fits("llama-2-13b --gpu t4", capsys)
     assert code == 1
     assert any("nf4" in note for note in document["notes"])
-    assert "2 such devices would be enough" in document["notes"]
+    assert any(note.startswith("2 such devices would be enough") for note in document["notes"])
     assert fits("llama-2-13b --gpu t4 --gpus 2", capsys)[0] == 0
     assert fits("llama-2-13b --gpu t4 --dtype nf4", capsys)[0] == 0
 

@@ -12,6 +12,11 @@ from llmsize.term import Term, fact, term, total
 from llmsize.units import format_bytes
 
 MAX_DEVICES = 1_000_000
+BUS = fact(
+    "bus", 63 * 10**9, unit="B/s", source="PCI Express 5.0, 16 lanes, one direction",
+    grade="formula",
+)  # fmt: skip
+"""The fastest bus between host and device that a card has today: a bound needs no slower one."""
 
 
 @dataclass(frozen=True, slots=True)

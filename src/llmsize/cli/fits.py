@@ -23,10 +23,13 @@ from llmsize.hardware import Accelerator, Instance, Machine, peak, rented
 from llmsize.hardware import machine as machine_of
 from llmsize.memory import overview
 from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workload
+from llmsize.memory.training import Offload
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Filter, enough
 from llmsize.planning.fits import largest_near, smallest, verdict
+from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
+from llmsize.planning.training import PLACES, Question, host_need, need, offloaded
 from llmsize.term import Term, term
 from llmsize.units import format_bytes, format_count
 
@@ -44,6 +47,9 @@ JOB_NAMES: dict[str, Job] = {
     "inference": "inference", "lora": "LoRA", "qlora": "QLoRA", "full": "full training"
 }  # fmt: skip
 MOST_DEVICES = 4096
+KEPT: dict[Offload, str] = {
+    "optimizer": "what the optimizer steps with", "parameters": "optimizer and weights"
+}  # fmt: skip
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
 
 
@@ -210,7 +216,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), room)),
-        _assumptions(work, job, architecture), (*advice, _band(job)),
+        _assumptions(work, job, architecture, machine.devices), (*advice, _band(job)),
         verdict=said == "fits" if strict else within,
     )  # fmt: skip
 
@@ -253,27 +259,71 @@ def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple
 
 def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
     """The cheapest change that makes it fit, and how many devices would do without one."""
-    budget = machine.usable.value
-    fewest = smallest(
-        lambda devices: need_of(model, work, job, devices).value <= budget,
-        lowest=machine.devices, highest=MOST_DEVICES,
-    )  # fmt: skip
-    told = [f"{fewest:,} such devices would be enough"] if fewest else []
-    if job != "inference" and machine.devices == 1:
-        from llmsize.cli.train import advice
+    budget = int(machine.usable.value)
+    fewest = _fewest(model, work, job, machine)
+    told = [f"{fewest:,} such devices would be enough: {_layout(work, job)}"] if fewest else []
+    if job == "inference":
+        return (*_smaller_served(model, work, machine), *told)
+    if machine.devices > 1:
+        return tuple(told)
+    from llmsize.cli.train import advice, remedy
 
-        return (advice(step(model.architecture, work, job), int(budget)), *told)
+    question = step(model.architecture, work, job)
+    several = remedy(question, budget)
+    told.insert(0, advice(question, several))
+    if changes.applied(question, several).choices.offload == "none":
+        told += _on_the_host(question, budget)
+    return tuple(told)
+
+
+def _fewest(model: Subject, work: Workload, job: Job, machine: Machine) -> int | None:
+    """The smallest number of devices that is enough; of those that cut matrices a power of two."""
+
+    def holds(devices: int) -> bool:
+        try:
+            return need_of(model, work, job, devices).value <= machine.usable.value
+        except LLMSizeError:  # heads that so many devices do not divide
+            return False
+
+    if job == "inference" and work.engine is not None and work.engine.split == "tensor":
+        powers = (2**power for power in range(MOST_DEVICES.bit_length()))
+        return next((n for n in powers if n >= machine.devices and holds(n)), None)
+    return smallest(holds, lowest=machine.devices, highest=MOST_DEVICES)
+
+
+def _layout(work: Workload, job: Job) -> str:
+    """How several devices share the work."""
+    if job != "inference":
+        return "weights, gradients and states divided (ZeRO-3, FSDP), a batch on each"
+    if work.engine is not None and work.engine.split == "tensor":
+        return "every matrix divided (tensor parallel), heads by whole numbers"
+    return "each has some of the layers, which run one after another"
+
+
+def _smaller_served(model: Subject, work: Workload, machine: Machine) -> Iterator[str]:
+    """The cheapest combination of changes to serve it, and a split with the host."""
+    budget = machine.usable.value
 
     def enough(changed: Workload) -> bool:
-        return need_of(model, changed, job, machine.devices).value <= budget
+        return need_of(model, changed, "inference", machine.devices).value <= budget
 
-    found = changes.combination(work, _smaller(work.engine), enough) if job == "inference" else None
-    if found:
+    if found := changes.combination(work, _smaller(work.engine), enough):
         done = " and ".join(change.name for change in found)
-        told.insert(0, f"to make it fit: {done}; costs {', '.join(c.costs for c in found)}")
-    if job == "inference" and machine.devices == 1:
-        told += _split(model, work, int(budget))
-    return tuple(told)
+        yield f"to make it fit: {done}; costs {', '.join(change.costs for change in found)}"
+    if machine.devices == 1 and work.engine is not None and work.engine.allocation != "pool":
+        yield from _split(model, work, int(budget))
+
+
+def _on_the_host(question: Question, budget: int) -> Iterator[str]:
+    """The least that has to be offloaded to host memory for a step to fit, nothing else changed."""
+    for what in PLACES[1:]:
+        changed = offloaded(question, what)
+        if changed != question and (device := need(changed).value) <= budget:
+            kept = f"{KEPT[what]} in host memory (`llmsize train --offload {what}`)"
+            sizes = f"{format_bytes(device)} and {format_bytes(host_need(changed).value)} there"
+            costs = ", ".join(("an optimizer step on the host", *slowdown(question, changed)))
+            yield f"or keep {kept}: {sizes}; costs {costs}"
+            return
 
 
 def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
@@ -358,8 +408,12 @@ AT_ONCE = (
 """What is said of more than one sequence."""
 
 
-def _assumptions(work: Workload, job: Job, architecture: Architecture) -> tuple[str, ...]:
+def _assumptions(
+    work: Workload, job: Job, architecture: Architecture, devices: int = 1
+) -> tuple[str, ...]:
     told = [f"{work.batch} × {work.context:,} tokens (`--batch`, `--context`)"]
+    if devices > 1:
+        told.append(f"{devices:,} devices: {_layout(work, job)}")
     if job == "inference" and work.batch > 1 and not (work.engine and work.engine.prefill):
         told.append(AT_ONCE)
     if job != "inference":

@@ -33,6 +33,7 @@ from llmsize.memory.training import Offload, TrainingRun, TrainingStep, training
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest
+from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support, computed_in
 from llmsize.planning.training import Question, changes, host_need, need
 from llmsize.stack import Stack
@@ -449,12 +450,13 @@ def _changes(question: Question, budget: int | None) -> Table:
     """What each change alone would save, the most first."""
     rows = []
     for saving in planning.ranked(question, _known_changes(), need):
+        changed = saving.change.apply(question)
         cells: dict[str, Cell] = {
             "then": saving.then,
             "saves": Term("saves", saving.saved, "bytes", grade=saving.then.grade),
-            "costs": saving.change.costs,
+            "costs": _costs(question, changed, saving.change),
         }
-        if (host := host_need(saving.change.apply(question))).value:
+        if (host := host_need(changed)).value:
             cells["host memory"] = host
         if budget is not None:
             cells["fits"] = "yes" if saving.then.value <= budget else "no"
@@ -462,6 +464,12 @@ def _changes(question: Question, budget: int | None) -> Table:
     fits = ("fits",) if budget is not None else ()
     columns = ("then", "saves", "host memory", *fits, "costs")
     return Table("changes, each alone", columns, tuple(rows), heading="what")
+
+
+def _costs(question: Question, changed: Question, *done: planning.Change[Question]) -> str:
+    """What changes give up, and what takes longer with them."""
+    given_up = (change.costs for change in done)
+    return ", ".join((*filter(None, given_up), *slowdown(question, changed)))
 
 
 def _known_changes() -> tuple[planning.Change[Question], ...]:
@@ -532,12 +540,12 @@ def _notes(
                 f"the driver may page {format_bytes(states)} of states out to the host, which "
                 f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
             )
-        told.append(advice(question, budget))
+        told.append(advice(question, remedy(question, budget)))
     return tuple(told)
 
 
-def advice(question: Question, budget: int) -> str:
-    """The cheapest change that makes it fit, or the cheapest combination."""
+def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], ...]:
+    """The cheapest change that makes it fit, or the cheapest combination; none if nothing does."""
     known = _known_changes()
 
     def enough(changed: Question) -> bool:
@@ -547,12 +555,16 @@ def advice(question: Question, budget: int) -> str:
             return False  # what does not go together
 
     one = planning.single(question, known, enough)
-    several = (one,) if one else planning.combination(question, known, enough)
+    return (one,) if one else planning.combination(question, known, enough) or ()
+
+
+def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:
+    """A remedy in words: what it takes, and what it costs."""
     if not several:
         return "no change that llmsize knows makes it fit"
     changed = planning.applied(question, several)
     done = " and ".join(change.name for change in several)
-    costs = ", ".join(change.costs for change in several)
+    costs = _costs(question, changed, *several)
     takes = format_bytes(need(changed).value)
     if (host := host_need(changed)).value:
         takes += f" and {format_bytes(host.value)} in host memory"

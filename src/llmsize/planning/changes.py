@@ -29,7 +29,7 @@ class Change(Generic[Q]):
     price: float
     """How much it hurts, compared with the others; 0 for nothing at all."""
     costs: str
-    """What is given up for it: `a third more time`."""
+    """What is given up for it, `half of the context`; empty where that is time alone."""
     apply: Callable[[Q], Q]
     """The question with the change made; the same question where it changes nothing."""
 

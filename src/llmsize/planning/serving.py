@@ -9,7 +9,7 @@ from llmsize.anatomy.flops import forward_flop_per_token
 from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
-from llmsize.hardware import RATES, Accelerator, bandwidth, peak, supports
+from llmsize.hardware import BUS, RATES, Accelerator, bandwidth, peak, supports
 from llmsize.memory.serving import (
     ELSEWHERE,
     Serving,
@@ -25,15 +25,6 @@ from llmsize.term import Term, fact, term
 
 LONGEST = 2**24
 """Where the search for a context stops."""
-
-PCIE = fact(
-    "bus",
-    63 * 10**9,
-    unit="B/s",
-    source="PCI Express 5.0, 16 lanes, one direction",
-    grade="formula",
-)  # fmt: skip
-"""The fastest bus that a card has today: a bound needs no slower one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +193,7 @@ def first_token(question: Serving, accelerator: Accelerator, *, measured: bool =
         sequences=question.batch, prompt=prompt, flop_per_token=per_token, head=spared,
         peak=fastest, devices=ways,
         weight_bytes=_read(question, prompt * question.batch),
-        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
+        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=BUS.value,
     )  # fmt: skip
 
 
@@ -229,7 +220,7 @@ def tokens_per_second(question: Serving, accelerator: Accelerator, share: Term =
         sequences=question.batch, flop_per_token=flop, devices=ways, share=share.value,
         peak=peak(accelerator, rate(question, accelerator)).value,
         weight_bytes=_read(question, question.batch), cache_bytes=cached,
-        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=PCIE.value,
+        bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=BUS.value,
     )  # fmt: skip
 
 

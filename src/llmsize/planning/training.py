@@ -33,22 +33,26 @@ class Question:
 
 def need(question: Question) -> Term:
     """The device memory of the step. Raises `LLMSizeError` for choices that do not go together."""
-    return device_memory(training_step(question.architecture, _run(question)), question.stack)
+    return device_memory(training_step(question.architecture, run_of(question)), question.stack)
 
 
 def host_need(question: Question) -> Term:
     """The host memory of the step, 0 where nothing is offloaded. Raises as `need` does."""
-    return host_memory(question.architecture, _run(question))
+    return host_memory(question.architecture, run_of(question))
 
 
-def _run(question: Question) -> TrainingRun:
+def run_of(question: Question) -> TrainingRun:
+    """The knobs that the choices come to. Raises `LLMSizeError` as `need` does."""
     return training_run(question.choices, question.stack, question.precision, question.optimizer)
 
 
 def changes(
     *, eight_bit: Optimizer, base: Callable[[], object], liger: Stack
 ) -> tuple[Change[Question], ...]:
-    """What can be changed, cheapest first: nothing lost, then time, then what is trained."""
+    """What can be changed, cheapest first: nothing lost, then time, then what is trained.
+
+    That order is a judgement. How much time, `llmsize.planning.slowdown` says of each question.
+    """
     return (
         Change("use SDPA for attention", 0.5, "attention weights to look at",
                lambda q: _choose(q, attention="sdpa")),
@@ -62,17 +66,17 @@ def changes(
                lambda q: _choose(q, batch=q.choices.batch // 2,
                                  accumulation=2 * q.choices.accumulation)
                if q.choices.batch % 2 == 0 else q),
-        Change("recompute every block", 4.0, "about a third more time",
+        Change("recompute every block", 4.0, "",
                lambda q: _choose(q, recompute="full")),
-        Change("recompute, offload checkpoints", 5.0, "a third more time, bus traffic",
+        Change("recompute, offload checkpoints", 5.0, "",
                lambda q: _choose(q, recompute="full", offload_checkpoints=True)),
-        Change("offload the optimizer", 6.0, "a step on the host, bus traffic",
-               lambda q: _offload(q, "optimizer")),
-        Change("offload optimizer and weights", 7.0, "a step on the host, far more traffic",
-               lambda q: _offload(q, "parameters")),
+        Change("offload the optimizer", 6.0, "an optimizer step on the host",
+               lambda q: offloaded(q, "optimizer")),
+        Change("offload optimizer and weights", 7.0, "an optimizer step on the host",
+               lambda q: offloaded(q, "parameters")),
         Change("train LoRA adapters only", 8.0, "a full fine-tune",
                lambda q: _choose(q, method="lora") if q.choices.method == "full" else q),
-        Change("train LoRA on an NF4 base", 9.0, "a 16-bit base, a quarter more time",
+        Change("train LoRA on an NF4 base", 9.0, "a 16-bit base",
                lambda q: _choose(q, method="qlora", base=base())
                if q.choices.method in ("full", "lora") else q),
     )  # fmt: skip
@@ -91,7 +95,7 @@ def _with_optimizer(question: Question, optimizer: Optimizer) -> Question:
     )
 
 
-def _offload(question: Question, what: Offload) -> Question:
+def offloaded(question: Question, what: Offload) -> Question:
     """The question with more on the host; 8-bit states stay, as their kernels run on the device."""
     further = PLACES.index(what) > PLACES.index(question.choices.offload)
     return _choose(question, offload=what) if further and not question.optimizer.block else question
