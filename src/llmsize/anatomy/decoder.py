@@ -351,6 +351,7 @@ def attention(
     position: bool = True,
     turn: Turn | None = None,
     softcap: bool = False,
+    clipped: bool = False,
     name: str = "self_attn",
     output: str = "o_proj",
 ) -> Tensor:
@@ -359,10 +360,10 @@ def attention(
     `bias` is that of q, k and v, and of the output unless `output_bias` says otherwise. `norm`
     normalises each head of q and k, either `normed_at_once`, before the next projection, or when
     all are there; `wide_norm` normalises all heads together. Without `position` nothing is rotated,
-    else by `turn`. `softcap` limits the scores.
+    else by `turn`. `softcap` limits the scores, `clipped` says that q, k and v are kept in bounds.
     """
     at_once = norm if normed_at_once else None
-    q, k, v = projections(t, s, x, name, bias, at_once, wide_norm)
+    q, k, v = projections(t, s, x, name, bias, at_once, wide_norm, clipped)
     if norm is not None and not normed_at_once:
         q = norm(t, q, f"{name}.q_norm")
         k = norm(t, k, f"{name}.k_norm")
@@ -406,15 +407,18 @@ def projections(
     bias: bool,
     norm: Norm | None = None,
     wide_norm: Norm | None = None,
+    clipped: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values by heads: three projections, or views of what one gives.
 
-    q and k are normalised all heads together, or head by head, before the next projection.
+    q and k are normalised all heads together, or head by head, before the next projection; all
+    may be `clipped`.
     """
 
     def by_heads(part: Tensor, letter: str, heads: int) -> Tensor:
         if wide_norm is not None and letter != "v":
             part = wide_norm(t, part, f"{name}.{letter}_norm")
+        part = ops.clamp(t, part, bounds=2) if clipped else part
         part = ops.split_heads(t, part, heads)
         if norm is None or letter == "v":
             return part

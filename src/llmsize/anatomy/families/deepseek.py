@@ -142,7 +142,10 @@ def read_mixture(c: Config, family: Type) -> Mixture:
     name = c.text("model_type")
     if name == "mistral4":
         return mixture.read(c, scores="native softmax", correction="groups", scaled=True)
+    if name == "deepseek_v2" and c.flag("mlp_bias"):
+        raise c.error("has biases in its MLP", "no published model has; take `mlp_bias` away")
     if name in ("deepseek", "deepseek_v2"):
+        c = c.changed(norm_topk_prob=False) if name == "deepseek_v2" else c
         return mixture.read(
             c, precise=name == "deepseek_v2", wide=True, normed=False, scaled=True,
             grouped=c.text("topk_method") == "group_limited_greedy",

@@ -47,7 +47,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     assert rotation is not None
     q, k = blocks.turn_halves(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
-    out = attend_with_sinks(t, q, k, v, around.masks[window])
+    out = attend_with_sinks(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
@@ -58,6 +58,7 @@ def attend_with_sinks(
     v: Tensor,
     mask: Tensor | None,
     *,
+    dropout: float = 0.0,
     sunk: bool = True,
     holds: bool = True,
 ) -> Tensor:
@@ -83,6 +84,7 @@ def attend_with_sinks(
     del scores
     if sunk:
         weights = ops.slice_last(t, weights, tokens)
+    weights = ops.dropout(t, weights, dropout)
     t.attention_weights = weights
     out = ops.merge_heads(t, ops.matmul(t, weights, values))
     held.clear()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Around, Names, Norm, Sizes, Turn
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -28,14 +28,25 @@ class Version:
     gated: bool
     sandwich: bool
     """Whether what each half adds is normalised."""
-    norms: tuple[str, str]
+    norm: Norm
+    """Of each head of q and k."""
     output: str
+    turn: Turn
+    wide_tables: bool
+    """Whether cosines and sines stay in fp32, and layers with a window have their own."""
 
+
+def head_norm(t: Trace, x: Tensor, name: str) -> Tensor:
+    """RMSNorm under LFM2's name for it."""
+    return blocks.rms_norm(t, x, name.replace("_norm", "_layernorm"))
+
+
+LFM2 = Version(3, False, False, head_norm, "out_proj", blocks.turn, False)
 
 VERSIONS = {
-    "lfm2": Version(3, False, False, ("q_layernorm", "k_layernorm"), "out_proj"),
-    "lfm2_moe": Version(3, False, False, ("q_layernorm", "k_layernorm"), "out_proj"),
-    "lfm3": Version(7, True, True, ("q_norm", "k_norm"), "o_proj"),
+    "lfm2": LFM2,
+    "lfm2_moe": LFM2,
+    "lfm3": Version(7, True, True, blocks.rms_norm, "o_proj", blocks.turn_and_cast, True),
 }
 
 
@@ -76,7 +87,11 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, residual, x)
 
     kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed[: s.layers])]
-    return decoder.run(t, s, block, kinds, names=NAMES, windows=(0, window))
+    reach = {window if kind == "sliding_attention" else 0 for kind, _ in kinds}
+    return decoder.run(
+        t, s, block, kinds, names=NAMES, windows=reach,
+        turned_in=FP32 if version.wide_tables else None, turned_apart=version.wide_tables,
+    )  # fmt: skip
 
 
 def adjusted(c: Config) -> Config:
@@ -132,18 +147,14 @@ def attention(
     t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, version: Version
 ) -> Tensor:
     """Grouped-query attention with normalised heads, each behind a gate."""
-    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
-    q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), f"self_attn.{version.norms[0]}")
-    k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), f"self_attn.{version.norms[1]}")
-    v = ops.split_heads(t, v, s.kv_heads)
-    q, k = decoder.turn(t, q, k, around)
+    q, k, v = decoder.projections(t, s, x, "self_attn", bias, version.norm)
+    rotation = around.tables[window]
+    assert rotation is not None
+    q, k = version.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window])
     if version.gated:
-        gate = ops.to(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"), FP32)
-        gate = ops.to(t, ops.sigmoid(t, gate), out.format)
+        gate = ops.sigmoid(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"))
         heads = out.view(t.batch, t.sequence, s.heads, s.head_dim)
         out = ops.mul(t, heads, gate.view(t.batch, t.sequence, s.heads, 1)).view(*out.shape)
     return t.linear(out, f"self_attn.{version.output}", s.hidden, bias=bias, role="o")

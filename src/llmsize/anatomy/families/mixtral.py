@@ -77,6 +77,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         correction=family.correction,
     )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
+    clipped = c.value("clip_qkv") is not None
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
@@ -87,6 +88,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 t, s, x, around, window=window, bias=bias,
                 output_bias=bias and family.output_biased,
                 norm=family.head_norm, normed_at_once=True, wide_norm=family.wide_norm,
+                clipped=clipped,
             ),
             lambda x: feed(t, s, m, x, family) if sparse else decoder.gated(t, s, x),
             norm=family.norm,

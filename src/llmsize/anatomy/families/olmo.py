@@ -20,7 +20,7 @@ from llmsize.formats import FP32
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    bias = c.flag("attention_bias")
+    bias, clipped = c.flag("attention_bias"), c.value("clip_qkv") is not None
     family = c.text("model_type")
     first, flex = family == "olmo", family == "flex_olmo"
     t.once_linear = flex
@@ -41,6 +41,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 bias=bias,
                 wide_norm=None if first else norm,
                 turn=blocks.turn_and_cast,
+                clipped=clipped and first,
             ),
             lambda x: mixture.feed(t, s, m, x) if m else decoder.gated(t, s, x),
             norm=norm,

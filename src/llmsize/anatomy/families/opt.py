@@ -32,18 +32,26 @@ class Block:
     embedding: int
     """Width of the embeddings, which are projected if it is not that of the layers."""
     positions: int
+    norm: decoder.Norm
 
 
 def read(c: Config, hidden: int) -> Block:
     """The block from a `config.json`."""
     positions = c.size("max_position_embeddings", default=2048) + EXTRA_POSITIONS
+    affine = c.flag("layer_norm_elementwise_affine", default=True)
     return Block(
         before=c.flag("do_layer_norm_before", default=True),
         bias=c.flag("enable_bias", default=True),
         dropout=c.number("dropout", default=0.1),
         embedding=Dim(c.size("word_embed_proj_dim", default=hidden), "embedding"),
         positions=Dim(positions, "positions"),
+        norm=blocks.layer_norm if affine else norm_without_weights,
     )
+
+
+def norm_without_weights(t: Trace, x: Tensor, name: str) -> Tensor:
+    """LayerNorm that neither scales nor shifts."""
+    return ops.layer_norm(t, x, None, None)
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -66,22 +74,22 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     def block(x: Tensor, kind: str) -> Tensor:
         residual = x
         if b.before:
-            x = blocks.layer_norm(t, x, "self_attn_layer_norm")
+            x = b.norm(t, x, "self_attn_layer_norm")
         x = attention(t, s, b, x, mask)
         x = ops.dropout(t, x, b.dropout)
         x = ops.add(t, residual, x)
         if not b.before:
-            x = blocks.layer_norm(t, x, "self_attn_layer_norm")
+            x = b.norm(t, x, "self_attn_layer_norm")
         x = ops.reshape(t, x, t.batch * t.sequence, s.hidden)
         residual = x
         if b.before:
-            x = blocks.layer_norm(t, x, "final_layer_norm")
+            x = b.norm(t, x, "final_layer_norm")
         x = t.linear(x, "fc1", s.intermediate, bias=b.bias, role="up")
         x = s.activation(t, x)
         x = t.linear(x, "fc2", s.hidden, bias=b.bias, role="down")
         x = ops.dropout(t, x, b.dropout)
         x = ops.reshape(t, ops.add(t, residual, x), t.batch, t.sequence, s.hidden)
-        return x if b.before else blocks.layer_norm(t, x, "final_layer_norm")
+        return x if b.before else b.norm(t, x, "final_layer_norm")
 
     x = t.layers(
         f"{DECODER}.layers",
@@ -93,7 +101,7 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     )
     del seen
     if b.before:
-        x = blocks.layer_norm(t, x, f"{DECODER}.final_layer_norm")
+        x = b.norm(t, x, f"{DECODER}.final_layer_norm")
     if b.embedding != s.hidden:
         x = t.linear(x, f"{DECODER}.project_out", b.embedding, role="projection")
     return x
