@@ -19,6 +19,9 @@ TYPES = {
     "aria": ("aria_text",),
     "baichuan": ("baichuan",),
     "bamba": ("bamba",),
+    "bart": (
+        "bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "blenderbot-small",
+    ),
     "beam": ("beam",),
     "bitnet": ("bitnet",),
     "bloom": ("bloom",),

@@ -1,0 +1,200 @@
+"""BART and its kin (mBART, Pegasus, Marian, M2M-100 and NLLB, BlenderBot): encoder and decoder.
+
+transformers v5.23, the modeling file of each type under models/. Both stacks are given the same
+number of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from llmsize.anatomy import blocks
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Part
+from llmsize.anatomy.families import t5
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import INT64
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """What one `model_type` does differently from the others."""
+
+    before: bool
+    """Whether norms come before attention and feed-forward, and one more behind each stack."""
+    embedding_norm: bool
+    positions: Literal["learned", "fixed", "buffer"]
+    """Position embeddings: trained, weights of sines and cosines, or no weights."""
+    offset: int = 0
+    """Rows before that of the first position."""
+    shifted_logits: bool = True
+    """Whether a constant for each token is added to the logits."""
+
+
+TYPES = {
+    "bart": Type(before=False, embedding_norm=True, positions="learned", offset=2),
+    "mbart": Type(before=True, embedding_norm=True, positions="learned", offset=2),
+    "pegasus": Type(before=True, embedding_norm=False, positions="fixed"),
+    "marian": Type(before=False, embedding_norm=False, positions="fixed"),
+    "m2m_100": Type(
+        before=True, embedding_norm=False, positions="buffer", offset=2, shifted_logits=False
+    ),
+    "blenderbot": Type(before=True, embedding_norm=False, positions="learned"),
+    "blenderbot-small": Type(before=False, embedding_norm=True, positions="learned"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The dimensions of the encoder or the decoder."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    activation: blocks.Activation
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is the decoder."""
+        return self.name == "decoder"
+
+
+def read(c: Config, name: str) -> Stack:
+    """One stack from a `config.json`."""
+    hidden, heads = c.size("d_model"), c.few(f"{name}_attention_heads")
+    if hidden % heads:
+        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct one of them")
+    return Stack(
+        name=name,
+        layers=c.few(f"{name}_layers"),
+        hidden=Dim(hidden, "hidden"),
+        heads=Dim(heads, f"{name}_heads"),
+        intermediate=Dim(c.size(f"{name}_ffn_dim"), f"{name}_intermediate"),
+        vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
+        positions=c.size("max_position_embeddings", default=1024),
+        activation=blocks.activation(c, "activation_function", default="gelu"),
+        dropout=c.number("dropout", default=0.1),
+        attention_dropout=c.number("attention_dropout"),
+        activation_dropout=c.number("activation_dropout"),
+    )
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens of both stacks to loss or logits."""
+    family = TYPES[c.text("model_type")]
+    if not c.flag("share_encoder_decoder_embeddings", default=True):
+        raise c.error("has embeddings for each language apart", "llmsize counts shared ones only")
+    encoder, decoder = read(c, "encoder"), read(c, "decoder")
+    tied = c.flag("tie_word_embeddings", default=True)
+    encoded = run(t, family, encoder, None, None)
+    shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
+    decoded = run(t, family, decoder, shifted, encoded)
+    if family.shifted_logits:
+        t.buffers += decoder.vocabulary * t.setting.format.block_bytes
+    result = blocks.causal_lm(
+        t, decoded, decoder.vocabulary, tied="model.shared" if tied else "", loss=t5.loss,
+        end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
+    )  # fmt: skip
+    if t.outputs is not None:
+        t.outputs = (*t.outputs, encoded)
+    return result
+
+
+def shifted_logits(vocabulary: int, t: Trace, logits: Tensor) -> Tensor:
+    """A buffer's number added to each token's."""
+    return ops.add(t, logits, Tensor((1, vocabulary), t.setting.format, None))
+
+
+def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor | None) -> Tensor:
+    """Embeddings, blocks, and the final norm of those whose norms come first."""
+    table = t.weight("model.shared.weight", (s.vocabulary, s.hidden), "embedding")
+    embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
+    if t.setting.input_gradients:
+        embeddings = t.with_gradient(embeddings)
+    embeddings = ops.scale(t, embeddings)
+    mask = blocks.mask(t) if s.decodes or t.setting.padded else None
+    places = placed(t, family, s)
+    x = ops.add(t, embeddings, places)
+    prefix = f"model.{s.name}"
+    if family.embedding_norm:
+        x = blocks.layer_norm(t, x, f"{prefix}.layernorm_embedding")
+    x = ops.dropout(t, x, s.dropout)
+    block = partial(layer, t, family, s, mask, encoded)
+    x = t.layers(f"{prefix}.layers", block, x, ["full"] * s.layers, mask, encoded)
+    return blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
+
+
+def placed(t: Trace, family: Type, s: Stack) -> Tensor:
+    """The position embeddings: of each sequence in the encoder, once for all in the decoder."""
+    rows = s.positions + family.offset
+    batch = t.batch if not s.decodes and family.positions == "learned" and family.offset else 1
+    if family.positions == "buffer":
+        t.buffers += rows * s.hidden * t.setting.format.block_bytes
+        return t.new("index_select", (t.batch, t.sequence, s.hidden), t.setting.format)
+    table = t.weight(
+        f"model.{s.name}.embed_positions.weight", (rows, s.hidden), "position",
+        fixed=family.positions == "fixed",
+    )  # fmt: skip
+    indices = t.new("add", (batch, t.sequence), INT64)
+    return ops.embedding(t, table, batch, t.sequence, indices=indices)
+
+
+def layer(
+    t: Trace, family: Type, s: Stack, mask: Tensor | None, encoded: Tensor | None, x: Tensor,
+    kind: str,
+) -> Tensor:  # fmt: skip
+    """Self-attention, attention to what is `encoded`, feed-forward; each has a norm."""
+    x = half(t, family, s, x, "self_attn", lambda x: attention(t, s, x, x, "self_attn", mask))
+    if encoded is not None:
+        x = half(
+            t, family, s, x, "encoder_attn",
+            lambda x: attention(t, s, x, encoded, "encoder_attn", None),
+        )  # fmt: skip
+    return half(t, family, s, x, "final", lambda x: feed(t, s, x))
+
+
+def half(t: Trace, family: Type, s: Stack, x: Tensor, name: str, part: Part) -> Tensor:
+    """What a part adds to the residual stream, with the norm before or behind."""
+    residual = x
+    if family.before:
+        x = blocks.layer_norm(t, x, f"{name}_layer_norm")
+    x = part(x)
+    x = ops.dropout(t, x, s.dropout)
+    x = ops.add(t, residual, x)
+    return x if family.before else blocks.layer_norm(t, x, f"{name}_layer_norm")
+
+
+def attention(
+    t: Trace, s: Stack, x: Tensor, source: Tensor, name: str, mask: Tensor | None
+) -> Tensor:
+    """Attention from `x` to `source`; what the decoder attends to is cached."""
+    q = t.linear(x, f"{name}.q_proj", s.hidden, bias=True, role="q")
+    k = t.linear(source, f"{name}.k_proj", s.hidden, bias=True, role="k")
+    v = t.linear(source, f"{name}.v_proj", s.hidden, bias=True, role="v")
+    q, k, v = (ops.split_heads(t, part, s.heads) for part in (q, k, v))
+    if source is not x:
+        head_dim = s.hidden // s.heads
+        t.remember(LayerCache("cross", s.heads, head_dim, head_dim))
+    elif s.decodes:
+        k, v = blocks.remember(t, k, v)
+    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
+    return t.linear(out, f"{name}.out_proj", s.hidden, bias=True, role="o")
+
+
+def feed(t: Trace, s: Stack, x: Tensor) -> Tensor:
+    """Two linear layers around the activation."""
+    x = s.activation(t, t.linear(x, "fc1", s.intermediate, bias=True, role="up"))
+    x = ops.dropout(t, x, s.activation_dropout)
+    return t.linear(x, "fc2", s.hidden, bias=True, role="down")
