@@ -88,15 +88,21 @@ def delta_rule(
         softplus(t, ops.add(t, ops.to(t, decay, FP32), offsets)),
     )
     recurrent.remember(t, d.value_heads * d.key_dim * d.value_dim, 2 * d.keys + d.values, d.kernel)
-    at_once = in_kernel if t.setting.fused_recurrence else chunks
-    scan = one_token if recurrent.continues(t) else at_once
-    out, state = scan(t, d, Inputs(q, k, v, steps, strength))
-    recurrent.store_state(t, state)
+    out = scanned(t, d, Inputs(q, k, v, steps, strength))
     by_head = (t.batch * t.sequence * d.value_heads, d.value_dim)
     out = ops.reshape(t, out, *by_head)
     out = gated_norm(t, out, ops.reshape(t, gate, *by_head), f"{name}.norm")
     out = ops.reshape(t, out, *tokens, d.values)
     return t.linear(out, f"{name}.out_proj", d.hidden, role="ssm")
+
+
+def scanned(t: Trace, d: DeltaNet, inputs: Inputs) -> Tensor:
+    """The rule for all tokens or the next one, its last state kept for the cache."""
+    at_once = in_kernel if t.setting.fused_recurrence else chunks
+    scan = one_token if recurrent.continues(t) else at_once
+    out, state = scan(t, d, inputs)
+    recurrent.store_state(t, state)
+    return out
 
 
 def in_kernel(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:

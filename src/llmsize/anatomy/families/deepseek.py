@@ -95,6 +95,7 @@ class Type:
 TYPES = {
     "deepseek": Type(),
     "deepseek_v2": Type(once_linear=True),
+    "deepseek_ocr2_text": Type(once_linear=True),
     "deepseek_v3": Type(first_sparse=3, once_linear=True),
     "deepseek_v32": Type(first_sparse=3, correction="fp32", once_linear=True),
     "kimi_k2": Type(),
@@ -105,6 +106,10 @@ TYPES = {
     "youtu": Type(tied=True),
     "mistral4": Type(),
 }
+
+
+VERSION_2 = ("deepseek_v2", "deepseek_ocr2_text")
+"""Types with the experts of DeepSeek V2, whose weights are taken in fp32 and never sum to one."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -142,12 +147,12 @@ def read_mixture(c: Config, family: Type) -> Mixture:
     name = c.text("model_type")
     if name == "mistral4":
         return mixture.read(c, scores="native softmax", correction="groups", scaled=True)
-    if name == "deepseek_v2" and c.flag("mlp_bias"):
+    if name in VERSION_2 and c.flag("mlp_bias"):
         raise c.error("has biases in its MLP", "no published model has; take `mlp_bias` away")
-    if name in ("deepseek", "deepseek_v2"):
-        c = c.changed(norm_topk_prob=False) if name == "deepseek_v2" else c
+    if name in ("deepseek", *VERSION_2):
+        c = c.changed(norm_topk_prob=False) if name in VERSION_2 else c
         return mixture.read(
-            c, precise=name == "deepseek_v2", wide=True, normed=False, scaled=True,
+            c, precise=name in VERSION_2, wide=True, normed=False, scaled=True,
             grouped=c.text("topk_method") == "group_limited_greedy",
         )  # fmt: skip
     return mixture.read_corrected(c, correction=family.correction)
