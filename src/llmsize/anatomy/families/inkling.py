@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.operations.rules import whole_backward
+from llmsize.anatomy.scan_operations import exp
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import BOOL, FP32, INT64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ class Reach:
     """Profiles of bias against distance that each token mixes."""
     extent: int
     """Distances that have a bias."""
+    tempered: bool
+    """Whether queries and biases grow with the position."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.0)
-    m = mixture.read(c, scores="sigmoid")
+    m = mixture.read(c, scores="sigmoid", correction="alike")
     kernel = c.size("conv_kernel_size", default=4)
     reaches = {local: read_reach(c, s, local) for local in (False, True)}
 
@@ -54,9 +59,8 @@ def forward(t: Trace, c: Config) -> Tensor:
         return blocks.rms_norm(t, x, "model.embed_tokens.embed_norm")
 
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, windows=(0, reaches[True].window), begin=begin, masking="eager"
-    )
+    used = {reaches[local].window for local, _ in kinds}
+    return decoder.run(t, s, block, kinds, windows=used, begin=begin)
 
 
 def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
@@ -64,14 +68,15 @@ def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
     profiles = Dim(c.size("d_rel", default=16), "profiles")
     if not local:
         extent = Dim(c.size("rel_extent", default=1024), "extent")
-        return Reach(s, 0, profiles, extent)
+        tempered = c.value("log_scaling_n_floor") is not None
+        return Reach(s, 0, profiles, extent, tempered)
     window = c.size("sliding_window_size", "sliding_window", default=512)
     sizes = s._replace(
         heads=Dim(c.size("swa_num_attention_heads", default=s.heads), "local_heads"),
         kv_heads=Dim(c.size("swa_num_key_value_heads", default=s.kv_heads), "local_kv_heads"),
         head_dim=Dim(c.size("swa_head_dim", default=s.head_dim), "local_head_dim"),
     )
-    return Reach(sizes, window, profiles, Dim(window, "extent"))
+    return Reach(sizes, window, profiles, Dim(window, "extent"), False)
 
 
 def local_layers(c: Config, layers: int) -> list[bool]:
@@ -99,38 +104,104 @@ def attention(t: Trace, r: Reach, x: Tensor, around: Around, kernel: int) -> Ten
     s = r.sizes
     q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, role="q")
     k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, role="k")
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, role="v")
-    mixing = t.linear(x, "self_attn.r_proj", s.heads * r.profiles, role="q")
     k = convolve(t, k, "self_attn.k_sconv", kernel)
+    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, role="v")
     v = convolve(t, v, "self_attn.v_sconv", kernel)
+    mixing = t.linear(x, "self_attn.r_proj", s.heads * r.profiles, role="q")
     q = blocks.rms_norm(t, ops.split_heads(t, q, s.heads), "self_attn.q_norm")
     k = blocks.rms_norm(t, ops.split_heads(t, k, s.kv_heads), "self_attn.k_norm")
     v = ops.split_heads(t, v, s.kv_heads)
-    profiles = t.weight("self_attn.rel_logits_proj.proj", (r.profiles, r.extent), "q")
-    by_distance = ops.matmul(t, ops.split_heads(t, mixing, s.heads), profiles)
     k, v = blocks.remember(t, k, v, r.window)
-    k, v = (ops.repeat(t, part, s.heads // s.kv_heads) for part in (k, v))
-    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
-    scores = ops.add(t, scores, mixture.take(t, by_distance, scores.shape, "gather"))
-    mask = around.masks[r.window]
-    assert mask is not None
-    weights = ops.to(t, ops.softmax(t, ops.add(t, scores, mask), FP32), v.format)
-    out = ops.merge_heads(t, ops.matmul(t, weights, v))
-    return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
+    bias = relative_bias(t, r, mixing, k.shape[2])
+    if r.tempered:
+        q, bias = grown(t, q), grown(t, bias)
+    out = attend(t, q, k, v, bias, around.masks[r.window])
+    return t.linear(ops.merge_heads(t, out), "self_attn.o_proj", s.hidden, role="o")
+
+
+def relative_bias(t: Trace, r: Reach, mixing: Tensor, tokens: int) -> Tensor:
+    """A number for each head, query and key: what the query mixes of the profiles at that distance.
+
+    Beyond the profiles' extent it is zero.
+    """
+    profiles = t.weight("self_attn.rel_logits_proj.proj", (r.profiles, r.extent), "q")
+    by_token = ops.reshape(t, mixing, t.batch, t.sequence, r.sizes.heads, r.profiles)
+    by_distance = ops.transpose(t, ops.matmul(t, by_token, profiles), 1, 2)
+    distances = (1, 1, t.sequence, tokens)
+    distance = t.new("sub", distances, INT64)
+    index = t.new("clamp", distances, INT64)
+    shape = (*by_distance.shape[:3], tokens)
+    context = ("gather_backward", by_distance.shape)
+    node = t.record(whole_backward, (by_distance,), (by_distance, index), context)
+    picked = ops.attach(t.new("gather", shape, by_distance.format), node)
+    outside = [t.new("compare", distances, BOOL) for _ in range(2)]
+    barred = t.new("bitwise_or", distances, BOOL)
+    del outside, distance
+    return ops.masked_fill(t, picked, barred)
+
+
+def grown(t: Trace, x: Tensor) -> Tensor:
+    """`x` times a number that grows with the position, in fp32, cast back."""
+    growth = t.new("log", (1, 1, t.sequence, 1), FP32)
+    return ops.to(t, ops.mul(t, ops.to(t, x, FP32), growth), x.format)
+
+
+def attend(t: Trace, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with a bias, which is a mask to add for any kernel."""
+    groups = q.shape[1] // k.shape[1]
+    if t.setting.attention == "eager":
+        assert mask is not None
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+        scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+        scores = ops.add(t, ops.add(t, scores, bias), mask)
+        weights = ops.to(t, ops.softmax(t, scores, FP32), v.format)
+        return ops.matmul(t, weights, v)
+    shared = mask is None and groups > 1
+    if not shared:
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    if mask is None:
+        mask = t.new("ge", (1, 1, *bias.shape[2:]), BOOL)
+    bias = ops.contiguous(t, ops.where(t, mask, bias))
+    q, k, v, bias = (ops.cast(t, part) for part in (q, k, v, bias))
+    return kernels.math(t, q, k, v, bias, 0.0) if shared else kernels.efficient(t, q, k, v, bias)
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts, and shared ones whose weights the router gives too."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = m.shared // m.width
-    logits = t.linear(ops.to(t, tokens, FP32), "mlp.gate", m.count + shared, role="router")
-    factor = t.weight("mlp.gate.global_scale", (1,), "router")
-    chosen = mixture.take(t, logits, (logits.shape[0], m.chosen + shared), "gather")
-    weights = ops.mul(t, ops.softmax(t, chosen), ops.to(t, factor, FP32))
-    weights = ops.to(t, weights, x.format)
-    routed_weights, shared_weights = ops.split(t, weights, m.chosen, shared)
-    routed = mixture.run_experts(t, s, m, tokens, mixture.Routing(routed_weights), "mlp.experts")
-    return ops.add(t, routed, shared_experts(t, s, m, tokens, shared_weights)).view(*x.shape)
+    routing, shared_weights = route(t, m, tokens, shared)
+    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    both = ops.add(t, routed, shared_experts(t, s, m, tokens, shared_weights))
+    return ops.reshape(t, both, *x.shape)
+
+
+def route(t: Trace, m: Mixture, tokens: Tensor, shared: int) -> tuple[mixture.Routing, Tensor]:
+    """The weights of the chosen experts and of the shared ones, which sum to one, in fp32.
+
+    Sigmoids choose; their logarithms are weighed against each other.
+    """
+    weight: Tensor = t.weight("mlp.gate.weight", (m.count + shared, tokens.shape[-1]), "router")
+    logits = ops.linear(t, ops.to(t, tokens, FP32), ops.to(t, weight, FP32), None)
+    indices = mixture.corrected_choice(t, m, ops.sigmoid(t, logits))
+    routed, own = ops.split(t, logits, m.count, shared)
+    chosen = ops.cat(t, (ops.gather(t, routed, indices), own))
+    chosen = ops.unary(t, "log_sigmoid", chosen, keeps="input")
+    weights = exp(t, ops.sub(t, chosen, log_sum_exp(t, chosen)))
+    factor: Tensor = t.weight("mlp.gate.global_scale", (1,), "router")
+    weights = ops.mul(t, ops.scale(t, weights), ops.to(t, factor, FP32))
+    weights = ops.to(t, weights, tokens.format)
+    parts = ops.split(t, weights, m.chosen, shared)
+    chosen_weights, shared_weights = (ops.contiguous(t, part) for part in parts)
+    return mixture.Routing(chosen_weights, indices, routed), shared_weights
+
+
+def log_sum_exp(t: Trace, x: Tensor) -> Tensor:
+    """The logarithm of the sum of exponentials; keeps its input and its output."""
+    node = t.record(whole_backward, (x,), (x,), ("logsumexp_backward", x.shape))
+    out = ops.attach(t.new("logsumexp", (*x.shape[:-1], 1), x.format), node)
+    ops.keep_output(t, node, out)
+    return out
 
 
 def shared_experts(t: Trace, s: Sizes, m: Mixture, x: Tensor, weights: Tensor) -> Tensor:
@@ -143,12 +214,16 @@ def shared_experts(t: Trace, s: Sizes, m: Mixture, x: Tensor, weights: Tensor) -
         for part in ("gate", "up")
     )
     down = t.weight(f"{name}.down_proj", (shared, s.hidden, m.width), "shared_down")
-    copies = mixture.take(t, x, (shared, rows, s.hidden), "expand")
-    inside = ops.mul(
-        t,
-        s.activation(t, ops.linear(t, copies, gate, None, m.width)),
-        ops.linear(t, copies, up, None, m.width),
-    )
-    inside = ops.mul(t, inside, weights.view(shared, rows, 1))
-    out = ops.linear(t, inside, down, None, s.hidden)
-    return mixture.take(t, out, x.shape, "sum")
+    same = ops.expand(t, x.view(1, rows, s.hidden), shared, rows, s.hidden)
+    gated = s.activation(t, through(t, same, gate))
+    inside = ops.mul(t, gated, through(t, same, up))
+    del gated
+    by_expert = ops.transpose(t, ops.reshape(t, weights, rows, shared, 1), 0, 1)
+    out = through(t, ops.mul(t, inside, by_expert), down)
+    wide = ops.to(t, out, FP32)
+    return ops.to(t, ops.sum_first(t, wide), x.format)
+
+
+def through(t: Trace, x: Tensor, weight: Tensor) -> Tensor:
+    """`x` of every expert times its weights."""
+    return ops.bmm(t, x, ops.transpose(t, weight, 1, 2))
