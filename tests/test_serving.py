@@ -175,6 +175,24 @@ def test_experts_are_padded_for_the_kernels() -> None:
     assert kept == pytest.approx(64.38, rel=0.01)
 
 
+def host_bytes(question: Serving) -> int:
+    """What is in host memory."""
+    return sum(int(place.value) for place in need(question) if place.name == "host")
+
+
+def test_experts_wait_in_host_memory_where_the_engine_can() -> None:
+    """Qwen3-30B-A3B: 128 experts a layer of three matrices 768 × 2048, in bf16."""
+    for engine in ("vllm", "transformers"):
+        asked = replace(served("qwen3-30b-a3b", engine), host_experts=10)
+        assert host_bytes(asked) == 10 * 128 * 3 * 768 * 2048 * 2
+
+
+@pytest.mark.parametrize(("wanted", "held"), [(1, 20_971_520), (20_971_521, 37_748_736)])
+def test_whole_matrices_are_left_to_the_host(wanted: int, held: int) -> None:
+    """vLLM's uva.py goes on while less than asked for is offloaded: here qkv_proj, then o_proj."""
+    assert host_bytes(replace(served("qwen3-30b-a3b", "vllm"), host_bytes=wanted)) == held
+
+
 @pytest.mark.parametrize("engine", presets.names(Engine))
 def test_every_number_recomputes(engine: str) -> None:
     """For every engine each leaf equals its formula and each sum its parts."""
@@ -207,6 +225,12 @@ def test_more_never_takes_less(engine: str, knob: str) -> None:
         ("llama.cpp", {"batch": 1000}),
         ("transformers", {"shared": 10}),
         ("vllm", {"shared": 10_000}),
+        ("vllm-0.11", {"host_experts": 2}),
+        ("sglang", {"host_experts": 2}),
+        ("tensorrt-llm", {"host_bytes": 2}),
+        ("transformers", {"host_bytes": 2}),
+        ("mlx", {"gpu_layers": 2}),
+        ("vllm", {"host_bytes": 2, "host_experts": 2}),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(engine: str, knobs: dict[str, int]) -> None:

@@ -63,6 +63,9 @@ class Engine:
     """Families whose towers every device has whole; the others are divided as the model is."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
+    to_host: tuple[Literal["layers", "parameters", "experts"], ...] = ()
+    """What it can leave in host memory: whole layers; parameters one by one, up to a number of
+    bytes; or the experts of the first layers."""
     utilization: float = 0.0
     """Share of a device that weights, activations and the pool may take together."""
     prefill: int = 0

@@ -34,7 +34,7 @@ from llmsize.planning.support import check_draft, check_support, computed_in, ob
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
 from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
-from llmsize.units import format_bytes, format_count
+from llmsize.units import GIB, format_bytes, format_count
 
 EXAMPLES = (
     "llmsize infer llama-3.1-8b --context 32768",
@@ -138,6 +138,9 @@ Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="Tokens comp
 CpuMoe = Annotated[int, Option(
     "--cpu-moe", "--n-cpu-moe", metavar="N", min=0,
     help="Layers whose experts stay in host memory.")]
+CpuOffload = Annotated[int, Option(
+    "--cpu-offload-gb", metavar="GIB", min=0,
+    help="Weights that every device leaves in host memory.")]
 TensorSplit = Annotated[str, Option(
     "--tensor-split", metavar="SHARES", show_default="equal",
     help="Share of the layers of every device, such as `3,1`.")]
@@ -178,6 +181,8 @@ class Placement(NamedTuple):
     gpu_layers: GpuLayers = None
     stages: Stages = 1
     offload: Offload = None
+    cpu_moe: CpuMoe = 0
+    cpu_offload_gb: CpuOffload = 0
 
 
 class Beside(NamedTuple):
@@ -192,7 +197,6 @@ class LlamaCpp(NamedTuple):
     """llama.cpp and what runs it."""
 
     ubatch: Ubatch = 512
-    cpu_moe: CpuMoe = 0
     tensor_split: TensorSplit = ""
     flash_attention: FlashAttention = True
 
@@ -271,6 +275,7 @@ def _serving(asked: Asked, setting: Setting) -> Serving:
         reordered=load.beams > 1, shared=load.shared, devices=asked.devices,
         stages=placement.stages, gpu_layers=placement.gpu_layers, server=asked.server,
         offload="disk" if placement.offload == "disk" else "host",
+        host_experts=placement.cpu_moe, host_bytes=placement.cpu_offload_gb * GIB,
     )  # fmt: skip
     return replace(made, beside=tuple(_beside(asked, made)))
 
@@ -307,7 +312,7 @@ def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
 def _server(given: LlamaCpp, engine: Engine) -> Server:
     """The options of llama.cpp. Raises `LLMSizeError` where another engine is to run."""
     server = replace(
-        PLAIN_SERVER, ubatch=given.ubatch, cpu_moe_layers=given.cpu_moe,
+        PLAIN_SERVER, ubatch=given.ubatch,
         tensor_split=_shares(given.tensor_split), flash_attention=given.flash_attention,
     )  # fmt: skip
     if server != PLAIN_SERVER and engine.allocation != "buffers":
@@ -418,6 +423,8 @@ def _solved(
     """The question with the best value that fits; as it was where none does."""
     if budget is None:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
+    if what == "gpu-layers" and "layers" not in question.engine.to_host:
+        return asking.least_on_host(question, budget) or question, name
     if what != "quant":
         return asking.largest_that_fits(question, what, budget) or question, name
     made = {other: _restored(question, subject, other) for other in _recipes(subject)}
@@ -480,7 +487,8 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
             "context": question.context, "prompt": question.prompt or question.context,
             "batch": question.batch, "rows": question.rows,
             "devices": question.devices * question.stages, "stages": question.stages,
-            "gpu_layers": question.gpu_layers,
+            "gpu_layers": question.gpu_layers, "host_bytes": question.host_bytes,
+            "host_experts": question.host_experts,
             "memory_bytes": budget.memory if budget else None,
             "gpu_memory_utilization": _share(question, budget),
         },
@@ -610,9 +618,11 @@ def _notes(
         yield from _log_lines(question, budget)
     if crossing := asking.bus_bytes(question).value:
         yield f"{format_bytes(crossing)} cross the bus for every token"
-    if question.server.cpu_moe_layers and not _mixed(question):
-        yield "no layer has experts: `--cpu-moe` changes nothing, as in llama.cpp"
-    elif question.gpu_layers is not None or question.server.cpu_moe_layers:
+    if question.host_experts and not _mixed(question):
+        yield "no layer has experts: `--cpu-moe` changes nothing"
+    elif question.engine.allocation == "buffers" and (
+        question.gpu_layers is not None or question.host_experts
+    ):
         yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
         yield _advice(subject, question, name, budget)

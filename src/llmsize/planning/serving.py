@@ -13,6 +13,7 @@ from llmsize.hardware import BUS, RATES, Accelerator, bandwidth, peak, supports
 from llmsize.memory.serving import (
     ELSEWHERE,
     Serving,
+    apart,
     cache_of,
     fullest,
     need,
@@ -22,6 +23,7 @@ from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change
 from llmsize.planning.fits import largest, smallest
 from llmsize.term import Term, fact, term
+from llmsize.units import GIB, format_bytes
 
 LONGEST = 2**24
 """Where the search for a context stops."""
@@ -101,18 +103,23 @@ def changes(
         f"halve the context to {question.context // 2:,} tokens", 3.5, "half the context",
         lambda q: replace(q, context=max(1, q.context // 2)),
     ))  # fmt: skip
-    if question.engine.allocation != "pool":
+    if "layers" in question.engine.to_host:
         split = largest_that_fits(question, "gpu-layers", budget)
         if split is not None and split.gpu_layers:
             known.append(Change(
                 f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
                 "speed: the others run from host memory", lambda q: split,
             ))  # fmt: skip
-    if question.engine.allocation == "buffers" and (least := _experts_on_host(question, budget)):
+    if "experts" in question.engine.to_host and (least := _experts_on_host(question, budget)):
         known.append(Change(
             f"keep the experts of {least} layers in host memory (`--cpu-moe {least}`)", 3.8,
-            "speed: those experts run from host memory",
-            lambda q: replace(q, server=replace(q.server, cpu_moe_layers=least)),
+            "speed: those experts run from host memory", lambda q: replace(q, host_experts=least),
+        ))  # fmt: skip
+    if "parameters" in question.engine.to_host and (spare := least_on_host(question, budget)):
+        known.append(Change(
+            f"leave {format_bytes(spare.host_bytes)} of weights in host memory "
+            f"(`--cpu-offload-gb {spare.host_bytes // GIB}`)", 4.2,
+            "speed: they cross the bus for every token", lambda q: spare,
         ))  # fmt: skip
     if question.engine.split != "none":
         several = question.devices * 2
@@ -123,14 +130,24 @@ def changes(
     return [change for change in known if _possible(change, question)]
 
 
+def least_on_host(question: Serving, budget: Budget) -> Serving | None:
+    """The question with the fewest GiB of parameters in host memory that fits, if one does."""
+
+    def changed(gib: int) -> Serving:
+        return replace(question, host_bytes=gib * GIB)
+
+    found = smallest(lambda gib: fits(changed(gib), budget),
+                     highest=stored_bytes_of(question) // GIB + 1)  # fmt: skip
+    return None if found is None else changed(found)
+
+
 def _experts_on_host(question: Serving, budget: Budget) -> int:
-    """The fewest layers whose experts llama.cpp must keep on the host; 0 if none is enough."""
+    """The fewest layers whose experts must be in host memory; 0 if none is enough."""
     if not any(weight.role.startswith("expert_") for weight, _ in question.weights):
         return 0
 
     def holds(layers: int) -> bool:
-        server = replace(question.server, cpu_moe_layers=layers)
-        return fits(replace(question, server=server), budget)
+        return fits(replace(question, host_experts=layers), budget)
 
     return smallest(holds, highest=len(question.layers)) or 0
 
@@ -151,13 +168,14 @@ def _possible(change: Change[Serving], question: Serving) -> bool:
 
 
 def bus_bytes(question: Serving) -> Term:
-    """What crosses the bus for one decoded token when layers are in host memory.
+    """What crosses the bus for one decoded token when weights are in host memory.
 
-    transformers brings the weights to the device; llama.cpp runs the layers on the host and only
-    the hidden state crosses.
+    transformers brings the weights to the device, vLLM and SGLang read them from there; llama.cpp
+    runs the layers on the host and only the hidden state crosses.
     """
     host = next((place for place in need(question) if place.name in ELSEWHERE), None)
-    if host is None or question.gpu_layers is None:
+    kept = question.engine.allocation == "buffers" and question.gpu_layers is None
+    if host is None or kept:
         return fact("bus bytes per token", 0, unit="bytes", source="nothing is in host memory")
     if question.engine.allocation == "buffers":
         return term(
@@ -165,10 +183,28 @@ def bus_bytes(question: Serving) -> Term:
             source="llama.cpp: the hidden state in fp32", sequences=question.batch,
             hidden=hidden_size(question.trace),
         )  # fmt: skip
+    if question.engine.allocation == "pool":
+        return _read_in_place(question)
     return fact(
         "bus bytes per token", int(host.part("weights").value), unit="bytes",
-        source="accelerate: every layer is brought to the device for every pass",
+        source="all that is in host memory is read for every pass",
     )  # fmt: skip
+
+
+def _read_in_place(question: Serving) -> Term:
+    """What kernels read of weights in host memory: of experts no more than are chosen."""
+    _, away = apart(question, question.weights)
+    sizes = {True: 0, False: 0}
+    for weight, format in away:
+        sizes[weight.role.startswith("expert_")] += weight_bytes(weight, format)
+    mixed = [p for p in question.trace.weights.values() if p.experts and p.chosen]
+    made = term(
+        "bus bytes per token", "weights + of_experts * min(experts, chosen * sequences) / experts",
+        unit="bytes", source="vLLM v0.19.0, model_executor/offloader/uva.py",
+        weights=sizes[False], of_experts=sizes[True], sequences=question.batch,
+        experts=mixed[0].experts if mixed else 1, chosen=mixed[0].chosen if mixed else 1,
+    )  # fmt: skip
+    return replace(made, value=round(made.value))
 
 
 def first_token(question: Serving, accelerator: Accelerator, *, measured: bool = False) -> Term:

@@ -16,19 +16,35 @@ from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
-from llmsize.memory.serving.parts import cache_of, kv_heads_of
+from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
 from llmsize.term import Term, term, total
 
 __all__ = [
-    "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "cache_of", "draft", "fullest",
-    "need", "pool", "serving",
+    "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "apart", "cache_of", "draft",
+    "fullest", "need", "pool", "serving",
 ]  # fmt: skip
 
 ELSEWHERE = ("host", "disk")
 """Places that are no device."""
 
 TRANSFORMERS = "transformers v5.23.0, src/transformers/models"
+
+LEFT = {
+    "layers": (
+        "every layer", "`--gpu-layers` is for llama.cpp, Ollama and transformers; vLLM and SGLang "
+        "leave parameters to the host: `--cpu-offload-gb`",
+    ),
+    "parameters": (
+        "every parameter", "`--cpu-offload-gb` is for vLLM and SGLang; llama.cpp, Ollama and "
+        "transformers leave layers to the host: `--gpu-layers`",
+    ),
+    "experts": (
+        "all experts", "`--cpu-moe` is for llama.cpp, vLLM since 0.17 and transformers; SGLang "
+        "places experts one by one with ktransformers, which llmsize does not know",
+    ),
+}  # fmt: skip
+"""What an engine keeps that leaves nothing of the kind to the host, and who does."""
 
 
 def need(question: Serving) -> tuple[Term, ...]:
@@ -37,6 +53,7 @@ def need(question: Serving) -> tuple[Term, ...]:
     Raises `LLMSizeError` for a question that makes no sense for the engine.
     """
     _check(question)
+    _check_host(question)
     kinds = {"buffers": buffers.places, "pool": pooled.places, "grown": grown.places}
     first, *others = kinds[question.engine.allocation](question)
     return (total(first.name, *first.parts, *_towers(question), *question.beside), *others)
@@ -96,11 +113,6 @@ def _check(question: Serving) -> None:
     layers, engine = len(question.layers), question.engine
     if question.devices > 1 and engine.split == "none":
         raise LLMSizeError(f"{engine.title} runs on one device", hint="leave out `--gpus`")
-    if question.gpu_layers is not None and engine.allocation == "pool":
-        raise LLMSizeError(
-            f"{engine.title} keeps every layer on the devices",
-            hint="`--gpu-layers` and `--offload` are for llama.cpp, Ollama and transformers",
-        )
     if question.rows > 1 and engine.allocation != "grown":
         raise LLMSizeError(
             f"{engine.title} keeps no beams", hint="give them as sequences: `--batch`"
@@ -125,6 +137,24 @@ def _check(question: Serving) -> None:
         )
     if engine.split == "tensor":
         _check_heads(kv_heads_of(question), question.devices)
+
+
+def _check_host(question: Serving) -> None:
+    """Raise `LLMSizeError` for something in host memory that the engine keeps on the devices."""
+    asked = {
+        "layers": question.gpu_layers is not None,
+        "parameters": question.host_bytes > 0,
+        "experts": question.host_experts > 0,
+    }
+    for what, wanted in asked.items():
+        if wanted and what not in question.engine.to_host:
+            kept, hint = LEFT[what]
+            raise LLMSizeError(f"{question.engine.title} keeps {kept} on the devices", hint=hint)
+    if question.host_bytes > 0 and question.host_experts > 0:
+        raise LLMSizeError(
+            "experts and other parameters are both sent to the host",
+            hint="give `--cpu-moe` or `--cpu-offload-gb`",
+        )
 
 
 def _check_heads(heads: int, devices: int) -> None:

@@ -19,6 +19,7 @@ def places(question: Serving) -> tuple[Term, ...]:
         question.server,
         context=question.context * question.batch, sequences=question.batch, keys=question.keys,
         values=question.values, gpu_layers=question.gpu_layers, devices=question.devices,
+        cpu_moe_layers=question.host_experts,
     )  # fmt: skip
     names = {"model": "weights", "KV cache": "KV cache", "compute buffer": "activations"}
     places = []

@@ -14,6 +14,7 @@ from llmsize.memory.generation import generation
 from llmsize.memory.reserved import gaps_of_quantizing
 from llmsize.memory.serving.beside import beside_weights
 from llmsize.memory.serving.parts import (
+    apart,
     cache_of,
     fitted,
     matrix_of,
@@ -21,7 +22,7 @@ from llmsize.memory.serving.parts import (
     weights_of,
     within,
 )
-from llmsize.memory.serving.question import Serving
+from llmsize.memory.serving.question import Serving, Stored
 from llmsize.memory.weights import Weight, weight_bytes
 from llmsize.term import Term, fact, term, total
 
@@ -32,30 +33,31 @@ def places(question: Serving) -> tuple[Term, ...]:
     count = layers if question.gpu_layers is None else min(question.gpu_layers, layers)
     edges = [round(count * device / question.devices) for device in range(question.devices + 1)]
     places = []
+    left = within(question, count, layers) if count < layers else ()
+    left += apart(question, within(question, 0, count))[1]
     for device, (first, end) in enumerate(pairwise(edges)):
         # layers on visit leave their keys and values on the device that ran them
         visiting = question.layers[count:] if device == 0 else ()
         held = cache_of(question, (*question.layers[first:end], *visiting))
-        stored = within(question, first, end)
+        stored, _ = apart(question, within(question, first, end))
         beside = (*beside_weights(question, stored, end - first), *held)
         workspace = activations(question, beside, first=device == 0, last=end == layers)
         parts = [weights_of(question, stored), *beside, workspace, *_unpacked(question)]
         if question.engine.quantizes:
             parts += _compiled(question)
-        if count < layers:
-            parts.append(_visiting(question, count))
+        if left:
+            parts.append(_visiting(left))
         places.append(total(f"GPU {device}", *parts, runtime(question)))
-    if count < layers:
-        left = within(question, count, layers)
+    if left:
         places.append(total(question.offload, weights_of(question, left)))
     return tuple(places)
 
 
-def _visiting(question: Serving, first: int) -> Term:
-    """The largest layer of those in host memory: it is copied to the device to run."""
+def _visiting(left: Stored) -> Term:
+    """The largest layer of what is in host memory: it is copied to the device to run."""
     sizes: dict[int, int] = {}
-    for weight, format in question.weights:
-        if weight.layer >= first or weight.role == "head":
+    for weight, format in left:
+        if weight.layer >= 0 or weight.role == "head":
             sizes[weight.layer] = sizes.get(weight.layer, 0) + weight_bytes(weight, format)
     largest = max(sizes.values(), default=0)
     return fact("layer on visit from the host", largest, unit="bytes", source="accelerate hooks")

@@ -93,6 +93,30 @@ def within(question: Serving, first: int, end: int) -> Stored:
     return tuple(pair for pair in question.weights if first <= place(pair[0]) < last)
 
 
+def apart(question: Serving, stored: Stored) -> tuple[Stored, Stored]:
+    """Of the tensors `stored`, those on the device, and those of its layers in host memory.
+
+    Experts by layer, or matrix after matrix until the bytes asked for are reached
+    (vLLM v0.19.0, model_executor/offloader/uva.py).
+    """
+    if not question.host_bytes and not question.host_experts:
+        return stored, ()
+    left = question.host_bytes
+    moved: set[tuple[object, ...]] = set()
+    away: set[str] = set()
+    for weight, format, cut in sorted(shards(question, stored), key=lambda s: s.weight.layer):
+        if weight.layer < 0 or len(weight.shape) < 2:
+            continue  # norms are the last parameters of a layer there
+        matrix = (weight.layer, *matrix_of(question.engine, weight))
+        expert = weight.role.startswith("expert_") and weight.layer < question.host_experts
+        if expert or left > 0 or matrix in moved:
+            moved.add(matrix)
+            away.add(weight.name)
+            left -= -(-weight_bytes(weight, format) // cut)
+    kept = tuple(pair for pair in stored if pair[0].name not in away)
+    return kept, tuple(pair for pair in stored if pair[0].name in away)
+
+
 def cache_of(question: Serving, layers: tuple[LayerCache, ...] | None = None) -> tuple[Term, ...]:
     """The KV cache of all sequences on one device, and the recurrent state if there is one."""
     layers = question.layers if layers is None else layers

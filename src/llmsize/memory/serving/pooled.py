@@ -12,11 +12,12 @@ from llmsize.anatomy import Trace
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.memory.serving.beside import beside_weights
-from llmsize.memory.serving.parts import cache_of, runtime, weights_of, within
+from llmsize.memory.serving.parts import apart, cache_of, runtime, weights_of, within
 from llmsize.memory.serving.question import Serving
-from llmsize.term import Term, term, total
+from llmsize.term import Term, fact, term, total
 
 WARM_UP = "fitted to published logs of the engine"
+UVA = "vLLM v0.19.0, model_executor/offloader/uva.py: pinned, read over the bus"
 TRITON = (
     "vLLM v0.19.0, model_executor/layers/fused_moe/fused_moe.py, TritonExperts.workspace_shapes"
 )
@@ -26,10 +27,12 @@ def places(question: Serving) -> tuple[Term, ...]:
     """One device of every stage of the pipeline; the devices of a stage hold the same."""
     layers = len(question.layers)
     edges = [round(layers * stage / question.stages) for stage in range(question.stages + 1)]
-    places = []
+    places, on_host = [], 0
     for stage, (first, end) in enumerate(pairwise(edges)):
         own = replace(question, weights=within(question, first, end))
-        kept = (weights_of(own, own.weights), *beside_weights(own, own.weights, end - first))
+        stored, away = apart(own, own.weights)
+        kept = (weights_of(own, stored), *beside_weights(own, stored, end - first))
+        on_host += question.devices * int(weights_of(own, away).value)
         held = cache_of(question, question.layers[first:end])
         parts = [*kept, *held, warm_up(own, last=end == layers)]
         if question.engine.graphs:
@@ -39,6 +42,9 @@ def places(question: Serving) -> tuple[Term, ...]:
         if question.stages > 1 and question.devices > 1:
             name += f" of stage {stage}"
         places.append(total(name, *parts))
+    if on_host:
+        offloaded = fact("weights", on_host, unit="bytes", source=UVA)
+        places.append(total("host", offloaded))
     return tuple(places)
 
 

@@ -59,6 +59,10 @@ class Serving:
     """Layers on the devices, the others in host memory; all unless given."""
     offload: Literal["host", "disk"] = "host"
     """Where those others are."""
+    host_bytes: int = 0
+    """Bytes of parameters that each device leaves in host memory, at least: whole matrices."""
+    host_experts: int = 0
+    """Layers whose experts are in host memory, from the first."""
     beside: tuple[Term, ...] = ()
     """What the first device, or with tensor parallelism every one, has besides: adapters, a draft
     model."""
