@@ -12,7 +12,7 @@ from benchmarks.tables.serving import measured_inference
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.architecture import Architecture
-from llmsize.engine import Engine
+from llmsize.engine import Engine, on_card
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.serving import Serving, fullest, need, pool, serving
@@ -173,6 +173,16 @@ def test_experts_are_padded_for_the_kernels() -> None:
     """gpt-oss-120b takes 64.38 GiB in vLLM on an H100, its tensors 60.77 (rows of 2,880)."""
     kept = need(served("gpt-oss-120b", "vllm", "mxfp4"))[0].part("weights").value / GIB
     assert kept == pytest.approx(64.38, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("card", "gib", "sequences"),
+    [("h100-sxm", 80, 1024), ("a100-sxm-80gb", 80, 256), ("", 24, 256)],
+)
+def test_defaults_of_the_scheduler_depend_on_the_card(card: str, gib: int, sequences: int) -> None:
+    """vLLM takes 1,024 sequences of a card of 70 GiB that is no A100 (engine/arg_utils.py)."""
+    engine = on_card(presets.get(Engine, "vllm"), card, gib * GIB)
+    assert engine.warm_sequences == sequences
 
 
 def host_bytes(question: Serving) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from llmsize.units import GIB
 
 Allocation = Literal["grown", "pool", "buffers"]
 """The cache grows with the tokens; a pool takes what a share of the card leaves; or every buffer is
@@ -110,8 +112,23 @@ class Engine:
     display: int = 0
     """What a screen was seen to take of a card beside the engine; only a whole device's meter sees
     it, and `--reserve` sets it aside."""
+    cards: tuple[Mapping[str, str | int], ...] = field(default=(), hash=False)
+    """Cards on which facts are others: those `below` so many GiB, or whose name has `named` in it.
+    The first entry that is about a card gives it its `prefill` and `warm_sequences`."""
     fitted_to: int = 0
     measured: tuple[str, ...] = ()
     """Which numbers were compared with measurements; the others follow from rules."""
     aliases: tuple[str, ...] = ()
     note: str = ""
+
+
+def on_card(engine: Engine, name: str, memory: int) -> Engine:
+    """The engine as it is by default on a card of that name with `memory` bytes."""
+    for entry in engine.cards:
+        small = memory < int(entry.get("below", 0)) * GIB
+        if small or str(entry.get("named", "no name")) in name:
+            return replace(
+                engine, prefill=int(entry["prefill"]),
+                warm_sequences=int(entry.get("warm_sequences", engine.warm_sequences)),
+            )  # fmt: skip
+    return engine

@@ -18,7 +18,7 @@ from llmsize.cli import machines, options
 from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Model
-from llmsize.engine import Engine
+from llmsize.engine import Engine, on_card
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
@@ -219,7 +219,10 @@ def infer(
     budget = Budget(int(machine.usable.value), placement.utilization) if machine else None
     architecture = options.assuming(options.architecture(model), assume_family)
     accelerator = machine.accelerator if machine else None
-    subject = _subject(architecture, presets.get(Engine, engine), formats, accelerator)
+    runs = presets.get(Engine, engine)
+    if machine:
+        runs = on_card(runs, accelerator.name if accelerator else "", int(machine.usable.value))
+    subject = _subject(architecture, runs, formats, accelerator)
     asked = Asked(
         subject, load, placement, beside, _server(llama_cpp, subject.engine),
         _staged(machine.devices if machine else hardware.gpus or 1, placement.stages),
