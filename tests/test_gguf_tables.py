@@ -152,7 +152,7 @@ def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
 
 
 def test_recurrent_and_hybrid_models_are_those_of_llama_cpp() -> None:
-    """Gemma 3n and 4, Mamba, Qwen3.5, Nemotron, Jamba, Falcon-H1, LFM2: most to 0.02 MiB.
+    """Gemma 3n and 4, Kimi Linear, Mamba, Qwen3.5, Jamba, Falcon-H1, LFM2: most to 0.02 MiB.
 
     Of a model that is partly on the host, copies of small weights are placed differently.
     """
@@ -160,10 +160,12 @@ def test_recurrent_and_hybrid_models_are_those_of_llama_cpp() -> None:
     errors = []
     for row in rows:
         device, host = compute_mib(row)
-        assert host == pytest.approx(float(row["host_compute_mib"]), abs=0.0151)
+        whole = row["gpu_layers"] == "all"
+        rel = None if whole else 0.01
+        assert host == pytest.approx(float(row["host_compute_mib"]), rel=rel, abs=0.0151)
         expected = float(row["gpu_compute_mib"])
         errors.append(abs(device - expected) / expected)
-        if row["gpu_layers"] == "all" and row["flash_attn"] == "1":
+        if whole and row["flash_attn"] == "1":
             assert device == pytest.approx(expected, abs=0.0151), row
     errors.sort()
     assert errors[len(errors) // 2] < 1e-3
@@ -250,8 +252,8 @@ def test_the_buffers_add_up_by_place() -> None:
 
 
 def test_an_unknown_graph_is_said_not_guessed() -> None:
-    """llama.cpp runs Kimi Linear, but its compute buffer is not simulated."""
-    name = "kimi-linear-48b-a3b"
+    """llama.cpp runs T5, but its compute buffers are not simulated."""
+    name = "t5-base"
     with pytest.raises(LLMSizeError, match="not known"):
         model(architecture(name), trace(name), recipe("Q8_0"), format_of)
 

@@ -26,7 +26,7 @@ FAMILIES = {
     "gemma3n_text": "gemma3n", "gemma4_text": "gemma4", "qwen3_next": "qwen3next",
     "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe", "falcon_h1": "falcon-h1",
     "falcon_mamba": "mamba",
-    "granitemoehybrid": "granitehybrid", "nemotron_h": "nemotron_h",
+    "kimi_linear": "kimi-linear", "granitemoehybrid": "granitehybrid", "nemotron_h": "nemotron_h",
 }  # fmt: skip
 """`model_type` → llama.cpp's architecture, where they differ."""
 
@@ -72,7 +72,9 @@ MODULES = {
     "correction_coefs": "altup_correct_coef", "prediction_coefs": "altup_predict_coef",
     "linear_left": "laurel_l", "linear_right": "laurel_r",
     "post_laurel_norm": "laurel_post_norm", "altup_projections": "altup_proj",
-    "altup_unembed_projections": "altup_unembd_proj",
+    "altup_unembed_projections": "altup_unembd_proj", "f_a_proj": "ssm_f_a",
+    "f_b_proj": "ssm_f_b", "b_proj": "ssm_beta", "g_a_proj": "ssm_g_a", "g_b_proj": "ssm_g_b",
+    "o_norm": "ssm_norm",
 }  # fmt: skip
 """Last part of a module → name, whatever its role."""
 
@@ -84,7 +86,7 @@ IN_MIXERS = {
 }  # fmt: skip
 """Name of a recurrent mixer's tensor in `mixer`, `mamba` or `linear_attn` → name."""
 
-WITHOUT_RULES = frozenset({"inp_gate.weight", "proj.weight"})
+WITHOUT_RULES = frozenset({"inp_gate.weight", "proj.weight", "ssm_g_a.weight", "ssm_g_b.weight"})
 """Matrices that are quantized as no role is, but as the mix has it for all others."""
 
 UNQUANTIZED = frozenset(
@@ -96,11 +98,12 @@ UNQUANTIZED = frozenset(
 WITH_FIRST_LAYER = frozenset({"per_layer_model_proj.weight", "per_layer_proj_norm.weight"})
 """Tensors outside of the layers that are loaded where the first one is."""
 
-MIXERS = ("mixer", "mamba", "linear_attn")
+MIXERS = ("mixer", "mamba", "linear_attn", "forget_gate")
 
 SIGMOID_ROUTERS = frozenset(
-    {"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2", "nemotron_h"}
-)
+    {"deepseek_v3", "kimi_k2", "kimi_linear", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2",
+     "nemotron_h"}
+)  # fmt: skip
 """Families whose router scores every expert by itself and corrects the choice by a bias, a buffer
 of the library's module that is a tensor of the file."""
 
@@ -227,7 +230,7 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
     return Decoder(
         layers=caches,
         states=states,
-        norm_first=file.family in ("qwen3next", "qwen35", "qwen35moe"),
+        norm_first=file.family in ("qwen3next", "qwen35", "qwen35moe", "kimi-linear"),
         positions=4 if file.family in ("qwen35", "qwen35moe") else 1,
         normed_values=file.family in ("gemma3n", "gemma4"),
         plain_windows=file.family == "gemma4",
@@ -280,12 +283,13 @@ def _state_sizes(file: Checkpoint, caches: tuple[LayerCache, ...]) -> Iterator[t
     """Elements of a sequence's recurrent caches in every layer: columns, then the state."""
     shapes = {weight.name: weight.shape for weight in file.weights}
     for layer, cache in enumerate(caches):
-        names = (f"blk.{layer}.ssm_conv1d.weight", f"blk.{layer}.shortconv.conv.weight")
-        kernel = next((shapes[name] for name in names if name in shapes), None)
-        if kernel is None:
+        names = ("ssm_conv1d", "shortconv.conv", *(f"ssm_conv1d_{part}" for part in "qkv"))
+        kernels = [shapes[name] for name in (f"blk.{layer}.{name}.weight" for name in names)
+                   if name in shapes]  # fmt: skip
+        if not kernels:
             yield ()
         else:
-            columns = (kernel[1] - 1) * kernel[0]
+            columns = sum((kernel[-1] - 1) * kernel[0] for kernel in kernels)
             if not columns:
                 raise LLMSizeError(
                     "a convolution over one token keeps nothing",
@@ -308,6 +312,8 @@ def _layer_norm(file: Checkpoint) -> bool:
 
 def _unrotated(family: str, caches: tuple[LayerCache, ...]) -> frozenset[int]:
     """Layers without rotary positions: every fourth, or those without a window."""
+    if family == "kimi-linear":
+        return frozenset(range(len(caches)))
     if family == "smollm3":
         return frozenset(range(3, len(caches), 4))
     if family in ("cohere2", "exaone4") and any(cache.kind == "window" for cache in caches):
@@ -366,7 +372,7 @@ def _mixed(
     weight: Weight, place: str, name: str, modules: dict[str, Weight], config: Config
 ) -> Iterator[Weight]:
     """A recurrent mixer's tensor in llama.cpp's shape (conversion/mamba.py, qwen.py)."""
-    shape, role, linear = weight.shape, weight.role, ".linear_attn." in weight.name
+    shape, role, linear = weight.shape, weight.role, "_attn." in weight.name
     first = weight.name.rpartition(".")[0] + ".dt_proj" in modules
     if name == "attn_qkvz.weight":
         heads = config.size("linear_num_value_heads", default=32)
@@ -374,6 +380,11 @@ def _mixed(
         rows, columns = shape
         yield Weight(f"{place}attn_qkv.weight", (rows - values, columns), "qkv", weight.layer)
         yield Weight(f"{place}attn_gate.weight", (values, columns), role, weight.layer)
+        return
+    if name == "ssm_conv1d.weight" and ".self_attn." in weight.name:
+        for part in "qkv":  # Kimi Linear's
+            each = (shape[0] // 3, *shape[1:])
+            yield Weight(f"{place}ssm_conv1d_{part}.weight", each, role, weight.layer)
         return
     if name in ("ssm_conv1d.weight", "shortconv.conv.weight"):
         shape = (shape[0], shape[-1])

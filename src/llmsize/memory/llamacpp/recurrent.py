@@ -19,6 +19,8 @@ def recurrent(b: Builder, x: Tensor) -> Tensor:
     """The output of the layer's mixer, whichever it is by its tensors."""
     if b.has("shortconv.conv"):
         return _short_convolution(b, x)
+    if b.has("ssm_f_a"):
+        return _kimi_delta(b, x)
     if b.has("ssm_beta") or b.has("ssm_ba"):
         return _delta_net(b, x)
     return _mamba(b, x) if b.has("ssm_x") else _mamba2(b, x)
@@ -95,15 +97,60 @@ def _delta_net(b: Builder, x: Tensor) -> Tensor:
     key_heads = (old.shape[1] - inner) // 2 // head
     keys = [_repeated(b, _part(mixed, head, key_heads, tokens, sequences), heads) for _ in "qk"]
     values = _part(mixed, head, heads, tokens, sequences)
-    size = inner * b.tokens + head * inner * sequences
-    out = ops.made("delta_net", FP32, (size,), *keys, values, decay, beta, state)
-    new = view(out, head, head, heads, sequences, span=4 * head * inner * sequences)
-    _write(b, 1, new)
-    out = view(out, head, heads, tokens, sequences, span=4 * inner * b.tokens)
+    out = _delta(b, *keys, values, decay, beta, state)
     gate = ops.apply("unary", ops.reshape(z, head, heads, tokens, sequences))
     y = ops.apply("mul", b.norm(out, "ssm_norm"), gate)
     y = ops.matmul(b.needed("ssm_out"), ops.reshape(y, inner, tokens, sequences))
     return _flat(y, b)
+
+
+def _delta(b: Builder, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
+    """The output of the delta rule's kernel for every token; the new state goes to the cache."""
+    head, heads, tokens, sequences = v.shape
+    inner = head * heads
+    size = inner * b.tokens + head * inner * sequences
+    out = ops.made("delta_net", FP32, (size,), q, k, v, *others)
+    _write(b, 1, view(out, head, head, heads, sequences, span=4 * head * inner * sequences))
+    return view(out, head, heads, tokens, sequences, span=4 * inner * b.tokens)
+
+
+def _kimi_delta(b: Builder, x: Tensor) -> Tensor:
+    """The delta rule of Kimi Linear, which forgets every channel at a rate of its own."""
+    tokens, sequences = b.by_sequence
+    inner, head = b.needed("attn_q").shape[1], b.needed("ssm_norm").shape[0]
+    heads = inner // head
+    old = _old(b, 0)
+    q, k, v = (
+        ops.reshape(_own_columns(b, old, x, part), head, heads, tokens, sequences) for part in "qkv"
+    )
+    decay = ops.matmul(b.needed("ssm_f_b"), ops.matmul(b.needed("ssm_f_a"), x))
+    decay = ops.apply("unary", ops.apply("add", decay, b.weight("ssm_dt", "bias")))
+    decay = ops.apply("mul", ops.reshape(decay, head, heads, b.tokens), b.named("ssm_a"))
+    decay = ops.reshape(decay, head, heads, tokens, sequences)
+    beta = ops.reshape(b.linear(x, "ssm_beta"), 1, heads, tokens, sequences)
+    beta = ops.apply("unary", beta)
+    state = ops.reshape(_old(b, 1), head, head, heads, sequences)
+    q, k = _repeated(b, q, heads), _repeated(b, k, heads)
+    out = ops.contiguous(_delta(b, q, k, v, decay, beta, state))
+    gate = ops.matmul(b.needed("ssm_g_b"), ops.matmul(b.needed("ssm_g_a"), x))
+    gate = ops.apply("unary", ops.reshape(gate, head, heads, b.tokens))
+    out = b.norm(ops.reshape(out, head, heads, b.tokens), "ssm_norm")
+    out = ops.contiguous(ops.apply("mul", out, gate), inner, b.tokens)
+    return b.linear(out, "attn_output")
+
+
+def _own_columns(b: Builder, old: Tensor, x: Tensor, part: str) -> Tensor:
+    """Queries, keys or values after their own convolution."""
+    tokens, sequences = b.by_sequence
+    kernel = b.needed(f"ssm_conv1d_{part}")
+    before, inner = kernel.shape[0] - 1, kernel.shape[2]
+    x = ops.reshape(b.linear(x, f"attn_{part}"), inner, tokens, sequences)
+    span = 4 * (old.shape[0] * (sequences - 1) + before * inner)
+    columns = _joined(b, view(old, before, inner, sequences, span=span), x)
+    kernel = ops.reshape(kernel, before + 1, inner)
+    return ops.apply(
+        "unary", ops.made("ssm_conv", FP32, (inner, tokens, sequences), columns, kernel)
+    )
 
 
 def _rates(b: Builder, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
