@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from llmsize.anatomy.flops import forward_flop_per_token
@@ -23,7 +23,7 @@ from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change
 from llmsize.planning.fits import largest, smallest
 from llmsize.term import Term, fact, term
-from llmsize.units import GIB, format_bytes
+from llmsize.units import GIB
 
 LONGEST = 2**24
 """Where the search for a context stops."""
@@ -103,24 +103,7 @@ def changes(
         f"halve the context to {question.context // 2:,} tokens", 3.5, "half the context",
         lambda q: replace(q, context=max(1, q.context // 2)),
     ))  # fmt: skip
-    if "layers" in question.engine.to_host:
-        split = largest_that_fits(question, "gpu-layers", budget)
-        if split is not None and split.gpu_layers:
-            known.append(Change(
-                f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
-                "speed: the others run from host memory", lambda q: split,
-            ))  # fmt: skip
-    if "experts" in question.engine.to_host and (least := _experts_on_host(question, budget)):
-        known.append(Change(
-            f"keep the experts of {least} layers in host memory (`--cpu-moe {least}`)", 3.8,
-            "speed: those experts run from host memory", lambda q: replace(q, host_experts=least),
-        ))  # fmt: skip
-    if "parameters" in question.engine.to_host and (spare := least_on_host(question, budget)):
-        known.append(Change(
-            f"leave {format_bytes(spare.host_bytes)} of weights in host memory "
-            f"(`--cpu-offload-gb {spare.host_bytes // GIB}`)", 4.2,
-            "speed: they cross the bus for every token", lambda q: spare,
-        ))  # fmt: skip
+    known += _to_host(question, budget)
     if question.engine.split != "none":
         several = question.devices * 2
         known.append(Change(
@@ -128,6 +111,29 @@ def changes(
             lambda q: replace(q, devices=several),
         ))  # fmt: skip
     return [change for change in known if _possible(change, question)]
+
+
+def _to_host(question: Serving, budget: Budget) -> Iterator[Change[Serving]]:
+    """What could be left in host memory, of all that the engine can leave there."""
+    ways = question.engine.to_host
+    if "experts" in ways and (layers := _experts_on_host(question, budget)):
+        yield Change(
+            f"keep the experts of {layers} layers in host memory (`--cpu-moe {layers}`)", 3.8,
+            "speed: those experts run from host memory",
+            lambda q: replace(q, host_experts=layers),
+        )  # fmt: skip
+    split = largest_that_fits(question, "gpu-layers", budget) if "layers" in ways else None
+    if split and split.gpu_layers:
+        yield Change(
+            f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
+            "speed: the others run from host memory", lambda q: split,
+        )  # fmt: skip
+    if "parameters" in ways and (spare := least_on_host(question, budget)):
+        gib = spare.host_bytes // GIB
+        yield Change(
+            f"leave {gib} GiB of weights in host memory (`--cpu-offload-gb {gib}`)", 4.2,
+            "speed: they cross the bus for every token", lambda q: spare,
+        )  # fmt: skip
 
 
 def least_on_host(question: Serving, budget: Budget) -> Serving | None:

@@ -206,25 +206,7 @@ def layer_caches(architecture: Architecture, trace: Trace) -> tuple[LayerCache, 
 def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Decoder:
     config = Config(architecture.config, architecture.name)
     caches = layer_caches(architecture, trace)
-    kinds = {cache.kind for cache in caches}
-    mixed = kinds & {"recurrent", "none"}
-    unknown = mixed and any(map(_unnamed, file.weights))
-    if not kinds or unknown or not kinds <= KNOWN:
-        raise LLMSizeError(
-            f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
-            hint="llmsize knows the graphs of decoders with attention, Mamba, the gated delta "
-            "rule and short convolutions",
-        )
-    if max(file.layers, file.experts_used) > MOST:
-        raise LLMSizeError(
-            f"`{architecture.name}` has more layers or active experts than llama.cpp runs",
-            hint=f"it runs at most {MOST} of each",
-        )
-    if len(caches) != file.layers:
-        raise LLMSizeError(
-            f"`{architecture.name}` caches more than keys and values in llama.cpp",
-            hint="llmsize does not know the buffers of its indexer",
-        )
+    _check_graph(file, architecture, caches)
     oai = file.family == "gpt-oss"
     states = tuple(_state_sizes(file, caches))
     return Decoder(
@@ -248,6 +230,30 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         residual_first=RESIDUAL_FIRST.get(file.family, frozenset()),
         shared=_shared(config, len(caches)),
     )
+
+
+def _check_graph(
+    file: Checkpoint, architecture: Architecture, caches: tuple[LayerCache, ...]
+) -> None:
+    """Raise `LLMSizeError` for a graph that is not known, or that llama.cpp does not run."""
+    kinds = {cache.kind for cache in caches}
+    unnamed = kinds & {"recurrent", "none"} and any(map(_unnamed, file.weights))
+    if not kinds or unnamed or not kinds <= KNOWN:
+        raise LLMSizeError(
+            f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
+            hint="llmsize knows the graphs of decoders with attention, Mamba, the gated delta "
+            "rule and short convolutions",
+        )
+    if max(file.layers, file.experts_used) > MOST:
+        raise LLMSizeError(
+            f"`{architecture.name}` has more layers or active experts than llama.cpp runs",
+            hint=f"it runs at most {MOST} of each",
+        )
+    if len(caches) != file.layers:
+        raise LLMSizeError(
+            f"`{architecture.name}` caches more than keys and values in llama.cpp",
+            hint="llmsize does not know the buffers of its indexer",
+        )
 
 
 def _shared(config: Config, layers: int) -> dict[int, int]:

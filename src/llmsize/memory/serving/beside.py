@@ -48,7 +48,7 @@ def _rotary_tables(question: Serving, layers: int) -> Term | None:
     if not rotated or not engine.rotary_tables:
         return None
     if engine.rotary_tables == "layer":
-        if not architecture.family.startswith(engine.rotary_families):
+        if engine.rotary_families and not architecture.family.startswith(engine.rotary_families):
             return None
         return term(
             "rotary tables", "2 * layers * positions * channels * element", unit="bytes",
