@@ -65,6 +65,9 @@ class Engine:
     """Families whose towers every device has whole; the others are divided as the model is."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
+    state_pages: int = 0
+    """Pages of the pool that the state of one sequence takes in every group of recurrent layers; a
+    page holds as many tokens as a state has room for. 0 where states are outside of the pool."""
     to_host: tuple[Literal["layers", "parameters", "experts"], ...] = ()
     """What it can leave in host memory: whole layers; parameters one by one, up to a number of
     bytes; or the experts of the first layers."""

@@ -150,3 +150,37 @@ def pool_tokens(
             "this model caches nothing per token", hint="ask for the number of sequences instead"
         )
     return pool // (per_token * policy.token_block) * policy.token_block
+
+
+def paged_sequences(
+    layers: Iterable[LayerCache],
+    pool: int,
+    *,
+    context: int,
+    keys: Format,
+    values: Format,
+    policy: CachePolicy,
+    state_pages: int,
+    tensor_parallel: int = 1,
+) -> float:
+    """Sequences that a pool has room for whose pages hold tokens or a state (hybrid models).
+
+    vLLM 0.19: a page has as many tokens as the state of a layer has room for; layers form groups of
+    as many as the rarer kind has, and a sequence takes pages in every group. Raises `LLMSizeError`
+    for a model that has no layers of both kinds.
+    """
+    kept = Counter(layer for layer in layers if layer.kind != "none")
+    recurrent = {layer: count for layer, count in kept.items() if layer.kind == "recurrent"}
+    others = {layer: count for layer, count in kept.items() if layer.kind != "recurrent"}
+    token = max((token_bytes(layer, keys, values, policy, tensor_parallel) for layer in others),
+                default=0)  # fmt: skip
+    if not token or not recurrent:
+        raise LLMSizeError(
+            "this model is no hybrid of attention and recurrence", hint="ask for tokens instead"
+        )
+    state = max(stored_bytes(FP32, -(-layer.state // tensor_parallel)) for layer in recurrent)
+    block = -(-state // (token * policy.token_block)) * policy.token_block
+    group = min(*recurrent.values(), *others.values())
+    pages = -(-context // block) * sum(-(-count // group) for count in others.values())
+    pages += state_pages * sum(-(-count // group) for count in recurrent.values())
+    return pool // (block * token * group) / pages

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from llmsize.anatomy import LoRA
 from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
-from llmsize.memory.kv_cache import pool_tokens
+from llmsize.memory.kv_cache import paged_sequences, pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
@@ -197,9 +197,16 @@ def pool(question: Serving, memory: int, utilization: float | None = None) -> Po
     spared = sum(int(part.value) for part in place.walk() if part.name in outside)
     left = int(memory * share) - (int(place.value) - spared)
     layers = question.layers[: -(-len(question.layers) // question.stages)]
+    state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
     if all(layer.kind in ("recurrent", "none") for layer in layers):
-        state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
         return Pool(left, 0, max(0, left + state) * question.batch / state if state else 0.0)
+    if state and left > 0 and question.engine.state_pages:
+        sequences = paged_sequences(
+            layers, left + state, context=question.context, keys=question.keys,
+            values=question.values, policy=question.policy, tensor_parallel=question.devices,
+            state_pages=question.engine.state_pages + (question.shared > 0),
+        )  # fmt: skip
+        return Pool(left, int(sequences * question.context), sequences)
     tokens = 0
     if left > 0:
         tokens = pool_tokens(
