@@ -2,12 +2,12 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from asking import refused
 
 from llmsize.cli import run
 
@@ -78,30 +78,13 @@ LINES = [
 ]
 
 
-def mistake(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """The error of a run that fails as it should."""
-    begin = time.monotonic()
-    assert run(words) == code
-    assert time.monotonic() - begin < 10
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert lines[0].startswith("error: ")
-    assert lines[-1].startswith("hint: ")
-    assert len(lines) == 3
-    assert "Traceback" not in captured.err
-    assert "unexpectedly" not in captured.err
-    assert captured.err.replace("\n", "").isprintable()
-    return captured.err
-
-
 @pytest.mark.parametrize("line", LINES)
 def test_mistakes_on_the_command_line(
     line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The working directory stays as it was."""
     monkeypatch.chdir(tmp_path)
-    mistake(line.split(" "), capsys)
+    refused(capsys, *line.split(" "))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +129,7 @@ def test_closed_sets_offer_a_close_name(
     line: str, what: str, close: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever takes one of a few names says what it does not know, and what was meant."""
-    said = mistake(line.split(" "), capsys)
+    said = refused(capsys, *line.split(" "))
     assert f"error: unknown {what} `" in said
     assert "hint: did you mean" in said
     assert close in said
@@ -196,7 +179,7 @@ def test_broken_files(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: P
     """A configuration that is no configuration."""
     path = tmp_path / "config.json"
     path.write_bytes(CONFIGS[kind])
-    mistake(["estimate", str(path)], capsys)
+    refused(capsys, "estimate", str(path))
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -207,7 +190,7 @@ def test_impossible_fields(
     """A configuration that describes no model."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA | fields))
-    mistake(["estimate", str(path)], capsys)
+    refused(capsys, "estimate", str(path))
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
@@ -217,7 +200,7 @@ def test_missing_fields_are_named(
     """The error says which field is not there."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({key: value for key, value in LLAMA.items() if key != field}))
-    assert field in mistake(["estimate", str(path)], capsys)
+    assert field in refused(capsys, "estimate", str(path))
 
 
 def test_a_huge_file_is_refused_by_its_size(
@@ -227,15 +210,15 @@ def test_a_huge_file_is_refused_by_its_size(
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(100 * 10**6)
-    mistake(["estimate", str(path)], capsys)
+    refused(capsys, "estimate", str(path))
 
 
 def test_a_folder_without_a_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The error names the folder."""
-    mistake(["estimate", str(tmp_path)], capsys)
-    mistake(["estimate", str(tmp_path / "missing" / "config.json")], capsys)
+    refused(capsys, "estimate", str(tmp_path))
+    refused(capsys, "estimate", str(tmp_path / "missing" / "config.json"))
 
 
 PRESETS = {
@@ -269,7 +252,7 @@ def test_broken_presets(kind: str, capsys: pytest.CaptureFixture[str], tmp_path:
     folder.mkdir()
     path = folder / "mine.yaml"
     path.write_bytes(PRESETS[kind].encode("utf-8", "surrogateescape"))
-    mistake(["estimate", "mine", "--presets", str(tmp_path)], capsys)
+    refused(capsys, "estimate", "mine", "--presets", str(tmp_path))
 
 
 SHIPPED = Path(__file__).parents[1] / "presets"
@@ -313,7 +296,7 @@ def test_a_preset_that_says_the_impossible(
     own = tmp_path / f"{kind}.yaml"
     own.parent.mkdir()
     own.write_text(yaml.safe_dump(entry))
-    mistake([*line.split(), "--presets", str(tmp_path)], capsys)
+    refused(capsys, *line.split(), "--presets", str(tmp_path))
 
 
 def test_the_own_preset_wins_and_says_where_it_is(

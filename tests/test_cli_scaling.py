@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import answered, refused
 
 from llmsize.cli import run
-
-
-def _answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert run([*words, "--format", "json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def _values(document: dict[str, Any]) -> dict[str, float]:
@@ -43,35 +37,35 @@ def test_what_reaches_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_figure_1_is_a_law_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     """The constant of Figure 1 asks for less compute than that of the text."""
-    found = _values(_answer(capsys, "loss", "--target-loss", "2.5", "--law", "kaplan-figure1"))
+    found = _values(answered(capsys, "loss", "--target-loss", "2.5", "--law", "kaplan-figure1"))
     assert found["compute that reaches it, C_min"] / 8.64e19 == pytest.approx(2.529, rel=1e-3)
 
 
 def test_every_law_answers_with_its_unit_and_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     """Laws side by side name what their N counts, and that losses are not comparable."""
-    document = _answer(capsys, "loss", "--params", "70B", "--tokens", "1.4T", "--law", "all")
+    document = answered(capsys, "loss", "--params", "70B", "--tokens", "1.4T", "--law", "all")
     rows = {row["name"]: row["cells"] for row in document["answer"][0]["rows"]}
     assert rows["hoffmann"]["loss"]["value"] == pytest.approx(1.9366, abs=1e-4)
     assert rows["chinchilla"]["loss"]["value"] == pytest.approx(1.9739, abs=1e-4)
     assert rows["kaplan"]["N counts"] == "non-embedding"
     assert "not comparable" in document["notes"][0]
     assert "ludziejewski" not in rows
-    with_experts = _answer(capsys, "loss", "--params", "1B", "--tokens", "20B", "--law", "all",
+    with_experts = answered(capsys, "loss", "--params", "1B", "--tokens", "20B", "--law", "all",
                            "--experts", "8")  # fmt: skip
     assert "ludziejewski" in {row["name"] for row in with_experts["answer"][0]["rows"]}
 
 
 def test_a_model_is_counted_as_the_law_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """Llama 2 7B has 6,476,271,616 parameters outside its embedding and head."""
-    document = _answer(capsys, "loss", "llama-2-7b")
+    document = answered(capsys, "loss", "llama-2-7b")
     assert document["answer"][0]["inputs"]["N"] == 6_476_271_616
-    total = _answer(capsys, "loss", "llama-2-7b", "--law", "chinchilla")
+    total = answered(capsys, "loss", "llama-2-7b", "--law", "chinchilla")
     assert total["answer"][0]["inputs"]["N"] == 6_738_415_616
 
 
 def test_repeated_tokens_change_the_law(capsys: pytest.CaptureFixture[str]) -> None:
     """Muennighoff et al.: L(6.34e9, 242e9, 25e9) by the authors' code."""
-    document = _answer(capsys, "loss", "--params", "6.34B", "--tokens", "242B",
+    document = answered(capsys, "loss", "--params", "6.34B", "--tokens", "242B",
                        "--unique-tokens", "25B", "--law", "muennighoff")  # fmt: skip
     assert document["answer"][0]["value"] == pytest.approx(2.2256440889984477, rel=1e-9)
 
@@ -79,8 +73,8 @@ def test_repeated_tokens_change_the_law(capsys: pytest.CaptureFixture[str]) -> N
 def test_steps_and_batch_use_the_critical_batch(capsys: pytest.CaptureFixture[str]) -> None:
     """At an enormous batch S_min is S, and Kaplan's L(N, S_min) is what Table 3 gives."""
     words = ("loss", "--params", "1.5B", "--steps", "250000", "--batch", "1000T")
-    assert _answer(capsys, *words)["answer"][0]["value"] == pytest.approx(2.301733988, rel=1e-6)
-    small = _answer(capsys, *words[:-1], "512K")["answer"][0]["value"]
+    assert answered(capsys, *words)["answer"][0]["value"] == pytest.approx(2.301733988, rel=1e-6)
+    small = answered(capsys, *words[:-1], "512K")["answer"][0]["value"]
     assert small > 2.301733988
 
 
@@ -91,7 +85,7 @@ def test_own_runs_move_a_law(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         lines.append(f"{n:.0f},{d:.0f},{2.0 + 500 / n**0.3478 + 2500 / d**0.3658:.12f}")
     table = tmp_path / "runs.csv"
     table.write_text("\n".join(lines) + "\n")
-    document = _answer(
+    document = answered(
         capsys, "loss", "--params", "7B", "--tokens", "1T", "--calibrate", str(table)
     )
     expected = 2.0 + 500 / 7e9**0.3478 + 2500 / 1e12**0.3658
@@ -106,7 +100,7 @@ def test_own_runs_move_a_law(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_one_run_shifts_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
     """A single run fixes the level and says that it leaves no spread."""
-    document = _answer(capsys, "loss", "--params", "1B", "--tokens", "20B",
+    document = answered(capsys, "loss", "--params", "1B", "--tokens", "20B",
                        "--calibrate", "1B,20B,2.71")  # fmt: skip
     assert document["answer"][0]["value"] == pytest.approx(2.71, rel=1e-12)
     assert "resamples" not in document["headline"]
@@ -115,7 +109,7 @@ def test_one_run_shifts_without_an_interval(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_best_split_of_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """Besiroglu et al.: 72.2B parameters and 18.4 tokens for each at 5.76e23 FLOP."""
-    document = _answer(capsys, "optimal", "--compute", "5.76e23")
+    document = answered(capsys, "optimal", "--compute", "5.76e23")
     cells = document["answer"][0]["rows"][0]["cells"]
     assert cells["parameters"]["value"] == pytest.approx(72.2e9, rel=1e-3)
     assert cells["per parameter"]["value"] == pytest.approx(18.39, rel=1e-3)
@@ -128,7 +122,7 @@ def test_the_best_split_of_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_hours_of_a_card_are_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """5,760 hours of an H100 at 40 % of 989 TFLOP/s are 8.2e21 FLOP."""
-    document = _answer(capsys, "optimal", "--gpu-hours", "5760", "--gpu", "h100-sxm-80gb")
+    document = answered(capsys, "optimal", "--gpu-hours", "5760", "--gpu", "h100-sxm-80gb")
     assert document["question"]["compute"] == pytest.approx(5760 * 3600 * 0.4 * 989e12, rel=1e-3)
     assert "40%" in document["assumptions"][0]
 
@@ -136,11 +130,11 @@ def test_hours_of_a_card_are_a_budget(capsys: pytest.CaptureFixture[str]) -> Non
 def test_serving_and_caps_make_the_model_smaller(capsys: pytest.CaptureFixture[str]) -> None:
     """Sardana et al.: 24.18B at loss 1.947 with 2e12 tokens served, from the authors' code."""
     words = ("optimal", "--target-loss", "1.947", "--law", "sardana")
-    served = _answer(capsys, *words, "--inference-tokens", "2T")
+    served = answered(capsys, *words, "--inference-tokens", "2T")
     cells = served["answer"][0]["rows"][0]["cells"]
     assert cells["parameters"]["value"] == pytest.approx(24.18e9, rel=1e-3)
     assert cells["with inference"]["value"] == pytest.approx(4.823e23, rel=1e-3)
-    capped = _answer(capsys, *words, "--max-params", "10B")
+    capped = answered(capsys, *words, "--max-params", "10B")
     assert capped["answer"][0]["rows"][0]["cells"]["parameters"]["value"] == 10**10
 
 
@@ -183,8 +177,4 @@ def test_a_mistake_is_one_error_and_one_hint(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be answered exits with 2, says why, and writes nothing to stdout."""
-    assert run(words.split()) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ") and "\n\nhint: " in err
-    assert "unexpectedly" not in err
+    refused(capsys, *words.split())

@@ -124,11 +124,12 @@ def test_an_intel_mac_has_no_gpu_of_this_kind() -> None:
 
 def test_the_share_is_the_one_in_the_presets() -> None:
     """Detection and presets divide a Mac's memory by the same rule."""
-    for record in presets.every(Accelerator).values():
-        if record.usable_share:
-            part, whole = record.usable_share
-            installed = record.memory_gb_label * GIB
-            assert gpu_share(installed) == installed * part // whole
+    macs = [record for record in presets.every(Accelerator).values() if record.usable_share]
+    assert macs
+    for record in macs:
+        part, whole = record.usable_share
+        installed = record.memory_gb_label * GIB
+        assert gpu_share(installed) == installed * part // whole
 
 
 @pytest.mark.parametrize(

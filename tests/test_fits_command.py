@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from asking import answered
 
 from llmsize.cli import run
 from llmsize.cli.fits import JOB_NAMES
@@ -13,9 +14,7 @@ GB = 10**9
 
 def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
     """The JSON document of one run that exits with `code`."""
-    assert run(["fits", *words, "--format", "json"]) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return answered(capsys, "fits", *words, codes=(code,))
 
 
 @pytest.fixture(scope="module")

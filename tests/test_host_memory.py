@@ -5,15 +5,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import run_of
 
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.memory.host import bus_traffic, evictable, host_memory
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.optimizers import Optimizer, Precision
-from llmsize.stack import Stack
 from llmsize.term import Term
 
 MODELS = ("gpt2", "smollm-135m", "qwen3-0.6b", "gemma-2-2b", "opt-125m")
@@ -30,13 +29,6 @@ choices = st.builds(
 models = st.sampled_from(MODELS)
 precisions = st.sampled_from(["pure-16bit", "fp32", "amp", "mixed", "megatron"])
 optimizers = st.sampled_from(["adamw", "adamw-8bit", "sgd"])
-
-
-def run_of(chosen: Choices, precision: str = "pure-16bit", optimizer: str = "adamw") -> TrainingRun:
-    return training_run(
-        chosen, presets.get(Stack, "transformers"), presets.get(Precision, precision),
-        presets.get(Optimizer, optimizer),
-    )  # fmt: skip
 
 
 def step(model: str, run: TrainingRun) -> TrainingStep:

@@ -4,16 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from asking import answered
 
 from llmsize.cli import run
 
 
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    code = run(["infer", *words, "--format", "json"])
-    assert code in (0, 1)
-    document = json.loads(capsys.readouterr().out)
-    assert document["verdict"] is not False or code == 1
-    return document
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    return answered(capsys, "infer", *words, codes=(0, 1))
 
 
 def device_bytes(document: Any) -> int:

@@ -11,28 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from training_runs import run_of
 
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
-from llmsize.memory.methods import METHODS, Choices, check_options, method_named, training_run
-from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.optimizers import Optimizer, Precision
-from llmsize.stack import Stack
+from llmsize.memory.methods import METHODS, Choices, check_options, method_named
+from llmsize.memory.training import TrainingStep, training_step
 
 REFERENCE = Path(__file__).parent / "reference"
 QV = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
 
 with (REFERENCE / "method_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
-
-
-def run(choices: Choices, *, recipe: str = "pure-16bit", optimizer: str = "adamw") -> TrainingRun:
-    return training_run(
-        choices, presets.get(Stack, "transformers"), presets.get(Precision, recipe),
-        presets.get(Optimizer, optimizer),
-    )  # fmt: skip
 
 
 def traced(row: dict[str, str]) -> TrainingStep:
@@ -49,7 +41,7 @@ def traced(row: dict[str, str]) -> TrainingStep:
         recompute="full" if row["checkpoint"] == "True" else "none",
         attention="eager" if row["attn"] == "eager" else "sdpa",
     )  # fmt: skip
-    step = run(choices)
+    step = run_of(choices)
     autocast = BF16 if row["autocast"] == "bf16" else None
     return training_step(model, step._replace(setting=step.setting._replace(autocast=autocast)))
 
@@ -98,7 +90,7 @@ def test_trained_parameters_are_those_that_were_published(
     model: str, choices: Choices, published: int
 ) -> None:
     """PEFT's and LitGPT's own counts, to the parameter."""
-    step = training_step(presets.get(Architecture, model), run(replace(choices, sequence=64)))
+    step = training_step(presets.get(Architecture, model), run_of(replace(choices, sequence=64)))
     assert step.trained == published
 
 
@@ -107,7 +99,7 @@ def test_modules_to_save_are_trained_copies_beside_the_frozen_ones() -> None:
     base = presets.get(Architecture, "llama-2-7b")
     model = replace(base, config={**base.config, "num_hidden_layers": 5})
     choices = Choices("lora", sequence=64, modules_to_save=("embed_tokens", "lm_head"))
-    step = training_step(model, run(choices))
+    step = training_step(model, run_of(choices))
     assert step.trained == 268_390_400
     assert step.static.part("weights").value == 3_097_403_392
 
@@ -115,16 +107,16 @@ def test_modules_to_save_are_trained_copies_beside_the_frozen_ones() -> None:
 def test_houlsby_adapters_have_two_bottlenecks_a_layer() -> None:
     """2 × (2hm + h + m) parameters a layer (Houlsby et al. 2019, section 2.1)."""
     model = presets.get(Architecture, "gpt2")
-    step = training_step(model, run(Choices("houlsby", width=64, sequence=64)))
+    step = training_step(model, run_of(Choices("houlsby", width=64, sequence=64)))
     assert step.trained == 12 * 2 * (2 * 768 * 64 + 768 + 64)
-    one = training_step(model, run(Choices("pfeiffer", width=64, sequence=64)))
+    one = training_step(model, run_of(Choices("pfeiffer", width=64, sequence=64)))
     assert one.trained * 2 == step.trained
 
 
 def test_a_prefix_is_keys_and_values_of_every_layer() -> None:
     """Tokens × layers × 2 × the width of keys (Li and Liang 2021): 20 × 32 × 2 × 1,024."""
     model = presets.get(Architecture, "llama-3-8b")
-    step = training_step(model, run(Choices("prefix-tuning", sequence=64)))
+    step = training_step(model, run_of(Choices("prefix-tuning", sequence=64)))
     assert step.trained == 20 * 32 * 2 * 1024
 
 
@@ -132,7 +124,7 @@ def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
     """Table 1 of GaLore: mr + 2nr for a matrix, so less than 2mn; the rank raises it."""
     model = presets.get(Architecture, "smollm-135m")
     states = [
-        training_step(model, run(Choices(method, rank=rank, sequence=64))).static.part(
+        training_step(model, run_of(Choices(method, rank=rank, sequence=64))).static.part(
             "optimizer states"
         ).value
         for method, rank in (("galore", 32), ("galore", 128), ("full", 16))
@@ -144,7 +136,7 @@ def test_galore_in_8_bit_is_what_was_measured() -> None:
     """LLaMA-Factory's table 4: 15.43 GB for Llama-2-7B, rank 128, 512 tokens, layer by layer."""
     choices = Choices("galore", rank=128, sequence=512, recompute="full", fused_backward=True)
     step = training_step(
-        presets.get(Architecture, "llama-2-7b"), run(choices, optimizer="adamw-8bit")
+        presets.get(Architecture, "llama-2-7b"), run_of(choices, optimizer="adamw-8bit")
     )
     assert step.total == pytest.approx(15.43e9, rel=0.05)
 
@@ -152,8 +144,8 @@ def test_galore_in_8_bit_is_what_was_measured() -> None:
 def test_lomo_keeps_neither_states_nor_all_gradients() -> None:
     """LOMO steps every weight by SGD as its gradient comes (Lv et al. 2023)."""
     model = presets.get(Architecture, "smollm-135m")
-    lomo = training_step(model, run(Choices("lomo", sequence=64), optimizer="sgd"))
-    full = training_step(model, run(Choices("full", sequence=64), optimizer="sgd"))
+    lomo = training_step(model, run_of(Choices("lomo", sequence=64), optimizer="sgd"))
+    full = training_step(model, run_of(Choices("full", sequence=64), optimizer="sgd"))
     assert lomo.static.part("optimizer states").value == 0
     assert lomo.total < full.total
 
@@ -162,8 +154,8 @@ def test_lomo_keeps_neither_states_nor_all_gradients() -> None:
 def test_a_quantized_base_is_smaller_and_is_dequantized_one_by_one(base: str) -> None:
     """The weights shrink; a 16-bit copy of one matrix lives while it is used."""
     model, format = presets.get(Architecture, "llama-3-8b"), presets.get(Format, base)
-    plain = training_step(model, run(Choices("lora", sequence=64)))
-    quantized = training_step(model, run(Choices("qlora", base=format, sequence=64)))
+    plain = training_step(model, run_of(Choices("lora", sequence=64)))
+    quantized = training_step(model, run_of(Choices("qlora", base=format, sequence=64)))
     assert quantized.static.part("weights").value < 0.65 * plain.static.part("weights").value
 
 
@@ -172,7 +164,7 @@ def test_an_int8_base_keeps_what_its_layers_read() -> None:
     model = presets.get(Architecture, "llama-3-8b")
     kept = [
         training_step(
-            model, run(Choices("qlora", base=presets.get(Format, base), sequence=512))
+            model, run_of(Choices("qlora", base=presets.get(Format, base), sequence=512))
         ).kept
         for base in ("nf4", "llm-int8")
     ]
@@ -184,7 +176,7 @@ def test_upcasting_doubles_what_is_not_quantized() -> None:
     model, base = presets.get(Architecture, "llama-3-8b"), presets.get(Format, "nf4")
     choices = Choices("qlora", base=base, sequence=64)
     weights = [
-        training_step(model, run(replace(choices, upcast=upcast))).static.part("weights").value
+        training_step(model, run_of(replace(choices, upcast=upcast))).static.part("weights").value
         for upcast in (False, True)
     ]
     assert weights[1] - weights[0] == 2 * (2 * 128_256 * 4096 + 65 * 4096)
@@ -202,9 +194,9 @@ def test_every_method_has_a_source_and_runs_or_says_why(name: str) -> None:
     assert method.source
     if name in refused:
         with pytest.raises(LLMSizeError, match=refused[name]):
-            training_step(presets.get(Architecture, "qwen2.5-0.5b"), run(choices))
+            training_step(presets.get(Architecture, "qwen2.5-0.5b"), run_of(choices))
         return
-    step = run(choices, optimizer=method.optimizer or "adamw")
+    step = run_of(choices, optimizer=method.optimizer or "adamw")
     assert training_step(presets.get(Architecture, "qwen2.5-0.5b"), step).trained > 0
 
 
@@ -219,7 +211,7 @@ def test_a_model_without_attention_has_no_place_for_a_prefix(method: str) -> Non
     """Mamba keeps no keys and values."""
     model = presets.get(Architecture, "mamba-130m")
     with pytest.raises(LLMSizeError, match=r"reads what is trained|no part that|has no"):
-        training_step(model, run(Choices(method, sequence=32)))
+        training_step(model, run_of(Choices(method, sequence=32)))
 
 
 @pytest.mark.parametrize(
@@ -238,4 +230,4 @@ def test_a_model_without_attention_has_no_place_for_a_prefix(method: str) -> Non
 def test_choices_that_do_not_go_together_are_refused(choices: Choices, message: str) -> None:
     """One clear error each."""
     with pytest.raises(LLMSizeError, match=message):
-        training_step(presets.get(Architecture, "gpt2"), run(replace(choices, sequence=32)))
+        training_step(presets.get(Architecture, "gpt2"), run_of(replace(choices, sequence=32)))

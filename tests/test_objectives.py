@@ -11,18 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from training_runs import run_of
 
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import run as run_command
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.objectives import OBJECTIVES, objective_named
 from llmsize.memory.peak import peak_memory
-from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.optimizers import Optimizer, Precision
-from llmsize.stack import Stack
+from llmsize.memory.training import TrainingStep, training_step
 
 REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = 16_384
@@ -32,16 +31,9 @@ with (REFERENCE / "objective_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
 
 
-def run(choices: Choices) -> TrainingRun:
-    return training_run(
-        choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
-        presets.get(Optimizer, "adamw"),
-    )  # fmt: skip
-
-
 def step(**words: object) -> TrainingStep:
     choices = Choices(**{"sequence": 256, "recompute": "full", **words})  # type: ignore[arg-type]
-    return training_step(presets.get(Architecture, "smollm-135m"), run(choices))
+    return training_step(presets.get(Architecture, "smollm-135m"), run_of(choices))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
@@ -57,7 +49,7 @@ def test_a_head_keeps_and_peaks_as_trl_does(row: dict[str, str]) -> None:
     )  # fmt: skip
     if row["head"] == "score":
         choices = replace(choices, reference=None)
-    asked = run(choices)
+    asked = run_of(choices)
     autocast = BF16 if row["autocast"] == "bf16" else None
     asked = asked._replace(setting=asked.setting._replace(autocast=autocast))
     model = Architecture(row["model"], config["model_type"], config, source="configs")
@@ -146,7 +138,7 @@ def test_an_engine_that_sleeps_leaves_its_memory_to_training() -> None:
 def test_what_an_objective_has_not_is_refused(choices: Choices, message: str) -> None:
     """One clear error each."""
     with pytest.raises(LLMSizeError, match=message):
-        run(choices)
+        run_of(choices)
 
 
 def test_a_wrong_objective_gets_a_close_one() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import answered, refused
 
 from llmsize import presets
 from llmsize.anatomy import Setting, run_forward, traced
@@ -35,9 +35,7 @@ REFERENCE = Path(__file__).parent / "reference"
 
 
 def _answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert run(["time", *words, "--format", "json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return answered(capsys, "time", *words)
 
 
 def test_the_anatomy_counts_what_nanogpt_counts() -> None:
@@ -245,11 +243,7 @@ def test_a_mistake_is_one_error_and_one_hint(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be answered exits with 2, says why, and writes nothing to stdout."""
-    assert run(["time", *words.split()]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ") and "\n\nhint: " in err
-    assert "unexpectedly" not in err
+    refused(capsys, "time", *words.split())
 
 
 def test_every_method_of_all_weights_takes_as_long(capsys: pytest.CaptureFixture[str]) -> None:

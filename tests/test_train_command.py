@@ -1,24 +1,21 @@
 """`llmsize train`: what it answers, what it refuses."""
 
 import csv
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from asking import answered
 
 from llmsize.cli import run
 
 
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
-    code = run(["train", *words, "--format", "json"])
-    assert code in (0, 1)
-    document: dict[str, object] = json.loads(capsys.readouterr().out)
-    return document
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    return answered(capsys, "train", *words, codes=(0, 1))
 
 
-def device_bytes(document: dict[str, object]) -> int:
-    table = document["answer"][0]  # type: ignore[index]
-    value: int = table["rows"][-1]["cells"]["memory"]["value"]
+def device_bytes(document: dict[str, Any]) -> int:
+    value: int = document["answer"][0]["rows"][-1]["cells"]["memory"]["value"]
     return value
 
 
@@ -26,7 +23,7 @@ def test_lora_trains_its_adapters_alone(capsys: pytest.CaptureFixture[str]) -> N
     """Rank 32 on q and v of Llama-3.2-3B are 9,175,040 parameters (PEFT's MetaMath benchmark)."""
     words = ("llama-3.2-3b", "--method", "lora", "--rank", "32", "--targets", "q_proj,v_proj")
     notes = answer(capsys, *words)["notes"]
-    assert any("9.18M parameters are trained" in note for note in notes)  # type: ignore[attr-defined]
+    assert any("9.18M parameters are trained" in note for note in notes)
 
 
 def test_a_small_card_is_too_small_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +42,7 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(
     words = ["smollm-135m", "--method", "lora", "--vram", "8GB", "--fit", what]
     document = answer(capsys, *words)
     key = what.replace("-", "_")
-    found = document["question"][key]  # type: ignore[index]
+    found = document["question"][key]
     assert device_bytes(document) <= 8 * 10**9
     more = answer(capsys, *words[:5], f"--{what}", str(found + 1))
     assert device_bytes(more) > 8 * 10**9
@@ -93,7 +90,7 @@ def test_changes_are_shown_where_it_does_not_fit_and_on_request(
     words = ("smollm-135m", "--attention", "eager")
     needed = device_bytes(answer(capsys, *words))
     for more in (("--changes",), ("--vram", "2GB")):
-        table = answer(capsys, *words, *more)["answer"][-1]  # type: ignore[index]
+        table = answer(capsys, *words, *more)["answer"][-1]
         rows = {row["name"]: row["cells"] for row in table["rows"]}
         saved = [cells["saves"]["value"] for cells in rows.values()]
         assert saved == sorted(saved, reverse=True)
@@ -121,7 +118,7 @@ def test_the_timeline_is_written_into_a_file(
 ) -> None:
     """The highest point of the curves, and the mark, is what is allocated at the peak."""
     document = answer(capsys, "smollm-135m")
-    rows = document["answer"][0]["rows"]  # type: ignore[index]
+    rows = document["answer"][0]["rows"]
     peak = next(row for row in rows if row["name"] == "allocated at the peak")
     file = tmp_path / "step.csv"
     assert run(["train", "smollm-135m", "--timeline", "-o", str(file)]) == 0

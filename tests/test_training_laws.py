@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import run_of
 
 from llmsize import presets
 from llmsize.architecture import Architecture
@@ -35,10 +36,7 @@ stacks = st.sampled_from(["transformers", "liger", "torchtune", "torchtitan"])
 def step(
     model: str, chosen: Choices, precision: str = "pure-16bit", stack: str = "transformers"
 ) -> TrainingStep:
-    run = training_run(
-        chosen, presets.get(Stack, stack), presets.get(Precision, precision),
-        presets.get(Optimizer, "adamw"),
-    )  # fmt: skip
+    run = run_of(chosen, precision, stack=stack)
     return training_step(presets.get(Architecture, model), run)
 
 
