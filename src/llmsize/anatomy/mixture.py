@@ -259,14 +259,20 @@ def run_experts(
     offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
     lower = with_lower()
     x = _grouped(t, x, lower, ends, width, offset)
+    result = _summed(t, m, x, weights, tokens.format)
+    del experts, as_whole, counts, offset, upper, lower
+    return result
+
+
+def _summed(t: Trace, m: Mixture, x: Tensor, weights: Tensor, format: Format) -> Tensor:
+    """The experts' rows weighted, back in the order of the tokens, and added up for each token."""
+    rows = x.shape[0]
     weighted = ops.mul(t, x, weights.view(rows, 1))
     back, counted = t.new("empty_like", (rows,), INT64), t.new("arange", (rows,), INT64)
     del counted
     weighted = ops.index(t, weighted, back)
     summed = ops.sum_chosen(t, weighted, m.chosen)
-    result = ops.to(t, summed, tokens.format)
-    del experts, as_whole, counts, offset, upper, lower
-    return result
+    return ops.to(t, summed, format)
 
 
 Gate = Callable[[Trace, Sizes, Tensor], Tensor]
