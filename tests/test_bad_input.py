@@ -102,7 +102,7 @@ def test_the_hint_is_about_what_was_asked(
     line: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A price list is no `config.json`, and a model without attention has other layers."""
-    assert hint in mistake(line.split(" "), capsys).splitlines()[-1]
+    assert hint in refused(capsys, *line.split(" ")).splitlines()[-1]
 
 
 CLOSED = [

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from llmsize.errors import LLMSizeError
-from llmsize.scaling.laws import FORMULAS, ScalingLaw
+from llmsize.scaling.forms import FORMULAS
+from llmsize.scaling.laws import ScalingLaw
 from llmsize.scaling.solve import root
 from llmsize.term import Term, term
 
