@@ -112,15 +112,20 @@ def _names(formula: str) -> frozenset[str]:
     return frozenset(node.id for node in nodes if isinstance(node, ast.Name)) - functions
 
 
-@lru_cache(maxsize=512)
 def _inlined(law: ScalingLaw, relation: str) -> str:
     """The formula of `relation` with its abbreviations written out."""
-    formulas = FORMULAS.get(law.form, {})
-    given = set(_given(relation))
+    return _written_out(law.form, relation, frozenset(law.constants))
+
+
+@lru_cache(maxsize=512)
+def _written_out(form: Form, relation: str, constants: frozenset[str]) -> str:
+    """The same for every law of a form with constants of those names: a calibration makes many."""
+    formulas = FORMULAS.get(form, {})
+    given = {*_given(relation), *constants}
 
     class Inline(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.AST:
-            if node.id in given or node.id not in formulas or node.id in law.constants:
+            if node.id in given or node.id not in formulas:
                 return node
             return self.visit(ast.parse(formulas[node.id], mode="eval").body)  # type: ignore[no-any-return]
 
