@@ -40,9 +40,8 @@ def test_every_plan_can_be_asked_on_its_own(capsys: pytest.CaptureFixture[str]) 
     words = "--gpu t4 --gpus 2 --days 1 --tokens 1M"
     assert run(["advise", *words.split(), "--format", "json"]) == 0
     path, plans = json.loads(capsys.readouterr().out)["answer"]
-    commands = [row["cells"]["on its own"].split()[1:] for row in plans["rows"]]
-    assert "fits" in {command[0] for command in commands}
-    for row, command in zip(plans["rows"], commands, strict=True):
+    for row in plans["rows"]:
+        command = row["cells"]["on its own"].split()[1:]
         assert run([*command, "--format", "json"]) == 0
         answer = json.loads(capsys.readouterr().out)["answer"]
         if command[0] == "fits":

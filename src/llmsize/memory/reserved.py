@@ -14,8 +14,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from llmsize.errors import LLMSizeError
+from llmsize.units import MIB
 
-MIB = 2**20
 SMALL = MIB
 """Blocks up to this size have a pool of their own, and no remainder of this size is cut off."""
 MIDDLE, MIDDLE_SEGMENT = 10 * MIB, 20 * MIB

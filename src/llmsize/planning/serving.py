@@ -10,6 +10,7 @@ from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.hardware import BUS, RATES, Accelerator, bandwidth, peak, supports
+from llmsize.memory.llamacpp.buffers import MAX_SEQUENCES
 from llmsize.memory.serving import (
     ELSEWHERE,
     Serving,
@@ -25,8 +26,11 @@ from llmsize.planning.fits import largest, smallest
 from llmsize.term import Term, fact, term
 from llmsize.units import GIB
 
-LONGEST = 2**24
-"""Where the search for a context stops."""
+MOST = {"context": 2**24, "batch": 2**16}
+"""Where the search for tokens or sequences stops."""
+
+MOST_OF_BUFFERS = {"context": 2**20, "batch": MAX_SEQUENCES}
+"""The same for llama.cpp, which has so many slots at most and is asked graph by graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,8 @@ def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving |
             return replace(question, gpu_layers=value - 1)
         return replace(question, batch=value)
 
-    highest = {"context": LONGEST, "gpu-layers": len(question.layers) + 2}.get(what, 2**16)
-    if question.engine.allocation == "buffers":
-        highest = min(highest, 2**20 if what == "context" else 256 if what == "batch" else highest)
+    most = MOST_OF_BUFFERS if question.engine.allocation == "buffers" else MOST
+    highest = len(question.layers) + 2 if what == "gpu-layers" else most[what]
     found = largest(lambda value: fits(changed(value), budget), highest=highest)
     return None if found is None else changed(found)
 
