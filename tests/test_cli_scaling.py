@@ -72,7 +72,7 @@ def test_repeated_tokens_change_the_law(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_steps_and_batch_use_the_critical_batch(capsys: pytest.CaptureFixture[str]) -> None:
     """At an enormous batch S_min is S, and Kaplan's L(N, S_min) is what Table 3 gives."""
-    words = ("loss", "--params", "1.5B", "--steps", "250000", "--batch", "1000T")
+    words = ("loss", "--params", "1.5B", "--steps", "250000", "--batch-tokens", "1000T")
     assert answered(capsys, *words)["answer"][0]["value"] == pytest.approx(2.301733988, rel=1e-6)
     small = answered(capsys, *words[:-1], "512K")["answer"][0]["value"]
     assert small > 2.301733988
@@ -160,7 +160,7 @@ def test_serving_and_caps_make_the_model_smaller(capsys: pytest.CaptureFixture[s
         "loss --params 2B --precision 2",
         "loss llama-2-7b --params 2B",
         "loss --params 2B --steps 1000",
-        "loss --params 2B --tokens 1T --steps 10 --batch 5",
+        "loss --params 2B --tokens 1T --steps 10 --batch-tokens 5",
         "loss --target-loss 2 --unique-tokens 1B",
         "optimal --target-loss 2 --unique-tokens 1B",
         "optimal",

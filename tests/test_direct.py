@@ -1,11 +1,12 @@
 """Reading a command line without Typer gives what Typer gives, or leaves it to Typer."""
 
 import sys
+from inspect import signature
 from typing import Any
 
 import pytest
 
-from llmsize.cli import answering, application, direct, run
+from llmsize.cli import answering, application, commands, direct, run
 
 LINES = [
     "estimate llama-2-7b --format json",
@@ -18,7 +19,7 @@ LINES = [
     "loss --params 2B --calibrate 1B,20B,2.71 --calibrate 3B,60B,2.45 --law chinchilla",
     "loss --target-loss 2.5 --precision 8",
     "optimal --gpu-hours 5760 --gpu h100-sxm-80gb --mfu 0.4 --max-params 7B",
-    "time llama-2-7b --tokens 1T --gpu t4 --rank 8 --recompute",
+    "time llama-2-7b --tokens 1T --gpu t4 --rank 8 --recompute full",
     "train gpt2 --method lora --rank 8 --adapter-dropout 0.1 --every 2 --timeline",
     "infer llama-2-7b --gpu-layers 12 --kv-dtype q8_0 --gpu-memory-utilization 0.8",
     "inspect gpt2 --tensors",
@@ -50,6 +51,16 @@ def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, command = answering.load(name)
     values = direct.read(words, answering.parameters(command))
     assert values == captured([name, *words], monkeypatch)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_completion_completes(name: str) -> None:
+    """What a shell asks of an option is a list of words, none of them for an absurd beginning."""
+    for parameter in answering.parameters(answering.load(name)[1]):
+        complete = parameter.annotation.__metadata__[0].settings.get("autocompletion")
+        if complete is not None and "ctx" not in signature(complete).parameters:
+            assert complete("")
+            assert complete("no such beginning") == []
 
 
 @pytest.mark.parametrize("line", LEFT_TO_TYPER)

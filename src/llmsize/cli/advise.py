@@ -127,10 +127,6 @@ Epochs = Annotated[
 Users = Annotated[
     int, declare.Option("--users", metavar="N", help="Served at once.", min=1)
 ]
-Commercial = Annotated[
-    bool,
-    declare.Option("--commercial", help="Only models for commercial use."),
-]
 # fmt: on
 
 
@@ -148,7 +144,7 @@ class Goal(NamedTuple):
     epochs: Epochs = 1.0
     context: options.OptionalContext = None
     users: Users = 1
-    commercial: Commercial = False
+    commercial: options.Commercial = False
 
 
 def advise(

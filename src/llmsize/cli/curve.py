@@ -49,12 +49,13 @@ What = Annotated[
 ]
 Models = Annotated[
     list[str] | None,
-    Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False),
-]
+    Argument(metavar="[MODEL]...", help="Models to draw or to mark.", show_default=False,
+             autocompletion=options.completing("models")),
+]  # fmt: skip
 Laws = Annotated[
     list[str] | None,
     Option("--law", help="A scaling law; repeat for more.", metavar="NAME",
-                 show_default="chinchilla"),
+           autocompletion=options.completing("laws"), show_default="chinchilla"),
 ]  # fmt: skip
 Budgets = Annotated[
     list[str] | None,

@@ -87,8 +87,6 @@ Which = Annotated[
     ),
 ]
 Strict = Annotated[bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")]
-Commercial = Annotated[bool, Option("--commercial", help="Only models for commercial use.")]
-Family = Annotated[str, Option("--family", metavar="NAME", help="Only this `model_type`.")]
 MinParameters = Annotated[
     int,
     counting(
@@ -125,8 +123,8 @@ class Use(NamedTuple):
 class Listing(NamedTuple):
     """Which models are listed."""
 
-    commercial: Commercial = False
-    family: Family = ""
+    commercial: options.Commercial = False
+    family: options.Family = ""
     min_params: MinParameters = 1
     everything: Everything = False
 

@@ -96,7 +96,7 @@ class Subject:
 # fmt: off
 EngineName = Annotated[str, Option(
     "--engine", metavar="NAME", help="See `llmsize show engines`.",
-    autocompletion=options.completing(Engine))]
+    autocompletion=options.completing("engines"))]
 Contexts = Annotated[str, Option(
     "--context", metavar="TOKENS",
     help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")]
@@ -108,13 +108,15 @@ Batches = Annotated[str, Option(
 Quantization = Annotated[str, Option(
     "--quant", metavar="RECIPE", show_default="the checkpoint's own",
     help="How weights are stored, or several: `llmsize show recipes`.",
-    autocompletion=options.completing(Recipe))]
+    autocompletion=options.completing("recipes"))]
 ComputeFormat = Annotated[str, Option(
     "--dtype", metavar="FORMAT", show_default="the checkpoint's own",
-    help="What is computed in: `bf16`, `fp16`, `fp32`.")]
+    help="What is computed in: `bf16`, `fp16`, `fp32`.",
+    autocompletion=options.completing("formats"))]
 CacheFormat = Annotated[str, Option(
     "--kv-dtype", metavar="FORMAT", show_default="the engine's own",
-    help="Format of the cache, such as `fp8` or `q8_0`.")]
+    help="Format of the cache, such as `fp8` or `q8_0`.",
+    autocompletion=options.completing("formats"))]
 Utilization = Annotated[float | None, Option(
     "--gpu-memory-utilization", metavar="SHARE", show_default="the engine's own",
     help="Share of a device that an engine with a pool allocates.")]
@@ -133,7 +135,8 @@ Adapters = Annotated[int, Option(
     "--adapters", metavar="N", min=0, help="LoRA adapters served at once.")]
 AdapterRank = Annotated[int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")]
 DraftModel = Annotated[str, Option(
-    "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.")]
+    "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.",
+    autocompletion=options.completing("models"))]
 Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="Tokens computed at once.")]
 CpuMoe = Annotated[int, Option(
     "--cpu-moe", "--n-cpu-moe", metavar="N", min=0,

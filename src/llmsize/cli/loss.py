@@ -58,14 +58,14 @@ Steps = Annotated[
     float | None,
     counting(
         "--steps", what="number of steps", kind=float, metavar="S",
-        help="Optimizer steps, with --batch.", show_default=False,
+        help="Optimizer steps, with --batch-tokens.", show_default=False,
     ),
 ]  # fmt: skip
 BatchTokens = Annotated[
     float | None,
     counting(
-        "--batch", what="batch", kind=float, metavar="TOKENS", help="Tokens per step: `512K`.",
-        show_default=False,
+        "--batch-tokens", what="batch", kind=float, metavar="TOKENS",
+        help="Tokens per step: `512K`.", show_default=False,
     ),
 ]  # fmt: skip
 Precision = Annotated[

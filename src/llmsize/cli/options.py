@@ -25,6 +25,13 @@ def completing(folder: str) -> Callable[[str], list[str]]:
     ]
 
 
+def _complete_family(incomplete: str) -> list[str]:
+    """Every `model_type` whose forward pass is known."""
+    from llmsize.anatomy.families import MODULES
+
+    return [name for name in sorted(MODULES) if name.startswith(incomplete.lower())]
+
+
 Into = Annotated[
     Path | None,
     Option(
@@ -59,9 +66,20 @@ AssumeFamily = Annotated[
         "--assume-family",
         help="Take an unknown architecture for one of this family.",
         metavar="FAMILY",
+        autocompletion=_complete_family,
         show_default=False,
     ),
 ]
+Family = Annotated[
+    str,
+    Option(
+        "--family",
+        help="Only this `model_type`.",
+        metavar="FAMILY",
+        autocompletion=_complete_family,
+    ),
+]
+Commercial = Annotated[bool, Option("--commercial", help="Only models for commercial use.")]
 Dtype = Annotated[
     str,
     Option(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from llmsize import presets
 from llmsize.answer import Absent, Cell, Estimate, Row, Scalar, Table
-from llmsize.cli.declare import Argument, Option, choosing, counting
+from llmsize.cli.declare import Argument, choosing, counting
+from llmsize.cli.options import Commercial, Family
 from llmsize.errors import LLMSizeError
 from llmsize.record import Record
 from llmsize.term import Number, fact
@@ -117,10 +118,6 @@ def _complete_name(ctx: Any, incomplete: str) -> list[str]:
 
 KindName = Annotated[str | None, choosing(known=KINDS, what="kind of fact", metavar="KIND")]
 Name = Annotated[str, Argument(help="One of them.", autocompletion=_complete_name, metavar="NAME")]
-Family = Annotated[
-    str,
-    Option("--family", metavar="NAME", help="Only this `model_type`."),
-]
 MaxParameters = Annotated[
     int | None,
     counting(
@@ -130,10 +127,6 @@ MaxParameters = Annotated[
         metavar="N",
         show_default=False,
     ),
-]
-Commercial = Annotated[
-    bool,
-    Option("--commercial", help="Only models for commercial use."),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from llmsize import presets, units
 from llmsize.anatomy import run_forward
@@ -14,7 +14,7 @@ from llmsize.anatomy.parameters import count
 from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
-from llmsize.cli.declare import Option, counting
+from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
@@ -67,7 +67,7 @@ MethodName = Annotated[
     str,
     Option(
         "--method", metavar="METHOD", help=f"What of MODEL is trained: {', '.join(METHODS)}.",
-        autocompletion=lambda: list(METHODS),
+        autocompletion=options.completing("methods"),
     ),
 ]  # fmt: skip
 Rank = Annotated[int, Option("--rank", help="Of the adapters.", metavar="R", min=1)]
@@ -76,11 +76,19 @@ Targets = Annotated[
     Option("--targets", metavar="NAMES", help="Linear layers that get adapters, by commas."),
 ]
 Recompute = Annotated[
-    bool, Option("--recompute", help="Every layer is recomputed in the backward pass.")
-]
+    Literal["none", "full"],
+    choosing(
+        "--recompute", known=("none", "full"), what="way to recompute", metavar="WAY",
+        help="Blocks run again in the backward pass",
+    ),
+]  # fmt: skip
 Format = Annotated[
-    str, Option("--dtype", help="Format of the products: `bf16`, `fp8`.", metavar="FORMAT")
-]
+    str,
+    Option(
+        "--dtype", metavar="FORMAT", help="Format of the products: `bf16`, `fp8`.",
+        autocompletion=options.completing("formats"),
+    ),
+]  # fmt: skip
 
 
 class Work(NamedTuple):
@@ -116,7 +124,7 @@ def time(
     mfu: machines.Mfu = None,
     pricing: Pricing,
     work: Work,
-    recompute: Recompute = False,
+    recompute: Recompute = "none",
     dtype: Format = "bf16",
 ) -> Estimate:
     """FLOP, wall time, GPU-hours, energy and cost of training on so many tokens."""
@@ -131,7 +139,7 @@ def time(
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
     run = Run(counted, tokens, machine.accelerator, machine.devices, dtype, price)
-    return _timed(question, run, mfu, recompute=recompute)
+    return _timed(question, run, mfu, recompute=recompute == "full")
 
 
 def _counted(model: str | None, params: int | None, tokens: float, work: Work) -> list[Term]:

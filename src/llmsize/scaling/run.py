@@ -67,7 +67,7 @@ def _tokens_of_steps(run: Run) -> Run:
         return run
     if run.steps is None or run.batch is None:
         raise LLMSizeError(
-            "steps and their batch go together", hint="give both: --steps 250k --batch 512K"
+            "steps and their batch go together", hint="give both: --steps 250k --batch-tokens 512K"
         )
     tokens = run.steps * run.batch
     if run.tokens and not math.isclose(run.tokens, tokens, rel_tol=0.01):
