@@ -124,7 +124,7 @@ def test_hours_of_a_card_are_a_budget(capsys: pytest.CaptureFixture[str]) -> Non
     """5,760 hours of an H100 at 40 % of 989 TFLOP/s are 8.2e21 FLOP."""
     document = answered(capsys, "optimal", "--gpu-hours", "5760", "--gpu", "h100-sxm-80gb")
     assert document["question"]["compute"] == pytest.approx(5760 * 3600 * 0.4 * 989e12, rel=1e-3)
-    assert "40%" in document["assumptions"][0]
+    assert "40 %" in document["assumptions"][0]
 
 
 def test_serving_and_caps_make_the_model_smaller(capsys: pytest.CaptureFixture[str]) -> None:

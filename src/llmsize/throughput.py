@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
 from llmsize.term import Term, fact, term, total
+from llmsize.units import format_share
 
 PALM = "arXiv:2204.02311, appendix B"
 MEGATRON = "arXiv:2104.04473, Equation 3; without recompute arXiv:2205.05198, Equation 7"
@@ -206,7 +207,8 @@ def efficiency(measured: Utilization, share: float | None = None) -> Term:
                 f"a utilization of {share:g} is impossible", hint="give a share above 0 and up to 1"
             )
         return fact("utilization", share, unit="", source="given")
-    spread = f"median, {measured.low:.0%} to {measured.high:.0%} over {measured.runs} runs"
+    low, high = format_share(measured.low), format_share(measured.high)
+    spread = f"median, {low} to {high} over {measured.runs} runs"
     if measured.runs == 1:
         spread = "of one run"
     return Term(

@@ -165,6 +165,11 @@ def format_flop(value: float) -> str:
     return f"{value:.3g} FLOP ({_significant(value / PF_DAY)} PF-days)"
 
 
+def format_share(value: float) -> str:
+    """A share in whole percent: `63 %`."""
+    return f"{100 * value:.0f} %"
+
+
 def format_prefixed(value: float) -> str:
     """Three significant digits and the prefix of a unit: `989 T`, `17.2 G`."""
     for prefix, scale in (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6)):

@@ -27,7 +27,7 @@ from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, best, wanted
 from llmsize.planning.needs import Way
 from llmsize.term import Term, fact
-from llmsize.units import format_bytes, format_count, format_duration
+from llmsize.units import format_bytes, format_count, format_duration, format_share
 
 EXAMPLES = (
     "llmsize advise --gpu rtx-4090 --gpus 2 --days 14",
@@ -491,7 +491,7 @@ def _headline(case: Case, found: list[Option]) -> str:
 def _assumptions(case: Case) -> tuple[str, ...]:
     have = case.have
     return (
-        f"training in {case.format.name} at {have.utilization.value:.0%} of the peak"
+        f"training in {case.format.name} at {format_share(have.utilization.value)} of the peak"
         + (f" ({have.utilization.note})" if have.utilization.note else ""),
         f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
         "recomputed; LoRA of rank 16 on every linear layer",

@@ -31,7 +31,7 @@ from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
 from llmsize.planning.training import PLACES, Question, host_need, need, offloaded
 from llmsize.term import Term, term
-from llmsize.units import format_bytes, format_count
+from llmsize.units import format_bytes, format_count, format_share
 
 EXAMPLES = (
     "llmsize fits --vram 16GB",
@@ -422,9 +422,10 @@ def _assumptions(
 
 def _band(job: Job) -> str:
     band = band_of(job)
+    share = format_share(band.share)
     return (
-        f"95 % of {band.cases} measured runs are within {band.share:.0%} of the estimate; inside "
-        "that band it is `tight`"
+        f"95 % of {band.cases} measured runs are within {share} of the estimate; inside that band "
+        "it is `tight`"
     )
 
 

@@ -34,7 +34,7 @@ from llmsize.planning.support import check_draft, check_support, computed_in, ob
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
 from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
-from llmsize.units import GIB, format_bytes, format_count
+from llmsize.units import GIB, format_bytes, format_count, format_share
 
 EXAMPLES = (
     "llmsize infer llama-3.1-8b --context 32768",
@@ -480,7 +480,7 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         reached = _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
         assumed.append(
-            f"tokens/s as measured: {reached.median:.0%} of the bandwidth "
+            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth "
             f"({efficiency(reached).note}; {reached.title})"
         )
         if any(part.name == DRAFT for part in question.beside):

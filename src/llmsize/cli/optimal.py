@@ -91,7 +91,7 @@ def _affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
     flop = affordable_flop(
         devices=1, seconds=gpu_hours * 3600, peak=peak(accelerator, "bf16"), efficiency=share
     )
-    said = f"{share.value:.0%} of the bf16 peak of {accelerator.title}"
+    said = f"{units.format_share(share.value)} of the bf16 peak of {accelerator.title}"
     return replace(flop, note=f"{said} ({share.note or 'given'})")
 
 

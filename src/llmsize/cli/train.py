@@ -38,7 +38,7 @@ from llmsize.planning.support import check_support, computed_in
 from llmsize.planning.training import Question, changes, host_need, need
 from llmsize.stack import Stack
 from llmsize.term import Term
-from llmsize.units import format_bytes, format_count
+from llmsize.units import format_bytes, format_count, format_share
 
 EXAMPLES = (
     "llmsize train llama-3-8b --method lora --batch 4 --seq-len 2048",
@@ -484,8 +484,9 @@ def _assumptions(question: Question) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
     stack, positions = question.stack, question.architecture.context_length
     told = [
-        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, slack "
-        f"{stack.allocator_slack:.0%} and context {format_bytes(stack.context)} are fitted"
+        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, "
+        f"slack {format_share(stack.allocator_slack)} and context {format_bytes(stack.context)} "
+        "are fitted"
     ]
     if positions is not None and question.choices.sequence > positions:
         told.append(

@@ -10,6 +10,7 @@ from llmsize.formats import Format, stored_bytes
 from llmsize.memory.timeline import Moment, counted
 from llmsize.memory.training import TrainingStep
 from llmsize.term import Term, fact, term, total
+from llmsize.units import format_share
 
 if TYPE_CHECKING:
     from llmsize.stack import Stack
@@ -62,7 +63,8 @@ def on_device(allocated: Term, stack: Stack) -> Term:
         unit="bytes",
         source=stack.source,
         grade="fitted",
-        note=f"published runs lie between {stack.slack_low:.0%} and {stack.slack_high:.0%}",
+        note=f"published runs lie between {format_share(stack.slack_low)} and "
+        f"{format_share(stack.slack_high)}",
         allocated=allocated.value,
         share=stack.allocator_slack,
     )

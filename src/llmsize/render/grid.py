@@ -74,8 +74,7 @@ def _of_terms(terms: list[Term], style: Style) -> Grid:
 def _of_table(table: Table, style: Style) -> Grid:
     columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
     names = [values.safe(row.name) for row in table.rows]
-    headings = [_heading(table.title, name, column)
-                for name, column in zip(table.columns, columns, strict=True)]  # fmt: skip
+    headings = _headings(table, columns)
     shown = (_column(column, f"{table.title} {heading}", style)
              for column, heading in zip(columns, headings, strict=True))  # fmt: skip
     lines = tuple(zip(names, *shown, strict=True))
@@ -84,13 +83,20 @@ def _of_table(table: Table, style: Style) -> Grid:
     return Grid(values.safe(table.title), header, lines, numeric, table.total, _reasons(table))
 
 
-def _heading(title: str, name: str, cells: Sequence[Cell | None]) -> str:
-    """The name of a column, with the unit that all of its numbers have unless that is said."""
-    found = {cell.unit for cell in cells if isinstance(cell, Term)}
-    unit = found.pop() if len(found) == 1 else ""
-    if not unit or unit in SCALED or unit in f"{title} {name}":
-        return name
-    return f"{name}, {HEADINGS.get(unit, unit)}".removeprefix(", ")
+def _headings(table: Table, columns: Sequence[Sequence[Cell | None]]) -> list[str]:
+    """The names of the columns, each with the unit of all its numbers unless that is said.
+
+    Where the rows of a column have units of their own, all rows of the table keep theirs.
+    """
+    found = [{cell.unit for cell in column if isinstance(cell, Term)} for column in columns]
+    if any(len(units) > 1 for units in found):
+        return list(table.columns)
+    named = zip(table.columns, map("".join, found), strict=True)
+    return [
+        f"{name}, {HEADINGS.get(unit, unit)}".removeprefix(", ")
+        if unit and unit not in SCALED and unit not in f"{table.title} {name}" else name
+        for name, unit in named
+    ]  # fmt: skip
 
 
 def _is_numeric(cells: Sequence[Cell | None]) -> bool:
