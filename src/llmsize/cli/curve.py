@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from llmsize import presets, units
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
-from llmsize.answer import Cell, Drawn, Estimate, Row, Table
+from llmsize.answer import Cell, Drawn, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.chart import Axis, Chart, Mark, Series, extent, spaced
 from llmsize.cli import laws, options
@@ -20,7 +20,7 @@ from llmsize.memory.kv_cache import kv_cache
 from llmsize.scaling.counting import counted
 from llmsize.scaling.curves import isoflop, isoloss, loss_by
 from llmsize.scaling.laws import ScalingLaw, relations, solve
-from llmsize.term import fact
+from llmsize.term import Grade, fact
 from llmsize.units import PF_DAY
 
 EXAMPLES = (
@@ -90,13 +90,21 @@ def curve(
 ) -> Drawn | str:
     """Draw losses by scaling laws, or memory by context or batch."""
     ends = (from_, to)
+    question = {
+        "picture": what, "models": _joined(models), "law": _joined(law),
+        "compute": _joined(compute), "from": from_, "to": to, "dtype": dtype, "context": context,
+    }  # fmt: skip
     if what in ("memory-vs-context", "memory-vs-batch"):
         charts = [_memory(what, models or [], presets.get(Format, dtype), ends, context)]
     else:
         charts = _losses(what, models or [], law or [], compute or [], ends)
     if output is not None:
         return options.drawn_into(charts, output)
-    return Drawn(_numbers(what, charts), tuple(charts))
+    return Drawn(_numbers(question, charts), tuple(charts))
+
+
+def _joined(given: Sequence[str] | None) -> str | None:
+    return ", ".join(given) if given else None
 
 
 def _range(ends: tuple[str | None, str | None], default: tuple[float, float]) -> list[float]:
@@ -208,16 +216,19 @@ def _used(
     ]  # fmt: skip
 
 
-def _numbers(picture: Picture, charts: Sequence[Chart]) -> Estimate:
+def _numbers(question: Mapping[str, Scalar], charts: Sequence[Chart]) -> Estimate:
     """The points of the charts, for formats that are not pictures."""
     tables = []
     for chart in charts:
         xs = sorted({x for each in chart.series for x, _ in each.points})
         values = [dict(each.points) for each in chart.series]
+        grade: Grade = "exact" if chart.y.unit == "bytes" else "fitted"
         rows = []
         for x in xs:
             cells: dict[str, Cell] = {
-                each.name: fact(each.name, found[x], unit=chart.y.unit, source=chart.title)
+                each.name: fact(
+                    each.name, found[x], unit=chart.y.unit, source=chart.title, grade=grade
+                )
                 for each, found in zip(chart.series, values, strict=True)
                 if x in found
             }
@@ -225,4 +236,4 @@ def _numbers(picture: Picture, charts: Sequence[Chart]) -> Estimate:
         names = tuple(each.name for each in chart.series)
         tables.append(Table(chart.title, names, tuple(rows), heading=chart.x.label))
     titles = ", ".join(chart.title for chart in charts)
-    return Estimate("curve", {"picture": picture}, titles, tuple(tables))
+    return Estimate("curve", question, titles, tuple(tables))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -678,31 +678,42 @@ def _sweep(
     subject: Subject, asked: Sequence[tuple[Setting, Serving]], budget: Budget | None
 ) -> Estimate:
     """One row for each combination: parts of the fullest device."""
-    rows, verdicts = [], []
-    for setting, question in asked:
-        place = fullest(need(question))
-        cells: dict[str, Term | str] = {
-            part.name: part for part in place.parts if part.name in ("weights", "KV cache")
-        }
-        rest = [part for part in place.parts if part.name not in cells]
-        cells["other"] = total("other", *rest, unit="bytes")
-        cells["total"] = place
-        if budget is not None:
-            verdicts.append(asking.fits(question, budget))
-            cells["fits"] = "yes" if verdicts[-1] else "no"
-        stored = setting.stored or question.format.name
-        label = f"{stored}, {setting.batch} × {setting.context:,} tokens"
-        rows.append(Row(label, cells))
+    rows = tuple(_of_setting(setting, question, budget) for setting, question in asked)
+    fitting = sum(row.cells.get("fits") == "yes" for row in rows)
     columns = ("weights", "KV cache", "other", "total") + (("fits",) if budget else ())
     title = subject.architecture.title or subject.architecture.name
     said = f"{title}, {subject.engine.title}: {len(rows)} settings"
     if budget is not None:
-        said += f", {sum(verdicts)} fit in {format_bytes(budget.memory)}"
+        said += f", {fitting} fit in {format_bytes(budget.memory)}"
+    settings = [setting for setting, _ in asked]
     return Estimate(
         command="infer",
-        question={"model": subject.architecture.name, "engine": subject.engine.name,
-                  "memory_bytes": budget.memory if budget else None},
+        question={
+            "model": subject.architecture.name, "engine": subject.engine.name,
+            "quant": _several(each.stored for each in settings),
+            "context": _several(each.context for each in settings),
+            "batch": _several(each.batch for each in settings),
+            "memory_bytes": budget.memory if budget else None,
+        },
         headline=said,
-        answer=(Table("memory", columns, tuple(rows), heading="setting"),),
-        verdict=any(verdicts) if budget else None,
+        answer=(Table("memory", columns, rows, heading="setting"),),
+        verdict=fitting > 0 if budget else None,
     )  # fmt: skip
+
+
+def _of_setting(setting: Setting, question: Serving, budget: Budget | None) -> Row:
+    place = fullest(need(question))
+    cells: dict[str, Cell] = {
+        part.name: part for part in place.parts if part.name in ("weights", "KV cache")
+    }
+    rest = [part for part in place.parts if part.name not in cells]
+    cells |= {"other": total("other", *rest, unit="bytes"), "total": place}
+    if budget is not None:
+        cells["fits"] = "yes" if asking.fits(question, budget) else "no"
+    stored = setting.stored or question.format.name
+    return Row(f"{stored}, {setting.batch} × {setting.context:,} tokens", cells)
+
+
+def _several(values: Iterable[str | int]) -> str | None:
+    """Each value once, between commas; nothing for empty names."""
+    return ", ".join(dict.fromkeys(str(value) for value in values)) or None
