@@ -2,11 +2,12 @@
 
 import sys
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 
 from llmsize.cli import answering, application, commands, direct, run
+from llmsize.cli.declare import Option, choosing, counting
 
 LINES = [
     "estimate llama-2-7b --format json",
@@ -51,6 +52,35 @@ def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, command = answering.load(name)
     values = direct.read(words, answering.parameters(command))
     assert values == captured([name, *words], monkeypatch)
+
+
+class Inner(NamedTuple):
+    """What is inside."""
+
+    rank: Annotated[int, counting("--rank", what="rank")] = 16
+
+
+class Outer(NamedTuple):
+    """What is outside."""
+
+    inner: Inner
+    way: Annotated[str, choosing("--way", known=("north", "south"), what="way")] = "north"
+
+
+def grouped(*, outer: Outer, loud: Annotated[bool, Option("--loud")] = False) -> tuple[Outer, bool]:
+    """A command of groups."""
+    return outer, loud
+
+
+def test_a_group_is_flat_on_the_command_line_and_whole_for_the_command() -> None:
+    """Fields of groups within groups are options, each below the heading of its own group."""
+    parameters = answering.parameters(grouped)
+    headings = {p.name: p.annotation.__metadata__[0].settings.get("rich_help_panel", "")
+                for p in parameters if p not in answering.SHARED}  # fmt: skip
+    assert headings == {"rank": "What is inside", "way": "What is outside", "loud": ""}
+    values = direct.read(["--rank", "8", "--loud", "--way", "SOUTH"], parameters)
+    assert values is not None
+    assert answering.ask(grouped, values) == (Outer(Inner(8), "south"), True)
 
 
 @pytest.mark.parametrize("name", commands())

@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,11 +105,9 @@ def _refuse_empty(words: Sequence[str]) -> None:
     """Raise `LLMSizeError` for an empty word, such as an unset variable of a shell leaves."""
     from llmsize.cli.direct import EMPTY_HINT
 
-    for before, word in zip(("", *words), words, strict=False):
-        name, equals, text = word.partition("=")
-        if not word or (name.startswith("--") and equals and not text):
-            named = name or before if before.startswith("--") else name or "a word"
-            raise LLMSizeError(f"`{named}` is empty", hint=EMPTY_HINT)
+    for before, word in pairwise(("llmsize", *words)):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise LLMSizeError(f"nothing follows `{word or before}`", hint=EMPTY_HINT)
 
 
 def _directly(name: str, words: Sequence[str]) -> int | None:

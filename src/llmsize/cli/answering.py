@@ -88,7 +88,7 @@ def load(name: str) -> tuple[ModuleType, Callable[..., Any]]:
 
 def parameters(command: Callable[..., Any]) -> list[Parameter]:
     """The command's own parameters, those of its groups one by one, and the shared ones."""
-    return [option for one in _evaluated(command) for option in _options(one)] + SHARED
+    return [*_options(command), *SHARED]
 
 
 def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -109,17 +109,20 @@ def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
     ]
 
 
-def _options(parameter: Parameter) -> Iterator[Parameter]:
-    """The parameter, or those of its group, whose first line is their heading in the help."""
-    group = parameter.annotation
-    if not is_group(group):
-        yield parameter
-        return
-    heading = (group.__doc__ or "").splitlines()[0].rstrip(".")
-    for field in _evaluated(group):
-        for option in _options(field):
-            kind, declared = option.annotation.__origin__, option.annotation.__metadata__[0]
-            yield option.replace(annotation=Annotated[kind, headed(declared, heading)])
+def _options(command: Callable[..., Any]) -> Iterator[Parameter]:
+    """The parameters of a command or a group, and in place of a group its own.
+
+    The first line of a group is the heading of its parameters in the help.
+    """
+    heading = (command.__doc__ or "").splitlines()[0].rstrip(".") if is_group(command) else ""
+    for one in _evaluated(command):
+        if is_group(one.annotation):
+            yield from _options(one.annotation)
+        elif heading:
+            kind, declared = one.annotation.__origin__, one.annotation.__metadata__[0]
+            yield one.replace(annotation=Annotated[kind, headed(declared, heading)])
+        else:
+            yield one
 
 
 def answer(command: Callable[..., Any], values: Mapping[str, Any]) -> int:
