@@ -44,7 +44,7 @@ EXAMPLES = (
     "llmsize train llama-3-8b --method lora --batch 4 --seq-len 2048",
     "llmsize train llama-2-7b --method qlora --gpu rtx-4090 --recompute full",
     "llmsize train gpt2 --recipe fp32 --timeline --explain",
-    "llmsize train qwen2.5-7b --method lora --fit batch --vram 24GB",
+    "llmsize train qwen2.5-7b --method lora --recompute full --fit batch --vram 24GB",
     "llmsize train qwen2.5-7b --offload optimizer --changes",
 )
 
