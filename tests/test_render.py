@@ -76,6 +76,16 @@ def test_headings_and_words_go_below_before_a_number_is_broken() -> None:
         """)
 
 
+@pytest.mark.parametrize("width", [1, 10, 20, 30, 40, 50])
+def test_more_numbers_than_a_terminal_is_wide_for_are_broken(width: int) -> None:
+    """Six columns of numbers in any width: nothing fails, and from 20 on no line is too long."""
+    columns = tuple("abcdef")
+    row = Row("a-name", {name: bytes_of(15) for name in columns})
+    estimate = Estimate("fits", {}, "many", (Table("", columns, (row,), heading="model"),))
+    longest = max(map(len, render(estimate, "table", Style(width=width)).splitlines()))
+    assert longest <= max(width, 20)
+
+
 def bytes_of(gigabytes: int) -> Term:
     return fact("needs", gigabytes * 10**9, unit="bytes", source="x")
 

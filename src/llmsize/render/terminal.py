@@ -14,8 +14,9 @@ from llmsize.render.values import safe
 
 UNBOUNDED = 10_000
 """Columns where nothing may be cut: output that does not go to a terminal."""
-LONGEST_WORD = 24
-"""Characters; a column of words may get as narrow as its longest, and a longer one is broken."""
+SHORTEST, LONGEST_WORD = 8, 24
+"""Characters: a column of words may get as narrow as its longest word, or a longer one is broken;
+broken words keep so many together while numbers have room."""
 
 Look = Literal["", "bold", "dim", "italic", "yellow", "blue", "cyan"]
 Paint = Callable[[str, Look], str]
@@ -107,12 +108,16 @@ def _widths(grid: Grid, width: int) -> tuple[list[int], int]:
     least = [_least(column, number) for column, number in zip(columns, grid.numeric, strict=True)]
     gap = 2 if sum(least) <= room[2] else 1
     while sum(widths) > max(room[gap], len(widths)):
-        yielding = [  # above its least, that with a long heading over numbers; below, words
-            (width > floor, number == (width > floor), width)
-            for width, floor, number in zip(widths, least, grid.numeric, strict=True)
-        ]
-        widths[yielding.index(max(yielding))] -= 1
+        ready = [_readiness(*each) for each in zip(widths, least, grid.numeric, strict=True)]
+        widths[ready.index(max(ready))] -= 1
     return widths, gap
+
+
+def _readiness(width: int, least: int, number: bool) -> tuple[int, int]:
+    """What yields first: a long heading over numbers, then words, then words in the middle."""
+    if width > least:
+        return (3 if number else 2), width
+    return (0 if number or width <= SHORTEST else 1), width
 
 
 def _least(column: Sequence[str], number: bool) -> int:
