@@ -17,7 +17,7 @@ from llmsize.memory.host import bus_traffic
 from llmsize.planning.finetuning import DEQUANTIZED_BYTES
 from llmsize.planning.training import Question, run_of
 from llmsize.term import Term, term
-from llmsize.units import format_bytes, format_duration
+from llmsize.units import format_bytes, format_duration, format_share
 
 SELECTIVE = (
     "pytorch/torchtitan b5bcd76, activation_checkpoint.py: every second product is kept, and "
@@ -29,7 +29,7 @@ def slowdown(before: Question, after: Question) -> Iterator[str]:
     """What takes longer in the step `after` a change, in words with numbers."""
     more = flop_of_token(after).value / flop_of_token(before).value - 1
     if more >= 0.005:
-        yield f"{more:.0%} more FLOP"
+        yield f"{format_share(more)} more FLOP"
     crossing = over_the_bus(after).value - over_the_bus(before).value
     if crossing > 0:
         least = format_duration(crossing / BUS.value)
