@@ -76,7 +76,7 @@ EngineName = Annotated[
     str,
     Option(
         "--engine", metavar="NAME", show_default="transformers, or llama.cpp for its files",
-        help="What serves: `vllm`, …", autocompletion=options.completing(Engine),
+        help="What serves: `vllm`, …", autocompletion=options.completing("engines"),
     ),
 ]
 Which = Annotated[
