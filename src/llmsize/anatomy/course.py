@@ -57,24 +57,26 @@ def course(kinds: tuple[Hashable, ...]) -> Sequence[Turn]:
     return found
 
 
-def shown_by(turns: Sequence[Turn], apart: int = 0) -> list[int]:
-    """For each turn the number of one of its kind, between neighbours of their kinds.
+def shown_by(turns: Sequence[Turn], apart: int = 0, seen: Sequence[Hashable] = ()) -> list[int]:
+    """For each turn the number of one of its kind, between neighbours that look like its own.
 
-    Few do for all, and follow each other as turns do. The first turns that stand `apart` are shown
-    by none but themselves.
+    `seen` is what of each turn its neighbours can tell; without it they tell all. Few turns do for
+    all, and follow each other as turns do. The first that stand `apart` are shown by none but
+    themselves.
     """
-    return _shown_by(tuple([turn.kind for turn in turns]), apart)
+    return _shown_by(tuple([turn.kind for turn in turns]), tuple(seen), apart)
 
 
 @lru_cache(maxsize=256)
-def _shown_by(kinds: tuple[Hashable, ...], apart: int) -> list[int]:
+def _shown_by(kinds: tuple[Hashable, ...], seen: Sequence[Hashable], apart: int) -> list[int]:
     marked = [(kind, number if number < apart else -1) for number, kind in enumerate(kinds)]
-    around = list(zip([None, *marked], marked, [*marked[1:], None], strict=False))
+    seen = seen or marked
+    around = list(zip([None, *seen], marked, [*seen[1:], None], strict=False))
     path: list[int] = []
     for number, turn in enumerate(around):
         path.append(number)
         for at, earlier in enumerate(path[:-1], 1):
-            if around[earlier][1:] == turn[1:]:
+            if seen[earlier] == seen[number] and around[earlier][2] == turn[2]:
                 shown = {around[n] for n in path[:at]}
                 if all(around[n] in shown for n in path[at:]):
                     del path[at:]  # a detour that shows nothing new

@@ -261,7 +261,7 @@ class Trace(Tape):
             tensors.pop()
             if len(self.events) > before and alike > 1:
                 change, what = self.events[-1]
-                self.events.append(((alike - 1) * change, what))
+                self.events[-1] = (alike * change, what)
 
     def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
         prefix, indices = self.places[self.layer]
@@ -372,9 +372,10 @@ class Trace(Tape):
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive, and what is in
-        `carried`, by which blocks hand something to the next beside `x`.
+        `carried`, by which blocks hand something to the next beside `x`. If that is given and the
+        first leaves it empty, layers cannot tell of what kinds their neighbours are.
         """
-        carried = [] if carried is None else carried
+        handed = [] if carried is None else carried
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
         plain = self.setting.adapter.first if self.setting.adapter else 0
         marked = tuple(
@@ -387,31 +388,34 @@ class Trace(Tape):
         for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
             if not settled and self._is_settled(x, carried, number):
                 settled = True
-                shown = self._follow(prefix, first, turns, shown_by(turns, number))
+                seen = [turn.kind[1:] for turn in turns] if carried == [] else ()
+                shown = self._follow(prefix, first, turns, shown_by(turns, number, seen))
             if shown[number] != number:
                 continue
             self.enter(first + number)
             if checkpointed and self.grad:
-                again = partial(_block_of_kind, self, block, kind, carried, len(held))
-                inputs = (x, *held, *carried)
+                again = partial(_block_of_kind, self, block, kind, handed, len(held))
+                inputs = (x, *held, *handed)
                 x = self.run(again, inputs, offloaded=self.setting.offload_checkpoints)
                 del inputs
             else:
                 x = block(x, kind)
             self.attention_weights = None
-        carried.clear()
+        handed.clear()
         self.enter(-1)
         return x
 
-    def _is_settled(self, x: Tensor, carried: Sequence[Tensor], number: int) -> bool:
-        """Whether layers from this turn on are alike if they and their neighbours are of one kind.
+    def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None, number: int) -> bool:
+        """Whether layers from this turn on are alike if they are of one kind and their neighbours
+        look alike.
 
-        Not before something is trained; nor where some layers run again and what is carried comes
-        from further away.
+        Not before it is known what is carried, nor before something is trained; nor where some
+        layers run again and what is carried comes from further away.
         """
         trained = x.node is not None or not self.grad
-        far = self.setting.checkpoint_every > 1 and (carried or not number)
-        return trained and not far
+        some = self.setting.checkpoint_every > 1
+        unknown = not number and (some or carried is not None)
+        return trained and not unknown and not (some and carried)
 
     def _follow(
         self, prefix: str, first: int, turns: Sequence[Turn], shown: Sequence[int]
