@@ -36,15 +36,15 @@ SETTINGS = {
 BUDGETS = {
     ("gpt2", "full"): 4.0,
     ("llama-3-8b", "full"): 5.0,
-    ("llama-3-8b", "LoRA"): 8.0,
+    ("llama-3-8b", "LoRA"): 7.5,
     ("llama-3-8b", "recomputed"): 7.0,
     ("mixtral-8x7b", "full"): 7.0,
     ("qwen3-30b-a3b", "full"): 8.0,
     ("mamba-2.8b", "full"): 12.0,
-    ("gemma-3-27b", "full"): 18.0,
-    ("gemma-3-27b", "LoRA"): 25.0,
-    ("deepseek-v3", "full"): 18.0,
-    ("deepseek-v3", "LoRA"): 21.0,
+    ("gemma-3-27b", "full"): 12.0,
+    ("gemma-3-27b", "LoRA"): 14.0,
+    ("deepseek-v3", "full"): 12.0,
+    ("deepseek-v3", "LoRA"): 14.0,
 }
 """Milliseconds for a training step of a model: half as much again as a slow core takes."""
 
@@ -58,7 +58,7 @@ SEARCHING = {
     "--vram 80GB --job lora": 1700.0,
     "--vram 80GB --job qlora": 1300.0,
     "--vram 24GB --all": 3000.0,
-    "--vram 80GB --job qlora --all": 5700.0,
+    "--vram 80GB --job qlora --all": 5000.0,
 }
 """The same for `llmsize fits`, which searches the catalogue: a whole process with its start."""
 SEARCHES = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
 
 import pytest
@@ -112,6 +113,21 @@ def test_a_step_takes_few_events(name: str, most: int) -> None:
     trace.enter(-1, "backward")
     backward(trace, loss)
     assert len(trace.events) <= most
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "gemma-3-1b", "deepseek-v3"])
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
+def test_what_a_step_has_made_goes_with_it(name: str, setting: Setting) -> None:
+    """Nothing of a step refers to itself, to wait for the garbage collector: sweeps make many."""
+    model = presets.get(Architecture, name)
+    _step(model, setting)
+    gc.collect()
+    gc.disable()
+    try:
+        _step(model, setting)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_weights_of_all_layers_are_there() -> None:

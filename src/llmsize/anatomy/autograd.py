@@ -13,11 +13,11 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from llmsize.anatomy.layout import elementwise
-from llmsize.anatomy.tensor import Shape, Tensor
+from llmsize.anatomy.tensor import Shape, Storage, Tensor
 from llmsize.formats import Format
 
 if TYPE_CHECKING:
-    from llmsize.anatomy.tape import Checkpoint, Parameter, Tape
+    from llmsize.anatomy.tape import Checkpoint, Tape
 
 Grads = Sequence[Tensor | None]
 Rule = Callable[["Tape", "Node", list[Tensor | None]], Grads]
@@ -67,14 +67,18 @@ class Node:
 
 
 class Leaf(Node):
-    """The end of a path: a trained weight, which stores its gradient when all have come."""
+    """The end of a path: a trained weight, whose gradient it stores when all have come."""
 
-    __slots__ = ("arrived", "uses", "weight")
+    __slots__ = ("arrived", "gradient", "storage", "uses")
 
-    def __init__(self, weight: Parameter) -> None:
-        """A leaf for `weight`, used by nobody yet."""
+    def __init__(self, storage: Storage | None = None) -> None:
+        """A leaf that is used by nobody yet, and holds the `storage` of what it is for.
+
+        It does not know the weight, which knows it: what refers to itself outlives its pass.
+        """
         super().__init__(_no_rule, [], -1, None)
-        self.weight = weight
+        self.storage = storage
+        self.gradient: Tensor | None = None
         self.uses = 0
         self.arrived = 0
 
@@ -85,7 +89,15 @@ class Leaf(Node):
         self.arrived += 1
         if self.arrived == self.uses:
             self.arrived = 0
-            self.weight.store_gradient(tape, self.grads.pop())
+            self._store(tape, self.grads.pop())
+
+    def _store(self, tape: Tape, grad: Tensor | None) -> None:
+        """Keep the gradient that has come; one that is there already takes it in."""
+        if tape.accumulating:
+            return
+        if grad is not None and grad.storage is not None:
+            grad.storage.becomes("gradient")
+        self.gradient = grad
 
 
 class Mark(Node):

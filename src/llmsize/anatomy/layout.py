@@ -22,6 +22,7 @@ def row_major(shape: Shape) -> tuple[int, ...]:
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
+@lru_cache(maxsize=4096)
 def tidy(shape: Shape, strides: tuple[int, ...]) -> Strides:
     """`None` where strides are row-major; those of dimensions of one entry do not count."""
     usual = row_major(shape)

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
-from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What
+from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What, make
 from llmsize.formats import Format, stored_bytes
 
 
 class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
-    __slots__ = ("chosen", "copied", "experts", "gradient", "indices", "name", "role", "viewed")
+    __slots__ = ("chosen", "copied", "experts", "indices", "name", "role", "viewed")
 
     def __init__(
         self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
@@ -35,7 +35,6 @@ class Parameter(Tensor):
         """Whether it is a trained copy of a frozen weight that is there, too."""
         self.viewed = False
         """Whether products take a view of it, of which autocast makes a copy for every use."""
-        self.gradient: Tensor | None = None
 
     @property
     def copies(self) -> int:
@@ -44,15 +43,7 @@ class Parameter(Tensor):
 
     def train(self) -> None:
         """From now on it wants a gradient."""
-        self.node = Leaf(self)
-
-    def store_gradient(self, tape: Tape, grad: Tensor | None) -> None:
-        """Keep the gradient that has come; one that is there already takes it in."""
-        if tape.accumulating:
-            return
-        if grad is not None and grad.storage is not None:
-            grad.storage.becomes("gradient")
-        self.gradient = grad
+        self.node = Leaf()
 
 
 class Segment(NamedTuple):
@@ -113,10 +104,6 @@ class Checkpoint:
         return saved
 
 
-_make = tuple.__new__
-"""Makes a named tuple in half the time that its own constructor takes."""
-
-
 @dataclass(slots=True, eq=False, repr=False)
 class Tape:
     """The record of one pass, and the circumstances under which operations record."""
@@ -149,7 +136,7 @@ class Tape:
 
     def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
         """A tensor that an operation makes."""
-        what = _make(What, (role, operation, self.layer, shape, format))
+        what = make(What, (role, operation, self.layer, shape, format))
         if self.checkpoint_saves and self.checkpoint is not None:
             return Tensor(shape, format, self._saved_result(what, self.checkpoint))
         storage = Storage(self.events, what, stored_bytes(format, prod(shape)))
@@ -195,28 +182,27 @@ class Tape:
             else:
                 edges.append((before, tensor.slot, tensor.shape, tensor.format))
                 wanted = True
+                if type(before) is Leaf and not self.replaying:
+                    before.uses += 1
         if not wanted:
             return None
         node = Node(rule, edges, self.layer, context)
-        if self.replaying:
-            assert self.checkpoint is not None
-            self.checkpoint.nodes.append(node)
+        if self.checkpoint is None:
+            self.nodes.append(node)
         else:
-            self._append(node)
+            self._record_in(self.checkpoint, node)
         if saved:
             self.keep(node, *saved)
         return node
 
-    def _append(self, node: Node) -> None:
-        """Take a node in, and note who will send a gradient where."""
+    def _record_in(self, checkpoint: Checkpoint, node: Node) -> None:
+        """Give a node its place in the block; on the second run only the block has it."""
+        if self.replaying:
+            checkpoint.nodes.append(node)
+            return
         self.nodes.append(node)
-        for edge in node.edges:
-            if edge is not None and type(edge[0]) is Leaf:
-                edge[0].uses += 1
-        checkpoint = self.checkpoint
-        if checkpoint is not None:
-            node.place = checkpoint.recorded
-            checkpoint.recorded += 1
+        node.place = checkpoint.recorded
+        checkpoint.recorded += 1
 
     def keep(self, node: Node, *tensors: Tensor | None) -> None:
         """Keep `tensors` for the backward pass of `node`; a second run ends with the last."""

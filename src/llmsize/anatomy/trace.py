@@ -271,11 +271,7 @@ class Trace(Tape):
 
     def with_gradient(self, x: Tensor) -> Tensor:
         """`x` as a leaf that wants a gradient, which stays with it, unless it wants one anyway."""
-        if x.node is not None:
-            return x
-        leaf = Parameter("inputs", x.shape, x.format, "inputs", ())
-        leaf.storage = x.storage
-        return Tensor(x.shape, x.format, x.storage, Leaf(leaf))
+        return x if x.node is not None else Tensor(x.shape, x.format, x.storage, Leaf(x.storage))
 
     def linear(
         self,

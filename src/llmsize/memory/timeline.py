@@ -40,11 +40,16 @@ class Passage:
         """What it leaves alive, and what it releases that was alive before."""
         return unmatched(self.events)
 
-    @cached_property
+    @property
     def again(self) -> Passage:
         """The same for another layer: what all layers share is taken up and let go of once."""
+        return self._own or self
+
+    @cached_property
+    def _own(self) -> Passage | None:
+        """What is the layer's own, unless all of it is: what refers to itself is freed late."""
         own = [event for event in self.events if event[1].layer >= 0]
-        return self if len(own) == len(self.events) else Passage(own)
+        return Passage(own) if len(own) < len(self.events) else None
 
 
 class Stretch(NamedTuple):

@@ -295,9 +295,8 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
             f"no linear layer is called {' or '.join(adapter.targets)}",
             hint=f"choose from {names}, or `all-linear`",
         )
-    known = {_module(weight) for weight in weights}
     for module in setting.modules_to_save:
-        if module not in known:
+        if all(_module(weight) != module for weight in weights):
             raise LLMSizeError(
                 f"no module is called {printable(module)}", hint=f"choose from {_modules(weights)}"
             )

@@ -80,8 +80,10 @@ def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 
 def _product(t: Tape, operation: str, shape: Shape, grad: Tensor) -> Tensor:
-    """A gradient that a matrix product gives, seen in the shape of what it is for."""
-    return t.new(operation, shape, grad.format).view(*shape)
+    """A gradient that a matrix product gives, a view in the shape of what it is for."""
+    made = t.new(operation, shape, grad.format)
+    made.own = False
+    return made
 
 
 def linear(
