@@ -312,7 +312,7 @@ def _in_host_memory(value: Any) -> Any:
     """The same tensor without a storage on the device."""
     if not isinstance(value, Tensor) or value.storage is None:
         return value
-    return Tensor(value.shape, value.format, None, value.node, value.slot)
+    return Tensor(value.shape, value.format, None, value.node, value.slot, value.strides)
 
 
 def _ends_here(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:
