@@ -52,6 +52,7 @@ TYPES = {
     "gptj": ("gptj", "codegen"),
     "granite": ("granite", "hyperclovax"),
     "granite_hybrid": ("granitemoehybrid", "granitemoeshared"),
+    "granite_swa": ("granite_swa", "granitemoe_swa"),
     "granitemoe": ("granitemoe",),
     "grok": ("grok-1",),
     "hunyuan_moe": ("hunyuan_v1_moe", "hunyuan_v1_dense", "hunyuan_vl_text"),

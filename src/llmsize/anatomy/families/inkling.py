@@ -187,21 +187,13 @@ def route(t: Trace, m: Mixture, tokens: Tensor, shared: int) -> tuple[mixture.Ro
     routed, own = ops.split(t, logits, m.count, shared)
     chosen = ops.cat(t, (ops.gather(t, routed, indices), own))
     chosen = ops.unary(t, "log_sigmoid", chosen, keeps="input")
-    weights = exp(t, ops.sub(t, chosen, log_sum_exp(t, chosen)))
+    weights = exp(t, ops.sub(t, chosen, ops.log_sum_exp(t, chosen)))
     factor: Tensor = t.weight("mlp.gate.global_scale", (1,), "router")
     weights = ops.mul(t, ops.scale(t, weights), ops.to(t, factor, FP32))
     weights = ops.to(t, weights, tokens.format)
     parts = ops.split(t, weights, m.chosen, shared)
     chosen_weights, shared_weights = (ops.contiguous(t, part) for part in parts)
     return mixture.Routing(chosen_weights, indices, routed), shared_weights
-
-
-def log_sum_exp(t: Trace, x: Tensor) -> Tensor:
-    """The logarithm of the sum of exponentials; keeps its input and its output."""
-    node = t.record(whole_backward, (x,), (x,), ("logsumexp_backward", x.shape))
-    out = ops.attach(t.new("logsumexp", (*x.shape[:-1], 1), x.format), node)
-    ops.keep_output(t, node, out)
-    return out
 
 
 def shared_experts(t: Trace, s: Sizes, m: Mixture, x: Tensor, weights: Tensor) -> Tensor:

@@ -76,6 +76,15 @@ def sum_over(t: Tape, x: Tensor, dim: int, *, keep: bool = False) -> Tensor:
     return attach(t.new("sum", (*x.shape[:dim], *left, *x.shape[dim + 1 :]), x.format), node)
 
 
+def log_sum_exp(t: Tape, x: Tensor) -> Tensor:
+    """The logarithm of the summed exponentials of the last dimension, which stays as 1; keeps its
+    input and its output."""
+    node = t.record(whole_backward, (x,), (x,), ("logsumexp_backward", x.shape))
+    out = attach(t.new("logsumexp", (*x.shape[:-1], 1), x.format), node)
+    keep_output(t, node, out)
+    return out
+
+
 def sum_first(t: Tape, x: Tensor) -> Tensor:
     """The sum over the first dimension, in fp32 under autocast; its gradient is a view."""
     node = t.record(_sum_first_backward, (x,), (), x.shape)

@@ -1,0 +1,108 @@
+"""Granite with windows: attention sinks as a scale of the output, angles of their own by base.
+
+transformers v5.23, models/granite_swa/modeling_granite_swa.py and
+models/granitemoe_swa/modeling_granitemoe_swa.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.families import granite_hybrid
+from llmsize.anatomy.families.granite import scaled_residuals
+from llmsize.anatomy.tensor import Dim, Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+
+PERIOD = 4
+"""Every so many layers, the first one too, one attends to all tokens."""
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    sparse = c.text("model_type") == "granitemoe_swa"
+    s = decoder.read(c, tied=not sparse)
+    m = mixture.read(c, scores="chosen", width="intermediate_size") if sparse else None
+    shared = Dim(c.count("shared_intermediate_size"), "shared_width")
+    bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    bases = rotation_bases(c, s.layers)
+    tables: dict[float, blocks.Rotation] = {}
+
+    def begin(x: Tensor) -> Tensor:
+        x = ops.scale(t, x)
+        for base in sorted(set(bases) - {0.0}):
+            tables[base] = blocks.rotary(t, x, s.rotary)
+        t.buffers += 2 * FP32.block_bytes * (s.rotary // 2)  # for a base that no layer uses
+        return x
+
+    def block(x: Tensor, kind: tuple[int, float], around: Around) -> Tensor:
+        window, base = kind
+        return scaled_residuals(
+            t,
+            x,
+            lambda x: attention(t, s, x, around, window, tables.get(base), bias),
+            lambda x: (
+                granite_hybrid.feed(t, s, m, x, shared)
+                if sparse
+                else decoder.gated(t, s, x, bias=mlp_bias)
+            ),
+        )
+
+    reach = decoder.windows(
+        c.changed(sliding_window=c.count("sliding_window", default=128)), s.layers,
+        lambda i: i % PERIOD > 0,
+    )  # fmt: skip
+    return decoder.run(
+        t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), windows=reach,
+        begin=begin, end=(ops.scale,), masking="eager",
+    )  # fmt: skip
+
+
+def rotation_bases(c: Config, layers: int) -> list[float]:
+    """The base of each layer's angles; 0 where a layer does not rotate."""
+    listed = c.sequence("layer_rope_theta")
+    if listed is None:
+        return [1.0] * layers
+    if len(listed) < layers:
+        raise c.error(
+            f"has {len(listed)} `layer_rope_theta` for {layers} layers", "give one a layer"
+        )
+    return [Config({"base": base}, c.model).number("base") for base in listed[:layers]]
+
+
+def attention(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    around: Around,
+    window: int,
+    rotation: blocks.Rotation | None,
+    bias: bool,
+) -> Tensor:
+    """Grouped-query attention, written out because of the sinks."""
+    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    if rotation is not None:
+        q, k = blocks.turn(t, q, k, rotation)
+    k, v = blocks.remember(t, k, v, window)
+    mask = around.masks[window]
+    assert mask is not None
+    out = attend(t, s, q, k, v, mask)
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+
+
+def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention whose output a sigmoid scales: of all scores' log-sum-exp less the head's sink."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+    scores = ops.add(t, scores, mask)
+    whole = ops.log_sum_exp(t, scores).view(*scores.shape[:-1])
+    sinks = t.weight("self_attn.sinks", (s.heads,), "sinks").view(1, s.heads, 1)
+    scale = ops.sigmoid(t, ops.to(t, ops.sub(t, whole, sinks), FP32))
+    weights = ops.to(t, ops.softmax(t, scores, FP32), q.format)
+    weights = ops.dropout(t, weights, s.attention_dropout)
+    out = ops.matmul(t, weights, v)
+    scale = ops.reshape(t, ops.to(t, scale, out.format), *scale.shape, 1)
+    return ops.merge_heads(t, ops.mul(t, out, scale))
