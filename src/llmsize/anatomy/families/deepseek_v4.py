@@ -56,7 +56,7 @@ def read(c: Config) -> Extra:
             Dim(c.size("index_head_dim"), "index_head_dim"),
             c.size("index_topk", default=512),
         ),
-        hashed=c.count("num_hash_layers"),
+        hashed=c.count("num_hash_layers", default=hash_layers(c)),
     )
 
 
@@ -97,12 +97,30 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
 
 
+def hash_layers(c: Config) -> int:
+    """How many layers are named as such, which are the first ones."""
+    return [*(c.sequence("mlp_layer_types") or ())].count("hash_moe")
+
+
 def ratios(c: Config, layers: int) -> list[int]:
     """How many tokens each layer compresses into one; 0 for none."""
-    listed = c.sequence("compress_ratios")
+    listed = c.sequence("compress_ratios") or named_ratios(c)
     if listed is None or len(listed) < layers or not all(isinstance(n, int) for n in listed):
         raise c.error("has no `compress_ratios` for every layer", "give one number a layer")
     return list(listed[:layers])
+
+
+RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+"""How many tokens each kind of layer compresses where `compress_rates` does not say."""
+
+
+def named_ratios(c: Config) -> list[int] | None:
+    """The same from the names of the layers' attention, as transformers saves them."""
+    kinds, rates = c.sequence("layer_types"), c.value("compress_rates")
+    if kinds is None:
+        return None
+    told = Config({**RATES, **(rates if isinstance(rates, dict) else {})}, c.model)
+    return [0 if kind == "sliding_attention" else told.size(str(kind)) for kind in kinds]
 
 
 # --- residual streams -----------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Norm, Sizes
+from llmsize.anatomy.decoder import Around, Norm, Sizes, Turn
+from llmsize.anatomy.families import phi3
 from llmsize.anatomy.families.llama import windows
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tape import Tape
@@ -43,6 +44,8 @@ class Type:
     router: str = "mlp.gate"
     once_linear: bool = False
     """Whether adapters take the routed experts for the linear layers that they were."""
+    turn: Turn | None = None
+    """Rotary embedding of q and k, if not the usual one."""
     sampled: bool = False
     """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
 
@@ -56,6 +59,7 @@ TYPES = {
     "olmoe": Type(wide_norm=blocks.rms_norm, once_linear=True),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router", sampled=True),
     "minimax_m2": Type(
+        turn=phi3.turn,
         wide_norm=blocks.rms_norm,
         scores="sigmoid",
         wide=True,
@@ -88,7 +92,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 t, s, x, around, window=window, bias=bias,
                 output_bias=bias and family.output_biased,
                 norm=family.head_norm, normed_at_once=True, wide_norm=family.wide_norm,
-                clipped=clipped,
+                clipped=clipped, turn=family.turn,
             ),
             lambda x: feed(t, s, m, x, family) if sparse else decoder.gated(t, s, x),
             norm=family.norm,
