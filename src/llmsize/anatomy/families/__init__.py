@@ -60,6 +60,7 @@ TYPES = {
     "internlm2": ("internlm2",),
     "jamba": ("jamba",),
     "kimi_linear": ("kimi_linear",),
+    "kolibri1": ("kolibri1",),
     "laguna": ("laguna",),
     "lfm3": ("lfm2", "lfm2_moe", "lfm3"),
     "llama": (

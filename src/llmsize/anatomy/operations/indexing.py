@@ -39,8 +39,8 @@ def highest(t: Tape, x: Tensor) -> Tensor:
 
 
 def gather(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
-    """The entries of the last dimension at `indices`, which it keeps."""
-    node = t.record(_scatter_backward, (x,), (indices,), x.shape)
+    """The entries of the last dimension at `indices`; keeps both (`gather_backward`)."""
+    node = t.record(_scatter_backward, (x,), (x, indices), x.shape)
     return attach(t.new("gather", indices.shape, x.format), node)
 
 
