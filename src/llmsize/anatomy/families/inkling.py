@@ -183,7 +183,8 @@ def route(t: Trace, m: Mixture, tokens: Tensor, shared: int) -> tuple[mixture.Ro
     """
     weight: Tensor = t.weight("mlp.gate.weight", (m.count + shared, tokens.shape[-1]), "router")
     logits = ops.linear(t, ops.to(t, tokens, FP32), ops.to(t, weight, FP32), None)
-    indices = mixture.corrected_choice(t, m, ops.sigmoid(t, logits))
+    scores = t.new("sigmoid", logits.shape, FP32)  # no gradient passes the choice
+    indices = mixture.corrected_choice(t, m, scores)
     routed, own = ops.split(t, logits, m.count, shared)
     chosen = ops.cat(t, (ops.gather(t, routed, indices), own))
     chosen = ops.unary(t, "log_sigmoid", chosen, keeps="input")
