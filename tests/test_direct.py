@@ -106,8 +106,11 @@ def test_an_estimate_imports_nothing_heavy(format: str) -> None:
     """Neither Typer, rich, PyYAML nor pydantic is loaded, and no part that was not asked for."""
     import subprocess
 
-    heavy = ("typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal",
-             "llmsize.memory.llamacpp", "llmsize.memory.serving", "llmsize.sources")  # fmt: skip
+    heavy = (
+        "typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal",
+        "llmsize.memory.llamacpp", "llmsize.memory.serving", "llmsize.sources", "llmsize.engine",
+        "llmsize.hardware",
+    )  # fmt: skip
     code = (
         "import sys; from llmsize.cli import run; "
         f"run(['estimate', 'llama-2-7b', '--format', '{format}']); "

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
-from llmsize.engine import Engine
 from llmsize.formats import FP16, FP32, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights, without_experts
 from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
 from llmsize.term import Grade, Term, fact, term, total
+
+if TYPE_CHECKING:
+    from llmsize.engine import Engine
 
 Job = Literal["inference", "full training", "LoRA", "QLoRA"]
 JOBS: tuple[Job, ...] = ("inference", "full training", "LoRA", "QLoRA")
