@@ -5,8 +5,8 @@ import pytest
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import options
+from llmsize.cli.jobs import need_of, workload
 from llmsize.cli.jobs import step as fits_step
-from llmsize.cli.jobs import workload
 from llmsize.formats import Format
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
@@ -67,3 +67,14 @@ def test_quantizing_the_base_saves_memory_and_so_does_freezing_it() -> None:
     ways: tuple[str, ...] = ("qlora", "lora", "full")
     needs = [tuning(step("llama-2-7b", way)).value for way in ways]
     assert needs == sorted(needs)
+
+
+@pytest.mark.parametrize("engine", ["", "vllm"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_layers_that_cache_nothing_have_weights(engine: str, devices: int) -> None:
+    """Nemotron 3 Nano has 31.6 billion parameters (its report), whatever its 52 layers keep."""
+    subject = overview.subject(model("nemotron-3-nano-30b-a3b"))
+    work = workload(options.storage("bf16"), 1, 4096, engine)
+    weights = need_of(subject, work, "inference", devices).part("weights").value
+    share = 31.6e9 * 2 / devices
+    assert 0.99 * share < weights < 1.2 * share

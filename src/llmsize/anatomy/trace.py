@@ -228,10 +228,20 @@ class Trace(Tape):
 
     def layer_caches(self) -> list[LayerCache]:
         """What every layer of the model keeps, first layer first."""
+        return [cache for _, cache in self.numbered_caches()]
+
+    def numbered_caches(self) -> list[tuple[int, LayerCache]]:
+        """The same with the layers' indices: a layer may keep several things, or nothing."""
         numbered = [
             (index, cache) for layer, cache in self.caches for index in self.places[layer].indices
         ]
-        return [cache for _, cache in sorted(numbered, key=lambda pair: pair[0])]
+        return sorted(numbered, key=lambda pair: pair[0])
+
+    @property
+    def depth(self) -> int:
+        """How many layers the model has."""
+        indices = (index for place in self.places.values() for index in place.indices)
+        return 1 + max(indices, default=-1)
 
     @property
     def attending(self) -> Adapter | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
+from math import ceil, prod
 
 from llmsize import presets
 from llmsize.answer import Absent, Cell, Row, Table
@@ -63,7 +64,7 @@ def storages(engine: Engine | None) -> Mapping[str, str]:
 
 def senseless(title: str, work: Workload, job: Job) -> str:
     """Why weights that are stored so are not used for a job; empty if they are."""
-    if job != "inference" and work.storage.recipe and work.storage.recipe.container == "gguf":
+    if job != "inference" and _is_file(work):
         return "llama.cpp serves its files and trains none"
     return NOT_TUNED.get((title, job), "")
 
@@ -143,11 +144,11 @@ def searching(
 
     return partial(
         search, formats=tuple(usable), need=need, budget=budget, band=band_of(job).share,
-        least=_bound(usable, subjects, job, budget, devices), certain=certain,
+        least=bound(usable, subjects, job, budget, devices), certain=certain,
     )  # fmt: skip
 
 
-def _bound(
+def bound(
     works: Mapping[str, Workload], subjects: Callable[[Architecture], Subject], job: Job,
     budget: int, devices: int,
 ) -> Callable[[Architecture, str], float]:  # fmt: skip
@@ -155,7 +156,7 @@ def _bound(
 
     def least(model: Architecture, title: str) -> float:
         work = works[title]
-        bare = parameters(model) * _least(work, job) / devices
+        bare = 0.0 if _is_file(work) else parameters(model) * _least(work, job) / devices
         if bare > budget or job == "full training":
             return bare
         try:
@@ -179,13 +180,30 @@ def _least(work: Workload, job: Job) -> float:
 def _held(model: Subject, work: Workload, job: Job) -> Iterator[Term]:
     """What is there before anything is computed, on all devices together.
 
-    The tensors of a GGUF file are not unfolded for it: their count is bound enough.
+    The tensors of a file are not unfolded for it: all but the embeddings, which llama.cpp leaves to
+    the host, are bound enough.
     """
-    recipe = work.storage.recipe
-    if recipe is None or recipe.container != "gguf":
+    if _is_file(work):
+        size = ceil(_on_devices(model) * _least(work, job))
+        yield fact("weights", size, unit="bytes", source="the format that most are in")
+    else:
         yield overview.stored(model, work.storage, work.format_of)
     if job == "inference":
         yield overview.cache(model, work)
+
+
+def _is_file(work: Workload) -> bool:
+    """Whether the weights are in one of llama.cpp's files."""
+    return work.storage.recipe is not None and work.storage.recipe.container == "gguf"
+
+
+def _on_devices(model: Subject) -> int:
+    """Parameters that are not looked up by a token's number or place."""
+    return sum(
+        prod(map(int, weight.shape)) * weight.copies
+        for weight in model.trace.weights.values()
+        if weight.role not in ("embedding", "position")
+    )
 
 
 def models_table(chosen: list[Choice], job: Job) -> Table:

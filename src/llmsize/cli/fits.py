@@ -177,7 +177,8 @@ def _asked(
         storage = options.own_storage(architecture)
     else:
         own = options.own_dtype(architecture) or "fp16"
-        storage = options.storage(use.dtype or ("nf4" if use.job == "qlora" else own))
+        kept = use.dtype or ("nf4" if use.job == "qlora" else own)
+        storage = options.storage(kept, served=bool(use.engine))
     if accelerator is not None and not multiplies(accelerator, storage.format.name):
         if use.dtype and storage.recipe is None:
             peak(accelerator, storage.format)  # raises, and says what it multiplies instead
@@ -335,13 +336,13 @@ def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
     except LLMSizeError:  # a recipe that the engine does not read
         return
     if found is not None and found.gpu_layers:
-        kept = f"{found.gpu_layers} of {len(found.layers)} layers"
+        kept = f"{found.gpu_layers} of {found.trace.depth} layers"
         yield f"or keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
 
 
 def _stored_as(name: str) -> Callable[[Workload], Workload]:
     return lambda work: (
-        work if work.storage.recipe else work._replace(storage=options.storage(name))
+        work if work.storage.recipe else work._replace(storage=options.storage(name, served=True))
     )
 
 
@@ -433,7 +434,10 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     """The largest count for every format and job, and the presets that fit for one job."""
     job, engine = JOB_NAMES[use.job], presets.get(Engine, use.engine) if use.engine else None
     ways = catalogue.storages(engine)
-    works = {title: use.workload(options.storage(name)) for title, name in ways.items()}
+    works = {
+        title: use.workload(options.storage(name, served=engine is not None))
+        for title, name in ways.items()
+    }
     table = catalogue.counts(works, machine, ("inference",) if engine else JOBS)
     title = "fp16/bf16" if "fp16/bf16" in works else next(iter(works))
     serving = table.column("inference")[title]

@@ -97,18 +97,20 @@ Context = Annotated[int, _CONTEXT]
 OptionalContext = Annotated[int | None, _CONTEXT]
 
 
-def storage(text: str) -> Storage:
+def storage(text: str, *, served: bool = False) -> Storage:
     """A format that every weight takes, or a recipe of quantization over 16-bit weights.
 
+    Where weights are `served` by an engine, a name that both have, such as `fp8`, is the recipe's.
     Raises `LLMSizeError` for a name that is neither.
     """
     from llmsize.memory.overview import Storage
     from llmsize.memory.weights import Recipe
 
     format = presets.find(Format, text)
-    if format is not None and format.block_elements == 1 and not format.beside:
-        return Storage(format.name, format)
     recipe = presets.find(Recipe, text)
+    plain = format is not None and format.block_elements == 1 and not format.beside
+    if format is not None and plain and not (served and recipe):
+        return Storage(format.name, format)
     if recipe is not None:
         return Storage(recipe.name, presets.get(Format, "bf16"), recipe)
     if format is not None:

@@ -54,7 +54,7 @@ def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Te
         format=storage.format, keys=kept, values=kept,
     )  # fmt: skip
     if engine.split == "layers":
-        devices = max(1, min(devices, len(made.layers)))
+        devices = max(1, min(devices, made.trace.depth))
     question = replace(made, context=work.context, batch=work.batch, devices=devices)
     needed = served.fullest(served.need(question))
     outside = sum(part.value for part in needed.parts if part.name == "CUDA graphs")

@@ -67,7 +67,7 @@ def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving |
         return replace(question, batch=value)
 
     most = MOST_OF_BUFFERS if question.engine.allocation == "buffers" else MOST
-    highest = len(question.layers) + 2 if what == "gpu-layers" else most[what]
+    highest = question.trace.depth + 2 if what == "gpu-layers" else most[what]
     found = largest(lambda value: fits(changed(value), budget), highest=highest)
     return None if found is None else changed(found)
 
@@ -128,7 +128,7 @@ def _to_host(question: Serving, budget: Budget) -> Iterator[Change[Serving]]:
     split = largest_that_fits(question, "gpu-layers", budget) if "layers" in ways else None
     if split and split.gpu_layers:
         yield Change(
-            f"keep {split.gpu_layers} of {len(question.layers)} layers on the device", 4,
+            f"keep {split.gpu_layers} of {question.trace.depth} layers on the device", 4,
             "speed: the others run from host memory", lambda q: split,
         )  # fmt: skip
     if "parameters" in ways and (spare := least_on_host(question, budget)):
@@ -158,7 +158,7 @@ def _experts_on_host(question: Serving, budget: Budget) -> int:
     def holds(layers: int) -> bool:
         return fits(replace(question, host_experts=layers), budget)
 
-    return smallest(holds, highest=len(question.layers)) or 0
+    return smallest(holds, highest=question.trace.depth) or 0
 
 
 def _storing(other: Serving) -> Callable[[Serving], Serving]:

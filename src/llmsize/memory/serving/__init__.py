@@ -110,7 +110,7 @@ def fullest(places: Iterable[Term]) -> Term:
 
 
 def _check(question: Serving) -> None:
-    layers, engine = len(question.layers), question.engine
+    layers, engine = question.trace.depth, question.engine
     if question.devices > 1 and engine.split == "none":
         raise LLMSizeError(f"{engine.title} runs on one device", hint="leave out `--gpus`")
     if question.rows > 1 and engine.allocation != "grown":
@@ -196,7 +196,7 @@ def pool(question: Serving, memory: int, utilization: float | None = None) -> Po
     outside = ("KV cache", "CUDA graphs", "context")
     spared = sum(int(part.value) for part in place.walk() if part.name in outside)
     left = int(memory * share) - (int(place.value) - spared)
-    layers = question.layers[: -(-len(question.layers) // question.stages)]
+    layers = question.caches(0, -(-question.trace.depth // question.stages))
     state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
     if all(layer.kind in ("recurrent", "none") for layer in layers):
         return Pool(left, 0, max(0, left + state) * question.batch / state if state else 0.0)

@@ -29,7 +29,7 @@ from llmsize.term import Term, fact, term, total
 
 def places(question: Serving) -> tuple[Term, ...]:
     """Layers in order on the devices, and what is left in host memory."""
-    layers = len(question.layers)
+    layers = question.trace.depth
     count = layers if question.gpu_layers is None else min(question.gpu_layers, layers)
     edges = [round(count * device / question.devices) for device in range(question.devices + 1)]
     places = []
@@ -37,8 +37,8 @@ def places(question: Serving) -> tuple[Term, ...]:
     left += apart(question, within(question, 0, count))[1]
     for device, (first, end) in enumerate(pairwise(edges)):
         # layers on visit leave their keys and values on the device that ran them
-        visiting = question.layers[count:] if device == 0 else ()
-        held = cache_of(question, (*question.layers[first:end], *visiting))
+        visiting = question.caches(count, layers) if device == 0 else ()
+        held = cache_of(question, (*question.caches(first, end), *visiting))
         stored, _ = apart(question, within(question, first, end))
         beside = (*beside_weights(question, stored, end - first), *held)
         workspace = activations(question, beside, first=device == 0, last=end == layers)

@@ -82,7 +82,7 @@ def within(question: Serving, first: int, end: int) -> Stored:
 
     Embeddings come with the first layer, the last norm and the output matrix after the last.
     """
-    layers = len(question.layers)
+    layers = question.trace.depth
     last = end + 1 if end == layers else end
 
     def place(weight: Weight) -> int:

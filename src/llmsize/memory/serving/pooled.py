@@ -25,7 +25,7 @@ TRITON = (
 
 def places(question: Serving) -> tuple[Term, ...]:
     """One device of every stage of the pipeline; the devices of a stage hold the same."""
-    layers = len(question.layers)
+    layers = question.trace.depth
     edges = [round(layers * stage / question.stages) for stage in range(question.stages + 1)]
     places, on_host = [], 0
     for stage, (first, end) in enumerate(pairwise(edges)):
@@ -33,7 +33,7 @@ def places(question: Serving) -> tuple[Term, ...]:
         stored, away = apart(own, own.weights)
         kept = (weights_of(own, stored), *beside_weights(own, stored, end - first))
         on_host += question.devices * int(weights_of(own, away).value)
-        held = cache_of(question, question.layers[first:end])
+        held = cache_of(question, question.caches(first, end))
         parts = [*kept, *held, warm_up(own, last=end == layers)]
         if question.engine.graphs:
             parts.append(graphs(own, end - first))

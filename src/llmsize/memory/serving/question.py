@@ -76,6 +76,10 @@ class Serving:
             return layer_caches(self.architecture, self.trace)
         return tuple(self.trace.layer_caches())
 
+    def caches(self, first: int, end: int) -> tuple[LayerCache, ...]:
+        """What the layers from `first` up to `end` cache."""
+        return tuple(c for index, c in self.trace.numbered_caches() if first <= index < end)
+
     @property
     def policy(self) -> CachePolicy:
         """How the engine keeps the cache."""
