@@ -202,6 +202,14 @@ class Case:
         """How weights may be stored in each way."""
         return {"serve": SHARED if self.users > 1 else ALONE, **TUNED}
 
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Those that answer the task; who trains a new model wants to know what serves it, too."""
+        asked = planning.WAYS[self.task]
+        return tuple(
+            way for way in self.storages if way in asked or (way == "serve" and "scratch" in asked)
+        )
+
     def machine(self, way: Way) -> Machine:
         """All devices to train on, and those of one server to serve on."""
         every = self.have.machine
@@ -298,8 +306,8 @@ def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:
         (way, storage): catalogue.most_parameters(
             storage, JOBS[way], _work(case, way, storage), case.machine(way)
         )
-        for way, storages in case.storages.items()
-        for storage in storages
+        for way in case.ways
+        for storage in case.storages[way]
     }  # fmt: skip
 
 
@@ -489,14 +497,15 @@ def _headline(case: Case, found: list[Option]) -> str:
 
 
 def _assumptions(case: Case) -> tuple[str, ...]:
-    have = case.have
-    return (
-        f"training in {case.format.name} at {format_share(have.utilization.value)} of the peak"
-        + (f" ({have.utilization.note})" if have.utilization.note else ""),
+    reached = case.have.utilization
+    training = (
+        f"training in {case.format.name} at {format_share(reached.value)} of the peak"
+        + (f" ({reached.note})" if reached.note else ""),
         f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
         "recomputed; LoRA of rank 16 on every linear layer",
-        _serving(case),
     )
+    serving = (_serving(case),) if "serve" in case.ways else ()
+    return (*(training if set(case.ways) != {"serve"} else ()), *serving)
 
 
 def _serving(case: Case) -> str:

@@ -211,24 +211,29 @@ def scratch(found: Pretraining) -> Option:
 
 
 def ranked(options: Iterable[Option], task: Task, *, data: bool) -> list[Option]:
-    """The options for a task: feasible in time first, then the larger model.
+    """The options for a task: feasible in time first, then the way that has the larger model.
 
-    Between ways of tuning the same size, the one that changes more of the model comes first. A
-    chatbot starts from an existing model, and without `data` to tune it with uses it as it is; only
-    pretraining puts a new one first.
+    Between ways with the same size, the one that changes more of the model comes first; within a
+    way its options keep their order. A chatbot starts from an existing model, and without `data` to
+    tune it with uses it as it is; only pretraining puts a new one first.
     """
     order = WAYS[task]
+    known = [option for option in options if option.way in order]
+    largest = {
+        way: max((option.parameters for option in known if option.way == way), default=0)
+        for way in order
+    }
 
     def key(option: Option) -> tuple[bool, bool, bool, float, int]:
         resorts = ("serve", "scratch") if data else ("lora", "qlora", "full", "scratch")
         last_resort = option.way in resorts and task == "chatbot"
         new = option.way == "scratch" and task == "pretrain"
         return (
-            not option.in_time, not new, last_resort, -option.parameters,
+            not option.in_time, not new, last_resort, -largest[option.way],
             order.index(option.way),
         )  # fmt: skip
 
-    return sorted((option for option in options if option.way in order), key=key)
+    return sorted(known, key=key)
 
 
 def _cost(have: Resources, seconds: Term) -> Term | None:
