@@ -121,6 +121,7 @@ def test_mistakes_are_named(
         ("nemotron-3-nano-30b-a3b", "--dtype bf16 --engine vllm --batch 8"),
         ("qwen3-30b-a3b", "--dtype awq-int4-g128 --engine vllm --gpus 2"),
         ("mistral-7b-v0.3", "--dtype fp8 --engine sglang --batch 32"),
+        ("qwen3-8b", "--dtype awq-int4-g128 --engine vllm --batch 4 --gpu a10g"),
     ],
 )
 def test_serving_needs_what_infer_says(
@@ -130,7 +131,8 @@ def test_serving_needs_what_infer_says(
 
     Beside it, an engine with a pool leaves a share of every device alone.
     """
-    said = [*words.split(), "--vram", "200GB"]
+    said = words.split()
+    said += [] if "--gpu" in said else ["--vram", "200GB"]
     fits = document(capsys, model, *said)
     needed = {row["name"]: row["cells"]["bytes"]["value"] for row in fits["answer"][0]["rows"]}
     stored = said[1]

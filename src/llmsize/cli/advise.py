@@ -12,7 +12,7 @@ from llmsize.anatomy.parameters import count
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, declare, laws, machines, options
-from llmsize.cli.jobs import need_of, workload
+from llmsize.cli.jobs import need_of, on, workload
 from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError, printable
@@ -297,7 +297,8 @@ def _work(case: Case, way: Way, name: str) -> Workload:
         storage = Storage(name, case.format, presets.get(Recipe, name))
     engine = case.engine if way == "serve" else ""
     made = workload(storage, _users(case, way), _context(case, way), engine)
-    return made._replace(precision=presets.get(Precision, "mixed"))
+    made = made._replace(precision=presets.get(Precision, "mixed"))
+    return on(case.have.machine, made)
 
 
 def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:

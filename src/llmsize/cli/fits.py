@@ -14,7 +14,7 @@ from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, machines, options
 from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.estimate import format_named
-from llmsize.cli.jobs import band_of, multiplies, need_of, runtime, step, workload
+from llmsize.cli.jobs import band_of, multiplies, need_of, on, runtime, step, workload
 from llmsize.cli.machines import Hardware
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
@@ -195,6 +195,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
     architecture, job = options.architecture(name), JOB_NAMES[use.job]
     question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
     model, work = _asked(architecture, use, machine.accelerator)
+    work = on(machine, work)
     needed, budget = need_of(model, work, job, machine.devices), int(machine.usable.value)
     said, stored = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
@@ -435,7 +436,7 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     job, engine = JOB_NAMES[use.job], presets.get(Engine, use.engine) if use.engine else None
     ways = catalogue.storages(engine)
     works = {
-        title: use.workload(options.storage(name, served=engine is not None))
+        title: on(machine, use.workload(options.storage(name, served=engine is not None)))
         for title, name in ways.items()
     }
     table = catalogue.counts(works, machine, ("inference",) if engine else JOBS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli.estimate import default_precision, format_named
-from llmsize.engine import Engine
-from llmsize.hardware import Accelerator, supports
+from llmsize.engine import Engine, on_card
+from llmsize.hardware import Accelerator, Machine, supports
 from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
@@ -28,6 +28,14 @@ def workload(storage: Storage, batch: int, context: int, engine: str = "") -> Wo
         presets.get(Optimizer, "adamw"), format_named, batch, context, recompute=True,
         engine=presets.get(Engine, engine or _usual_engine(storage)),
     )  # fmt: skip
+
+
+def on(machine: Machine, work: Workload) -> Workload:
+    """The same on that machine, whose cards decide how much some engines do at once."""
+    if work.engine is None:
+        return work
+    card = machine.accelerator.name if machine.accelerator else ""
+    return work._replace(engine=on_card(work.engine, card, int(machine.usable.value)))
 
 
 def _usual_engine(storage: Storage) -> str:
