@@ -95,3 +95,24 @@ def test_no_configuration_breaks_a_family(family: str) -> None:
                 count(traced(Architecture("hostile", family, config, source="")).weights.values())
             except LLMSizeError as refusal:
                 assert refusal.hint
+
+
+ENCODER_DECODERS = {
+    "m2m_100": (256_206, 615_073_792),  # NLLB-200-distilled-600M
+    "mbart": (250_054, 610_879_488),  # mBART-50 large
+    "bart": (50_265, 406_291_456),  # BART large
+}
+"""Tokens of the vocabulary, and parameters of transformers 5.23's own model of that size."""
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_encoder_decoders_have_the_parameters_of_the_instantiated_model(family: str) -> None:
+    """Twelve layers each of 1,024 channels, with positions that are weights or not."""
+    vocabulary, parameters = ENCODER_DECODERS[family]
+    config = {
+        "vocab_size": vocabulary, "d_model": 1024, "max_position_embeddings": 1024,
+        **{f"{stack}_layers": 12 for stack in ("encoder", "decoder")},
+        **{f"{stack}_attention_heads": 16 for stack in ("encoder", "decoder")},
+        **{f"{stack}_ffn_dim": 4096 for stack in ("encoder", "decoder")},
+    }  # fmt: skip
+    assert counted(Architecture("model", family, config, source="")).total == parameters

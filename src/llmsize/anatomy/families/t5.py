@@ -33,6 +33,8 @@ class Shape:
     buckets: int
     """Distances that have a bias of their own."""
     tied: bool
+    scaled: bool
+    """Whether what the head reads is scaled; so it is in T5, not in its later versions."""
     gated: bool
     activation: blocks.Activation
     dropout: float
@@ -44,6 +46,7 @@ def read(c: Config) -> Shape:
     gated = kind.startswith("gated-")
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     layers = c.few("num_layers")
+    tied = c.flag("tie_word_embeddings", default=True)
     return Shape(
         encoder_layers=layers,
         decoder_layers=c.few("num_decoder_layers", default=layers),
@@ -53,7 +56,8 @@ def read(c: Config) -> Shape:
         intermediate=Dim(c.size("d_ff"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         buckets=Dim(c.size("relative_attention_num_buckets", default=32), "buckets"),
-        tied=c.flag("tie_word_embeddings", default=True),
+        tied=tied,
+        scaled=c.flag("scale_decoder_outputs", default=tied),
         gated=gated,
         activation=blocks.activation(Config({"name": name}, c.model), "name", default="relu"),
         dropout=c.number("dropout_rate", default=0.1),
@@ -66,7 +70,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     encoded = stack(t, s, "encoder", s.encoder_layers, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
-    x = ops.scale(t, decoded) if s.tied else decoded
+    x = ops.scale(t, decoded) if s.scaled else decoded
     result = blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
