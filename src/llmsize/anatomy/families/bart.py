@@ -94,17 +94,17 @@ def read(c: Config, name: str) -> Stack:
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens of both stacks to loss or logits."""
     family = TYPES[c.text("model_type")]
-    if not c.flag("share_encoder_decoder_embeddings", default=True):
-        raise c.error("has embeddings for each language apart", "llmsize counts shared ones only")
+    for field in ("share_encoder_decoder_embeddings", "tie_word_embeddings"):
+        if not c.flag(field, default=True):
+            raise c.error(f"has `{field}` = false", "llmsize counts one table for all")
     encoder, decoder = read(c, "encoder"), read(c, "decoder")
-    tied = c.flag("tie_word_embeddings", default=True)
     encoded = run(t, family, encoder, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = run(t, family, decoder, shifted, encoded)
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
     result = blocks.causal_lm(
-        t, decoded, decoder.vocabulary, tied="model.shared" if tied else "", loss=t5.loss,
+        t, decoded, decoder.vocabulary, tied="model.shared", loss=t5.loss,
         end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
     )  # fmt: skip
     if t.outputs is not None:
