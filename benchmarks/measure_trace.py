@@ -154,6 +154,7 @@ def patch_data_dependence(*, padded: bool) -> None:
     import_utils.is_fake_tensor = lambda _: False
     masking_utils.find_packed_sequence_indices = lambda _: None
     masking_utils.fast_all = lambda _: not padded
+    masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_: mask is None or not padded
     adam: Any = importlib.import_module("torch.optim.adam")
     adam._get_value = lambda _: 1.0
 
@@ -601,16 +602,37 @@ def make_config(values: dict[str, Any]) -> Any:
     """A transformers configuration from its published fields."""
     from transformers import AutoConfig
 
-    rest = {k: v for k, v in values.items() if k not in ("model_type", "architectures")}
+    rest = {k: v for k, v in values.items() if k != "model_type"}
     return AutoConfig.for_model(values["model_type"], **rest)
+
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert")
+"""Types that the masked-language-model head is for, unless `architectures` names a classifier."""
+
+
+def classifies(config: dict[str, Any]) -> bool:
+    """Whether a configuration asks for a classifier's head."""
+    return (config.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+
+
+def model_class(config: Any) -> Any:
+    """The Auto class with the head that the configuration asks for."""
+    import transformers
+
+    if classifies({"architectures": config.architectures}):
+        return transformers.AutoModelForSequenceClassification
+    if config.model_type in ENCODERS:
+        return transformers.AutoModelForMaskedLM
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
 
 
 def instantiate(config: Any, *, dtype: torch.dtype, attn: str) -> Any:
     """Build the model class with uninitialised weights, tied as configured."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.initialization import no_init_weights
 
-    factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    factory = model_class(config)
     with no_init_weights():
         model = factory.from_config(config, dtype=dtype, attn_implementation=attn)
     model.tie_weights()
@@ -632,6 +654,10 @@ def adapter_config(model: Any, settings: Settings) -> Any:
     import peft
 
     task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    if classifies(settings.config):
+        task = "SEQ_CLS"
+    elif model.config.model_type in ENCODERS:
+        task = "FEATURE_EXTRACTION"  # which peft wraps without asking for more
     tokens = settings.virtual_tokens
     if settings.mode in ("lora", "dora", "rslora", "lora-fa"):
         return peft.LoraConfig(
@@ -733,10 +759,13 @@ def make_optimizer(run: Run) -> torch.optim.Optimizer:
 
 
 def make_batch(settings: Settings) -> dict[str, torch.Tensor]:
-    """Token ids and labels, with a mask when padded."""
+    """Token ids and labels, with a mask when padded; a classifier has one label a sequence."""
     shape = (settings.batch, settings.seq)
     names = ["input_ids", "labels"] + (["attention_mask"] if settings.padded else [])
-    return {name: torch.zeros(shape, dtype=torch.int64) for name in names}
+    batch = {name: torch.zeros(shape, dtype=torch.int64) for name in names}
+    if classifies(settings.config):
+        batch["labels"] = torch.zeros(settings.batch, dtype=torch.int64)
+    return batch
 
 
 def forward(run: Run, batch: dict[str, torch.Tensor]) -> Any:

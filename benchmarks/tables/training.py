@@ -181,9 +181,18 @@ def feasible_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
 def _question(row: Mapping[str, str]) -> Question:
     """The step of a row. Raises `LLMSizeError` for a model or an optimizer that is not known."""
     return Question(
-        presets.get(Architecture, row["model"]), _published(row), _stack(row), _precision(row),
+        _headed(row), _published(row), _stack(row), _precision(row),
         presets.get(Optimizer, _optimizer(row)),
     )  # fmt: skip
+
+
+def _headed(row: Mapping[str, str]) -> Architecture:
+    """The model of a row, with a classifier's head where its notes say so."""
+    model = presets.get(Architecture, row["model"])
+    if not row["notes"].startswith("sequence classification"):
+        return model
+    heads = {"architectures": ["BertForSequenceClassification"]}
+    return replace(model, config={**model.config, **heads})
 
 
 MPT_VOCABULARY = 50_368

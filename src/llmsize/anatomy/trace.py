@@ -114,6 +114,10 @@ class Place(NamedTuple):
 
 OUTSIDE = Place("", ())
 
+CLASSIFIERS = frozenset(("classifier", "score"))
+"""Modules that peft trains beside adapters wherever there are some (peft v0.21, peft_model.py,
+`PeftModelForSequenceClassification`)."""
+
 
 QUANTIZED = frozenset(
     (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
@@ -148,6 +152,8 @@ class Trace(Tape):
     """What the caller of the model holds until it has run."""
     prefixes: Prefixes | None = None
     """Trained keys and values in front of every layer's own."""
+    classifies: bool = False
+    """Whether there is one label for each sequence in place of one for each token."""
     buffers: int = 0
     """Bytes of the model's buffers: constants beside the weights."""
     rotated: list[int] = field(default_factory=list)
@@ -178,10 +184,17 @@ class Trace(Tape):
         if weight is None:
             weight = self._weight(name, shape, format or self._format_of(role), role)
             weight.experts, weight.chosen = experts, chosen
-            weight.copied = name.split(".")[-2:][0] in self.setting.modules_to_save
+            weight.copied = self._saves(name)
             if (self._trains(role) or weight.copied) and not fixed:
                 weight.train()
         return weight
+
+    def _saves(self, name: str) -> bool:
+        """Whether a trained copy is beside a frozen module: where asked for, or of a classifier."""
+        *modules, _ = ("", *name.split("."))
+        head = self.setting.adapter is not None and self.layer < 0
+        classifies = head and not CLASSIFIERS.isdisjoint(modules)
+        return classifies or modules[-1] in self.setting.modules_to_save
 
     def _format_of(self, role: str) -> Format:
         wide = self.setting.upcast and not self._quantizes(role)

@@ -389,12 +389,8 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
 def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
     """The setting for an objective: what the head gives, and of how many sequences."""
     scored = _rollout(choices).completion if objective.rollouts else 0
-    saved = ("score",) if objective.head == "score" and setting.adapter is not None else ()
-    return setting._replace(
-        objective=objective.head, scored=scored,
-        batch=setting.batch * (1 + objective.pairs),
-        modules_to_save=(*setting.modules_to_save, *saved),
-    )  # fmt: skip
+    batch = setting.batch * (1 + objective.pairs)
+    return setting._replace(objective=objective.head, scored=scored, batch=batch)
 
 
 def _format(choices: Choices, stack: Stack) -> Format:

@@ -31,7 +31,9 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
     if run.offload == "none":
         held = sum(states(weight, run) for weight in trained)
         parts.append(counted("optimizer states", held, run.optimizer.title))
-    parts.append(counted("inputs", _inputs(run.setting), "token ids, labels and mask in int64"))
+    parts.append(
+        counted("inputs", _inputs(trace, run.setting), "token ids, labels and mask in int64")
+    )
     if run.precision.master and run.offload == "none":
         copies = sum(stepped_bytes(weight, run) for weight in trained)
         parts.insert(1, counted("master weights", copies, run.precision.title))
@@ -158,6 +160,7 @@ def _has_buckets(run: TrainingRun) -> bool:
     return run.replicas > 1 and not _main_gradients(run)
 
 
-def _inputs(setting: Setting) -> int:
-    tensors = 3 if setting.padded else 2
-    return tensors * INT64.block_bytes * setting.batch * setting.sequence
+def _inputs(trace: Trace, setting: Setting) -> int:
+    tokens = setting.sequence * (2 if setting.padded else 1)
+    labels = 1 if trace.classifies else setting.sequence
+    return INT64.block_bytes * setting.batch * (tokens + labels)

@@ -25,6 +25,7 @@ TYPES = {
     "beam": ("beam",),
     "biogpt": ("biogpt",),
     "bitnet": ("bitnet",),
+    "bert": ("bert", "roberta", "xlm-roberta"),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2", "cohere2_moe"),
     "dbrx": ("dbrx",),

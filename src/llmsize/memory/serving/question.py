@@ -92,8 +92,14 @@ def serving(
 ) -> Serving:  # fmt: skip
     """A model stored by `recipe`, or in `format`, ready to be asked about.
 
-    Raises `LLMSizeError` for a recipe that the engine cannot load.
+    Raises `LLMSizeError` for a model that writes no text, and for a recipe that the engine cannot
+    load.
     """
+    if not trace.caches:
+        raise LLMSizeError(
+            f"`{architecture.name}` keeps nothing of its tokens: an encoder, which writes no text",
+            hint="ask `llmsize train` or `llmsize inspect`",
+        )
     gguf = recipe is not None and recipe.kept == "fp32"
     if gguf != (engine.allocation == "buffers"):
         raise LLMSizeError(

@@ -1,0 +1,52 @@
+"""Encoders: what is known of them, and that nobody is told how they would write."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables.training import training_memory
+from llmsize import presets
+from llmsize.anatomy import traced
+from llmsize.anatomy.parameters import count
+from llmsize.architecture import Architecture
+from llmsize.cli import run
+
+
+REFERENCE = Path(__file__).parent / "reference"
+QUANTITIES = ("act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes", "peak_step_bytes")
+
+with (REFERENCE / "encoder_traces.csv").open() as table:
+    ROWS = list(csv.DictReader(table))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
+def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
+    """Four layers with either head, by benchmarks/measure_trace.py (transformers 5.23)."""
+    answers = [a for a in training_memory([row], REFERENCE) if a.quantity in QUANTITIES]
+    assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("bert-base", 109_514_298), ("bert-large", 335_174_458), ("roberta-base", 124_697_433)],
+)
+def test_parameters_are_those_of_transformers(name: str, published: int) -> None:
+    """`num_parameters()` of the masked-language models (transformers 5.23)."""
+    model = traced(presets.get(Architecture, name))
+    assert count(model.weights.values()).total == published
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["infer", "bert-base"],
+        ["infer", "bert-base", "--engine", "vllm", "--gpu", "h100"],
+        ["fits", "roberta-base", "--vram", "16GB"],
+        ["train", "bert-base", "--objective", "dpo"],
+    ],
+)
+def test_an_encoder_writes_no_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands about writing say that it does not."""
+    assert run(words) == 2
+    assert "encoder, which writes no text" in capsys.readouterr().err
