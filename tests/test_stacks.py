@@ -1,6 +1,7 @@
 """Training frameworks that put layers together in their own way."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from benchmarks.tables.training import measured_training
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
+from llmsize.formats import Format
 from llmsize.memory.methods import Choices, training_run
 from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer, Precision
+from llmsize.sources.config import read_config
 from llmsize.stack import Stack
 
 MEASURED = Path(__file__).parent / "reference" / "measured_training.csv"
@@ -62,3 +65,41 @@ def test_torchtunes_own_table_is_met_within_an_eighth() -> None:
     assert len(errors) >= 9
     assert sorted(errors.values())[len(errors) // 2] <= 0.02
     assert max(errors.values()) <= 0.125
+
+
+SHIFTED = (
+    ("gpt2-2-layers", "fp32", False, 195_389_176, 1_043_179_096, 1_165_764_728),
+    ("gpt2-2-layers", "bf16", True, 201_239_304, 727_662_696, 726_854_520),
+    ("llama-3.2-1b-2-layers", "fp32", True, 770_828_264, 5_643_213_112, 8_513_036_632),
+    ("llama-3.2-1b-2-layers", "bf16", False, 380_332_056, 3_340_839_272, 4_125_188_440),
+)
+"""Kept bytes and both peaks of 4 × 128 tokens, traced by benchmarks/measure_trace.py (transformers
+5.23, torch 2.13) with the loss of transformers 4.45 in the place of its own."""
+
+
+@pytest.mark.parametrize("traced", SHIFTED)
+def test_the_loss_of_transformers_4_copies_its_logits(
+    traced: tuple[str, str, bool, int, int, int],
+) -> None:
+    """Whether or not the loop holds the logits, bytes are those of the traced step."""
+    name, format, held, kept, forward, backward = traced
+    model = read_config(MEASURED.parent / "trace_configs" / f"{name}.json", name)
+    stack = replace(presets.get(Stack, "transformers-4"), keep_outputs=held)
+    choices = Choices(batch=4, sequence=128, format=presets.get(Format, format))
+    recipe = presets.get(Precision, "pure-16bit")
+    run = training_run(choices, stack, recipe, presets.get(Optimizer, "adamw"))
+    step = training_step(model, run)
+    assert (step.kept, step.peaks["forward"], step.peaks["backward"]) == (kept, forward, backward)
+
+
+def test_gradients_that_are_set_to_zero_stay() -> None:
+    """Before PyTorch 2.0 a forward pass runs beside the last step's gradients."""
+    model = presets.get(Architecture, "bert-base")
+    recipe, adamw = presets.get(Precision, "fp32"), presets.get(Optimizer, "adamw")
+    now, then = (
+        training_step(
+            model, training_run(Choices(batch=2), presets.get(Stack, name), recipe, adamw)
+        )
+        for name in ("transformers-4", "transformers-4-torch-1")
+    )
+    assert then.peaks["forward"] - now.peaks["forward"] == then.gradients == 4 * 109_514_298

@@ -129,7 +129,8 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
 
 
 STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth",
-          "torchtitan": "torchtitan"}  # fmt: skip
+          "torchtitan": "torchtitan", "hf-docs": "transformers-4-torch-1",
+          "xmem-data": "transformers-4"}  # fmt: skip
 """The framework of each source; transformers for all others."""
 
 METHODS = {
@@ -228,6 +229,8 @@ def _stack(row: Mapping[str, str]) -> Stack:
     stack = presets.get(Stack, name or "transformers")
     if row["source"] == "torchtitan" and row["compile"] != "yes":
         stack = replace(stack, compiled_loss=False)
+    if row["source"] == "xmem-data":  # perf_estimator/trainer/train_loop.py holds `outputs`
+        stack = replace(stack, keep_outputs=True)
     before = row["notes"].startswith(("+ packed", "+ compile"))
     return replace(stack, loss="eager") if before else stack
 

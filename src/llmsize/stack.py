@@ -44,6 +44,8 @@ class Stack:
     """Whether shared keys and values are repeated for their queries before attention."""
     fp32_logits: bool = False
     """Whether the model itself hands out fp32 logits where the loss takes all at once."""
+    shifts_logits: bool = False
+    """Whether the loss takes a copy of all logits but the last, instead of shifting the labels."""
     loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss keeps the logits as they are and no fp32 copy of them."""
@@ -52,6 +54,8 @@ class Stack:
     fused_optimizer: bool = True
     keep_outputs: bool = False
     """Whether its loop holds the logits until the backward pass has run."""
+    keeps_gradients: bool = False
+    """Whether gradients are set to zero and stay (`zero_grad` before PyTorch 2.0)."""
     loads_whole: bool = False
     """Whether each of several devices holds all weights once while they are loaded and divided."""
     allocator_slack: float = 0.0

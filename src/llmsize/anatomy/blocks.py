@@ -467,6 +467,10 @@ def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
         scores = ops.to(t, logits, FP32) if t.setting.fp32_logits else logits
         return ops.compiled_cross_entropy(t, scores, shifted_labels(t))
     scores = ops.to(t, logits, FP32)
+    if t.setting.shifts_logits:
+        kept = ops.copy(t, ops.narrow(t, scores, 1, t.sequence - 1))
+        labels = t.new("copy", (t.batch, t.sequence - 1), INT64)
+        return ops.cross_entropy(t, kept, labels)
     labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
     targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
     loss = ops.cross_entropy(t, scores, targets)

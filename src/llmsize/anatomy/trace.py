@@ -58,6 +58,8 @@ class Setting(NamedTuple):
     """Whether shared keys and values are repeated for their queries whatever the kernel takes."""
     fp32_logits: bool = False
     """Whether all logits are made fp32 before the loss, which a compiled one cannot avoid."""
+    shifts_logits: bool = False
+    """Whether all logits but the last are copied for the loss."""
     loss: Loss = "eager"
     compiled_loss: bool = False
     """Whether the loss is one kernel that keeps the logits as they are, not an fp32 copy."""

@@ -146,7 +146,7 @@ def _main_gradients(run: TrainingRun) -> bool:
 
 def gradients_stay(run: TrainingRun) -> bool:
     """Whether all gradients exist through the step, wherever they are."""
-    return run.accumulation > 1 or _main_gradients(run)
+    return run.accumulation > 1 or run.keeps_gradients or _main_gradients(run)
 
 
 def gradients_leave(run: TrainingRun) -> bool:

@@ -48,6 +48,8 @@ class TrainingRun(NamedTuple):
     """Whether the optimizer steps without a scratch copy of the parameters (not `foreach`)."""
     accumulation: int = 1
     """Micro-batches whose gradients are added up before a step."""
+    keeps_gradients: bool = False
+    """Whether gradients are there all the time even so."""
     fused_backward: bool = False
     """Whether each weight is stepped as soon as its gradient is there, which then goes (LOMO)."""
     objective: Objective = SFT
