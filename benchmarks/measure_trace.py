@@ -55,6 +55,7 @@ WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
 """Methods of peft that are told their rank and targets, by the names of their configurations."""
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
+CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 ENGINE_TENSOR_COUNT, ENGINE_STORAGE_COUNT = 4, 2
 CUDA_KERNELS = torch.library.Library("aten", "IMPL")
 LAYER_INDEX = re.compile(r"\.(\d+)(?:\.|$)")
@@ -736,8 +737,7 @@ def build(settings: Settings) -> Run:
     if settings.mode != "full":
         model = add_adapter(model, settings)
     if settings.checkpoint:
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
     kernels = AttentionKernels()
     torch.nn.functional.scaled_dot_product_attention = kernels
     tracker = Tracker(model, log=settings.log_ops)
@@ -1042,8 +1042,9 @@ def measure_inference(settings: Settings) -> tuple[dict[str, Any], Tracker]:
     return architecture(run.model.config) | counts | figures, tracker
 
 
-def measure(settings: Settings, *, inference: bool = False) -> tuple[dict[str, Any], Tracker]:
-    """Measure on the fake device; the result has the columns of the reference tables."""
+@contextlib.contextmanager
+def faked(settings: Settings) -> Iterator[None]:
+    """Everything within is on the fake device."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     patch_data_dependence(padded=settings.padded)
     original = torch.nn.functional.scaled_dot_product_attention
@@ -1051,9 +1052,15 @@ def measure(settings: Settings, *, inference: bool = False) -> tuple[dict[str, A
         importlib.import_module("peft")  # its import makes real tensors
     try:
         with FakeCudaMode(allow_non_fake_inputs=True), torch.device("cuda"):
-            return (measure_inference if inference else measure_training)(settings)
+            yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = original
+
+
+def measure(settings: Settings, *, inference: bool = False) -> tuple[dict[str, Any], Tracker]:
+    """Measure on the fake device; the result has the columns of the reference tables."""
+    with faked(settings):
+        return (measure_inference if inference else measure_training)(settings)
 
 
 def parser() -> argparse.ArgumentParser:

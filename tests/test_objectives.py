@@ -22,6 +22,7 @@ from llmsize.memory.methods import Choices
 from llmsize.memory.objectives import OBJECTIVES, objective_named
 from llmsize.memory.peak import peak_memory
 from llmsize.memory.training import TrainingStep, training_step
+from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = 16_384
@@ -29,6 +30,12 @@ OBJECTIVE = {"score": "reward", "log-probabilities": "dpo"}
 
 with (REFERENCE / "objective_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
+
+
+with (REFERENCE / "objective_steps.csv").open() as table:
+    STEPS = list(csv.DictReader(table))
+"""Whole steps, by benchmarks/measure_objective.py (TRL 1.16, transformers 5.23, peft 0.21, torch
+2.13), of every model, objective and setting that was tried and could be traced."""
 
 
 def step(**words: object) -> TrainingStep:
@@ -58,6 +65,31 @@ def test_a_head_keeps_and_peaks_as_trl_does(row: dict[str, str]) -> None:
     assert found.kept == pytest.approx(int(row["act_end_fwd_bytes"]), abs=TOLERANCE)
     assert found.peaks["forward"] == pytest.approx(int(row["peak_fwd_bytes"]), abs=TOLERANCE)
     assert found.peaks["backward"] == pytest.approx(int(row["peak_bwd_bytes"]), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("row", STEPS, ids=lambda row: row["case_id"])
+def test_a_step_with_its_reference_is_as_traced(row: dict[str, str]) -> None:
+    """Policy, reference and backward pass of TRL's losses: to 20 kB, or to 0.02 %."""
+    pairs = row["objective"] != "grpo"
+    choices = Choices(
+        row["mode"], objective=row["objective"], batch=int(row["batch"]) // (1 + pairs),
+        sequence=int(row["seq"]), format=FP32 if row["dtype"] == "fp32" else BF16,
+        completion=0 if pairs else int(row["scored"]),
+        recompute="full" if row["checkpoint"] == "True" else "none",
+    )  # fmt: skip
+    asked = run_of(choices)
+    autocast = BF16 if row["autocast"] == "bf16" else None
+    asked = asked._replace(setting=asked.setting._replace(autocast=autocast))
+    found = training_step(read_config(REFERENCE / row["config_file"], row["case_id"]), asked)
+    forward = max(found.peaks["forward"], found.peaks.get("reference", 0))
+    for got, name in (
+        (found.trained, "params_trainable"),
+        (found.kept, "act_end_fwd_bytes"),
+        (forward, "peak_fwd_bytes"),
+        (found.peaks["backward"], "peak_bwd_bytes"),
+        (found.peaks["step"], "peak_step_bytes"),
+    ):
+        assert got == pytest.approx(int(row[name]), rel=2e-4, abs=20_000)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -56,13 +56,17 @@ def _fused(t: Tape, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _tile(t: Tape, x: Shape, weight: Shape, format: Format, *, copies: int) -> list[Tensor]:
-    """A tile of logits and, under autocast, 16-bit copies of what it is made of."""
-    tokens, words = min(x[0], TOKEN_CHUNK), min(weight[0], VOCABULARY_CHUNK)
+    """A tile of logits, as wide as any, and under autocast 16-bit copies of what it is made of.
+
+    With two `copies` that of one part of the weight is there until the next part's has been made.
+    """
+    tokens, (words, width) = min(x[0], TOKEN_CHUNK), weight
     compute = t.autocast or format
-    made = [t.new("mm", (tokens, words), compute)]
+    made = [t.new("mm", (tokens, VOCABULARY_CHUNK), compute)]
     if compute is not format:
         made.append(t.new("to", (tokens, x[1]), compute))
-        made += [t.new("to", (words, weight[1]), compute) for _ in range(copies)]
+        parts = [min(max(words - n * VOCABULARY_CHUNK, 0), VOCABULARY_CHUNK) for n in range(copies)]
+        made += [t.new("to", (part, width), compute) for part in parts]
     return made
 
 

@@ -179,13 +179,21 @@ def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tens
     return trace, loss
 
 
+def _held_casts(architecture: Architecture, run: TrainingRun, kept: int) -> int:
+    """Bytes of autocast's copies of weights that are there while the reference reads, too."""
+    if run.reference == "none" or run.setting.autocast is None:
+        return 0
+    return level(list(stretches(run_forward(architecture, run.setting)[0]))) - kept
+
+
 def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """The step with the models and the moments that its objective brings."""
     companions = Companions(
         architecture, run.setting, run.objective, run.reference, run.rollout
     )  # fmt: skip
     resident, peaks, beside = list(companions.resident()), dict(step.peaks), {}
-    stages = {term.name: term for term in companions.moments(step.kept)}
+    held = step.kept + _held_casts(architecture, run, step.kept)
+    stages = {term.name: term for term in companions.moments(held)}
     if run.objective.critic:
         value = training_step(architecture, critic(run))
         resident.append(total("value model", *value.static.parts, unit="bytes"))
