@@ -103,3 +103,33 @@ def test_gradients_that_are_set_to_zero_stay() -> None:
         for name in ("transformers-4", "transformers-4-torch-1")
     )
     assert then.peaks["forward"] - now.peaks["forward"] == then.gradients == 4 * 109_514_298
+
+
+def test_trl_computes_the_loss_of_sft_like_that_of_dpo() -> None:
+    """Both from the same tiles (trl v1.16, `add_fused_lm_head`), so a batch keeps the same."""
+    model = presets.get(Architecture, "smollm-135m")
+    recipe, adamw = presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "adamw")
+    stack = presets.get(Stack, "trl")
+    sft, dpo = (
+        training_step(model, training_run(choices, stack, recipe, adamw))
+        for choices in (
+            Choices(batch=4),
+            Choices(batch=2, objective="dpo", reference="precomputed"),
+        )
+    )
+    assert sft.kept == dpo.kept
+    assert sft.peaks["backward"] == dpo.peaks["backward"]
+
+
+def test_trl_keeps_adapters_over_a_quantized_base_in_16_bit() -> None:
+    """Two moments of 2 bytes for each parameter, and of 4 beside a base that is not quantized."""
+    model = presets.get(Architecture, "smollm-135m")
+    recipe, adamw = presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "adamw")
+    nf4 = presets.get(Format, "nf4")
+    quantized, plain = (
+        training_step(model, training_run(choices, presets.get(Stack, "trl"), recipe, adamw))
+        for choices in (Choices("qlora", base=nf4, sequence=64), Choices("lora", sequence=64))
+    )
+    for step, moment in ((quantized, 2), (plain, 4)):
+        states = step.static.part("optimizer states").value
+        assert states == pytest.approx(2 * moment * step.trained, rel=1e-3)

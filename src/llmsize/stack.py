@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Loss = Literal["eager", "chunked", "fused_linear"]
-"""All logits at once; some tokens at a time; or head and loss together, some tokens at a time."""
+Loss = Literal["eager", "chunked", "fused_linear", "tiled"]
+"""All logits at once; some tokens at a time; head and loss together, some tokens at a time, with
+gradients made in the forward pass; or the same in tiles that the backward pass makes again."""
 
 WEIGHT = "weight"
 """In place of a format: the format of the weights."""
@@ -51,6 +52,8 @@ class Stack:
     """Whether the loss keeps the logits as they are and no fp32 copy of them."""
     adapters: str = "fp32"
     """Format of LoRA adapters over 16-bit weights; `weight` for that of the weights."""
+    quantized_adapters: str = ""
+    """The same over quantized weights, if another."""
     fused_optimizer: bool = True
     keep_outputs: bool = False
     """Whether its loop holds the logits until the backward pass has run."""

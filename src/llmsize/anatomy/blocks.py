@@ -401,7 +401,8 @@ def causal_lm(
     """
     if t.setting.objective == "score":
         return objectives.score(t, hidden)
-    if t.setting.objective == "log-probabilities":
+    tiled = t.setting.training and t.setting.loss == "tiled"
+    if t.setting.objective == "log-probabilities" or (tiled and t.setting.objective == "tokens"):
         return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
     if t.setting.training and t.setting.loss == "fused_linear":
         weight = _head(t, hidden, vocabulary, head, tied)

@@ -495,6 +495,11 @@ def _assumptions(question: Question) -> tuple[str, ...]:
         )
     choices = question.choices
     told += options.requantized(question.architecture, (choices.base or choices.format).name)
+    if choices.base is not None and not choices.upcast:
+        told.append(
+            f"embeddings, head and norms stay in {choices.format.name}: peft's "
+            "prepare_model_for_kbit_training keeps them in fp32 (`--upcast`), TRL does not call it"
+        )
     if note := OBJECTIVES[choices.objective].note:
         told.append(note)
     if choices.replicas > 1:

@@ -399,9 +399,8 @@ def _format(choices: Choices, stack: Stack) -> Format:
     """The format of adapters."""
     if choices.adapter_format is not None:
         return choices.adapter_format
-    if stack.adapters == WEIGHT:
-        return choices.format
-    return native(stack.adapters, where=f"stack `{stack.name}`")
+    usual = (stack.quantized_adapters if choices.base else "") or stack.adapters
+    return choices.format if usual == WEIGHT else native(usual, where=f"stack `{stack.name}`")
 
 
 def _quantized(format: Format) -> bool:
