@@ -19,6 +19,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32, Format
 from llmsize.memory.methods import METHODS, Choices, check_options, method_named
 from llmsize.memory.training import TrainingStep, training_step
+from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
 QV = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
@@ -102,6 +103,15 @@ def test_modules_to_save_are_trained_copies_beside_the_frozen_ones() -> None:
     step = training_step(model, run_of(choices))
     assert step.trained == 268_390_400
     assert step.static.part("weights").value == 3_097_403_392
+
+
+def test_the_embeddings_gradient_stays_in_every_micro_batch() -> None:
+    """peft asks for it where layers run again; traced with 2 batches of 5 × 333 (torch 2.13)."""
+    model = read_config(REFERENCE / "trace_configs" / "llama-3.2-1b-2-layers.json", "two layers")
+    choices = Choices("miss", batch=5, sequence=333, rank=4, targets=QV, recompute="full",
+                      accumulation=2)  # fmt: skip
+    step = training_step(model, run_of(choices)._replace(fused_optimizer=False))
+    assert (step.peaks["backward"], step.peaks["step"]) == (3_358_910_084, 782_702_868)
 
 
 def test_houlsby_adapters_have_two_bottlenecks_a_layer() -> None:

@@ -92,8 +92,11 @@ class Leaf(Node):
             self._store(tape, self.grads.pop())
 
     def _store(self, tape: Tape, grad: Tensor | None) -> None:
-        """Keep the gradient that has come; one that is there already takes it in."""
-        if tape.accumulating:
+        """Keep the gradient that has come; one that is there already takes it in.
+
+        What this batch has made has none from before.
+        """
+        if tape.accumulating and self.storage is None:
             return
         if grad is not None and grad.storage is not None:
             grad.storage.becomes("gradient")
