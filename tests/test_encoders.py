@@ -12,7 +12,6 @@ from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.cli import run
 
-
 REFERENCE = Path(__file__).parent / "reference"
 QUANTITIES = ("act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes", "peak_step_bytes")
 
