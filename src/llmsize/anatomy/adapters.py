@@ -258,6 +258,10 @@ QUERY_NOT_KEY = frozenset(
 """Types whose queries IA3 scales in place of keys (peft v0.21, utils/constants.py)."""
 
 
+ENCODER_OUTPUT = "output.dense"
+"""How BERT calls the last layers of attention and of feed-forward, which peft takes for one."""
+
+
 class IA3(Adapter):
     """A trained factor for each channel (Liu et al. 2022, arXiv:2205.05638).
 
@@ -274,11 +278,11 @@ class IA3(Adapter):
         if self.targets:
             return Adapter.adapts(self, module, role)
         scaled = "q" if family in QUERY_NOT_KEY else "k"
-        return role in (scaled, "v", "qkv", "down")
+        return role in (scaled, "v", "qkv", "down") or module.endswith(ENCODER_OUTPUT)
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/ia3/layer.py, `Linear.forward`."""
-        before = layer.role in FEED_FORWARD
+        before = layer.role in FEED_FORWARD or layer.name.endswith(ENCODER_OUTPUT)
         size = x.shape[-1] if before else layer.out
         factors = t.adapter(f"{layer.name}.ia3_l.default", (1, size) if before else (size, 1))
         factor = ops.scale(t, factors.view(size))
