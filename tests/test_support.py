@@ -9,8 +9,9 @@ llama.cpp common/speculative.cpp (128 entries), transformers generation/utils.py
 
 import pytest
 
-from llmsize import infer, presets, train
+from llmsize import fits, infer, presets, train
 from llmsize.anatomy import traced
+from llmsize.answer import Absent
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
@@ -107,3 +108,19 @@ def test_a_draft_has_the_models_vocabulary_and_is_smaller(
     else:
         told = check_draft(*asked)
         assert ("needs both tokenizers" in told) == (engine == "transformers")
+
+
+def test_weights_are_trained_in_formats_of_optimizers() -> None:
+    """Neither fp8 nor integers are, on any card; what is frozen may be quantized."""
+    for format in ("fp8", "int8"):
+        with pytest.raises(LLMSizeError, match="are not trained"):
+            train("gpt2", dtype=format)
+
+
+def test_fits_leaves_out_what_the_card_has_no_kernels_for() -> None:
+    """LLM.int8 needs Turing: on a V100 there is neither a largest count nor a model in int8."""
+    answer = fits(gpu="v100")
+    assert not isinstance(answer, str)
+    cell = next(row for row in answer.answer[0].rows if row.name == "int8").cells["inference"]
+    assert isinstance(cell, Absent)
+    assert "7.5" in cell.reason

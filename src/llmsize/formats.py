@@ -104,6 +104,9 @@ NATIVE = {
 }  # fmt: skip
 """The formats of tensors in memory; quantized storage formats are presets."""
 
+TRAINED = (FP32, FP16, BF16)
+"""What weights are trained in; optimizers step in no others."""
+
 
 def native(name: str, *, where: str) -> Format:
     """The format of tensors of that name; `where` says who names it.

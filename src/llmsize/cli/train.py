@@ -16,7 +16,7 @@ from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Batch, Model
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import TRAINED, Format
 from llmsize.hardware import Machine
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (
@@ -266,6 +266,11 @@ def _question(
         given["base"] = presets.get(Format, "nf4")
     replicas = machine.devices if machine else gpus
     choices = _choices(step, method=method.name, replicas=replicas, **given)
+    if choices.format not in TRAINED:
+        raise LLMSizeError(
+            f"weights in {choices.format.name} are not trained",
+            hint="`--dtype fp32`, `fp16` or `bf16`; frozen ones are quantized by `--base`",
+        )
     stack, formats = presets.get(Stack, knobs.stack), filter(None, [choices.format, choices.base])
     check_support(stack, machine.accelerator if machine else None, *formats)
     optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or "adamw")

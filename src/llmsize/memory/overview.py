@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
-from llmsize.formats import FP16, FP32, Format, matrix_bytes, stored_bytes
+from llmsize.formats import FP16, FP32, TRAINED, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights, without_experts
@@ -82,7 +82,7 @@ class Storage(NamedTuple):
     @property
     def trainable(self) -> bool:
         """Whether weights stored so can be trained themselves."""
-        return self.recipe is None and self.format.name in ("fp32", "fp16", "bf16")
+        return self.recipe is None and self.format in TRAINED
 
 
 class Workload(NamedTuple):
