@@ -104,6 +104,38 @@ def test_a_draft_model_is_beside_the_model(capsys: pytest.CaptureFixture[str]) -
     assert both - alone == held + 2 * 16 * 8 * 64 * 2 * 4096
 
 
+def test_devices_that_share_a_model_share_its_draft(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM's draft has the tensor parallelism of its model: four devices, a quarter of it each."""
+    words = ("llama-3.1-8b", "--engine", "vllm", "--gpus", "4")
+    alone = device_bytes(answer(capsys, *words))
+    both = device_bytes(answer(capsys, *words, "--draft", "llama-3.2-1b"))
+    matrices = 1_235_814_400 - 33 * 2048
+    least = (2 * matrices + 2 * 16 * 8 * 64 * 2 * 4096) // 4
+    assert least < both - alone < least + 2**25  # norms, rotary tables and whole blocks
+
+
+def test_a_models_own_prediction_layer_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek-V3's README_WEIGHTS.md: 11.5B parameters without embedding and head, in fp8."""
+    document = answer(capsys, "deepseek-v3", "--engine", "vllm", "--draft", "mtp")
+    row = next(row for row in document["answer"][0]["rows"] if row["name"] == "draft model")
+    (cell,) = row["cells"].values()
+    joining = 2 * 2 * 7168**2  # bytes of the matrix for two hidden states, in 16 bit
+    assert cell["value"] == pytest.approx(11.5e9 + joining, rel=0.005)
+    assert document["question"]["draft"] == "mtp"
+
+
+def test_a_draft_grows_with_the_context_that_is_solved_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its keys and values have as many tokens as the model's."""
+    words = ("llama-3.1-8b", "--draft", "llama-3.2-1b", "--fit", "context", "--vram", "24GB")
+    rows = {
+        row["name"]: row["cells"]["GPU 0"] for row in answer(capsys, *words)["answer"][0]["rows"]
+    }
+    cached = {part["name"]: part["value"] for part in rows["draft model"]["parts"]}
+    assert cached["draft KV cache"] * 32 * 128 == rows["KV cache"]["value"] * 16 * 64
+
+
 @pytest.mark.parametrize("values", ["4096,32768", "4096:32768:x8"])
 def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A list and a range give one row for each value."""

@@ -25,12 +25,17 @@ from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp import Server
 from llmsize.memory.serving import ELSEWHERE, PLAIN_SERVER, Serving, fullest, need, pool, serving
 from llmsize.memory.serving import adapters as adapters_of
-from llmsize.memory.serving import draft as draft_of
 from llmsize.memory.weights import Recipe
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
-from llmsize.planning.support import check_draft, check_support, computed_in, obstacle_to
+from llmsize.planning.support import (
+    check_draft,
+    check_prediction,
+    check_support,
+    computed_in,
+    obstacle_to,
+)
 from llmsize.sources.quantization import recipe_name
 from llmsize.term import Term, total
 from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
@@ -135,7 +140,8 @@ Adapters = Annotated[int, Option(
     "--adapters", metavar="N", min=0, help="LoRA adapters served at once.")]
 AdapterRank = Annotated[int, Option("--rank", metavar="R", min=1, help="Rank of those adapters.")]
 DraftModel = Annotated[str, Option(
-    "--draft", metavar="MODEL", show_default=False, help="A draft model for speculative decoding.",
+    "--draft", metavar="MODEL", show_default=False,
+    help="A draft model for speculative decoding, or `mtp`: the model's own prediction layer.",
     autocompletion=options.completing("models"))]
 Ubatch = Annotated[int, Option("--ubatch", metavar="N", min=1, help="Tokens computed at once.")]
 CpuMoe = Annotated[int, Option(
@@ -283,22 +289,26 @@ def _serving(asked: Asked, setting: Setting) -> Serving:
         offload="disk" if placement.offload == "disk" else "host",
         host_experts=placement.cpu_moe, host_bytes=placement.cpu_offload_gb * GIB,
     )  # fmt: skip
-    return replace(made, beside=tuple(_beside(asked, made)))
+    if asked.beside.adapters:
+        lora = LoRA(rank=asked.beside.rank, targets=(ALL_LINEAR,))
+        made = replace(made, beside=(adapters_of(made, asked.beside.adapters, lora),))
+    return _drafted(asked.subject, asked.beside.draft, made)
 
 
-def _beside(asked: Asked, question: Serving) -> Iterator[Term]:
-    """LoRA adapters, and a draft model in its own format with the same sequences."""
-    beside, subject = asked.beside, asked.subject
-    if beside.adapters:
-        lora = LoRA(rank=beside.rank, targets=(ALL_LINEAR,))
-        yield adapters_of(question, beside.adapters, lora)
-    if beside.draft:
-        architecture = options.architecture(beside.draft)
-        drafting = replace(subject, architecture=architecture, trace=traced(architecture))
-        told = check_draft(subject.engine, subject.trace, drafting.trace)
-        made = drafting.stored(_own_recipe(drafting))
-        held = draft_of(replace(made, context=question.context, batch=question.batch))
-        yield replace(held, note=told)
+def _drafted(subject: Subject, name: str, question: Serving) -> Serving:
+    """With the model of that name as a draft, or with its own prediction layer; as it is for none.
+
+    Raises `LLMSizeError` for one that does not draft for it.
+    """
+    if not name:
+        return question
+    if name == PREDICTION:
+        check_prediction(subject.engine, subject.architecture, subject.trace)
+        return replace(question, predicting=True)
+    architecture = options.architecture(name)
+    drafting = replace(subject, architecture=architecture, trace=traced(architecture))
+    check_draft(subject.engine, subject.trace, drafting.trace)
+    return replace(question, drafting=drafting.stored(_own_recipe(drafting)))
 
 
 def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
@@ -480,10 +490,10 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         reached = _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
         assumed.append(
-            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth "
-            f"({efficiency(reached).note}; {reached.title})"
+            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one sequence "
+            f"reached in published runs ({efficiency(reached).note}; {reached.title})"
         )
-        if any(part.name == DRAFT for part in question.beside):
+        if question.drafting or question.predicting:
             assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
     return Estimate(
         command="infer",
@@ -495,6 +505,7 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
             "devices": question.devices * question.stages, "stages": question.stages,
             "gpu_layers": question.gpu_layers, "host_bytes": question.host_bytes,
             "host_experts": question.host_experts,
+            "draft": _draft_name(question),
             "memory_bytes": budget.memory if budget else None,
             "gpu_memory_utilization": _share(question, budget),
         },
@@ -504,6 +515,12 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         notes=tuple(_notes(subject, question, name, budget, fits)),
         verdict=fits,
     )  # fmt: skip
+
+
+def _draft_name(question: Serving) -> str | None:
+    if question.predicting:
+        return PREDICTION
+    return question.drafting.architecture.name if question.drafting else None
 
 
 def _share(question: Serving, budget: Budget | None) -> float | None:
@@ -534,11 +551,13 @@ def _headline(
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
 
 
-DRAFT = "draft model"
+PREDICTION = "mtp"
+"""In place of a draft model: multi-token prediction by the model itself."""
+
 ROWS = (
     *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
     *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
-    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", DRAFT),
+    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", "draft model"),
     "context and libraries",
 )
 """Parts of a place in the order in which they are shown."""
@@ -593,7 +612,8 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
         yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
     if subject.assumed:
         yield subject.assumed
-    yield from (part.note for part in question.beside if part.name == DRAFT and part.note)
+    if question.drafting and (told := check_draft(engine, question.trace, question.drafting.trace)):
+        yield told
     recipe, weights = question.recipe, question.trace.weights.values()
     left = recipe is not None and recipe.linear_layers and engine.stacks_experts
     if recipe and left and any(weight.experts for weight in weights):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from llmsize.anatomy.parameters import count, vocabulary
+from llmsize.anatomy.prediction import prediction_layers
 from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, Format
@@ -104,3 +106,18 @@ def check_draft(engine: Engine, model: Trace, draft: Trace) -> str:
         return (f"the draft has another vocabulary ({other:,} entries for {own:,}): "
                 "`generate` needs both tokenizers")  # fmt: skip
     return ""
+
+
+def check_prediction(engine: Engine, architecture: Architecture, trace: Trace) -> None:
+    """Raise `LLMSizeError` where no prediction layer of the model's own drafts for it."""
+    if engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{engine.title} does not load the prediction layers of a checkpoint",
+            hint="`--engine vllm` and `sglang` draft with them",
+        )
+    layers = prediction_layers(architecture.config, architecture.family, trace)
+    if not any(part.parameters for part in layers):
+        raise LLMSizeError(
+            f"no prediction layer of `{architecture.name}` is known",
+            hint="name a smaller model of the same family",
+        )

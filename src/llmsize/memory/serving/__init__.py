@@ -12,22 +12,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from llmsize.anatomy import LoRA
+from llmsize.anatomy.parameters import hidden_size
 from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import paged_sequences, pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
-from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of
+from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
 from llmsize.term import Term, term, total
 
 __all__ = [
-    "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "apart", "cache_of", "draft",
-    "fullest", "need", "pool", "serving",
+    "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "apart", "cache_of", "fullest",
+    "need", "pool", "serving",
 ]  # fmt: skip
 
 ELSEWHERE = ("host", "disk")
 """Places that are no device."""
 
+PREDICTION = "arXiv:2412.19437, section 2.2; vLLM v0.19.0, model_executor/models/deepseek_mtp.py"
 TRANSFORMERS = "transformers v5.23.0, src/transformers/models"
 
 LEFT = {
@@ -56,7 +58,8 @@ def need(question: Serving) -> tuple[Term, ...]:
     _check_host(question)
     kinds = {"buffers": buffers.places, "pool": pooled.places, "grown": grown.places}
     first, *others = kinds[question.engine.allocation](question)
-    return (total(first.name, *first.parts, *_towers(question), *question.beside), *others)
+    beside = (*_towers(question), *question.beside, *_draft(question))
+    return (total(first.name, *first.parts, *beside), *others)
 
 
 def _towers(question: Serving) -> Iterator[Term]:
@@ -93,14 +96,33 @@ def adapters(question: Serving, count: int, lora: LoRA) -> Term:
     )  # fmt: skip
 
 
-def draft(question: Serving) -> Term:
-    """A draft model for speculative decoding, beside the model that it drafts for."""
-    place = need(question)[0]
-    apart = ["context and libraries", "CUDA graphs"]
-    if question.engine.allocation != "buffers":
-        apart.append("activations")
-    parts = [part for part in place.parts if part.name not in apart]
-    return total("draft model", *(replace(part, name=f"draft {part.name}") for part in parts))
+def _draft(question: Serving) -> Iterator[Term]:
+    """What drafts for the model; where matrices are divided, those of a draft model are, too."""
+    parts: list[Term] = []
+    if question.drafting is not None:
+        ways = question.devices if question.engine.split == "tensor" else 1
+        place = need(replace(
+            question.drafting, context=question.context, batch=question.batch, devices=ways,
+        ))[0]  # fmt: skip
+        common = ["context and libraries", "CUDA graphs"]
+        if question.engine.allocation != "buffers":
+            common.append("activations")
+        parts += (part for part in place.parts if part.name not in common)
+    if question.predicting:
+        parts += _prediction(question)
+    if parts:
+        yield total("draft model", *(replace(part, name=f"draft {part.name}") for part in parts))
+
+
+def _prediction(question: Serving) -> tuple[Term, ...]:
+    """The layer for multi-token prediction, like the last; embedding and head are the model's."""
+    last, hidden = len(question.layers) - 1, hidden_size(question.trace)
+    stored = tuple(pair for pair in question.weights if pair[0].layer == last)
+    joining = term(
+        "matrix that joins, and norms", "element * (2 * hidden**2 + 3 * hidden)", unit="bytes",
+        element=question.format.block_bytes, hidden=hidden, source=PREDICTION,
+    )  # fmt: skip
+    return (weights_of(question, stored), joining, *cache_of(question, question.layers[last:]))
 
 
 def fullest(places: Iterable[Term]) -> Term:

@@ -64,8 +64,11 @@ class Serving:
     host_experts: int = 0
     """Layers whose experts are in host memory, from the first."""
     beside: tuple[Term, ...] = ()
-    """What the first device, or with tensor parallelism every one, has besides: adapters, a draft
-    model."""
+    """What the first device, or with tensor parallelism every one, has besides: adapters."""
+    drafting: Serving | None = None
+    """A smaller model that drafts for it, beside it and with the same sequences."""
+    predicting: bool = False
+    """Whether its own layer for the token after the next one drafts for it."""
     server: llamacpp.Server = PLAIN_SERVER
     """Options of llama.cpp that have no name here: its batch, its flash attention, and so on."""
 
