@@ -61,6 +61,8 @@ VISION: dict[str, tuple[dict[str, Any], int]] = {
         {"model_type": "llama4_vision_model", "hidden_size": 1408, "intermediate_size": 5632,
          "num_hidden_layers": 34, "image_size": 336, "patch_size": 14}, 850_960_896,
     ),
+    "Llama 3.2 Vision": ({"model_type": "mllama_vision_model"}, 836_288_019),
+    "GLM-4.1V": ({"model_type": "glm4v_vision"}, 892_498_432),
     "InternViT-300M": ({"model_type": "internvl_vision"}, 303_938_560),
     "InternViT-6B": (
         {"model_type": "internvl_vision", "hidden_size": 3200, "intermediate_size": 12_800,
@@ -94,6 +96,7 @@ PROJECTORS: dict[str, tuple[int, dict[str, Any], dict[str, Any], int]] = {
     "kimi_k25": (7168, {}, VISION["Kimi K2.5"][0], 54_277_888),
     "idefics3": (4096, {}, VISION["Idefics 3"][0] | {"hidden_size": 1152}, 18_874_368),
     "paligemma": (2048, {}, SO400M, 2_361_344),
+    "mllama": (4096, {}, {"model_type": "mllama_vision_model"}, 31_461_376),
 }  # fmt: skip
 
 SPOKEN: dict[str, tuple[int, dict[str, Any], int]] = {
@@ -185,18 +188,22 @@ def predicted(name: str, **fields: int) -> tuple[tuple[str, int | None], ...]:
 
 
 def test_prediction_layers_are_the_rest_of_the_published_checkpoint() -> None:
-    """Qwen3-Next-80B's headers hold 81,324,862,720, GLM-4.5's 358,337,791,296 numbers.
+    """Headers hold as many numbers; those of Qwen3.5 have a vision tower, too.
 
-    DeepSeek-V3's 684,531,386,000 with 41,540,496 scales. The latter two have a correction bias for
+    DeepSeek-V3's 684,531,386,000 with 41,540,496 scales. GLM-4.5 and it have a correction bias for
     each expert of 90 and 59 layers, which are buffers.
     """
     checkpoints = {
+        "qwen3.5-27b": 27_781_427_952, "qwen3.5-35b-a3b": 35_951_822_704,
+        "qwen3.5-122b-a10b": 125_086_497_008, "qwen3.5-397b-a17b": 403_397_928_944,
         "qwen3-next-80b-a3b": 81_324_862_720, "glm-4.5": 358_337_791_296 - 90 * 160,
         "deepseek-v3": 684_531_386_000 - 41_540_496 - 59 * 256,
     }  # fmt: skip
     for name, held in checkpoints.items():
         (part,) = predicted(name, num_nextn_predict_layers=1)
-        main = count(traced(presets.get(Architecture, name)).weights.values()).total
+        known = presets.get(Architecture, name)
+        main = count(traced(known).weights.values()).total
+        main += sum(parameters or 0 for _, parameters in towers(known.config, name))
         assert part == ("1 multi-token-prediction layer", held - main), name
 
 

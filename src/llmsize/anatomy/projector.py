@@ -92,6 +92,10 @@ def _one_layer(whole: Config, tower: Config, width: int) -> int:
     return linear(tower.size("d_model", "hidden_size"), width)
 
 
+def _mllama(whole: Config, tower: Config, width: int) -> int:
+    return linear(tower.size("vision_output_dim", default=7680), width)
+
+
 def _voxtral(whole: Config, tower: Config, width: int) -> int:
     """Four frames side by side, which are as wide as the tower's MLPs."""
     return tower.size("intermediate_size", default=5120) * width + width * width
@@ -100,8 +104,8 @@ def _voxtral(whole: Config, tower: Config, width: int) -> int:
 KINDS: Mapping[str, Projector] = {
     "gemma3": _gemma3, "gemma3n": _gemma3n, "gemma4": _gemma4, "llama4": _llama4, "llava": _llava,
     "llava_next": _llava_next, "llava_onevision": _llava_next, "mistral3": _mistral3,
-    "internvl": _internvl, "kimi_k25": _kimi, "idefics3": _idefics3, "smolvlm": _idefics3,
-    "paligemma": _one_layer, "qwen2_audio": _one_layer, "voxtral": _voxtral,
+    "mllama": _mllama, "internvl": _internvl, "kimi_k25": _kimi, "idefics3": _idefics3,
+    "smolvlm": _idefics3, "paligemma": _one_layer, "qwen2_audio": _one_layer, "voxtral": _voxtral,
     **dict.fromkeys(
         ("qwen2_5_omni_thinker", "qwen2_5_omni", "qwen3_omni_moe_thinker", "qwen3_omni_moe"),
         lambda whole, tower, width: 0,

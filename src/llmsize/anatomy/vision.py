@@ -130,6 +130,32 @@ def _gemma3n(c: Config) -> int | None:
     return TIMM.get(c.text("architecture", default="mobilenetv5_300m_enc"))
 
 
+def _mllama(c: Config) -> int:
+    """Positions of their own for every tile of every aspect ratio; some layers have gates."""
+    hidden, width = c.size("hidden_size", default=1280), c.size("intermediate_size", default=5120)
+    patch = _side(c, "patch_size", 14)
+    positions = (_side(c, "image_size", 448) // patch) ** 2 + 1
+    ratios = c.sequence("supported_aspect_ratios")
+    tiles = (1 + (8 if ratios is None else len(ratios))) * c.size("max_num_tiles", default=4)
+    each = 4 * hidden + 4 * hidden * hidden + linear(hidden, width) + linear(width, hidden)
+    gated = c.few("num_global_layers", default=8)
+    layers = (c.few("num_hidden_layers", default=32) + gated) * each + 2 * gated
+    embedded = (COLOURS * patch * patch + 1 + positions + tiles * positions + 2 * tiles) * hidden
+    return embedded + 3 + 4 * hidden + layers
+
+
+def _glm4v(c: Config) -> int:
+    """Layers as wide as the language model, a convolution over squares of patches, a gated MLP."""
+    hidden, out = c.size("hidden_size", default=1536), c.size("out_hidden_size", default=4096)
+    patch, merged = c.size("patch_size", default=14), c.size("spatial_merge_size", default=2) ** 2
+    positions = (_side(c, "image_size", 336) // patch) ** 2
+    each = 2 * hidden + 3 * hidden * (hidden + c.flag("attention_bias")) + hidden * hidden
+    each += 3 * hidden * out
+    merger = out * out + 2 * out + 3 * out * c.size("intermediate_size", default=13_696)
+    outside = _patches(c, hidden, 14) + hidden + positions * hidden + 2 * hidden
+    return outside + c.few("depth", default=24) * each + linear(merged * hidden, out) + merger
+
+
 def _kimi(c: Config) -> int:
     hidden, patch = c.size("hidden_size", default=1152), _side(c, "patch_size", 14)
     positions = c.size("pos_emb_height", default=64) * c.size("pos_emb_width", default=64)
@@ -187,7 +213,8 @@ MERGING: Mapping[str, Callable[[Config], int]] = {
     "qwen3_vl": _qwen3, "qwen3_vl_vision": _qwen3, "qwen3_vl_moe": _qwen3,
     "qwen3_vl_moe_vision": _qwen3, "qwen3_omni_moe_vision_encoder": _qwen3,
     "qwen3_5": _qwen3_5, "qwen3_5_vision": _qwen3_5, "qwen3_5_moe": _qwen3_5,
-    "qwen3_5_moe_vision": _qwen3_5,
+    "qwen3_5_moe_vision": _qwen3_5, "glm4v": _glm4v, "glm4v_vision": _glm4v,
+    "glm4v_moe": _glm4v, "glm4v_moe_vision": _glm4v, "glm46v": _glm4v,
 }  # fmt: skip
 """Towers whose results are as wide as the language model: nothing is between the two."""
 
@@ -195,6 +222,6 @@ KINDS: Mapping[str, Callable[[Config], int | None]] = {
     **MERGING, "siglip_vision_model": _siglip, "clip_vision_model": _clip, "pixtral": _pixtral,
     "internvl_vision": _internvl, "llama4_vision_model": _llama4, "gemma3n_vision": _gemma3n,
     "gemma4_vision": _gemma4, "kimi_k25_vision": _kimi, "idefics3": _idefics3,
-    "idefics3_vision": _idefics3, "smolvlm_vision": _idefics3,
+    "mllama_vision_model": _mllama, "idefics3_vision": _idefics3, "smolvlm_vision": _idefics3,
 }  # fmt: skip
 """`model_type` of the tower, or of the model where the tower states none."""
