@@ -57,5 +57,5 @@ def _towers(config: Mapping[str, Any], model: str) -> Iterator[Part]:
         yield Part(name, parameters)
         if parameters is not None and kind not in vision.MERGING:
             between = projector.KINDS.get(whole.text("model_type"))
-            width = Config(config, model).size("hidden_size") if between else 0
+            width = Config(config, model).size("hidden_size", "n_embd", "d_model") if between else 0
             yield Part("projector", between(whole, tower, width) if between else None)
