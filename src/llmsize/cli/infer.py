@@ -490,8 +490,8 @@ def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | N
         reached = _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
         assumed.append(
-            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one sequence "
-            f"reached in published runs ({efficiency(reached).note}; {reached.title})"
+            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one "
+            f"sequence reached in published runs ({efficiency(reached).note}; {reached.title})"
         )
         if question.drafting or question.predicting:
             assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
