@@ -58,7 +58,7 @@ SEARCHING = {
     "--vram 80GB --job lora": 1700.0,
     "--vram 80GB --job qlora": 1300.0,
     "--vram 24GB --all": 3000.0,
-    "--vram 80GB --job qlora --all": 5000.0,
+    "--vram 80GB --job qlora --all": 7500.0,
 }
 """The same for `llmsize fits`, which searches the catalogue: a whole process with its start."""
 SEARCHES = 2
