@@ -75,8 +75,8 @@ def test_more_memory_never_fits_less(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_strict_refuses_what_is_tight(capsys: pytest.CaptureFixture[str]) -> None:
     """Within the budget and within the error band: 0, and 1 with `--strict`."""
-    assert fits("llama-2-7b --vram 17.5GB", capsys)[0] == 0
-    assert fits("llama-2-7b --vram 17.5GB --strict", capsys)[0] == 1
+    assert fits("llama-2-7b --vram 17GB", capsys)[0] == 0
+    assert fits("llama-2-7b --vram 17GB --strict", capsys)[0] == 1
     assert fits("llama-2-7b --vram 24GB --strict", capsys)[0] == 0
 
 
