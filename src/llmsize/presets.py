@@ -169,7 +169,13 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
 
 
 def _read(kind: type[R], name: str, file: Traversable) -> R:
-    where, text = str(file), file.read_bytes()
+    made: R = _made(kind, name, str(file), file.read_bytes())
+    return made
+
+
+@lru_cache(maxsize=2048)
+def _made(kind: type[R], name: str, where: str, text: bytes) -> R:
+    """The record that a file says; the same text is parsed once."""
     if not _is_shipped(where):
         return build(kind, name, parse_yaml(text, where), where=where, check=True)
     entry = plain_yaml.read(text.decode()) or parse_yaml(text, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter, Signature
 from keyword import iskeyword
 from typing import Any
@@ -17,6 +17,7 @@ from llmsize.cli.direct import EMPTY_HINT, value_type
 from llmsize.errors import LLMSizeError
 
 
+@cache
 def function(name: str) -> Callable[..., Estimate]:
     """The command `name` as a function of the command's words: `--seq-len` is `seq_len`.
 
