@@ -39,6 +39,8 @@ class Linear(NamedTuple):
     out: int
     run: Callable[[Tensor], Tensor]
     """The frozen layer alone."""
+    transposed: bool = False
+    """Whether its weight is stored as (in, out)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,15 +69,17 @@ class Node:
 class Leaf(Node):
     """The end of a path: a trained weight, whose gradient it stores when all have come."""
 
-    __slots__ = ("arrived", "gradient", "storage", "uses")
+    __slots__ = ("arrived", "gradient", "passing", "storage", "uses")
 
-    def __init__(self, storage: Storage | None = None) -> None:
+    def __init__(self, storage: Storage | None = None, *, passing: bool = False) -> None:
         """A leaf that is used by nobody yet, and holds the `storage` of what it is for.
 
+        A `passing` one is made in every forward pass, so no earlier one has left it a gradient.
         It does not know the weight, which knows it: what refers to itself outlives its pass.
         """
         super().__init__(_no_rule, [], -1, None)
         self.storage = storage
+        self.passing = passing
         self.gradient: Tensor | None = None
         self.uses = 0
         self.arrived = 0
@@ -92,11 +94,8 @@ class Leaf(Node):
             self._store(tape, self.grads.pop())
 
     def _store(self, tape: Tape, grad: Tensor | None) -> None:
-        """Keep the gradient that has come; one that is there already takes it in.
-
-        What this batch has made has none from before.
-        """
-        if tape.accumulating and self.storage is None:
+        """Keep the gradient that has come; one that is there already takes it in."""
+        if tape.accumulating and not self.passing:
             return
         if grad is not None and grad.storage is not None:
             grad.storage.becomes("gradient")

@@ -133,9 +133,9 @@ class Trace(Tape):
     """A tape that knows the model's weights and the setting."""
 
     family: str = ""
+    """The `model_type`."""
     once_linear: bool = False
     """Whether the routed experts were linear layers once, which adapters take them for."""
-    """The `model_type`."""
     setting: Setting = field(default_factory=Setting)
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
@@ -296,7 +296,9 @@ class Trace(Tape):
 
     def with_gradient(self, x: Tensor) -> Tensor:
         """`x` as a leaf that wants a gradient, which stays with it, unless it wants one anyway."""
-        return x if x.node is not None else Tensor(x.shape, x.format, x.storage, Leaf(x.storage))
+        if x.node is not None:
+            return x
+        return Tensor(x.shape, x.format, x.storage, Leaf(x.storage, passing=True))
 
     def linear(
         self,
@@ -314,7 +316,7 @@ class Trace(Tape):
         `transposed` weights are stored as (in, out), as GPT-2's are.
         """
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
-        layer = self._linear(name, shape, out, bias, role, format)
+        layer = self._linear(name, shape, out, bias, role, format)._replace(transposed=transposed)
         adapter = self.setting.adapter
         if adapter is None or not adapter.adapts(
             name, role, self.family, once_linear=self.once_linear

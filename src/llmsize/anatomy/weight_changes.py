@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class HiRA(Ranked):
     """A low-rank product that the weight is multiplied with (Huang et al. 2025, ICLR).
 
-    Both the product and what it makes of the weight are as large as the weight, in fp32.
+    Both the product and what it makes of the weight are as large as the weight, in fp32. Of a
+    weight stored as (in, out) peft makes a new parameter for every use (peft/utils/other.py,
+    `transpose`), which is not frozen: the weight gets a gradient that nobody asked for.
     """
 
     __slots__ = ()
@@ -40,7 +42,10 @@ class HiRA(Ranked):
         result = layer.run(x)
         product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
         x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
-        changed = ops.mul(t, t.whole(layer), ops.transpose(t, product, 0, 1))
+        weight = t.whole(layer)
+        if layer.transposed:
+            weight = t.with_gradient(weight)
+        changed = ops.mul(t, weight, ops.transpose(t, product, 0, 1))
         change = ops.linear(t, x, changed, out=out)
         del changed
         return ops.to(t, ops.add(t, result, change), result.format)
