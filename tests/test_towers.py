@@ -108,7 +108,7 @@ SPOKEN: dict[str, tuple[int, dict[str, Any], int]] = {
 
 PUBLISHED = {
     "gemma-3-4b": 4_300_079_472, "mistral-small-3.2-24b": 24_011_361_280,
-    "llama-4-scout": 108_641_793_536,
+    "llama-4-scout": 108_641_793_536, "llama-4-maverick": 401_583_781_376,
     "gemma-3n-e4b": 7_849_978_192 - 15 * (2 * 2048 * 512 + 256),  # keys and values never used
 }  # fmt: skip
 
@@ -194,7 +194,9 @@ def test_prediction_layers_are_the_rest_of_the_published_checkpoint() -> None:
     each expert of 90 and 59 layers, which are buffers.
     """
     checkpoints = {
+        "qwen3.5-9b": 9_653_104_368,
         "qwen3.5-27b": 27_781_427_952, "qwen3.5-35b-a3b": 35_951_822_704,
+        "qwen3.6-27b": 27_781_427_952, "qwen3.6-35b-a3b": 35_951_822_704,
         "qwen3.5-122b-a10b": 125_086_497_008, "qwen3.5-397b-a17b": 403_397_928_944,
         "qwen3-next-80b-a3b": 81_324_862_720, "glm-4.5": 358_337_791_296 - 90 * 160,
         "deepseek-v3": 684_531_386_000 - 41_540_496 - 59 * 256,
