@@ -232,6 +232,7 @@ def test_a_model_without_attention_has_no_place_for_a_prefix(method: str) -> Non
         (Choices("ia3", targets=("nonsense",)), "no linear layer is called nonsense"),
         (Choices("houlsby", width=100_000), "is wider than"),
         (Choices("dora", rank=100_000), "above the dimensions"),
+        (Choices("trainable-tokens", tokens=10**8), "trained tokens in a vocabulary"),
         (Choices("lomo"), "does not step with AdamW"),
         (Choices("qlora"), "needs a quantized base"),
         (Choices("llama-adapter"), "no part that the adapters go to"),

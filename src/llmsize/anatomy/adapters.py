@@ -129,7 +129,7 @@ class Ranked(Adapter):
             raise LLMSizeError(
                 f"rank {self.rank:,} is above the dimensions of `{name}` "
                 f"({' to '.join(map(str, dimensions))})",
-                hint=f"a rank of at most {min(dimensions)} adds anything",
+                hint=f"a rank above {min(dimensions):,} adds nothing",
             )
 
 

@@ -246,7 +246,7 @@ class AdaptionPrompt(Adapter):
         """Only of some families does peft know how to have the queries again."""
         if t.family not in ("llama", "mistral"):
             raise c.error(
-                "is no family that peft's adaption prompts know", "use `llama-adapter` or `lora`"
+                "is of no family that peft's adaption prompts know", "use `llama-adapter` or `lora`"
             )
 
     def beside(self, t: Trace, x: Tensor, out: Tensor, queries: Callable[[], Tensor]) -> Tensor:
@@ -288,6 +288,11 @@ class TrainedTokens(Adapter):
 
     def table(self, t: Trace, weight: Tensor) -> Tensor:
         """`get_merged_weights`."""
+        if self.tokens > weight.shape[0]:
+            raise LLMSizeError(
+                f"{self.tokens:,} trained tokens in a vocabulary of {weight.shape[0]:,}",
+                hint="`--virtual-tokens` says how many of its rows are trained",
+            )
         shape = (Dim(self.tokens, "trained tokens"), weight.shape[-1])
         rows = t.adapter("trainable_tokens_delta.default", shape)
         t.share_buffer("trainable_tokens_original", *shape)

@@ -67,7 +67,11 @@ def check_support(runtime: Runtime, accelerator: Accelerator | None, *formats: F
     if accelerator is None:
         return
     if reason := obstacle(runtime, accelerator):
-        raise LLMSizeError(reason, hint="llama.cpp runs on most: `llmsize show engines`")
+        other = (
+            "llama.cpp runs on most: `llmsize show engines`" if isinstance(runtime, Engine)
+            else "name another card, or another framework: `llmsize show stacks`"
+        )  # fmt: skip
+        raise LLMSizeError(reason, hint=other)
     for format in formats:
         if reason := obstacle_to(format, runtime, accelerator):
             other = "`--dtype fp16` takes the same memory" if format.name == "bf16" else (
