@@ -207,7 +207,8 @@ def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
     if isinstance(full, Term) and isinstance(adapted, Term) and adapted.value > full.value:
         told.append(
             "LoRA saves states, not activations: peft computes adapters in fp32 and keeps an fp32 "
-            "copy of what goes into each adapted layer"
+            "copy of what goes into each adapted layer; recomputing the layers is what saves those "
+            "(`llmsize train … --method qlora --recompute full`)"
         )
     return tuple(told)
 
