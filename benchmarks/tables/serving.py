@@ -56,7 +56,8 @@ POSITIONS = {"Qwen2-": 32_768}
 preset is of the base model."""
 
 QUANTIZED = re.compile(r"-(awq|fp8-dynamic|quantized\.\w+|awq-g128)$")
-LOG = ("weights", "activation", "non_torch", "cuda_graph", "context", "kv_pool")
+TAKEN = ("weights", "activation", "non_torch", "cuda_graph", "context")
+"""Parts of a log that are taken before the pool of the KV cache gets the rest."""
 
 
 def measured_inference(rows: list[Row]) -> Iterator[Answer]:
@@ -74,9 +75,13 @@ def _row(row: Row) -> Iterator[tuple[str, float, float | None]]:
         asked = None
     if row["metric"] == "log breakdown per GPU":
         found = _log(row, asked) if asked else {}
-        for part in LOG:
-            if cell := row[f"{part}_gib"]:
-                yield f"vLLM {part}_gib", float(cell), found.get(part)
+        printed = {part: float(row[f"{part}_gib"]) for part in (*TAKEN, "kv_pool")
+                   if row[f"{part}_gib"]}  # fmt: skip
+        for part, expected in printed.items():
+            yield f"vLLM {part}_gib", expected, found.get(part)
+        if printed.keys() >= {*TAKEN}:
+            taken = sum(found[part] for part in TAKEN) if found else None
+            yield "vLLM without its pool, total_gib", sum(printed[p] for p in TAKEN), taken
         if row["kv_tokens"]:
             yield "vLLM kv_tokens", float(row["kv_tokens"]), found.get("tokens")
         return

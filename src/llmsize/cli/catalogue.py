@@ -135,6 +135,8 @@ def searching(
     }  # fmt: skip
     subjects = lru_cache(maxsize=1)(overview.subject)
     budget, devices = int(machine.usable.value), machine.devices
+    # formats may have engines of their own: the widest of their bands is safe for all
+    band = max((band_of(work, job).share for work in usable.values()), default=0.0)
 
     def need(model: Architecture, title: str) -> int | None:
         try:
@@ -143,7 +145,7 @@ def searching(
             return None
 
     return partial(
-        search, formats=tuple(usable), need=need, budget=budget, band=band_of(job).share,
+        search, formats=tuple(usable), need=need, budget=budget, band=band,
         least=bound(usable, subjects, job, budget, devices), certain=certain,
     )  # fmt: skip
 

@@ -197,7 +197,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
     model, work = _asked(architecture, use, machine.accelerator)
     work = on(machine, work)
     needed, budget = need_of(model, work, job, machine.devices), int(machine.usable.value)
-    said, stored = verdict(needed.value, budget, band=band_of(job).share), work.storage.name
+    said, stored = verdict(needed.value, budget, band=band_of(work, job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts if part.value]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
@@ -216,7 +216,7 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), room)),
-        _assumptions(work, job, architecture, machine.devices), (*advice, _band(job)),
+        _assumptions(work, job, architecture, machine.devices), (*advice, _band(work, job)),
         verdict=said == "fits" if strict else within,
     )  # fmt: skip
 
@@ -375,7 +375,7 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
     ]  # fmt: skip
     found = enough(
         [(machine, machine.devices, int(machine.usable.value)) for machine in offers],
-        need, band=band_of(job).share,
+        need, band=band_of(work, job).share,
     )  # fmt: skip
     rows = tuple(
         _offer(machine, need(machine.devices), said)
@@ -388,7 +388,7 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
         f"{model.architecture.name}, {job} in {work.storage.name}: {least} is enough; "
         f"{len(found)} of {len(offers)} are",
         (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
-        _assumptions(work, job, model.architecture), (_band(job),), verdict=bool(found),
+        _assumptions(work, job, model.architecture), (_band(work, job),), verdict=bool(found),
     )  # fmt: skip
 
 
@@ -422,9 +422,13 @@ def _assumptions(
     return tuple(told)
 
 
-def _band(job: Job) -> str:
-    band = band_of(job)
+def _band(work: Workload, job: Job) -> str:
+    """How certain the verdict is, and by what."""
+    band, runs = band_of(work, job), runtime(work, job)
     share = format_share(band.share)
+    if not band.cases:
+        return (f"no total of {runs.title or runs.name} was measured; within {share}, the widest "
+                "error of other engines' estimates, it is `tight`")  # fmt: skip
     return (
         f"95 % of {band.cases} measured runs are within {share} of the estimate; inside that band "
         "it is `tight`"
@@ -460,5 +464,5 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
             "largest counts: the usual proportions of a decoder, and for training, every layer "
             "recomputed in the backward pass (gradient checkpointing)",
         ),
-        (*(["smaller models fit, too (`--all`)"] if more else []), _band(job)),
+        (*(["smaller models fit, too (`--all`)"] if more else []), _band(works[title], job)),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from llmsize.hardware import Accelerator, Machine, supports
 from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.fits import Band
+from llmsize.planning.fits import Band, band_for
 from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.planning.support import obstacle, obstacle_to
 from llmsize.planning.training import Question
@@ -87,6 +87,9 @@ def multiplies(accelerator: Accelerator, format: str) -> bool:
     return not accelerator.peak_tflops or supports(accelerator, format)
 
 
-def band_of(job: Job) -> Band:
+def band_of(work: Workload, job: Job) -> Band:
     """How far off the estimates of a job are, by runs that others have measured."""
-    return presets.get(Band, "inference" if job == "inference" else "training")
+    known = presets.every(Band).values()
+    return band_for(
+        known, "inference" if job == "inference" else "training", runtime(work, job).name
+    )

@@ -6,8 +6,8 @@ The functions take plain numbers and plain callables: what is needed is the busi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmsize.errors import LLMSizeError
@@ -20,6 +20,7 @@ class Band:
     """How far off the estimates of one job are, against runs that others have measured."""
 
     name: str
+    job: Literal["inference", "training"]
     share: float
     """Relative error |got − measured| / measured that 95 % of the runs stay within."""
     cases: int
@@ -29,9 +30,18 @@ class Band:
     quantity: str
     """… what they are called in it."""
     source: str
+    engines: tuple[str, ...] = ()
+    """What ran, by name; empty for all that do the job."""
     title: str = ""
     note: str = ""
     aliases: tuple[str, ...] = ()
+
+
+def band_for(bands: Iterable[Band], job: str, runtime: str) -> Band:
+    """The band of runs of that `runtime`; without any, the widest of the others', of no cases."""
+    of_job = [band for band in bands if band.job == job]
+    own = (band for band in of_job if not band.engines or runtime in band.engines)
+    return next(own, None) or replace(max(of_job, key=lambda band: band.share), cases=0)
 
 
 HIGHEST = 2**40
