@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,14 @@ SETTINGS = {
         sequence=512, training=True, trained=frozenset(), adapter=ATTENTION
     ),
     "first layers frozen": Setting(sequence=512, training=True, frozen_layers=2),
+    "long, recomputed": Setting(
+        sequence=4096,
+        training=True,
+        attention="eager",
+        checkpoint_every=1,
+        trained=frozenset(),
+        adapter=ATTENTION,
+    ),
 }
 
 
@@ -88,7 +97,8 @@ def test_neighbours_that_look_alike_are_traced_once() -> None:
 def test_few_layers_show_what_all_do(
     name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step followed through every single layer has the same sizes, to the byte."""
+    """A step followed through every single layer has the same sizes, to the byte, and at its peak
+    as much alive for the same reasons."""
     model = presets.get(Architecture, name)
     few = _step(model, setting)
     monkeypatch.setattr(course, "MAX_PERIOD", 0)
@@ -101,6 +111,7 @@ def test_few_layers_show_what_all_do(
         every.kept, every.kept_in_layers, every.gradients, every.trained
     )  # fmt: skip
     assert few.moment.operation == every.moment.operation
+    assert _reasons(few) == _reasons(every)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,14 @@ def _weights(model: Architecture, *, outline: bool) -> list[object]:
 def _step(model: Architecture, setting: Setting) -> TrainingStep:
     precision, optimizer = presets.get(Precision, "bf16"), presets.get(Optimizer, "adamw")
     return training_step(model, TrainingRun(precision, optimizer, setting))
+
+
+def _reasons(step: TrainingStep) -> Counter[str]:
+    """Bytes alive at the peak, by why they are."""
+    alive: Counter[str] = Counter()
+    for what, size in step.moment.live.items():
+        alive[what.role] += size
+    return alive
 
 
 def _around(kinds: list[str]) -> list[tuple[str, ...]]:

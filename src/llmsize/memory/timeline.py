@@ -107,15 +107,32 @@ def _along(course: Sequence[Turn], phase: str, passed: Mapping[int, Passage]) ->
     turns = [(number, turn) for number, turn in enumerate(course) if turn.layer in passed]
     if first > last or phase == "backward":
         turns.reverse()
+    whole = _whole(turns, passed)
     for _, pattern in groupby(turns, lambda pair: pair[1].pattern):
         together = list(pattern)
         passages = [
-            passed[turn.layer] if turn.layer == number else passed[turn.layer].again
+            passed[turn.layer] if number in whole else passed[turn.layer].again
             for number, turn in together
         ]
         number, turn = together[0]
         if any(passage.events for passage in passages):
             yield _stretch(phase, number, len(turn.indices), passages)
+
+
+def _whole(turns: Iterable[tuple[int, Turn]], passed: Mapping[int, Passage]) -> set[int]:
+    """Numbers of the turns at which, of all that one layer shows, what all layers share changes.
+
+    It is let go of at the turn that was traced. If nothing of it goes, it is held for another
+    reason from the first such layer on, which on the way back is another one.
+    """
+    found: dict[int, int] = {}
+    for number, turn in turns:
+        passage = passed[turn.layer]
+        lets_go = passage.net != passage.again.net
+        alone = len(turn.indices) == 1
+        if number == turn.layer if lets_go else alone:
+            found.setdefault(turn.layer, number)
+    return set(found.values())
 
 
 def _stretch(phase: str, turn: int, times: int, passages: Sequence[Passage]) -> Stretch:
