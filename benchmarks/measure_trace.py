@@ -969,6 +969,15 @@ def architecture(config: Any) -> dict[str, Any]:
 # --- Inference -----------------------------------------------------------------------------------
 
 
+def cache_layers(cache: Any) -> list[Any]:
+    """What each layer keeps; of an encoder with a decoder, its own keys and the encoder's apart."""
+    from transformers import EncoderDecoderCache
+
+    if isinstance(cache, EncoderDecoderCache):
+        return cache.self_attention_cache.layers + cache.cross_attention_cache.layers
+    return getattr(cache, "layers", [])
+
+
 def cache_bytes(cache: Any) -> int:
     """Bytes of the tensors in a cache, as their shapes say.
 
@@ -977,7 +986,7 @@ def cache_bytes(cache: Any) -> int:
     """
     return sum(
         tensor.numel() * tensor.element_size()
-        for layer in getattr(cache, "layers", [])
+        for layer in cache_layers(cache)
         for value in vars(layer).values()
         for tensor in tensors_in(list(value.values()) if isinstance(value, dict) else value)
         if tensor.device.type == "cuda" and tensor.is_floating_point()
