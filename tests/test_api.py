@@ -65,7 +65,7 @@ def test_unknown_words_and_names_are_pythons_own_errors() -> None:
         llmsize.nothing  # noqa: B018 - the access is the test
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/guides/python.md"])
 def test_the_examples_of_the_pages_run(page: str) -> None:
     """Each Python block, and the comment behind its last expression where there is one."""
     text = (Path(__file__).parents[1] / page).read_text()
