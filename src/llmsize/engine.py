@@ -58,9 +58,10 @@ class Engine:
     """Families whose layers hold one each; all unless given."""
     stacks_experts: bool = False
     """Whether the experts of a layer are one tensor, which recipes of linear layers leave alone."""
-    padded: Mapping[str, int] = field(default_factory=dict, hash=False)
-    """Formats of experts whose rows are padded for its kernels, and to a multiple of how many
-    elements."""
+    padded: tuple[Mapping[str, str | int], ...] = field(default=(), hash=False)
+    """How kernels want experts of a `format`, on cards of the `major` compute capability or on all:
+    multiples of the `hidden` size and of the `width` of their MLP on one device, or of the `inputs`
+    of each product. The first entry about a card counts."""
     whole_towers: tuple[str, ...] = ()
     """Families whose towers every device has whole; the others are divided as the model is."""
     split: Literal["layers", "tensor", "none"] = "none"
@@ -125,8 +126,14 @@ class Engine:
     note: str = ""
 
 
-def on_card(engine: Engine, name: str, memory: int) -> Engine:
-    """The engine as it is by default on a card of that name with `memory` bytes."""
+def on_card(engine: Engine, name: str, memory: int, capability: float | None = None) -> Engine:
+    """The engine as it is by default on a card of that name with `memory` bytes.
+
+    `capability` is the card's compute capability, if it has one.
+    """
+    if capability is not None:
+        own = (e for e in engine.padded if int(e.get("major", capability)) == int(capability))
+        engine = replace(engine, padded=tuple(own))
     for entry in engine.cards:
         small = memory < int(entry.get("below", 0)) * GIB
         if small or str(entry.get("named", "no name")) in name:

@@ -16,9 +16,10 @@ from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
 from llmsize.cli.declare import Option, choosing, counting
+from llmsize.cli.jobs import engine_on
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Model
-from llmsize.engine import Engine, on_card
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
@@ -230,7 +231,7 @@ def infer(
     accelerator = machine.accelerator if machine else None
     runs = presets.get(Engine, engine)
     if machine:
-        runs = on_card(runs, accelerator.name if accelerator else "", int(machine.usable.value))
+        runs = engine_on(machine, runs)
     subject = _subject(architecture, runs, formats, accelerator)
     asked = Asked(
         subject, load, placement, beside, _server(llama_cpp, subject.engine),

@@ -34,8 +34,15 @@ def on(machine: Machine, work: Workload) -> Workload:
     """The same on that machine, whose cards decide how much some engines do at once."""
     if work.engine is None:
         return work
-    card = machine.accelerator.name if machine.accelerator else ""
-    return work._replace(engine=on_card(work.engine, card, int(machine.usable.value)))
+    return work._replace(engine=engine_on(machine, work.engine))
+
+
+def engine_on(machine: Machine, engine: Engine) -> Engine:
+    """As it is by default on that machine's cards."""
+    card, memory = machine.accelerator, int(machine.usable.value)
+    if card is None:
+        return on_card(engine, "", memory)
+    return on_card(engine, card.name, memory, card.compute_capability)
 
 
 def _usual_engine(storage: Storage) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Shard(NamedTuple):
 
 
 def shards(question: Serving, stored: Stored) -> Iterator[Shard]:
-    """Every tensor, with the rows of experts padded as the engine does, and its share.
+    """Every tensor, with experts padded as the engine does, and its share.
 
     Keys and values are cut by whole heads, so at most as many ways as there are.
     """
@@ -43,8 +43,9 @@ def shards(question: Serving, stored: Stored) -> Iterator[Shard]:
         cut = ways if weight.role in SHARDED else 1
         if weight.role in ("k", "v"):
             cut = min(ways, kv_heads)
-        if format.name in engine.padded and hidden and weight.role.startswith("expert_"):
-            weight = _padded(weight, engine.padded[format.name], hidden)
+        kernel = next((each for each in engine.padded if each["format"] == format.name), None)
+        if kernel and hidden and weight.role.startswith("expert_"):
+            weight = _padded(weight, kernel, hidden, cut)
         yield Shard(weight, format, cut)
 
 
@@ -69,12 +70,21 @@ def weights_of(question: Serving, stored: Stored) -> Term:
     return total("weights", *parts, unit="bytes")
 
 
-def _padded(weight: Weight, multiple: int, hidden: int) -> Weight:
-    """Experts whose inputs are padded, whichever way round the library keeps them."""
+def _padded(weight: Weight, kernel: Mapping[str, str | int], hidden: int, cut: int) -> Weight:
+    """An expert's matrix as a kernel wants it, whichever way round the library keeps it.
+
+    The width of the MLP is padded after it is `cut`.
+    """
     experts, *matrix = weight.shape
-    inputs = prod(matrix) // hidden if weight.role.endswith("down") else hidden
+    down = weight.role.endswith("down")
+    inputs = prod(matrix) // hidden if down else hidden
     outputs = prod(matrix) // inputs
-    return weight._replace(shape=(experts, outputs, -(-inputs // multiple) * multiple))
+    joined = 2 if weight.role.endswith("gate_up") else 1
+    wide, narrow = int(kernel.get("width", 1)) * cut, int(kernel.get("hidden", 1))
+    least = int(kernel.get("inputs", 1)) * (cut if down else 1)
+    across, along = (narrow, max(wide, least)) if down else (wide * joined, max(narrow, least))
+    padded = (experts, -(-outputs // across) * across, -(-inputs // along) * along)
+    return weight._replace(shape=padded)
 
 
 def within(question: Serving, first: int, end: int) -> Stored:
