@@ -86,6 +86,23 @@ def test_more_numbers_than_a_terminal_is_wide_for_are_broken(width: int) -> None
     assert longest <= max(width, 20)
 
 
+def test_long_words_at_the_end_go_below_their_rows_where_there_is_no_room() -> None:
+    """The columns that stay are whole; the others are named, and an empty one is left out."""
+    command = "llmsize fits some-model --job inference --dtype q4_k_m"
+    rows = (
+        Row("first", {"memory": bytes_of(21), "on its own": command}),
+        Row("second", {"memory": bytes_of(7), "on its own": ""}),
+    )
+    asked = Estimate("fits", {}, "", (Table("", ("memory", "on its own"), rows),))
+    wide = render(asked, "table", Style(width=120)).splitlines()
+    assert any("first" in line and command in line for line in wide)
+    lines = render(asked, "table", Style(width=70)).splitlines()
+    first = next(number for number, line in enumerate(lines) if "first" in line)
+    assert lines[first].split() == ["first", "21.00", "GB"]
+    assert lines[first + 1].strip() == f"on its own: {command}"
+    assert lines[first + 2].split() == ["second", "7.00", "GB"]
+
+
 def bytes_of(gigabytes: int) -> Term:
     return fact("needs", gigabytes * 10**9, unit="bytes", source="x")
 

@@ -17,6 +17,8 @@ UNBOUNDED = 10_000
 SHORTEST, LONGEST_WORD = 8, 24
 """Characters: a column of words may get as narrow as its longest word, or a longer one is broken;
 broken words keep so many together while numbers have room."""
+INDENT = 4
+"""Characters before what stands below its row."""
 
 Look = Literal["", "bold", "dim", "italic", "yellow", "blue", "cyan"]
 Paint = Callable[[str, Look], str]
@@ -79,18 +81,42 @@ def _remarks(estimate: Estimate, paint: Paint, width: int) -> Iterator[str]:
 
 
 def _table(grid: Grid, paint: Paint, width: int) -> Iterator[str]:
-    widths, gap = _widths(grid, width)
-    if any(grid.header):
-        yield from _row(grid.header, widths, grid, gap, lambda text, _: paint(text, "dim"))
+    count = _abreast(grid, width)
+    beside = grid._replace(
+        header=grid.header[:count], numeric=grid.numeric[:count],
+        lines=tuple(cells[:count] for cells in grid.lines),
+    )  # fmt: skip
+    widths, gap = _widths(beside, width)
+    if any(beside.header):
+        yield from _row(beside.header, widths, beside, gap, lambda text, _: paint(text, "dim"))
         yield "─" * min(2 + sum(widths) + gap * (len(widths) - 1), width)
-    *lines, last = grid.lines or ((),)
-    for cells in lines:
-        yield from _row(cells, widths, grid, gap, paint)
-    if grid.total:
-        yield ""
-        yield from _row(last, widths, grid, gap, lambda text, look: paint(text, look or "bold"))
-    else:
-        yield from _row(last, widths, grid, gap, paint)
+    for number, cells in enumerate(grid.lines, 1):
+        last = grid.total and number == len(grid.lines)
+        if last:
+            yield ""
+        look = (lambda text, look: paint(text, look or "bold")) if last else paint
+        yield from _row(cells[:count], widths, beside, gap, look)
+        for name, cell in zip(grid.header[count:], cells[count:], strict=True):
+            if cell:
+                yield from _below(f"{name}: {cell}" if name else cell, paint, width)
+
+
+def _abreast(grid: Grid, width: int) -> int:
+    """How many columns stand side by side: long words at the end that have no room go below."""
+    columns = list(zip(grid.header, *grid.lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    count = len(columns)
+    while 1 + sum(widths[:count]) + 2 * (count - 1) > width:
+        if count == 1 or grid.numeric[count - 1] or widths[count - 1] <= LONGEST_WORD:
+            break
+        count -= 1
+    return count
+
+
+def _below(text: str, paint: Paint, width: int) -> Iterator[str]:
+    """What a row says on lines of its own."""
+    for line in _wrapped(text, max(width - INDENT, 1)):
+        yield " " * INDENT + paint(line, "dim")
 
 
 def _widths(grid: Grid, width: int) -> tuple[list[int], int]:
