@@ -178,3 +178,13 @@ def test_a_mistake_is_one_error_and_one_hint(
 ) -> None:
     """What cannot be answered exits with 2, says why, and writes nothing to stdout."""
     refused(capsys, *words.split())
+
+
+def test_a_card_without_bf16_trains_in_fp16(capsys: pytest.CaptureFixture[str]) -> None:
+    """NVIDIA's T4 datasheet has 65 TFLOP/s in fp16 and none in bf16; asked for, it is refused."""
+    words = ("time", "--params", "1B", "--tokens", "1B", "--gpu", "t4")
+    found = answered(capsys, *words)
+    assert found["question"]["dtype"] == "fp16"
+    assert "computed in fp16: Tesla T4 has no bf16" in found["assumptions"]
+    assert _values(found)["dense fp16 peak"] == 65e12
+    assert refused(capsys, *words, "--dtype", "bf16")

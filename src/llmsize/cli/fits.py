@@ -168,13 +168,15 @@ def _families(name: str) -> tuple[str, ...]:
 def _asked(
     architecture: Architecture, use: Use, accelerator: Accelerator | None = None
 ) -> tuple[Subject, Workload]:
-    """The model, and what is done with it in `dtype` or in its own format.
+    """The model, and what is done with it in `dtype`, in the engine's own files or as it is stored.
 
     Raises `LLMSizeError` for a `dtype` that the accelerator has no rate for, and where the software
     that would run it does not.
     """
     if use.job == "inference" and not use.dtype:
-        storage = options.own_storage(architecture)
+        files = presets.get(Engine, use.engine).recipe if use.engine else ""
+        own_storage = options.own_storage(architecture)
+        storage = options.storage(files, served=True) if files else own_storage
     else:
         own = options.own_dtype(architecture) or "fp16"
         kept = use.dtype or ("nf4" if use.job == "qlora" else own)
@@ -341,16 +343,23 @@ def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
         yield f"or keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
 
 
+FEWER_BITS = {
+    "grown": ("llm-int8", "nf4"), "pool": ("fp8", "awq-int4-g128"), "buffers": ("q8_0", "q4_k_m"),
+}  # fmt: skip
+"""What engines of each kind load in eight and in about four bits."""
+
+
 def _stored_as(name: str) -> Callable[[Workload], Workload]:
-    return lambda work: (
-        work if work.storage.recipe else work._replace(storage=options.storage(name, served=True))
-    )
+    def stored(work: Workload) -> Workload:
+        quantized = work.storage.recipe and format_named(work.storage.recipe.base) != FP16
+        return work if quantized else work._replace(storage=options.storage(name, served=True))
+
+    return stored
 
 
 def _smaller(engine: Engine | None) -> tuple[changes.Change[Workload], ...]:
     """What could be done to serve with less."""
-    pooled = engine is not None and engine.allocation == "pool"
-    eight, four = ("fp8", "awq-int4-g128") if pooled else ("llm-int8", "nf4")
+    eight, four = FEWER_BITS[engine.allocation if engine else "grown"]
     return (
         changes.Change(f"store the weights in {eight.removeprefix('llm-')}", 2.0,
                        "hardly any quality", _stored_as(eight)),

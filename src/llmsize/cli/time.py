@@ -19,7 +19,7 @@ from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format as Quantized
-from llmsize.hardware import Accelerator, peak
+from llmsize.hardware import Accelerator, peak, supports
 from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run
 from llmsize.memory.training import check_trained
 from llmsize.optimizers import Optimizer, Precision
@@ -85,8 +85,8 @@ Recompute = Annotated[
 Format = Annotated[
     str,
     Option(
-        "--dtype", metavar="FORMAT", help="Format of the products: `bf16`, `fp8`.",
-        autocompletion=options.completing("formats"),
+        "--dtype", metavar="FORMAT", show_default="bf16, or fp16 where the card has none",
+        help="Format of the products: `bf16`, `fp8`.", autocompletion=options.completing("formats"),
     ),
 ]  # fmt: skip
 
@@ -125,20 +125,21 @@ def time(
     pricing: Pricing,
     work: Work,
     recompute: Recompute = "none",
-    dtype: Format = "bf16",
+    dtype: Format = "",
 ) -> Estimate:
     """FLOP, wall time, GPU-hours, energy and cost of training on so many tokens."""
     if tokens is None:
         raise LLMSizeError("training needs tokens", hint="add --tokens, such as `--tokens 300B`")
     counted = _counted(model, params, tokens, work)
     question = {"model": model, "parameters": params, "tokens": tokens, "gpu": gpu, "gpus": gpus,
-                "seq_len": work.seq_len, "method": work.method, "dtype": dtype}  # fmt: skip
+                "seq_len": work.seq_len, "method": work.method, "dtype": dtype or None}  # fmt: skip
     machine = machines.machine(Hardware(gpu, gpus=gpus, instance=instance))
     price = machines.price(machine, pricing)
     if machine is None or machine.accelerator is None:
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
-    run = Run(counted, tokens, machine.accelerator, machine.devices, dtype, price)
+    computed = dtype or ("bf16" if supports(machine.accelerator, "bf16") else "fp16")
+    run = Run(counted, tokens, machine.accelerator, machine.devices, computed, price)
     return _timed(question, run, mfu, recompute=recompute == "full")
 
 
@@ -161,12 +162,15 @@ def _timed(
     middle = table.rows[1].cells["measured median" if mfu is None else "given"]
     assert isinstance(middle, Term)
     hardware = _hardware(run, cases) if recompute else []
+    assumed = [f"utilization is the {e.note}" for e in cases.values() if e.note]
+    if not question["dtype"] and run.dtype != "bf16":
+        assumed.append(f"computed in {run.dtype}: {run.accelerator.title} has no bf16")
     return Estimate(
         "time",
-        question,
+        {**question, "dtype": run.dtype},
         f"{units.format_duration(middle.value)} on {run.devices:,} × {run.accelerator.title}",
         (*run.counted, peak(run.accelerator, run.dtype), *hardware, table),
-        assumptions=tuple(f"utilization is the {e.note}" for e in cases.values() if e.note),
+        assumptions=tuple(assumed),
         notes=(*_notes(run.counted), POWER),
     )
 
