@@ -43,6 +43,8 @@ class Engine:
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""
     """How weights are stored unless told otherwise; empty for the checkpoint's own way."""
+    published: tuple[str, ...] = ()
+    """Recipes that checkpoints for it are commonly published in, from the best."""
     quantizes: tuple[str, ...] = ()
     """Roles that it quantizes beside those of a recipe. Given only where a model is loaded in
     16 bit and quantized on the device."""

@@ -29,8 +29,8 @@ looking for it at the usual 700 takes a tenth of the time of an estimate; so man
 traces of a catalogue, are some 130 MB."""
 
 _NOT_COMMANDS = {
-    "__init__", "answering", "application", "asking", "catalogue", "declare", "direct", "jobs",
-    "laws", "machines", "options",
+    "__init__", "answering", "application", "asking", "catalogue", "declare", "direct",
+    "infer_answer", "jobs", "laws", "machines", "options", "served",
 }  # fmt: skip
 
 

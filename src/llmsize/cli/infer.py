@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
-from llmsize.anatomy import LoRA, Trace, traced
+from llmsize.anatomy import LoRA, traced
 from llmsize.anatomy.adapters import ALL_LINEAR
-from llmsize.anatomy.towers import towers
-from llmsize.answer import Absent, Cell, Estimate, Row, Table
+from llmsize.answer import Estimate
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
 from llmsize.cli.declare import Option, choosing, counting
+from llmsize.cli.infer_answer import estimate, sweep
 from llmsize.cli.jobs import engine_on
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Model
+from llmsize.cli.served import PREDICTION, Setting, Subject, own_recipe, recipes, restored
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp import Server
-from llmsize.memory.serving import ELSEWHERE, PLAIN_SERVER, Serving, fullest, need, pool, serving
+from llmsize.memory.serving import PLAIN_SERVER, Serving
 from llmsize.memory.serving import adapters as adapters_of
-from llmsize.memory.weights import Recipe
-from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
 from llmsize.planning.support import (
@@ -35,12 +33,8 @@ from llmsize.planning.support import (
     check_prediction,
     check_support,
     computed_in,
-    obstacle_to,
 )
-from llmsize.sources.quantization import recipe_name
-from llmsize.term import Term, total
-from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
-from llmsize.units import GIB, format_bytes, format_count, format_share
+from llmsize.units import GIB
 
 EXAMPLES = (
     "llmsize infer llama-3.1-8b --context 32768",
@@ -58,45 +52,6 @@ FITTED = {
 OFFLOADED = ("cpu", "disk")
 MOST_ROWS = 64
 """Of a sweep."""
-SHOWN_DEVICES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model for one engine, before it is known how its weights are stored."""
-
-    architecture: Architecture
-    trace: Trace
-    engine: Engine
-    format: Format
-    cache: Format
-    accelerator: Accelerator | None = None
-    assumed: str = ""
-    """Why it is not computed in the format of its weights."""
-
-    def stored(self, name: str) -> Serving:
-        """The model with weights by the recipe or in the format of that name.
-
-        Raises `LLMSizeError` where the engine or the accelerator does not have it.
-        """
-        recipe = (
-            presets.find(Recipe, name) if name else None
-        )  # `fp8` is a format, too: of every weight
-        storage = options.storage(name) if name and recipe is None else None
-        if self.engine.allocation == "buffers" and recipe is None:
-            recipe = presets.get(Recipe, f"gguf-{name}" if storage else self.engine.recipe)
-        plain = storage.format if storage and recipe is None else self.format
-        if recipe is None and storage and plain.block_bytes < 2:
-            raise LLMSizeError(
-                f"`{plain.name}` alone does not say how weights are quantized",
-                hint=f"name a recipe: {', '.join(_named_alike(plain.name))}",
-            )
-        if recipe is not None:
-            check_support(self.engine, self.accelerator, _format_named(recipe.base))
-        return serving(
-            self.architecture, self.trace, self.engine, recipe, _format_named, format=plain,
-            keys=self.cache, values=self.cache,
-        )  # fmt: skip
 
 
 # fmt: off
@@ -243,11 +198,11 @@ def infer(
             raise LLMSizeError(
                 "a table of several values is not solved", hint="give one value beside `--fit`"
             )
-        return _sweep(subject, [(each, _serving(asked, each)) for each in settings], budget)
+        return sweep(subject, [(each, _serving(asked, each)) for each in settings], budget)
     question, name = _serving(asked, settings[0]), settings[0].stored
     if what := _solved_for(placement.offload, fit):
         question, name = _solved(question, name, what, budget, subject)
-    return _estimate(subject, question, name, budget)
+    return estimate(subject, question, name, budget)
 
 
 class Asked(NamedTuple):
@@ -262,19 +217,11 @@ class Asked(NamedTuple):
     """Of each stage."""
 
 
-class Setting(NamedTuple):
-    """One row of a table: how the weights are stored, tokens and sequences."""
-
-    stored: str
-    context: int
-    batch: int
-
-
 def _settings(load: Load, formats: Formats, subject: Subject) -> Iterator[Setting]:
     """Every combination of what is asked for."""
     contexts, batches = _values(load.context, "context"), _values(load.batch, "batch")
     _check_lengths(load, contexts)
-    for stored in options.names(formats.quant) or (_own_recipe(subject),):
+    for stored in options.names(formats.quant) or (own_recipe(subject),):
         for context, batch in product(contexts, batches):
             yield Setting(stored, context, batch)
 
@@ -309,7 +256,7 @@ def _drafted(subject: Subject, name: str, question: Serving) -> Serving:
     architecture = options.architecture(name)
     drafting = replace(subject, architecture=architecture, trace=traced(architecture))
     check_draft(subject.engine, subject.trace, drafting.trace)
-    return replace(question, drafting=drafting.stored(_own_recipe(drafting)))
+    return replace(question, drafting=drafting.stored(own_recipe(drafting)))
 
 
 def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
@@ -381,11 +328,6 @@ def offloaded(
     return asking.largest_that_fits(made, "gpu-layers", Budget(memory))
 
 
-def _own_recipe(subject: Subject) -> str:
-    """How the checkpoint itself is quantized, unless the engine has files of its own."""
-    return subject.engine.recipe or recipe_name(subject.architecture.stored)
-
-
 def _shares(text: str) -> tuple[float, ...]:
     """`3,1` as numbers. Raises `LLMSizeError` for what is none."""
     try:
@@ -394,11 +336,6 @@ def _shares(text: str) -> tuple[float, ...]:
         raise LLMSizeError(
             f"cannot read the split `{printable(text)}`", hint="write `3,1`"
         ) from None
-
-
-@lru_cache(maxsize=512)
-def _format_named(name: str) -> Format:
-    return presets.get(Format, name)
 
 
 def _values(text: str, what: str) -> list[int]:
@@ -444,297 +381,6 @@ def _solved(
         return asking.least_on_host(question, budget) or question, name
     if what != "quant":
         return asking.largest_that_fits(question, what, budget) or question, name
-    made = {other: _restored(question, subject, other) for other in _recipes(subject)}
+    made = {other: restored(question, subject, other) for other in recipes(subject)}
     best = asking.best_that_fits(made.values(), budget)
     return next(((q, other) for other, q in made.items() if q is best), (question, name))
-
-
-def _named_alike(name: str) -> list[str]:
-    """Recipes that have a format's name in theirs."""
-    return [recipe for recipe in presets.names(Recipe) if name in recipe] or ["llm-int8", "nf4"]
-
-
-def _restored(question: Serving, subject: Subject, name: str) -> Serving:
-    made = subject.stored(name)
-    return replace(question, weights=made.weights, file=made.file)
-
-
-CANDIDATES = ("fp8", "awq-int4-g128", "nf4")
-"""What weights are stored in for engines without files of their own, from the best."""
-GGUF = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
-
-
-def _recipes(subject: Subject) -> tuple[str, ...]:
-    """Ways to store the weights that are commonly published for the engine, from the best."""
-    engine, accelerator = subject.engine, subject.accelerator
-    if engine.allocation == "buffers":
-        return ("gguf-f16", *GGUF)
-    if engine.name == "mlx":
-        return ("", "mlx-int8-g64", "mlx-int6-g64", "mlx-int4-g64", "mlx-int3-g64")
-    known = CANDIDATES[: None if engine.name.startswith("transformers") else 2]
-    bases = {name: _format_named(presets.get(Recipe, name).base) for name in known}
-    return ("", *(
-        name for name in known
-        if accelerator is None or not obstacle_to(bases[name], engine, accelerator)
-    ))  # fmt: skip
-
-
-# ── the answer ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _estimate(subject: Subject, question: Serving, name: str, budget: Budget | None) -> Estimate:
-    places = need(question)
-    fits = None if budget is None else asking.fits(question, budget)
-    answer, assumed = [_table(places)], list(_assumptions(subject, question))
-    accelerator = subject.accelerator
-    if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
-        reached = _reached(question, accelerator)
-        answer.append(_bounds(question, accelerator, reached))
-        assumed.append(
-            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one "
-            f"sequence reached in published runs ({efficiency(reached).note}; {reached.title})"
-        )
-        if question.drafting or question.predicting:
-            assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
-    return Estimate(
-        command="infer",
-        question={
-            "model": question.architecture.name, "engine": question.engine.name,
-            "quant": name or None, "dtype": question.format.name, "kv_dtype": question.keys.name,
-            "context": question.context, "prompt": question.prompt or question.context,
-            "batch": question.batch, "rows": question.rows,
-            "devices": question.devices * question.stages, "stages": question.stages,
-            "gpu_layers": question.gpu_layers, "host_bytes": question.host_bytes,
-            "host_experts": question.host_experts,
-            "draft": _draft_name(question),
-            "memory_bytes": budget.memory if budget else None,
-            "gpu_memory_utilization": _share(question, budget),
-        },
-        headline=_headline(question, name, places, budget, fits),
-        answer=tuple(answer),
-        assumptions=tuple(assumed),
-        notes=tuple(_notes(subject, question, name, budget, fits)),
-        verdict=fits,
-    )  # fmt: skip
-
-
-def _draft_name(question: Serving) -> str | None:
-    if question.predicting:
-        return PREDICTION
-    return question.drafting.architecture.name if question.drafting else None
-
-
-def _share(question: Serving, budget: Budget | None) -> float | None:
-    if question.engine.allocation != "pool":
-        return None
-    given = budget.utilization if budget else None
-    return question.engine.utilization if given is None else given
-
-
-def _headline(
-    question: Serving, name: str, places: tuple[Term, ...], budget: Budget | None,
-    fits: bool | None,
-) -> str:  # fmt: skip
-    place = fullest(places)
-    title = question.architecture.title or question.architecture.name
-    what = f"{title} in {name or question.format.name}, {question.engine.title}, "
-    what += f"{question.batch:,} × {question.context:,} tokens: {format_bytes(place.value)}"
-    if place.name.startswith("each of "):
-        what += f" on {place.name}"
-    elif len(places) > 1:
-        what += f" on {place.name}, the fullest," if question.devices > 1 else " on the device"
-    host = next((p for p in places if p.name in ELSEWHERE), None)
-    if host is not None:
-        what += f" and {format_bytes(host.value)} on the {host.name}"
-    what = what.removesuffix(",")
-    if budget is None:
-        return what
-    return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
-
-
-PREDICTION = "mtp"
-"""In place of a draft model: multi-token prediction by the model itself."""
-
-ROWS = (
-    *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
-    *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
-    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", "draft model"),
-    "context and libraries",
-)
-"""Parts of a place in the order in which they are shown."""
-
-
-def _table(places: tuple[Term, ...]) -> Table:
-    """Parts by place; of many devices the fullest alone."""
-    devices = [place for place in places if place.name not in ELSEWHERE]
-    if len(devices) > SHOWN_DEVICES:
-        places = (fullest(places), *(place for place in places if place.name in ELSEWHERE))
-    parts = {place.name: {part.name: part for part in place.parts} for place in places}
-    rows = [
-        Row(row, {place: held[row] for place, held in parts.items() if row in held})
-        for row in ROWS if any(row in held and held[row].value for held in parts.values())
-    ]  # fmt: skip
-    rows.append(Row("total", {place.name: place for place in places}))
-    names = tuple(place.name for place in places)
-    return Table("memory", names, tuple(rows), heading="what", total=True)
-
-
-def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth) -> Table:
-    """What the card allows, and what was reached on cards of its kind."""
-    reached: Cell = Absent("no matrix product was measured on this card in the format")
-    if accelerator.measured_matmul_tflops and asking.rate(question, accelerator) in SIXTEEN_BIT:
-        reached = asking.first_token(question, accelerator, measured=True)
-    first: dict[str, Cell] = {
-        "at best": asking.first_token(question, accelerator), "as measured": reached
-    }  # fmt: skip
-    later: dict[str, Cell] = {
-        "at best": asking.tokens_per_second(question, accelerator),
-        "as measured": asking.tokens_per_second(question, accelerator, efficiency(measured)),
-    }
-    rows = (Row("time to first token", first), Row("tokens/s", later))
-    return Table("bounds of speed", ("at best", "as measured"), rows, heading="what")
-
-
-def _reached(question: Serving, accelerator: Accelerator) -> Bandwidth:
-    """What decoding reached of the bandwidth on cards of that kind with such weights."""
-    known = presets.every(Bandwidth).values()
-    return measured_bandwidth(known, accelerator, asking.bits_per_weight(question))
-
-
-SIXTEEN_BIT = ("bf16", "fp16")
-"""Rates that the measured matrix products stand for."""
-
-
-def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
-    engine = question.engine
-    if engine.measured:
-        yield f"{engine.title} {engine.versions}: measured are {', '.join(engine.measured)}"
-    else:
-        yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
-    if subject.assumed:
-        yield subject.assumed
-    if question.drafting and (told := check_draft(engine, question.trace, question.drafting.trace)):
-        yield told
-    recipe, weights = question.recipe, question.trace.weights.values()
-    left = recipe is not None and recipe.linear_layers and engine.stacks_experts
-    if recipe and left and any(weight.experts for weight in weights):
-        yield f"the experts of a layer are one tensor, which `{recipe.name}` leaves in 16 bit"
-    yield from _uncounted(question)
-    positions = question.architecture.context_length
-    if positions is not None and question.context > positions:
-        yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "
-               "model was made for")  # fmt: skip
-
-
-def _uncounted(question: Serving) -> Iterator[str]:
-    """Parts of the checkpoint beside the language model that are in no row."""
-    apart = []
-    for part, parameters in towers(question.architecture.config, ""):
-        if parameters is None:
-            yield f"the {part} is of a kind that llmsize does not know and is not counted"
-        elif question.engine.allocation == "buffers":
-            apart.append(f"{part} ({format_count(parameters)} parameters)")
-    if apart:
-        yield f"not counted, from a file of their own (`--mmproj`): {', '.join(apart)}"
-
-
-def _notes(
-    subject: Subject, question: Serving, name: str, budget: Budget | None, fits: bool | None
-) -> Iterator[str]:
-    if budget is not None and question.engine.allocation == "pool":
-        yield from _log_lines(question, budget)
-    if crossing := asking.bus_bytes(question).value:
-        yield f"{format_bytes(crossing)} cross the bus for every token"
-    if question.host_experts and not _mixed(question):
-        yield "no layer has experts: `--cpu-moe` changes nothing"
-    elif question.engine.allocation == "buffers" and (
-        question.gpu_layers is not None or question.host_experts
-    ):
-        yield "the bounds leave out how slow the host computes with what it holds"
-    if budget is not None and fits is False:
-        yield _advice(subject, question, name, budget)
-
-
-def _mixed(question: Serving) -> bool:
-    """Whether any layer has experts."""
-    return any(weight.experts for weight in question.trace.weights.values())
-
-
-def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
-    """What the engine would print when it starts."""
-    left = pool(question, budget.memory, budget.utilization)
-    if left.bytes <= 0:
-        taken = format_bytes(int(budget.memory * (_share(question, budget) or 1)))
-        yield (f"weights and activations leave nothing to the cache of the {taken} that "
-               f"{question.engine.title} takes (`--gpu-memory-utilization`)")  # fmt: skip
-        return
-    if left.tokens:
-        yield (f"Available KV cache memory: {left.bytes / units.GIB:.2f} GiB; "
-               f"GPU KV cache size: {left.tokens:,} tokens")  # fmt: skip
-    yield f"Maximum concurrency for {question.context:,} tokens per request: {left.sequences:.2f}x"
-
-
-def _advice(subject: Subject, question: Serving, name: str, budget: Budget) -> str:
-    """The cheapest single change that makes it fit."""
-    kept = next((n for n in ("fp8", "q8_0") if n in question.engine.kv_formats), None)
-    size = asking.stored_bytes_of(question)
-    smaller: list[tuple[str, Serving]] = []
-    for other in _recipes(subject):
-        if other and other != name:
-            made = _restored(question, subject, other)
-            if asking.stored_bytes_of(made) < size:
-                smaller.append((other, made))
-    known = asking.changes(
-        question, budget, smaller_cache=presets.get(Format, kept) if kept else None,
-        requantized=smaller,
-    )  # fmt: skip
-    change = planning.single(question, known, lambda changed: asking.fits(changed, budget))
-    if change is None:
-        return "no single change that llmsize knows makes it fit"
-    needed = fullest(need(change.apply(question))).value
-    return f"to make it fit: {change.name} ({format_bytes(needed)}; costs {change.costs})"
-
-
-def _sweep(
-    subject: Subject, asked: Sequence[tuple[Setting, Serving]], budget: Budget | None
-) -> Estimate:
-    """One row for each combination: parts of the fullest device."""
-    rows = tuple(_of_setting(setting, question, budget) for setting, question in asked)
-    fitting = sum(row.cells.get("fits") == "yes" for row in rows)
-    columns = ("weights", "KV cache", "other", "total") + (("fits",) if budget else ())
-    title = subject.architecture.title or subject.architecture.name
-    said = f"{title}, {subject.engine.title}: {len(rows)} settings"
-    if budget is not None:
-        said += f", {fitting} fit in {format_bytes(budget.memory)}"
-    settings = [setting for setting, _ in asked]
-    return Estimate(
-        command="infer",
-        question={
-            "model": subject.architecture.name, "engine": subject.engine.name,
-            "quant": _several(each.stored for each in settings),
-            "context": _several(each.context for each in settings),
-            "batch": _several(each.batch for each in settings),
-            "memory_bytes": budget.memory if budget else None,
-        },
-        headline=said,
-        answer=(Table("memory", columns, rows, heading="setting"),),
-        verdict=fitting > 0 if budget else None,
-    )  # fmt: skip
-
-
-def _of_setting(setting: Setting, question: Serving, budget: Budget | None) -> Row:
-    place = fullest(need(question))
-    cells: dict[str, Cell] = {
-        part.name: part for part in place.parts if part.name in ("weights", "KV cache")
-    }
-    rest = [part for part in place.parts if part.name not in cells]
-    cells |= {"other": total("other", *rest, unit="bytes"), "total": place}
-    if budget is not None:
-        cells["fits"] = "yes" if asking.fits(question, budget) else "no"
-    stored = setting.stored or question.format.name
-    return Row(f"{stored}, {setting.batch} × {setting.context:,} tokens", cells)
-
-
-def _several(values: Iterable[str | int]) -> str | None:
-    """Each value once, between commas; nothing for empty names."""
-    return ", ".join(dict.fromkeys(str(value) for value in values)) or None
