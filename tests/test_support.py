@@ -1,10 +1,11 @@
 """What runs where: engines and frameworks on accelerators, and formats that chips have.
 
 The expected answers are the makers' own: NVIDIA's table of compute capabilities, vLLM v0.15.1
-docs/features/quantization (supported hardware) and vllm/platforms/cuda.py, bitsandbytes v0.50.0
-docs (installation), transformers v5.23.0 quantizers/quantizer_finegrained_fp8.py, TensorRT-LLM
-supported-hardware.html, SGLang model_runner.py. Drafts: vllm/config/speculative.py,
-llama.cpp common/speculative.cpp (128 entries), transformers generation/utils.py.
+docs/features/quantization (supported hardware; Turing: pull request 34319) and
+vllm/platforms/cuda.py, bitsandbytes v0.50.0 docs (installation), transformers v5.23.0
+quantizers/quantizer_finegrained_fp8.py, TensorRT-LLM supported-hardware.html, SGLang
+model_runner.py. Drafts: vllm/config/speculative.py, llama.cpp common/speculative.cpp (128
+entries), transformers generation/utils.py.
 """
 
 import pytest
@@ -33,6 +34,8 @@ STORES = [
     ("vllm", "v100", "awq-int4-g128", False), ("vllm", "t4", "awq-int4-g128", True),
     ("vllm", "v100", "gptq-int4-g128", True), ("vllm", "v100", "ct-w8a8", False),
     ("vllm", "a100", "fp8-channel", True), ("vllm", "v100", "fp8-channel", False),
+    ("vllm", "t4", "fp8-channel", True), ("vllm-0.11", "t4", "fp8-channel", False),
+    ("vllm", "t4", "mxfp4", False), ("vllm", "t4", "ct-w4a16-g128", True),
     ("vllm", "mi250", "fp8-channel", False), ("vllm", "mi300x", "fp8-channel", True),
     ("transformers", "a100", "fp8-block", False), ("transformers", "l4", "fp8-block", True),
     ("transformers", "v100", "llm-int8", False), ("transformers", "t4", "llm-int8", True),
@@ -68,8 +71,10 @@ def test_every_nvidia_card_on_sale_has_a_compute_capability() -> None:
 def test_what_is_asked_for_is_refused_and_what_is_not_is_chosen() -> None:
     """`--dtype bf16` on a T4 is refused; without it a bf16 model is computed in fp16, as said."""
     for command in (infer, train):
-        with pytest.raises(LLMSizeError, match=r"capability 8\.0, and Tesla T4 has 7\.5"):
+        with pytest.raises(LLMSizeError, match=r"capability 8\.0, and Tesla T4 has 7\.5") as told:
             command("llama-2-7b", dtype="bf16", gpu="t4")
+        assert "emulate" in told.value.hint
+        assert "`--dtype fp16`" in told.value.hint
         chosen = command("llama-3.1-8b", gpu="t4")
         assert not isinstance(chosen, str)
         assert chosen.question["dtype"] == "fp16"

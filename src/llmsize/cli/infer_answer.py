@@ -158,6 +158,8 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
     left = recipe is not None and recipe.linear_layers and engine.stacks_experts
     if recipe and left and any(weight.experts for weight in weights):
         yield f"the experts of a layer are one tensor, which `{recipe.name}` leaves in 16 bit"
+    if recipe and recipe.name in engine.unties and "head" not in {w.role for w in weights}:
+        yield "the output matrix is held beside the embedding that it repeats, as was measured"
     yield from _uncounted(question)
     positions = question.architecture.context_length
     if positions is not None and question.context > positions:

@@ -15,6 +15,12 @@ from llmsize.formats import FP16, Format
 from llmsize.hardware import RATES, Accelerator, supports
 from llmsize.units import format_count
 
+BELOW_BF16 = (
+    "ask for `--dtype fp16`, which takes the same memory; PyTorch alone would emulate bf16 there, "
+    "many times slower"
+)
+OTHERWISE = "name another recipe or format, or another card"
+
 
 class Runtime(Protocol):
     """An `Engine` or a `Stack`: software with facts on what it runs on."""
@@ -74,9 +80,7 @@ def check_support(runtime: Runtime, accelerator: Accelerator | None, *formats: F
         raise LLMSizeError(reason, hint=other)
     for format in formats:
         if reason := obstacle_to(format, runtime, accelerator):
-            other = "`--dtype fp16` takes the same memory" if format.name == "bf16" else (
-                "name another recipe or format, or another card")  # fmt: skip
-            raise LLMSizeError(reason, hint=other)
+            raise LLMSizeError(reason, hint=BELOW_BF16 if format.name == "bf16" else OTHERWISE)
 
 
 def computed_in(

@@ -75,11 +75,9 @@ def activations(
     chunk = question.engine.prefill
     prompt = min(question.prompt or question.context, chunk or question.context)
     setting = Setting(
-        batch=question.batch * question.rows,
-        sequence=prompt,
-        format=_computed(question.format),
+        batch=question.batch * question.rows, sequence=prompt, format=_computed(question.format),
         last_logits=True,
-    )
+    )  # fmt: skip
     begun = generation(question.architecture, setting)
     peak = begun.prefill_peak - begun.weights - begun.buffers - begun.cache
     logits = setting.batch * prompt * vocabulary(question.trace)
@@ -100,12 +98,14 @@ def activations(
         _reordering(question),
     )
     running = max(peak - grown, after) + begun.buffers + question.engine.workspace
-    return fact("activations", max(running, _tying(question) - held), unit="bytes",
-                source="llmsize.memory.generation: the pass, simulated")  # fmt: skip
+    loading = _tying(question) - held
+    source = "llmsize.memory.generation: the pass, simulated" if running >= loading else (
+        "the output matrix before it is tied to the embedding, as was measured")  # fmt: skip
+    return fact("activations", max(running, loading), unit="bytes", source=source)
 
 
 def _tying(question: Serving) -> int:
-    """The output matrix that a checkpoint repeats, until it is tied to the embedding."""
+    """A second output matrix, which is there until it is tied to the embedding."""
     late = question.engine.ties_late
     if "any" not in late and not (question.recipe and question.recipe.name in late):
         return 0
