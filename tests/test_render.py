@@ -103,6 +103,15 @@ def test_long_words_at_the_end_go_below_their_rows_where_there_is_no_room() -> N
     assert lines[first + 2].split() == ["second", "7.00", "GB"]
 
 
+def test_what_a_row_says_first_stays_beside_its_name() -> None:
+    """A table of names and long words is a table in a narrow terminal, too."""
+    rows = (Row("vendor", {"value": "NVIDIA"}), Row("note", {"value": "long words " * 12}))
+    facts = Estimate("show", {}, "", (Table("", ("value",), rows, heading="field"),))
+    lines = render(facts, "table", Style(width=60)).splitlines()
+    assert any(line.split() == ["vendor", "NVIDIA"] for line in lines)
+    assert any(line.split()[:2] == ["note", "long"] for line in lines)
+
+
 def bytes_of(gigabytes: int) -> Term:
     return fact("needs", gigabytes * 10**9, unit="bytes", source="x")
 

@@ -102,12 +102,15 @@ def _table(grid: Grid, paint: Paint, width: int) -> Iterator[str]:
 
 
 def _abreast(grid: Grid, width: int) -> int:
-    """How many columns stand side by side: long words at the end that have no room go below."""
+    """How many columns stand side by side: long words at the end that have no room go below.
+
+    What a row is of and the first thing said about it stay together.
+    """
     columns = list(zip(grid.header, *grid.lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
     count = len(columns)
     while 1 + sum(widths[:count]) + 2 * (count - 1) > width:
-        if count == 1 or grid.numeric[count - 1] or widths[count - 1] <= LONGEST_WORD:
+        if count <= 2 or grid.numeric[count - 1] or widths[count - 1] <= LONGEST_WORD:
             break
         count -= 1
     return count
