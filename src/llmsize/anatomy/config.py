@@ -52,6 +52,15 @@ class Config:
             )
         return number
 
+    def heads(self, hidden: int, *names: str) -> int:
+        """A number of heads that share `hidden` channels evenly."""
+        heads = self.few(*names)
+        if hidden % heads:
+            raise self.error(
+                f"has {heads} heads that do not divide {hidden}", f"correct `{names[0]}`"
+            )
+        return heads
+
     def count(self, *names: str, default: int = 0) -> int:
         """A whole number that may be zero, such as a number of experts."""
         value = self.value(*names)

@@ -20,7 +20,7 @@ from llmsize.anatomy.prompts import (
 )
 from llmsize.anatomy.weight_changes import BOFT, HiRA, LoHa, LoKr, MiSS, VeRA
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.formats import BF16, FP32, Format, native
+from llmsize.formats import BF16, FP32, TRAINED, Format, native
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
 from llmsize.memory.training import Offload, TrainingRun
 from llmsize.optimizers import Optimizer, Precision, kept_format, projected
@@ -403,23 +403,18 @@ def _format(choices: Choices, stack: Stack) -> Format:
     return choices.format if usual == WEIGHT else native(usual, where=f"stack `{stack.name}`")
 
 
-def _quantized(format: Format) -> bool:
-    """Whether no gradients are computed in it."""
-    return format.block_elements > 1 or format.block_bytes < 2
-
-
 def _check_formats(choices: Choices, method: Method, precision: Precision) -> None:
     """Raise `LLMSizeError` for formats that the method or what is trained cannot have."""
     if method.plain and choices.base is None:
         raise LLMSizeError(
             f"{method.name} needs a quantized base", hint="give one, such as `--base nf4`"
         )
-    if method.plain and choices.base is not None and not _quantized(choices.base):
+    if method.plain and choices.base in TRAINED:
         raise LLMSizeError(
             f"`{choices.base.name}` is no quantized base of {method.name}",
             hint=f"choose `--base nf4`, or `--method {method.plain}` beside plain weights",
         )
-    if choices.adapter_format is not None and _quantized(choices.adapter_format):
+    if choices.adapter_format not in (None, *TRAINED):
         raise LLMSizeError(
             f"adapters are not trained in `{choices.adapter_format.name}`",
             hint="`--adapter-dtype` is fp32, bf16 or fp16",

@@ -92,12 +92,11 @@ def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Ter
         step = step_of(model, work, job)
         scratch = step.step_scratch * model.parameters // model.shape_parameters // devices
         alive = max(_at_the_loss(step) - int(step.static.value), scratch)
-        every = model.trace.weights.values()
+        outside = [w for w in model.trace.weights.values() if not w.indices]
         gathered = term(
             "gathered weights", "ceil(weights * fetched / layers) + outside * bytes_each",
             unit="bytes", source=FSDP, grade="assumed", weights=weights.value, fetched=FETCHED,
-            layers=1 + max((index for w in every for index in w.indices), default=0),
-            outside=sum(prod(w.shape) for w in every if not w.indices),
+            layers=model.trace.depth, outside=sum(prod(w.shape) for w in outside),
             bytes_each=work.storage.format.block_bytes,
         )  # fmt: skip
         whole = (counted("activations", alive), gathered)
@@ -174,8 +173,7 @@ def _gathered(question: Question, run: TrainingRun) -> int:
 
 
 def _share(part: Term, devices: int) -> Term:
-    if devices == 1:
-        return part
+    """What each of several devices has of what they divide."""
     return term(
         part.name, "ceil(bytes / devices)", unit="bytes", source=ZERO, grade=part.grade,
         bytes=part.value, devices=devices,

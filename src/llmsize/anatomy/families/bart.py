@@ -73,14 +73,12 @@ class Stack:
 
 def read(c: Config, name: str) -> Stack:
     """One stack from a `config.json`."""
-    hidden, heads = c.size("d_model"), c.few(f"{name}_attention_heads")
-    if hidden % heads:
-        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct one of them")
+    hidden = c.size("d_model")
     return Stack(
         name=name,
         layers=c.few(f"{name}_layers"),
         hidden=Dim(hidden, "hidden"),
-        heads=Dim(heads, f"{name}_heads"),
+        heads=Dim(c.heads(hidden, f"{name}_attention_heads"), f"{name}_heads"),
         intermediate=Dim(c.size(f"{name}_ffn_dim"), f"{name}_intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         positions=c.size("max_position_embeddings", default=1024),
@@ -137,7 +135,10 @@ def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor
 
 
 def placed(t: Trace, family: Type, s: Stack) -> Tensor:
-    """The position embeddings: of each sequence in the encoder, once for all in the decoder."""
+    """The position embeddings: of each sequence in the encoder, once for all in the decoder.
+
+    The encoder's positions are a view for all sequences, until an offset is added to them.
+    """
     rows = s.positions + family.offset
     batch = t.batch if not s.decodes and family.positions == "learned" and family.offset else 1
     if family.positions == "buffer":

@@ -42,14 +42,12 @@ def read(c: Config) -> Shape:
     """The shape from a `config.json`."""
     if c.flag("is_decoder"):
         raise c.error("is an encoder made a decoder, which is not modelled", "leave out is_decoder")
-    hidden, heads = c.size("hidden_size"), c.few("num_attention_heads")
-    if hidden % heads:
-        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct one of them")
+    hidden = c.size("hidden_size")
     dropout = c.number("hidden_dropout_prob", default=0.1)
     return Shape(
         layers=c.few("num_hidden_layers"),
         hidden=Dim(hidden, "hidden"),
-        heads=Dim(heads, "heads"),
+        heads=Dim(c.heads(hidden, "num_attention_heads"), "heads"),
         intermediate=Dim(c.size("intermediate_size"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         positions=Dim(c.size("max_position_embeddings", default=512), "positions"),

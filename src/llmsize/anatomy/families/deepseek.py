@@ -7,6 +7,7 @@ them); deepseek-ai/deepseek-moe-16b-base, modeling_deepseek.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
@@ -38,7 +39,7 @@ class Latent:
     turn: Turn
     """Rotary embedding of q and k."""
     tempered: bool
-    """Whether queries grow with their position (Mistral 4)."""
+    """Whether queries grow with their position."""
 
     @property
     def query(self) -> int:
@@ -60,23 +61,6 @@ class Indexer:
     """Whether layers without one use the last choice."""
 
 
-def read_latent(c: Config, *, q_rank: int = 0) -> Latent:
-    """Latent attention from a `config.json`."""
-    turn: Turn = blocks.turn_pairs if c.flag("rope_interleave", default=True) else blocks.turn
-    if c.text("model_type") == "deepseek_v2":
-        turn = blocks.turn_complex
-    return Latent(
-        q_rank=Dim(c.count("q_lora_rank", default=q_rank), "q_rank"),
-        kv_rank=Dim(c.size("kv_lora_rank"), "kv_rank"),
-        rotary=Dim(c.size("qk_rope_head_dim"), "rotary"),
-        plain=Dim(c.size("qk_nope_head_dim"), "plain"),
-        value=Dim(c.size("v_head_dim"), "value_dim"),
-        bias=c.flag("attention_bias"),
-        turn=turn,
-        tempered=c.text("model_type") == "mistral4",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Type:
     """What one `model_type` does differently from DeepSeek V3."""
@@ -90,37 +74,58 @@ class Type:
     """Whether a norm is behind the experts."""
     once_linear: bool = False
     """Whether adapters take the routed experts for the linear layers that they were."""
+    scores: Literal["corrected", "softmax", "fp32 softmax", "native softmax"] = "corrected"
+    """How experts are chosen: by scores that are corrected before, or by a softmax."""
+    complex_turn: bool = False
+    """Whether pairs of channels are rotated as complex numbers."""
+    tempered: bool = False
+    """Whether queries grow with their position."""
+    shared_indexer: bool = False
+    """Whether layers without an indexer use an earlier one's choice."""
 
 
 TYPES = {
-    "deepseek": Type(),
-    "deepseek_v2": Type(once_linear=True),
-    "deepseek_ocr2_text": Type(once_linear=True),
+    "deepseek": Type(scores="softmax"),
+    "deepseek_v2": Type(once_linear=True, scores="fp32 softmax", complex_turn=True),
+    "deepseek_ocr2_text": Type(once_linear=True, scores="fp32 softmax"),
     "deepseek_v3": Type(first_sparse=3, once_linear=True),
     "deepseek_v32": Type(first_sparse=3, correction="fp32", once_linear=True),
     "kimi_k2": Type(),
     "kimi_k25": Type(),
-    "glm_moe_dsa": Type(first_sparse=3, correction="fp32", once_linear=True),
+    "glm_moe_dsa": Type(first_sparse=3, correction="fp32", once_linear=True, shared_indexer=True),
     "glm4_moe_lite": Type(first_sparse=1, correction="fp32", once_linear=True),
     "axk1": Type(first_sparse=1, normed_experts=True),
     "youtu": Type(tied=True),
-    "mistral4": Type(),
+    "mistral4": Type(scores="native softmax", tempered=True),
 }
 
 
-VERSION_2 = ("deepseek_v2", "deepseek_ocr2_text")
-"""Types with the experts of DeepSeek V2, whose weights are taken in fp32 and never sum to one."""
+def read_latent(c: Config, family: Type = TYPES["deepseek_v3"]) -> Latent:
+    """Latent attention from a `config.json`."""
+    turn: Turn = blocks.turn_pairs if c.flag("rope_interleave", default=True) else blocks.turn
+    if family.complex_turn:
+        turn = blocks.turn_complex
+    return Latent(
+        q_rank=Dim(c.count("q_lora_rank"), "q_rank"),
+        kv_rank=Dim(c.size("kv_lora_rank"), "kv_rank"),
+        rotary=Dim(c.size("qk_rope_head_dim"), "rotary"),
+        plain=Dim(c.size("qk_nope_head_dim"), "plain"),
+        value=Dim(c.size("v_head_dim"), "value_dim"),
+        bias=c.flag("attention_bias"),
+        turn=turn,
+        tempered=family.tempered,
+    )
 
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     family = TYPES[c.text("model_type")]
     t.once_linear = family.once_linear
-    latent = read_latent(c) if c.value("kv_lora_rank") is not None else None
+    latent = read_latent(c, family) if c.value("kv_lora_rank") is not None else None
     fields = {**c.fields, "head_dim": latent.rotary if latent else c.value("head_dim")}
     s = decoder.read(Config(fields, c.model), tied=family.tied)
     m = read_mixture(c, family) if c.value("n_routed_experts") is not None else None
-    indexer = read_indexer(c)
+    indexer = read_indexer(c, family)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
         sparse, indexed = kind
@@ -137,25 +142,27 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
-    rotary = blocks.complex_rotary if c.text("model_type") == "deepseek_v2" else blocks.rotary
+    rotary = blocks.complex_rotary if family.complex_turn else blocks.rotary
     masking: blocks.Masking = "always" if indexer else "as needed"
     return decoder.run(t, s, block, kinds, rotary=rotary, masking=masking)
 
 
 def read_mixture(c: Config, family: Type) -> Mixture:
-    """DeepSeekMoE's experts; until V3 the scores were a softmax, in V2 in fp32."""
-    name = c.text("model_type")
-    if name == "mistral4":
+    """DeepSeekMoE's experts; until V3 the scores were a softmax, in V2 in fp32.
+
+    The weights of V2's experts never sum to one, whatever the configuration says.
+    """
+    if family.scores == "corrected":
+        return mixture.read_corrected(c, correction=family.correction)
+    if family.scores == "native softmax":
         return mixture.read(c, scores="native softmax", correction="groups", scaled=True)
-    if name in VERSION_2 and c.flag("mlp_bias"):
+    precise = family.scores == "fp32 softmax"
+    if precise and c.flag("mlp_bias"):
         raise c.error("has biases in its MLP", "no published model has; take `mlp_bias` away")
-    if name in ("deepseek", *VERSION_2):
-        c = c.changed(norm_topk_prob=False) if name in VERSION_2 else c
-        return mixture.read(
-            c, precise=name in VERSION_2, wide=True, normed=False, scaled=True,
-            grouped=c.text("topk_method") == "group_limited_greedy",
-        )  # fmt: skip
-    return mixture.read_corrected(c, correction=family.correction)
+    return mixture.read(
+        c.changed(norm_topk_prob=False) if precise else c, precise=precise, wide=True,
+        normed=False, scaled=True, grouped=c.text("topk_method") == "group_limited_greedy",
+    )  # fmt: skip
 
 
 def feed(t: Trace, s: Sizes, m: Mixture | None, x: Tensor, normed: bool) -> Tensor:
@@ -166,17 +173,16 @@ def feed(t: Trace, s: Sizes, m: Mixture | None, x: Tensor, normed: bool) -> Tens
     return blocks.rms_norm(t, x, "mlp.post_mlp_layernorm") if normed else x
 
 
-def read_indexer(c: Config) -> Indexer | None:
+def read_indexer(c: Config, family: Type) -> Indexer | None:
     """The indexer, if the configuration has one."""
     if c.value("index_n_heads") is None:
         return None
-    shared = c.text("model_type") == "glm_moe_dsa"
     return Indexer(
         heads=Dim(c.size("index_n_heads"), "index_heads"),
         head_dim=Dim(c.size("index_head_dim"), "index_head_dim"),
         chosen=c.size("index_topk", default=2048),
-        turn=blocks.turn_pairs if shared else blocks.turn,
-        shared=shared,
+        turn=blocks.turn_pairs if family.shared_indexer else blocks.turn,
+        shared=family.shared_indexer,
     )
 
 
@@ -206,22 +212,11 @@ def latent_attention(
     Where there is an `indexer` it looks at some tokens only, which a layer picks if it is
     `indexed`.
     """
-    bias = d.bias
-    if d.q_rank:
-        compressed = blocks.rms_norm(
-            t,
-            t.linear(x, "self_attn.q_a_proj", d.q_rank, bias=bias, role="q_a"),
-            "self_attn.q_a_layernorm",
-        )
-        q = t.linear(compressed, "self_attn.q_b_proj", s.heads * d.query, role="q_b")
-        compressed = x if indexer is None else compressed
-    else:
-        compressed = x
-        q = t.linear(x, "self_attn.q_proj", s.heads * d.query, role="q")
-    q = ops.split_heads(t, q, s.heads)
+    q, compressed = queries(t, s, d, x)
+    compressed = x if indexer is None else compressed
     q_plain, q_turned = ops.split(t, q, d.plain, d.rotary)
     latent = t.linear(
-        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=bias, role="kv_a"
+        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
     )
     kv, k_turned = ops.split(t, latent, d.kv_rank, d.rotary)
     kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
@@ -247,7 +242,21 @@ def latent_attention(
         if indexer.shared:
             around.carried.append(chosen)
     out = blocks.attend(t, q_whole, k, v, mask)
-    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
+    return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
+
+
+def queries(t: Trace, s: Sizes, d: Latent, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each head's queries, and what they are made of: `x`, or a latent of it."""
+    if not d.q_rank:
+        q = t.linear(x, "self_attn.q_proj", s.heads * d.query, role="q")
+        return ops.split_heads(t, q, s.heads), x
+    compressed = blocks.rms_norm(
+        t,
+        t.linear(x, "self_attn.q_a_proj", d.q_rank, bias=d.bias, role="q_a"),
+        "self_attn.q_a_layernorm",
+    )
+    q = t.linear(compressed, "self_attn.q_b_proj", s.heads * d.query, role="q_b")
+    return ops.split_heads(t, q, s.heads), compressed
 
 
 def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,13 +33,11 @@ class Shape:
 
 def read(c: Config) -> Shape:
     """The shape from a `config.json`."""
-    hidden, heads = c.size("n_embd", "hidden_size"), c.size("n_head", "num_attention_heads")
-    if hidden % heads:
-        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct `n_head`")
+    hidden = c.size("n_embd", "hidden_size")
     return Shape(
         layers=c.few("n_layer", "num_hidden_layers"),
         hidden=Dim(hidden, "hidden"),
-        heads=Dim(heads, "heads"),
+        heads=Dim(c.heads(hidden, "n_head", "num_attention_heads"), "heads"),
         intermediate=Dim(
             c.size("n_inner", "intermediate_size", default=4 * hidden), "intermediate"
         ),

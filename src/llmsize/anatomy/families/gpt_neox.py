@@ -35,9 +35,8 @@ class Shape:
 
 def read(c: Config) -> Shape:
     """The shape from a `config.json`."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    if hidden % heads:
-        raise c.error(f"has {heads} heads that do not divide {hidden}", "correct the heads")
+    hidden = c.size("hidden_size")
+    heads = c.heads(hidden, "num_attention_heads")
     return Shape(
         layers=c.few("num_hidden_layers"),
         hidden=Dim(hidden, "hidden"),

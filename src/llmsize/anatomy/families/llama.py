@@ -57,7 +57,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     output_bias = c.flag(output_field, "use_bias", default=output_biased)
     mlp_bias = c.flag("mlp_bias", "use_bias", "bias")
 
-    turn = TURNS.get(family, blocks.turn)
+    attend = partial(
+        decoder.attention, t, s, bias=bias, output_bias=output_bias,
+        turn=TURNS.get(family, blocks.turn),
+    )  # fmt: skip
     norm = partial(decoder.fp32_norm, cast=True) if family == "helium" else blocks.rms_norm
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
@@ -65,21 +68,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: ops.dropout(
-                t,
-                decoder.attention(
-                    t,
-                    s,
-                    x,
-                    around,
-                    window=window,
-                    bias=bias,
-                    output_bias=output_bias,
-                    position=position,
-                    turn=turn,
-                ),
-                dropout,
-            ),
+            lambda x: ops.dropout(t, attend(x, around, window=window, position=position), dropout),
             lambda x: ops.dropout(t, decoder.gated(t, s, x, bias=mlp_bias), dropout),
             norm=norm,
         )

@@ -6,6 +6,7 @@ transformers v5.23, models/opt/modeling_opt.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
@@ -71,29 +72,9 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     if b.embedding != s.hidden:
         embeddings = t.linear(embeddings, f"{DECODER}.project_in", s.hidden, role="projection")
 
-    def block(x: Tensor, kind: str) -> Tensor:
-        residual = x
-        if b.before:
-            x = b.norm(t, x, "self_attn_layer_norm")
-        x = attention(t, s, b, x, mask)
-        x = ops.dropout(t, x, b.dropout)
-        x = ops.add(t, residual, x)
-        if not b.before:
-            x = b.norm(t, x, "self_attn_layer_norm")
-        x = ops.reshape(t, x, t.batch * t.sequence, s.hidden)
-        residual = x
-        if b.before:
-            x = b.norm(t, x, "final_layer_norm")
-        x = t.linear(x, "fc1", s.intermediate, bias=b.bias, role="up")
-        x = s.activation(t, x)
-        x = t.linear(x, "fc2", s.hidden, bias=b.bias, role="down")
-        x = ops.dropout(t, x, b.dropout)
-        x = ops.reshape(t, ops.add(t, residual, x), t.batch, t.sequence, s.hidden)
-        return x if b.before else b.norm(t, x, "final_layer_norm")
-
     x = t.layers(
         f"{DECODER}.layers",
-        block,
+        partial(layer, t, s, b, mask),
         ops.add(t, embeddings, places),
         ["full"] * s.layers,
         position_ids,
@@ -105,6 +86,28 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     if b.embedding != s.hidden:
         x = t.linear(x, f"{DECODER}.project_out", b.embedding, role="projection")
     return x
+
+
+def layer(t: Trace, s: Sizes, b: Block, mask: Tensor | None, x: Tensor, kind: str) -> Tensor:
+    """Attention and feed-forward, norms before or behind; the MLP sees tokens of no sequence."""
+    residual = x
+    if b.before:
+        x = b.norm(t, x, "self_attn_layer_norm")
+    x = attention(t, s, b, x, mask)
+    x = ops.dropout(t, x, b.dropout)
+    x = ops.add(t, residual, x)
+    if not b.before:
+        x = b.norm(t, x, "self_attn_layer_norm")
+    x = ops.reshape(t, x, t.batch * t.sequence, s.hidden)
+    residual = x
+    if b.before:
+        x = b.norm(t, x, "final_layer_norm")
+    x = t.linear(x, "fc1", s.intermediate, bias=b.bias, role="up")
+    x = s.activation(t, x)
+    x = t.linear(x, "fc2", s.hidden, bias=b.bias, role="down")
+    x = ops.dropout(t, x, b.dropout)
+    x = ops.reshape(t, ops.add(t, residual, x), t.batch, t.sequence, s.hidden)
+    return x if b.before else b.norm(t, x, "final_layer_norm")
 
 
 def positions(t: Trace) -> tuple[Tensor | None, Tensor]:
