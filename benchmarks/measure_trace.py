@@ -47,12 +47,16 @@ aten = torch.ops.aten
 MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MODES = ("full", "lora", "rslora", "dora", "lora-fa", "ia3", "prompt", "p-tuning", "prefix",
-         "adaption-prompt", "hira", "vera", "loha", "lokr", "miss", "boft",
-         "trainable-tokens")  # fmt: skip
+LORA_MODES = ("lora", "rslora", "dora", "lora-fa")
 WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
               "lokr": "LoKrConfig", "miss": "MissConfig"}  # fmt: skip
 """Methods of peft that are told their rank and targets, by the names of their configurations."""
+OTHER_MODES = {"ia3": "IA3Config", "prompt": "PromptTuningConfig",
+               "p-tuning": "PromptEncoderConfig", "prefix": "PrefixTuningConfig",
+               "adaption-prompt": "AdaptionPromptConfig", "boft": "BOFTConfig",
+               "trainable-tokens": "TrainableTokensConfig"}  # fmt: skip
+"""Methods that are told something else, by the same."""
+MODES = ("full", *LORA_MODES, *WHOLE_RANK, *OTHER_MODES)
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
@@ -654,46 +658,41 @@ def adapter_config(model: Any, settings: Settings) -> Any:
     """The peft configuration of a method, with the method's own defaults."""
     import peft
 
-    task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    if classifies(settings.config):
-        task = "SEQ_CLS"
-    elif model.config.model_type in ENCODERS:
-        task = "FEATURE_EXTRACTION"  # which peft wraps without asking for more
-    tokens = settings.virtual_tokens
-    if settings.mode in ("lora", "dora", "rslora", "lora-fa"):
+    mode, task = settings.mode, task_type(model.config, settings)
+    targets = lora_target_modules(model, settings.lora_targets)
+    if mode in LORA_MODES:
         return peft.LoraConfig(
             r=settings.lora_r,
             lora_alpha=2 * settings.lora_r,
             lora_dropout=settings.lora_dropout,
-            target_modules=lora_target_modules(model, settings.lora_targets),
+            target_modules=targets,
             modules_to_save=settings.modules_to_save or None,
-            use_dora=settings.mode == "dora",
-            use_rslora=settings.mode == "rslora",
+            use_dora=mode == "dora",
+            use_rslora=mode == "rslora",
             task_type=task,
         )
-    if settings.mode in WHOLE_RANK:
-        targets = lora_target_modules(model, settings.lora_targets)
-        kind = getattr(peft, WHOLE_RANK[settings.mode])
+    if mode in WHOLE_RANK:
+        kind = getattr(peft, WHOLE_RANK[mode])
         return kind(task_type=task, r=settings.lora_r, target_modules=targets)
-    if settings.mode == "boft":
-        targets = lora_target_modules(model, settings.lora_targets)
-        return peft.BOFTConfig(task_type=task, target_modules=targets)
-    if settings.mode == "trainable-tokens":
-        return peft.TrainableTokensConfig(task_type=task, token_indices=list(range(tokens)))
-    if settings.mode == "ia3":
-        return peft.IA3Config(task_type=task)
-    if settings.mode == "prompt":
-        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=tokens)
-    if settings.mode == "p-tuning":
-        return peft.PromptEncoderConfig(
-            task_type=task, num_virtual_tokens=tokens,
-            encoder_hidden_size=model.config.hidden_size,
-        )  # fmt: skip
-    if settings.mode == "adaption-prompt":
-        return peft.AdaptionPromptConfig(
-            task_type=task, adapter_len=tokens, adapter_layers=layer_count(model.config)
-        )
-    return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=tokens)
+    tokens = settings.virtual_tokens
+    virtual = {"num_virtual_tokens": tokens}
+    width, layers = first(model.config, "hidden_size"), layer_count(model.config)
+    told: dict[str, dict[str, Any]] = {
+        "ia3": {}, "prompt": virtual, "prefix": virtual, "boft": {"target_modules": targets},
+        "p-tuning": virtual | {"encoder_hidden_size": width},
+        "adaption-prompt": {"adapter_len": tokens, "adapter_layers": layers},
+        "trainable-tokens": {"token_indices": list(range(tokens))},
+    }  # fmt: skip
+    return getattr(peft, OTHER_MODES[mode])(task_type=task, **told[mode])
+
+
+def task_type(config: Any, settings: Settings) -> str:
+    """What peft calls the job of the model's head."""
+    if classifies(settings.config):
+        return "SEQ_CLS"
+    if config.model_type in ENCODERS:
+        return "FEATURE_EXTRACTION"  # which peft wraps without asking for more
+    return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def answer_peft() -> None:
