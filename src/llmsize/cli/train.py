@@ -512,23 +512,25 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             "data parallel (DDP): every device has a copy of everything and a batch of its own; "
             "`llmsize fits --gpus` counts what ZeRO-3 divides"
         )
+    return (*told, *_of_kernels(question))
+
+
+def _of_kernels(question: Question) -> Iterator[str]:
+    """What is special about experts and about recurrent layers, if there are any."""
     weights = traced(question.architecture).weights.values()
     if question.choices.base is not None and any(weight.experts for weight in weights):
-        told.append(
-            f"the experts of a layer are one tensor, which is not quantized: they stay in "
-            f"{question.choices.format.name}"
-        )
+        yield ("the experts of a layer are one tensor, which is not quantized: they stay in "
+               f"{question.choices.format.name}")  # fmt: skip
     if any(weight.role == "ssm" for weight in weights):
-        told.append(
+        yield (
             "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
             "flash-linear-attention; without them transformers keeps much more (--stack "
             "transformers)"
-            if stack.fused_recurrence
+            if question.stack.fused_recurrence
             else "recurrent layers run in PyTorch, as transformers has them without the kernels "
             "of mamba-ssm and flash-linear-attention, which keep much less (--stack "
             "transformers-kernels)"
         )
-    return tuple(told)
 
 
 def _notes(
