@@ -170,3 +170,14 @@ def test_mistakes_are_told(words: str, hint: str, capsys: pytest.CaptureFixture[
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert hint in captured.err
+
+
+def test_several_users_are_served_where_no_paged_engine_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vLLM's installation page knows no Apple GPU; Meta's 8B in four bits is 5 GB of 36."""
+    _, plans = advice("--gpu m3-pro --task serve --users 4", capsys)
+    best = next(iter(plans.values()))
+    assert best["parameters"]["value"] > 8e9
+    assert "--engine" not in best["on its own"]
+    assert "--batch 4" in best["on its own"]

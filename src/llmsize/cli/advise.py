@@ -15,6 +15,7 @@ from llmsize.cli import catalogue, declare, laws, machines, options
 from llmsize.cli.jobs import need_of, on, workload
 from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Machine, bandwidth, peak, training_format
@@ -26,6 +27,7 @@ from llmsize.planning import advise as planning
 from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, best, wanted
 from llmsize.planning.needs import Way
+from llmsize.planning.support import obstacle
 from llmsize.term import Term, fact
 from llmsize.units import format_bytes, format_count, format_duration, format_share
 
@@ -43,7 +45,7 @@ TUNED: dict[Way, tuple[str, ...]] = {"full": (PLAIN,), "lora": (PLAIN,), "qlora"
 ALONE = (PLAIN, "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """How they are stored for one user, the most precise first: a published file for llama.cpp, …"""
 SHARED = (PLAIN, "fp8", "awq-int4-g128")
-"""… and for several at once, whom an engine with a paged cache serves."""
+"""… and for several at once, whom an engine with a paged cache serves where it runs."""
 PAGED = "vllm"
 JOBS: dict[Way, Job] = {
     "serve": "inference", "full": "full training", "lora": "LoRA", "qlora": "QLoRA"
@@ -194,13 +196,15 @@ class Case:
 
     @property
     def engine(self) -> str:
-        """What serves several users at once; for one, whatever runs weights stored so."""
-        return PAGED if self.users > 1 else ""
+        """What serves several users at once, if it runs here; else whatever runs weights so."""
+        card = self.have.machine.accelerator
+        paged = self.users > 1 and not (card and obstacle(presets.get(Engine, PAGED), card))
+        return PAGED if paged else ""
 
     @property
     def storages(self) -> Mapping[Way, tuple[str, ...]]:
         """How weights may be stored in each way."""
-        return {"serve": SHARED if self.users > 1 else ALONE, **TUNED}
+        return {"serve": SHARED if self.engine else ALONE, **TUNED}
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -220,8 +224,9 @@ class Case:
         context = f"--context {_context(self, way)}"
         if way != "serve":
             return f"{context} {self.words}"
-        shared = f"--engine {self.engine} --batch {self.users} " if self.engine else ""
-        return f"{context} {shared}{self.served_words}"
+        engine = f"--engine {self.engine} " if self.engine else ""
+        users = f"--batch {self.users} " if self.users > 1 else ""
+        return f"{context} {engine}{users}{self.served_words}"
 
     @property
     def format(self) -> Format:
@@ -513,7 +518,8 @@ def _serving(case: Case) -> str:
     tokens = f"{_context(case, 'serve'):,} tokens"
     who = f"one user with {tokens}"
     if case.users > 1:
-        who = f"{case.users:,} users with {tokens} each on average, by {case.engine}"
+        who = f"{case.users:,} users with {tokens} each"
+        who += f" on average, by {case.engine}" if case.engine else ""
     copied = case.have.machine.devices > SERVER
     return f"serving {who}" + (f", a copy of the model on {SERVER} devices" if copied else "")
 

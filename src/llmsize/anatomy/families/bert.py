@@ -72,7 +72,10 @@ def labels(c: Config) -> int:
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     if t.setting.cache or t.setting.objective not in ("tokens", "score"):
-        raise c.error("is an encoder, which writes no text", "ask `train` or `inspect`")
+        raise c.error(
+            "is that of an encoder, which writes no text",
+            "`inspect` it, or `train` its head of masked tokens or its classifier",
+        )
     s, family = read(c), c.text("model_type")
     prefix = "bert" if family == "bert" else "roberta"
     x = encoder(t, s, prefix)
