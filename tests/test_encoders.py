@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 
 import pytest
+from training_runs import check_traced
 
-from benchmarks.tables.training import training_memory
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import count
@@ -22,8 +22,7 @@ with (REFERENCE / "encoder_traces.csv").open() as table:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
     """Four layers with either head, by benchmarks/measure_trace.py (transformers 5.23)."""
-    answers = [a for a in training_memory([row], REFERENCE) if a.quantity in QUANTITIES]
-    assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
+    check_traced(row, REFERENCE, QUANTITIES)
 
 
 @pytest.mark.parametrize(

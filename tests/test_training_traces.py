@@ -9,8 +9,7 @@ import csv
 from pathlib import Path
 
 import pytest
-
-from benchmarks.tables.training import training_memory
+from training_runs import check_traced
 
 REFERENCE = Path(__file__).parent / "reference"
 QUANTITIES = ("act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes")
@@ -22,6 +21,4 @@ with (REFERENCE / "training_traces.csv").open() as table:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_family_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
     """What the forward pass leaves alive and both peaks equal the traced step to the byte."""
-    answers = [a for a in training_memory([row], REFERENCE) if a.quantity in QUANTITIES]
-    assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
-    assert len(answers) == len(QUANTITIES)
+    check_traced(row, REFERENCE, QUANTITIES)

@@ -1,5 +1,9 @@
-"""Training runs of presets, by the names of what they are made of."""
+"""Training runs of presets by the names of what they are made of, and steps that were traced."""
 
+from collections.abc import Collection
+from pathlib import Path
+
+from benchmarks.tables.training import training_memory
 from llmsize import presets
 from llmsize.memory.methods import Choices, training_run
 from llmsize.memory.training import TrainingRun
@@ -18,3 +22,13 @@ def run_of(
         chosen, presets.get(Stack, stack), presets.get(Precision, precision),
         presets.get(Optimizer, optimizer),
     )  # fmt: skip
+
+
+def check_traced(row: dict[str, str], folder: Path, quantities: Collection[str]) -> None:
+    """Each of the `quantities` of a traced step equals what llmsize says, to the byte.
+
+    The configuration that the row names is in `folder`.
+    """
+    answers = [a for a in training_memory([row], folder) if a.quantity in quantities]
+    assert {a.quantity for a in answers} == {*quantities}
+    assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}

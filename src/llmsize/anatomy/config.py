@@ -107,6 +107,21 @@ class Config:
             raise self.error(f"has `{names[0]}` = {printable(repr(value), 40)}", "write a list")
         return value
 
+    def each_layer(self, layers: int, *names: str) -> Sequence[Any] | None:
+        """A list's entry for each of so many layers, or `None` if the list is absent."""
+        listed = self.sequence(*names)
+        if listed is not None and len(listed) < layers:
+            name = next(name for name in names if self.fields.get(name) is not None)
+            raise self.error(f"has {len(listed)} `{name}` for {layers} layers", "give one a layer")
+        return None if listed is None else listed[:layers]
+
+    def every_layer(self, layers: int, *names: str) -> Sequence[Any]:
+        """The same of a list that the model cannot do without."""
+        listed = self.each_layer(layers, *names)
+        if listed is None:
+            raise self.error(f"has no `{names[0]}`", "give one a layer")
+        return listed
+
     def value(self, *names: str) -> Any:
         """The first of `names` that is present and not null."""
         for name in names:

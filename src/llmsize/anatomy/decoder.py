@@ -165,12 +165,10 @@ def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]
     `layer_types` says which layers have a window; without it `default` does, asked by index.
     """
     window = c.count("sliding_window", "attention_chunk_size")
-    kinds = c.sequence("layer_types")
+    kinds = c.each_layer(layers, "layer_types")
     if kinds is None:
         return [window if default(layer) else 0 for layer in range(layers)]
-    if len(kinds) < layers:
-        raise c.error(f"has {len(kinds)} `layer_types` for {layers} layers", "give one a layer")
-    return [0 if kinds[i] == "full_attention" else window for i in range(layers)]
+    return [0 if kind == "full_attention" else window for kind in kinds]
 
 
 def as_it_is(x: Tensor) -> Tensor:

@@ -112,11 +112,9 @@ def sparse_layers(c: Config, layers: int, first_sparse: int = 0) -> list[bool]:
     `first_sparse` is the family's default for `first_k_dense_replace`.
     """
     listed = isinstance(c.value("moe_layer_freq"), list | tuple)
-    kinds = c.sequence("mlp_layer_types", *(("moe_layer_freq",) if listed else ()))
+    kinds = c.each_layer(layers, "mlp_layer_types", *(("moe_layer_freq",) if listed else ()))
     if kinds is not None:
-        if len(kinds) < layers:
-            raise c.error(f"has {len(kinds)} MLP types for {layers} layers", "give one a layer")
-        return [kinds[i] not in ("dense", 0) for i in range(layers)]
+        return [kind not in ("dense", 0) for kind in kinds]
     start = c.count("first_k_dense_replace", default=first_sparse)
     every = c.count("moe_layer_freq", "decoder_sparse_step", default=1) or layers + 1
     dense = c.sequence("mlp_only_layers") or ()

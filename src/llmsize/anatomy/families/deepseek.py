@@ -188,14 +188,12 @@ def read_indexer(c: Config, family: Type) -> Indexer | None:
 
 def indexed_layers(c: Config, layers: int) -> list[bool]:
     """Which layers have an indexer of their own; the others use an earlier layer's choice."""
-    kinds = c.sequence("indexer_types")
+    kinds = c.each_layer(layers, "indexer_types")
     if kinds is None:
         every = c.size("index_topk_freq", default=1)
         first = c.count("index_skip_topk_offset", default=2)
         return [max(i - first + 1, 0) % every == 0 for i in range(layers)]
-    if len(kinds) < layers:
-        raise c.error(f"has {len(kinds)} `indexer_types` for {layers} layers", "give one a layer")
-    return [kinds[i] == "full" for i in range(layers)]
+    return [kind == "full" for kind in kinds]
 
 
 def latent_attention(

@@ -70,7 +70,7 @@ def model(t: Trace, s: Sizes, c: Config, dropout: float) -> Tensor:
 def windows(c: Config, layers: int) -> list[int]:
     """Each layer's window, from groups such as `[["global", "local"], 12]`."""
     window = c.size("window_size", default=256)
-    kinds = c.sequence("attention_layers")
+    kinds = c.each_layer(layers, "attention_layers")
     if kinds is None:
         kinds = [kind for group in groups(c, layers) for kind in repeated(c, group)]
     if len(kinds) < layers:

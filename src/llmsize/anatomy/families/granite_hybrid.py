@@ -50,13 +50,10 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def layer_kinds(c: Config, layers: int, hybrid: bool) -> list[str]:
     """`mamba` or `attention` for every layer: as listed, or all alike."""
-    listed = c.sequence("layer_types", "layers_block_type")
+    listed = c.each_layer(layers, "layer_types", "layers_block_type")
     if listed is None:
         return ["mamba" if hybrid else "attention"] * layers
-    if len(listed) < layers:
-        raise c.error(f"has {len(listed)} `layer_types` for {layers} layers", "give one a layer")
-    return ["mamba" if kind in ("mamba", "linear_attention") else "attention"
-            for kind in listed[:layers]]  # fmt: skip
+    return ["mamba" if kind in ("mamba", "linear_attention") else "attention" for kind in listed]
 
 
 def read_mamba2(c: Config, hidden: int) -> Mamba2:

@@ -62,14 +62,10 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def rotation_bases(c: Config, layers: int) -> list[float]:
     """The base of each layer's angles; 0 where a layer does not rotate."""
-    listed = c.sequence("layer_rope_theta")
+    listed = c.each_layer(layers, "layer_rope_theta")
     if listed is None:
         return [1.0] * layers
-    if len(listed) < layers:
-        raise c.error(
-            f"has {len(listed)} `layer_rope_theta` for {layers} layers", "give one a layer"
-        )
-    return [Config({"base": base}, c.model).number("base") for base in listed[:layers]]
+    return [Config({"base": base}, c.model).number("base") for base in listed]
 
 
 def attention(

@@ -81,10 +81,7 @@ def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
 
 def local_layers(c: Config, layers: int) -> list[bool]:
     """Which layers are local: as listed."""
-    kinds = c.sequence("layer_types")
-    if kinds is None or len(kinds) < layers:
-        raise c.error("has no `layer_types` for every layer", "give one a layer")
-    return [kinds[i] == "hybrid_sliding" for i in range(layers)]
+    return [kind == "hybrid_sliding" for kind in c.every_layer(layers, "layer_types")]
 
 
 def convolve(t: Trace, x: Tensor, name: str, kernel: int) -> Tensor:

@@ -49,10 +49,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def attention_layers(c: Config, layers: int) -> list[bool]:
     """Which layers attend to all tokens: as listed."""
-    kinds = c.sequence("layer_types")
-    if kinds is None or len(kinds) < layers:
-        raise c.error("has no `layer_types` for every layer", "give one a layer")
-    return [kinds[i] == "full_attention" for i in range(layers)]
+    return [kind == "full_attention" for kind in c.every_layer(layers, "layer_types")]
 
 
 def latent_attention(t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around) -> Tensor:

@@ -23,8 +23,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias")
     gating = c.value("gating")
     per_head = gating in (None, True, "per-head")
-    heads = c.sequence("num_attention_heads_per_layer") or [s.heads] * s.layers
-    if len(heads) < s.layers or not all(isinstance(n, int) and n > 0 for n in heads):
+    heads = c.each_layer(s.layers, "num_attention_heads_per_layer") or [s.heads] * s.layers
+    if not all(isinstance(n, int) and n > 0 for n in heads):
         raise c.error("has no head count for every layer", "give one a layer")
 
     def block(x: Tensor, kind: tuple[int, bool, int], around: Around) -> Tensor:

@@ -59,9 +59,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     gated = c.flag("use_attention_gate", default=version.gated)
     sandwich = c.flag("use_sandwich_norm", default=version.sandwich)
     version = replace(version, gated=gated)
-    listed = c.sequence("layer_types")
-    if listed is None or len(listed) < s.layers:
-        raise c.error("has no `layer_types` for every layer", "give one a layer")
+    listed = c.every_layer(s.layers, "layer_types")
     window = c.count("sliding_window")
     m = read_mixture(c)
     dense = c.count("num_dense_layers", default=2) if m else s.layers
@@ -86,7 +84,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         x = blocks.rms_norm(t, x, "post_ffn_norm") if sandwich else x
         return ops.add(t, residual, x)
 
-    kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed[: s.layers])]
+    kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed)]
     reach = {window if kind == "sliding_attention" else 0 for kind, _ in kinds}
     return decoder.run(
         t, s, block, kinds, names=NAMES, windows=reach,

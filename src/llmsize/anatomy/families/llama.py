@@ -86,13 +86,11 @@ def rotates(c: Config, layers: int) -> list[bool]:
     """Which layers rotate: all, but in SmolLM3 every fourth one."""
     if c.text("model_type") != "smollm3":
         return [True] * layers
-    listed = c.sequence("no_rope_layers")
+    listed = c.each_layer(layers, "no_rope_layers")
     period = c.size("no_rope_layer_interval", default=4)
     if listed is None:
         return [(layer + 1) % period > 0 for layer in range(layers)]
-    if len(listed) < layers:
-        raise c.error(f"has {len(listed)} `no_rope_layers` for {layers} layers", "give one a layer")
-    return [bool(rotated) for rotated in listed[:layers]]
+    return [bool(rotated) for rotated in listed]
 
 
 EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe")

@@ -38,12 +38,10 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def layer_kinds(c: Config, layers: int) -> list[str]:
     """The attention of each layer: as listed, or every second one linear."""
-    kinds = c.sequence("layer_types")
+    kinds = c.each_layer(layers, "layer_types")
     if kinds is None:
         return ["linear_attention" if i % 2 else "full_attention" for i in range(layers)]
-    if len(kinds) < layers:
-        raise c.error(f"has {len(kinds)} `layer_types` for {layers} layers", "give one a layer")
-    return [str(kind) for kind in kinds[:layers]]
+    return [str(kind) for kind in kinds]
 
 
 def lightning_attention(t: Trace, s: Sizes, x: Tensor, size: int) -> Tensor:

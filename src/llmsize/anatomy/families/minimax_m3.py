@@ -50,12 +50,10 @@ def read_indexer(c: Config, layers: int) -> tuple[Indexer | None, list[bool]]:
     if not isinstance(sparse, Mapping) or not sparse.get("use_sparse_attention"):
         return None, [False] * layers
     inner = Config(sparse, c.model)
-    listed = inner.sequence("sparse_attention_freq") or [1] * layers
-    if len(listed) < layers:
-        raise c.error("has no `sparse_attention_freq` for every layer", "give one a layer")
+    listed = inner.each_layer(layers, "sparse_attention_freq") or [1] * layers
     heads = Dim(inner.size("sparse_num_index_heads"), "index_heads")
     channels = Dim(inner.size("sparse_index_dim"), "index_head_dim")
-    return Indexer(heads, channels), [bool(n) for n in listed[:layers]]
+    return Indexer(heads, channels), [bool(n) for n in listed]
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, indexer: Indexer | None) -> Tensor:

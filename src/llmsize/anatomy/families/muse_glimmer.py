@@ -41,14 +41,10 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def rotating(c: Config, layers: int) -> list[bool]:
     """Which layers rotate q and k: those with a base that is not zero, if these are listed."""
-    bases = c.sequence("layer_rope_theta")
+    bases = c.each_layer(layers, "layer_rope_theta")
     if bases is None:
         return [(layers - 1 - i) % PERIOD > 0 for i in range(layers)]
-    if len(bases) < layers:
-        raise c.error(
-            f"has {len(bases)} `layer_rope_theta` for {layers} layers", "give one a layer"
-        )
-    return [bool(base) for base in bases[:layers]]
+    return [bool(base) for base in bases]
 
 
 def attention(

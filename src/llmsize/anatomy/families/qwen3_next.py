@@ -58,13 +58,11 @@ def read_delta_net(c: Config, hidden: int) -> DeltaNet:
 
 def attention_layers(c: Config, layers: int) -> list[bool]:
     """Which layers attend to all tokens: as listed, or every fourth."""
-    kinds = c.sequence("layer_types")
+    kinds = c.each_layer(layers, "layer_types")
     if kinds is None:
         interval = c.size("full_attention_interval", default=4)
         return [(layer + 1) % interval == 0 for layer in range(layers)]
-    if len(kinds) < layers:
-        raise c.error(f"has {len(kinds)} `layer_types` for {layers} layers", "give one a layer")
-    return [kinds[i] == "full_attention" for i in range(layers)]
+    return [kind == "full_attention" for kind in kinds]
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:

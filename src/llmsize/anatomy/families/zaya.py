@@ -43,10 +43,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     def end(t: Trace, x: Tensor, name: str) -> Tensor:
         return blocks.rms_norm(t, ops.to(t, x, narrow), name)
 
-    listed = c.sequence("layer_types") or ["hybrid"] * s.layers
-    if len(listed) < s.layers:
-        raise c.error("has no `layer_types` for every layer", "give one a layer")
-    kinds = [(i == 0, listed[i] == "hybrid_sliding") for i in range(s.layers)]
+    listed = c.each_layer(s.layers, "layer_types") or ["hybrid"] * s.layers
+    kinds = [(i == 0, kind == "hybrid_sliding") for i, kind in enumerate(listed)]
     return decoder.run(
         t, s, block, kinds, windows={window if local else 0 for _, local in kinds}, norm=end,
         begin=begin, turned_in=narrow, turned_apart=True,
