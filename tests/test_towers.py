@@ -107,7 +107,8 @@ SPOKEN: dict[str, tuple[int, dict[str, Any], int]] = {
 }  # fmt: skip
 
 PUBLISHED = {
-    "gemma-3-4b": 4_300_079_472, "mistral-small-3.2-24b": 24_011_361_280,
+    "gemma-3-4b": 4_300_079_472, "gemma-3-12b": 12_187_325_040, "gemma-3-27b": 27_432_406_640,
+    "mistral-small-3.2-24b": 24_011_361_280,
     "llama-4-scout": 108_641_793_536, "llama-4-maverick": 401_583_781_376,
     "gemma-3n-e4b": 7_849_978_192 - 15 * (2 * 2048 * 512 + 256),  # keys and values never used
 }  # fmt: skip
