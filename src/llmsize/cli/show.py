@@ -275,7 +275,8 @@ def _cell(attribute: str, value: Any, source: str) -> Cell:
 
 def _words(value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(_words, value))
+        entries = any(isinstance(entry, Mapping | tuple) for entry in value)
+        return ("; " if entries else ", ").join(map(_words, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
     return str(value)
