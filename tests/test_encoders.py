@@ -42,6 +42,7 @@ def test_parameters_are_those_of_transformers(name: str, published: int) -> None
         ["infer", "bert-base", "--engine", "vllm", "--gpu", "h100"],
         ["fits", "roberta-base", "--vram", "16GB"],
         ["train", "bert-base", "--objective", "dpo"],
+        ["loss", "bert-base", "--tokens", "1B"],
     ],
 )
 def test_an_encoder_writes_no_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

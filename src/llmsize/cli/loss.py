@@ -128,7 +128,13 @@ def _model(model: str | None, params: int | None) -> Parameters | None:
     from llmsize.anatomy import traced
     from llmsize.anatomy.parameters import count
 
-    return count(traced(options.architecture(model)).weights.values())
+    trace = traced(options.architecture(model))
+    if not trace.caches:
+        raise LLMSizeError(
+            f"`{printable(model)}` is an encoder, which writes no text",
+            hint="the laws are fitted to models that do; `--params` asks about any number",
+        )
+    return count(trace.weights.values())
 
 
 def _counted(law: ScalingLaw, run: Run, shape: Parameters | None) -> Run:
