@@ -7,10 +7,11 @@ from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.jobs import need_of, workload
 from llmsize.cli.jobs import step as fits_step
-from llmsize.formats import Format
+from llmsize.formats import BF16, FP32, Format
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
-from llmsize.memory.overview import Job
+from llmsize.memory.overview import Job, Storage
+from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.needs import estimated, tuning
 from llmsize.planning.training import Question
@@ -35,6 +36,18 @@ def step_of(architecture: Architecture, method: str) -> Question:
 
 def model(name: str) -> Architecture:
     return presets.get(Architecture, name)
+
+
+def test_what_a_recipe_leaves_alone_is_in_the_format_that_is_asked_for() -> None:
+    """SmolLM-135M: 49,152 embeddings and 61 norms of 576 channels, two bytes more each in fp32."""
+    subject, recipe = overview.subject(model("smollm-135m")), presets.get(Recipe, "nf4")
+    narrow, wide = (
+        overview.stored(
+            subject, Storage("nf4", format, recipe), lambda name: presets.get(Format, name)
+        ).value
+        for format in (BF16, FP32)
+    )
+    assert wide - narrow == 2 * (49_152 + 61) * 576
 
 
 def test_falcon_40b_by_qlora_is_of_the_30_gb_class() -> None:

@@ -56,9 +56,9 @@ class Subject(NamedTuple):
     """Parameters of the shape; equal to `parameters` for a real model."""
 
     steps: dict[tuple[Setting, str, str], TrainingStep]
-    """Training steps of this shape that have been asked for already, …"""
-    stored: dict[str, int]
-    """… and bytes of its tensors by recipe."""
+    """Training steps of this shape that have been asked for already."""
+    stored: dict[tuple[str, str], int]
+    """Bytes of its tensors that have been asked for already, by recipe and own format."""
 
     @property
     def assumed(self) -> bool:
@@ -224,13 +224,13 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     unfolded = bool(recipe.rules or recipe.container)
     if unfolded and not model.assumed:
         return _unfolded(model, recipe, own, format_of)
-    size = model.stored.get(recipe.name)
+    size = model.stored.get((recipe.name, own.name))
     if size is None:
         size = (
             int(_unfolded(model, recipe, own, format_of).value) if unfolded
             else _quantized(model, recipe, own, format_of)
         )  # fmt: skip
-        model.stored[recipe.name] = size
+        model.stored[recipe.name, own.name] = size
     return _scaled("weights", model, size, recipe)
 
 

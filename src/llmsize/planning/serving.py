@@ -207,13 +207,13 @@ def _read_in_place(question: Serving) -> Term:
     for weight, format in away:
         sizes[weight.role.startswith("expert_")] += weight_bytes(weight, format)
     mixed = [p for p in question.trace.weights.values() if p.experts and p.chosen]
-    made = term(
-        "bus bytes per token", "weights + of_experts * min(experts, chosen * sequences) / experts",
+    return term(
+        "bus bytes per token",
+        "weights + ceil(of_experts * min(experts, chosen * sequences) / experts)",
         unit="bytes", source="vLLM v0.19.0, model_executor/offloader/uva.py",
         weights=sizes[False], of_experts=sizes[True], sequences=question.batch,
         experts=mixed[0].experts if mixed else 1, chosen=mixed[0].chosen if mixed else 1,
     )  # fmt: skip
-    return replace(made, value=round(made.value))
 
 
 def first_token(question: Serving, accelerator: Accelerator, *, measured: bool = False) -> Term:

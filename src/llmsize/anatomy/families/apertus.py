@@ -18,7 +18,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     if c.text("hidden_act", default="xielu") != "xielu":
         raise c.error("has an activation other than `xielu`", "no Apertus is known that has one")
-    s = decoder.read(Config({**c.fields, "hidden_act": "silu"}, c.model))
+    s = decoder.read(c.changed(hidden_act="silu"))
     bias = c.flag("attention_bias")
     t.buffers += s.layers * 2 * t.setting.format.block_bytes  # xIELU's slope and bound
 

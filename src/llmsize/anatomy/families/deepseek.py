@@ -122,8 +122,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     family = TYPES[c.text("model_type")]
     t.once_linear = family.once_linear
     latent = read_latent(c, family) if c.value("kv_lora_rank") is not None else None
-    fields = {**c.fields, "head_dim": latent.rotary if latent else c.value("head_dim")}
-    s = decoder.read(Config(fields, c.model), tied=family.tied)
+    s = decoder.read(c.changed(head_dim=latent.rotary) if latent else c, tied=family.tied)
     m = read_mixture(c, family) if c.value("n_routed_experts") is not None else None
     indexer = read_indexer(c, family)
 

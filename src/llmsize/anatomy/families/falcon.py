@@ -90,8 +90,8 @@ def sizes(c: Config, new: bool) -> Sizes:
     else:
         kv_heads = 1 if c.flag("multi_query", default=True) else heads
     inner = c.size("ffn_hidden_size", default=4 * c.size("hidden_size"))
-    fields = {**c.fields, "num_key_value_heads": kv_heads, "intermediate_size": inner}
-    return decoder.read(Config(fields, c.model), tied=True, activation="gelu")
+    changed = c.changed(num_key_value_heads=kv_heads, intermediate_size=inner)
+    return decoder.read(changed, tied=True, activation="gelu")
 
 
 def side_by_side(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:

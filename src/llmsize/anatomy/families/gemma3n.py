@@ -50,9 +50,10 @@ def read(c: Config) -> Shape:
     """The shape from a `config.json`."""
     widths = c.value("intermediate_size")
     first = widths[0] if isinstance(widths, list | tuple) and widths else widths
-    fields = {**c.fields, "intermediate_size": first}
     return Shape(
-        sizes=decoder.read(Config(fields, c.model), tied=True, activation="gelu_pytorch_tanh"),
+        sizes=decoder.read(
+            c.changed(intermediate_size=first), tied=True, activation="gelu_pytorch_tanh"
+        ),
         window=c.size("sliding_window", default=512),
         streams=Dim(c.few("altup_num_inputs", default=4), "streams"),
         rank=Dim(c.size("laurel_rank", default=64), "laurel_rank"),

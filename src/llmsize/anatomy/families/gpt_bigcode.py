@@ -20,9 +20,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     heads = c.size("n_head", "num_attention_heads")
     kv_heads = 1 if c.flag("multi_query", default=True) else heads
     inner = c.size("n_inner", default=4 * c.size("n_embd", "hidden_size"))
-    fields = {**c.fields, "num_key_value_heads": kv_heads, "n_inner": inner}
+    changed = c.changed(num_key_value_heads=kv_heads, n_inner=inner)
     s = decoder.read(
-        Config(fields, c.model), tied=True, activation="gelu_pytorch_tanh", rotary=0.0,
+        changed, tied=True, activation="gelu_pytorch_tanh", rotary=0.0,
         attention_dropout=0.1,
     )  # fmt: skip
     x = model(t, s, c)

@@ -22,8 +22,9 @@ EMBEDDING = "transformer.wte"
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     inner = c.size("intermediate_size", default=4 * c.size("hidden_size"))
-    fields = {**c.fields, "intermediate_size": inner}
-    s = decoder.read(Config(fields, c.model), tied=True, activation="gelu_new", rotary=0.0)
+    s = decoder.read(
+        c.changed(intermediate_size=inner), tied=True, activation="gelu_new", rotary=0.0
+    )
     x = model(t, s, c, c.number("resid_dropout"))
     return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 

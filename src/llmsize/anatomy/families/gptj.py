@@ -23,9 +23,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     hidden, heads = c.size("n_embd", "hidden_size"), c.few("n_head", "num_attention_heads")
     channels = max(hidden // heads, 1)
-    fields = {**c.fields, "n_inner": c.size("n_inner", default=4 * hidden)}
+    inner = c.size("n_inner", default=4 * hidden)
     share = c.size("rotary_dim", default=channels) / channels
-    s = decoder.read(Config(fields, c.model), activation="gelu_new", rotary=share)
+    s = decoder.read(c.changed(n_inner=inner), activation="gelu_new", rotary=share)
     grouped = c.text("model_type") == "codegen"
     if grouped and heads % CODEGEN_GROUPS:
         raise c.error(f"has {heads} heads, not a multiple of 4", "correct `n_head`")

@@ -20,7 +20,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     latent = read_latent(c)
-    s = decoder.read(Config({**c.fields, "head_dim": latent.rotary}, c.model), rotary=0.0)
+    s = decoder.read(c.changed(head_dim=latent.rotary), rotary=0.0)
     m = mixture.read_corrected(c)
     delta = KimiDelta(
         hidden=s.hidden,

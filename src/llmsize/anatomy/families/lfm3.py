@@ -101,7 +101,7 @@ def adjusted(c: Config) -> Config:
         multiple = c.size("block_multiple_of", default=256)
         scaled = int(int(2 * width / 3) * c.number("block_ffn_dim_multiplier", default=1.0))
         width = -(-scaled // multiple) * multiple
-    return Config({**c.fields, "intermediate_size": width}, c.model)
+    return c.changed(intermediate_size=width)
 
 
 def read_mixture(c: Config) -> Mixture | None:

@@ -26,9 +26,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     nested = c.value("attn_config")
     attention_fields: Mapping[str, Any] = nested if isinstance(nested, dict) else {}
     inside = Config(attention_fields, c.model)
-    fields = {**c.fields, "intermediate_size": inner}
     s = decoder.read(
-        Config(fields, c.model), tied=True, activation="gelu", rotary=0.0,
+        c.changed(intermediate_size=inner), tied=True, activation="gelu", rotary=0.0,
         attention_dropout=inside.number("attn_pdrop"),
     )  # fmt: skip
     clipped = inside.number("clip_qkv") > 0

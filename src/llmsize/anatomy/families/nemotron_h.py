@@ -27,9 +27,8 @@ KINDS = {"linear_attention": "mamba", "full_attention": "attention", "sparse": "
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     kinds = layer_kinds(c)
-    fields = {**c.fields, "num_hidden_layers": len(kinds)}
-    fields["hidden_act"] = c.text("mlp_hidden_act", default="relu2")
-    s = decoder.read(Config(fields, c.model), rotary=0.0)
+    activation = c.text("mlp_hidden_act", default="relu2")
+    s = decoder.read(c.changed(num_hidden_layers=len(kinds), hidden_act=activation), rotary=0.0)
     mixer = read_mamba2(c, s.hidden)
     m = mixture.read_corrected(c) if "moe" in kinds else None
     latent = Dim(c.count("moe_latent_size"), "latent")
