@@ -49,7 +49,10 @@ def traced(row: dict[str, str]) -> TrainingStep:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_method_trains_keeps_and_peaks_as_peft_does(row: dict[str, str]) -> None:
-    """Counts, states, kept bytes and both peaks equal the traced step to the byte."""
+    """Counts, states, kept bytes and both peaks equal the traced step to the byte.
+
+    While the optimizer steps, the loss still holds constants of prompts: 0.3 MB at most.
+    """
     step = traced(row)
     static = {part.name: part.value for part in step.static.parts}
     got = {
@@ -62,6 +65,7 @@ def test_a_method_trains_keeps_and_peaks_as_peft_does(row: dict[str, str]) -> No
         "peak_bwd_bytes": step.peaks["backward"],
     }
     assert got == {name: int(row[name]) for name in got}
+    assert step.peaks["step"] == pytest.approx(int(row["peak_step_bytes"]), abs=300_000)
 
 
 PUBLISHED = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmsize.engine import Engine
 
 Job = Literal["inference", "full training", "LoRA", "QLoRA"]
-JOBS: tuple[Job, ...] = ("inference", "full training", "LoRA", "QLoRA")
+JOBS: tuple[Job, ...] = get_args(Job)
 
 Parts = dict[str, Term | str]
 """A term for each component, or the reason why there is none."""
