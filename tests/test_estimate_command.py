@@ -76,6 +76,12 @@ def test_qlora_of_llama_7b_has_the_base_of_the_paper(capsys: pytest.CaptureFixtu
     assert 3.8 * GB < table["weights"]["QLoRA"] < 5.1 * GB
 
 
+def test_no_adapters_beside_a_file_of_llama_cpp(capsys: pytest.CaptureFixture[str]) -> None:
+    """llama.cpp's files are served and not trained; QLoRA has a base of its own."""
+    table = cells(capsys, "llama-2-7b", "--dtype", "q4_k_m")
+    assert table["weights"].keys() == {"inference", "QLoRA"}
+
+
 def test_adapters_that_keep_more_than_full_training_are_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

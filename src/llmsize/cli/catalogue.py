@@ -65,7 +65,7 @@ def storages(engine: Engine | None) -> Mapping[str, str]:
 def senseless(title: str, work: Workload, job: Job) -> str:
     """Why weights that are stored so are not used for a job; empty if they are."""
     if job != "inference" and _is_file(work):
-        return "llama.cpp serves its files and trains none"
+        return overview.SERVED_ALONE
     return NOT_TUNED.get((title, job), "")
 
 

@@ -43,6 +43,8 @@ RUNTIME = fact(
 
 ADAPTERS = LoRA(rank=16, targets=("all-linear",))
 
+SERVED_ALONE = "llama.cpp serves its files and trains none"
+
 FormatOf = Callable[[str], Format]
 
 
@@ -152,6 +154,8 @@ def full_training(model: Subject, work: Workload) -> Parts:
 
 def lora_training(model: Subject, work: Workload) -> Parts:
     """Frozen weights, and trained adapters beside every linear layer."""
+    if work.storage.recipe is not None and work.storage.recipe.container == "gguf":
+        return dict.fromkeys(COMPONENTS, SERVED_ALONE)
     step, kept = _followed(model, _adapter_run(work)), work.lora.format
     added = _per_parameter("adapters", step.trained, kept.block_bytes)
     return {
