@@ -38,9 +38,11 @@ def test_an_unknown_command_is_named_with_a_close_one(capsys: pytest.CaptureFixt
 def test_every_command_has_help_with_examples(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--help` ends with examples that start with the command."""
+    """`--help` names what arguments are, and ends with examples that start with the command."""
     assert run([command, "--help"]) == 0
-    assert f"llmsize {command}" in capsys.readouterr().out.split("Examples:")[1]
+    arguments, examples = capsys.readouterr().out.split("Examples:")
+    assert "lambda" not in arguments
+    assert f"llmsize {command}" in examples
 
 
 def test_a_crash_is_one_line_and_not_an_answer(

@@ -53,10 +53,14 @@ def choosing(
 
     The names end its help and complete it; one that is none of them is an unknown `what`.
     """
+
+    def name(text: str) -> str:  # the help shows a parser's own name
+        return one_of(text, known, what)
+
     make = Option if names else Argument
     return make(
         *names,
-        parser=lambda text: one_of(text, known, what),
+        parser=name,
         autocompletion=lambda incomplete: [
             name for name in known if name.lower().startswith(incomplete.lower())
         ],
