@@ -21,7 +21,6 @@ Tokens = Annotated[
         kind=float,
         help="Training tokens: `300B`, `15T`.",
         metavar="D",
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -33,7 +32,6 @@ UniqueTokens = Annotated[
         kind=float,
         help="Tokens that differ; the rest repeat them.",
         metavar="U",
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -44,7 +42,6 @@ Compute = Annotated[
         help="Training compute: `1e21` FLOP or `3640PF-days`.",
         metavar="C",
         parser=units.parse_flop,
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -55,7 +52,6 @@ TargetLoss = Annotated[
         help="The loss to reach, in the unit of the law.",
         metavar="L",
         min=0,
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -66,7 +62,6 @@ Law = Annotated[
         help="A scaling law, or `all` to compare them.",
         metavar="NAME",
         autocompletion=completing("laws"),
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -77,7 +72,6 @@ Experts = Annotated[
         what="number of experts",
         help="Experts per layer, for laws of mixtures of experts.",
         metavar="N",
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]
@@ -88,7 +82,6 @@ Granularity = Annotated[
         what="granularity",
         help="How many times finer than a dense MLP each expert is.",
         metavar="G",
-        show_default=False,
         rich_help_panel=_SCALING,
     ),
 ]

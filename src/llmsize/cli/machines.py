@@ -25,7 +25,6 @@ Gpu = Annotated[
         help="An accelerator, such as `rtx-4090`, or `auto` for the one in this computer.",
         metavar="NAME",
         autocompletion=completing("accelerators"),
-        show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -36,7 +35,6 @@ Vram = Annotated[
         help="Memory of one device: `16GB` is 16·10⁹ bytes, `16GiB` is 16·2³⁰.",
         metavar="SIZE",
         parser=lambda text: units.parse_bytes(text, "memory"),
-        show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -58,7 +56,6 @@ InstanceName = Annotated[
         help="A machine to rent, such as `g5.12xlarge` or `colab-t4`.",
         metavar="NAME",
         autocompletion=completing("instances"),
-        show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -144,7 +141,6 @@ Mfu = Annotated[
         "--efficiency",
         help="Share of the peak that training reaches; the measured median unless given.",
         metavar="SHARE",
-        show_default=False,
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -157,7 +153,6 @@ Price = Annotated[
         help="Of one GPU for an hour.",
         metavar="PRICE",
         min=0,
-        show_default=False,
     ),
 ]
 Prices = Annotated[
@@ -166,7 +161,6 @@ Prices = Annotated[
         "--prices",
         help="Your own dated price list, a JSON file, in place of `--price`.",
         metavar="FILE",
-        show_default=False,
     ),
 ]
 
