@@ -375,12 +375,11 @@ def attention(
         t.linear, name=f"{name}.{output}", out=s.hidden, role="o",
         bias=bias if output_bias is None else output_bias,
     )  # fmt: skip
-    adapter = t.attending
-    if adapter is None:
+    if t.attending is None:
         return project(out)
     del q, k, v, mask
     queries = partial(_queries_again, t, s, x, rotation, name, bias)
-    return adapter.beside(t, x, project(out), queries)
+    return t.attending.beside(t, x, project(out), queries)
 
 
 def _queries_again(

@@ -127,42 +127,74 @@ def chunks(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None
     k_beta = ops.mul(t, k, unsqueeze(t, beta, 3))
     q, k, k_beta, v_beta = [in_chunks(t, x) for x in (q, k, k_beta, v_beta)]
     decay = in_chunks(t, decay)
+    own = within_chunks(t, q, k, k_beta, v_beta, decay)
+    state = t.new("zeros", (*q.shape[:2], d.key_dim, d.value_dim), FP32)
+    out = ops.laid_out(t.new("zeros_like", own.values.shape, own.values.format), own.values)
+    q = ops.mul(t, q, unsqueeze(t, exp(t, own.decays), 4))
+    k = scaled_to_end(t, k, own.decays)
+    passed = exp(t, ops.select(t, own.decays, 3))
+    passed = ops.reshape(t, passed, *passed.shape, 1, 1)
+    for _ in turns(t, padded // CHUNK):
+        solved = ops.select(t, own.values, 2)
+        new = ops.sub(t, solved, ops.matmul(t, ops.select(t, own.keys, 2), state))
+        across = ops.matmul(t, ops.select(t, q, 2), state)
+        added = ops.add(t, across, ops.matmul(t, ops.select(t, own.scores, 2), new))
+        out = written(t, out, added)
+        del added
+        state = advanced(t, state, k, passed, new)
+    last = state if t.setting.cache else None
+    del state
+    t.forget_unused()
+    out = ops.reshape(t, out, *out.shape[:2], padded, d.value_dim)
+    out = ops.narrow(t, out, 2, tokens)
+    return to_rows(t, ops.transpose(t, out, 1, 2), format), last
+
+
+class Within(NamedTuple):
+    """What every chunk makes of its own tokens; all of it lives until the rule is done."""
+
+    decays: Tensor
+    """From the start of the chunk to each token, logarithms."""
+    scores: Tensor
+    """Of queries and keys."""
+    values: Tensor
+    keys: Tensor
+    """Behind the triangular system, as the values are (the WY representation)."""
+    pairs: Tensor
+    """How much decays between two tokens."""
+    system: Tensor
+    k_beta_decayed: Tensor
+    mask: Tensor
+
+
+def within_chunks(
+    t: Trace, q: Tensor, k: Tensor, k_beta: Tensor, v_beta: Tensor, decay: Tensor
+) -> Within:
+    """Each chunk by itself: what its tokens change is solved for at once."""
     mask = triangle(t, CHUNK)
     decays = cumsum(t, decay)
     pairs = ops.sub(t, unsqueeze(t, decays, 4), unsqueeze(t, decays, 3))
     pairs = ops.masked_fill(t, pairs, mask)
     pairs = exp(t, pairs)
     system = ops.mul(t, ops.matmul(t, k_beta, ops.transpose(t, k, -1, -2)), pairs)
-    within = ops.mul(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)), pairs)
+    scores = ops.mul(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)), pairs)
     k_beta_decayed = ops.mul(t, k_beta, unsqueeze(t, exp(t, decays), 4))
     values = solve_triangular(t, system, v_beta)
     keys = solve_triangular(t, system, k_beta_decayed)
-    batch, heads = q.shape[:2]
-    state = t.new("zeros", (batch, heads, d.key_dim, d.value_dim), FP32)
-    out = ops.laid_out(t.new("zeros_like", values.shape, values.format), values)
-    q = ops.mul(t, q, unsqueeze(t, exp(t, decays), 4))
+    return Within(decays, scores, values, keys, pairs, system, k_beta_decayed, mask)
+
+
+def scaled_to_end(t: Trace, k: Tensor, decays: Tensor) -> Tensor:
+    """Keys as they count at the end of their chunk."""
     to_end = exp(t, ops.sub(t, ops.narrow(t, decays, 3, 1), decays))
-    k = ops.mul(t, k, unsqueeze(t, to_end, 4))
-    del to_end
-    passed = exp(t, ops.select(t, decays, 3))
-    passed = ops.reshape(t, passed, *passed.shape, 1, 1)
-    for _ in turns(t, padded // CHUNK):
-        new = ops.sub(t, ops.select(t, values, 2), ops.matmul(t, ops.select(t, keys, 2), state))
-        across = ops.matmul(t, ops.select(t, q, 2), state)
-        added = ops.add(t, across, ops.matmul(t, ops.select(t, within, 2), new))
-        out = written(t, out, added)
-        del added
-        state = ops.add(
-            t,
-            ops.mul(t, state, ops.select(t, passed, 2)),
-            ops.matmul(t, ops.transpose(t, ops.select(t, k, 2), -1, -2), new),
-        )
-    last = state if t.setting.cache else None
-    del state
-    t.forget_unused()
-    out = ops.reshape(t, out, batch, heads, padded, d.value_dim)
-    out = ops.narrow(t, out, 2, tokens)
-    return to_rows(t, ops.transpose(t, out, 1, 2), format), last
+    return ops.mul(t, k, unsqueeze(t, to_end, 4))
+
+
+def advanced(t: Trace, state: Tensor, k: Tensor, passed: Tensor, new: Tensor) -> Tensor:
+    """The state after a chunk: what is left of it, and what the chunk's keys and values add."""
+    left = ops.mul(t, state, ops.select(t, passed, 2))
+    by_channel = ops.transpose(t, ops.select(t, k, 2), -1, -2)
+    return ops.add(t, left, ops.matmul(t, by_channel, new))
 
 
 def by_heads(t: Trace, d: DeltaNet, inputs: Inputs) -> Inputs:

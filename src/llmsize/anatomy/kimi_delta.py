@@ -120,14 +120,9 @@ def chunks(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     mask, strict = triangle(t, CHUNK), triangle(t, CHUNK)
     pairs = ops.masked_fill(t, ops.sub(t, unsqueeze(t, decay, 4), unsqueeze(t, decay, 3)), strict)
     pairs = exp(t, pairs)
-    scores = ops.mul(t, unsqueeze(t, k_beta, 4), unsqueeze(t, k, 3))
-    scores = ops.mul(t, scores, pairs)
-    scores = sum_over(t, scores, 5)
-    scores = ops.masked_fill(t, scores, mask)
-    scores, copies = substituted(t, ops.neg(t, scores))
-    scores = ops.add(t, scores, t.new("eye", (CHUNK, CHUNK), FP32))
-    v = ops.matmul(t, scores, v_beta)
-    keys = ops.matmul(t, scores, ops.mul(t, k_beta, exp(t, decay)))
+    inverse, last_row = inverted_system(t, k, k_beta, pairs, mask)
+    v = ops.matmul(t, inverse, v_beta)
+    keys = ops.matmul(t, inverse, ops.mul(t, k_beta, exp(t, decay)))
     state = t.new("zeros", (batch, heads, channels, v.shape[-1]), FP32)
     out = t.new("zeros_like", v.shape, v.format)
     mask = triangle(t, CHUNK)
@@ -145,8 +140,24 @@ def chunks(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     out = ops.reshape(t, out, batch, heads, padded, channels)
     out = ops.narrow(t, out, 2, tokens)
     out = ops.to(t, ops.contiguous(t, ops.transpose(t, out, 1, 2)), format)
-    del copies
+    del last_row
     return out, last
+
+
+def inverted_system(
+    t: Trace, k: Tensor, k_beta: Tensor, pairs: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The inverse of every chunk's triangular system, and a row that lives on in the loop for it.
+
+    The system has a product for each pair of tokens and each channel, with its decay.
+    """
+    scores = ops.mul(t, unsqueeze(t, k_beta, 4), unsqueeze(t, k, 3))
+    scores = ops.mul(t, scores, pairs)
+    scores = sum_over(t, scores, 5)
+    scores = ops.masked_fill(t, scores, mask)
+    inverse, last_row = substituted(t, ops.neg(t, scores))
+    del scores
+    return ops.add(t, inverse, t.new("eye", (CHUNK, CHUNK), FP32)), last_row
 
 
 def scored(t: Trace, q: Tensor, k: Tensor, pairs: Tensor) -> Tensor:

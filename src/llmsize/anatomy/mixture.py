@@ -235,31 +235,50 @@ def run_experts(
     not by the activation and a product.
     """
     width = inner or s.hidden
-    rows = tokens.shape[0] * m.chosen
     up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
-    role = f"expert_{up.removesuffix('_proj')}"
     matrix = partial(_matrix, t, m, transposed=transposed)
+    role = f"expert_{up.removesuffix('_proj')}"
     upper: Tensor = matrix(f"{name}.{up}", tokens.shape[-1], out, role)
     lower: Tensor = matrix(f"{name}.down_proj", m.width, width, "expert_down")
     with_lower = t.merger(lower, f"{name}.down_proj")
     with_upper = t.merger(upper, f"{name}.{up}", fused=2 if gated else 1)
+    by_expert = _by_expert(t, m, tokens, routing)
+    experts = by_expert.experts
+    offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
+    upper = with_upper()
+    x = _grouped(t, by_expert.tokens, upper, by_expert.ends, out, offset)
+    join = gate or (gated_halves if gated else activated)
+    x = join(t, s, x)
+    offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
+    lower = with_lower()
+    x = _grouped(t, x, lower, by_expert.ends, width, offset)
+    return _summed(t, m, x, by_expert.weights, tokens.format)
+
+
+class ByExpert(NamedTuple):
+    """A row for each token and each of its experts, sorted by expert; it lives until the end."""
+
+    tokens: Tensor
+    weights: Tensor
+    experts: Tensor
+    """Of which each row is."""
+    ends: Tensor
+    """The last row of each expert."""
+    order: Tensor
+    as_whole: Tensor
+    counts: Tensor
+
+
+def _by_expert(t: Trace, m: Mixture, tokens: Tensor, routing: Routing) -> ByExpert:
+    """The tokens in the order of their experts."""
+    rows = tokens.shape[0] * m.chosen
     experts, order = t.new("sort", (rows,), INT64), t.new("sort", (rows,), INT64)
     chosen = ops.index(t, tokens, t.new("floor_divide", (rows,), INT64))
     weights = ops.index(t, ops.reshape(t, routing.weights, rows), order)
     as_whole = t.new("to", (rows,), INT32)
     counts = t.new("histc", (m.count,), INT32)
     ends = t.new("cumsum", (m.count,), INT32)
-    offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
-    upper = with_upper()
-    x = _grouped(t, chosen, upper, ends, out, offset)
-    join = gate or (gated_halves if gated else activated)
-    x = join(t, s, x)
-    offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
-    lower = with_lower()
-    x = _grouped(t, x, lower, ends, width, offset)
-    result = _summed(t, m, x, weights, tokens.format)
-    del experts, as_whole, counts, offset, upper, lower
-    return result
+    return ByExpert(chosen, weights, experts, ends, order, as_whole, counts)
 
 
 def _summed(t: Trace, m: Mixture, x: Tensor, weights: Tensor, format: Format) -> Tensor:

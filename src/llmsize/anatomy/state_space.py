@@ -289,33 +289,51 @@ class Parts(NamedTuple):
     skip: Tensor
 
 
-def chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
-    """`mamba2_chunk_scan`: within chunks, from chunk to chunk, and from their states to outputs.
+class Discrete(NamedTuple):
+    """What every token drives the state with, by chunks; it lives until the scan is done."""
 
-    The letters of the products: batch, chunk, l and s positions in it, head, p channel, n state.
-    """
-    batch, tokens = c.x.shape[:2]
+    x: Tensor
+    decay: Tensor
+    into: Tensor
+    out_of: Tensor
+    skipped: Tensor
+    """What passes beside the state, not by chunks."""
+    steps: Tensor
+
+
+def discretised(t: Trace, m: Mamba2, c: Parts, padded: int) -> Discrete:
+    """Input and decay times the steps, what enters and leaves for every head; all in fp32."""
     steps = softplus(t, ops.add(t, c.steps, c.offset))
     steps = ops.clamp(t, steps, 2)
     x = ops.to(t, c.x, FP32)
     into = repeat_interleave(t, ops.to(t, c.into, FP32), m.heads // m.groups, 2)
     out_of = repeat_interleave(t, ops.to(t, c.out_of, FP32), m.heads // m.groups, 2)
-    padded = -(-tokens // m.chunk) * m.chunk
     skipped = ops.mul(t, unsqueeze(t, c.skip, 1), pad(t, x, 1, padded))
     x = ops.mul(t, x, ops.to(t, unsqueeze(t, steps, 3), FP32))
     decay = ops.mul(t, c.decay, ops.to(t, steps, FP32))
     x, decay, into, out_of = [
         in_chunks(t, part, padded, m.chunk) for part in (x, decay, into, out_of)
     ]
-    decay = ops.permute(t, decay, 0, 3, 1, 2)
+    return Discrete(x, decay, into, out_of, skipped, steps)
+
+
+def chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
+    """`mamba2_chunk_scan`: within chunks, from chunk to chunk, and from their states to outputs.
+
+    The letters of the products: batch, chunk, l and s positions in it, head, p channel, n state.
+    """
+    batch, tokens = c.x.shape[:2]
+    padded = -(-tokens // m.chunk) * m.chunk
+    d = discretised(t, m, c, padded)
+    decay = ops.permute(t, d.decay, 0, 3, 1, 2)
     decays = cumsum(t, decay)
     lower = exp(t, segment_sum(t, decay))
-    scores = einsum(t, "bclhn,bcshn->bclsh", out_of, into)
+    scores = einsum(t, "bclhn,bcshn->bclsh", d.out_of, d.into)
     scores_decayed = ops.mul(t, scores, ops.permute(t, lower, 0, 2, 3, 4, 1))
-    within = einsum(t, "bclsh,bcshp->bclhp", scores_decayed, x)
+    within = einsum(t, "bclsh,bcshp->bclhp", scores_decayed, d.x)
     to_end = exp(t, ops.sub(t, ops.narrow(t, decays, 3, 1), decays))
-    entering = ops.mul(t, into, unsqueeze(t, ops.permute(t, to_end, 0, 2, 3, 1), 4))
-    states = einsum(t, "bclhn,bclhp->bchpn", entering, x)
+    entering = ops.mul(t, d.into, unsqueeze(t, ops.permute(t, to_end, 0, 2, 3, 1), 4))
+    states = einsum(t, "bclhn,bclhp->bchpn", entering, d.x)
     before = t.new("zeros_like", (batch, 1, *states.shape[2:]), states.format)
     states = ops.cat(t, (before, states), 1)
     chunks = padded // m.chunk
@@ -325,10 +343,10 @@ def chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
     states = ops.narrow(t, all_states, 1, chunks)
     last = ops.select(t, all_states, 1)
     from_start = exp(t, decays)
-    across = einsum(t, "bclhn,bchpn->bclhp", out_of, states)
+    across = einsum(t, "bclhn,bchpn->bclhp", d.out_of, states)
     passed = ops.mul(t, across, unsqueeze(t, ops.permute(t, from_start, 0, 2, 3, 1), 4))
     out = ops.contiguous(t, ops.add(t, within, passed))
-    out = ops.add(t, ops.reshape(t, out, batch, padded, m.heads, m.head_dim), skipped)
+    out = ops.add(t, ops.reshape(t, out, batch, padded, m.heads, m.head_dim), d.skipped)
     if padded > tokens:
         out = ops.narrow(t, out, 1, tokens)
     return out, last if t.setting.cache else None

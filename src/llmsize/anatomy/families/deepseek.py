@@ -218,9 +218,8 @@ def latent_attention(
     kv, k_turned = ops.split(t, latent, d.kv_rank, d.rotary)
     kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
     k_turned = ops.split_heads(t, k_turned, 1)
-    rotation = around.rotation
-    assert rotation is not None
-    q_turned, k_turned = d.turn(t, q_turned, k_turned, rotation)
+    assert around.rotation is not None
+    q_turned, k_turned = d.turn(t, q_turned, k_turned, around.rotation)
     kv = kv.view(t.batch, 1, t.sequence, d.kv_rank)
     kv, k_turned = blocks.store(t, kv, k_turned)
     expanded = s.heads * (d.query + d.value)
@@ -231,13 +230,9 @@ def latent_attention(
     k, v = expand(t, s, d, kv, k_turned)
     mask = around.mask
     if indexer is not None and mask is not None:
-        chosen = around.carried.pop() if around.carried else None
-        if indexed or chosen is None:
-            chosen = index(t, indexer, x, compressed, rotation, mask)
+        chosen = choice(t, indexer, x, compressed, around, indexed)
         left_out = outside(t, chosen, k.shape[2])
         mask = without(t, mask, left_out)
-        if indexer.shared:
-            around.carried.append(chosen)
     out = blocks.attend(t, q_whole, k, v, mask)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
 
@@ -264,6 +259,19 @@ def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple
     k_turned = ops.repeat(t, k_turned, s.heads)
     shape = (*k_plain.shape[:-1], d.query)
     return ops.assemble(t, shape, (k_plain, k_turned)), v
+
+
+def choice(
+    t: Trace, i: Indexer, x: Tensor, compressed: Tensor, around: Around, indexed: bool
+) -> Tensor:
+    """The tokens that a layer looks at: as it picks them if it is `indexed`, or an earlier one."""
+    chosen = around.carried.pop() if around.carried else None
+    if indexed or chosen is None:
+        assert around.rotation is not None and around.mask is not None
+        chosen = index(t, i, x, compressed, around.rotation, around.mask)
+    if i.shared:
+        around.carried.append(chosen)
+    return chosen
 
 
 def index(

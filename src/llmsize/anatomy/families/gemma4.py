@@ -7,6 +7,7 @@ here too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture
@@ -230,37 +231,44 @@ def attention(
     keys are normalised or after.
     """
     d = reach.sizes
-    tables, mask = blocks.by_token(reach.rotation), reach.mask
-    if x.shape[1] < t.sequence:
-        tables = Rotation(*[last_token(t, table) for table in tables])
-        mask = None if mask is None else ops.narrow(t, mask, 2, 1)
-    name = "self_attn"
-
-    def projected(part: str, heads: int) -> Tensor:
-        made = t.linear(x, f"{name}.{part}_proj", heads * d.head_dim, bias=bias, role=part)
-        return ops.reshape(t, made, t.batch, x.shape[1], heads, d.head_dim)
-
-    q = projected("q", d.heads)
-    q = power_norm(t, q, f"{name}.q_norm")
+    tables, mask = around_tokens(t, reach, x.shape[1])
+    project = partial(by_heads, t, d, x, bias=bias)
+    q = project("q", d.heads)
+    q = power_norm(t, q, "self_attn.q_norm")
     q = blocks.rotate(t, q, *tables)
     q = ops.transpose(t, q, 1, 2)
     if kind.reuses:
         k, v = stored[kind.local]
         t.remember(LayerCache("none"))
     else:
-        k = projected("k", d.kv_heads)
-        v = k if joined or values_last else projected("v", d.kv_heads)
-        k = power_norm(t, k, f"{name}.k_norm")
+        k = project("k", d.kv_heads)
+        v = k if joined or values_last else project("v", d.kv_heads)
+        k = power_norm(t, k, "self_attn.k_norm")
         k = blocks.rotate(t, k, *tables)
         k = ops.transpose(t, k, 1, 2)
-        v = projected("v", d.kv_heads) if values_last else v
+        v = project("v", d.kv_heads) if values_last else v
         v = power_norm(t, v)
         v = ops.transpose(t, v, 1, 2)
         k, v = blocks.remember(t, k, v, reach.window)
     if kind.stores:
         stored[kind.local] = k, v
     out = blocks.attend(t, q, k, v, mask, dropout=d.attention_dropout)
-    return t.linear(out, f"{name}.o_proj", d.hidden, bias=bias, role="o")
+    return t.linear(out, "self_attn.o_proj", d.hidden, bias=bias, role="o")
+
+
+def around_tokens(t: Trace, reach: Reach, tokens: int) -> tuple[Rotation, Tensor | None]:
+    """Cosines and sines, and the mask, of all tokens or of the last one."""
+    tables, mask = blocks.by_token(reach.rotation), reach.mask
+    if tokens < t.sequence:
+        tables = Rotation(*[last_token(t, table) for table in tables])
+        mask = None if mask is None else ops.narrow(t, mask, 2, 1)
+    return tables, mask
+
+
+def by_heads(t: Trace, d: Sizes, x: Tensor, part: str, heads: int, *, bias: bool) -> Tensor:
+    """The projection to queries, keys or values: batch, tokens, heads, channels."""
+    made = t.linear(x, f"self_attn.{part}_proj", heads * d.head_dim, bias=bias, role=part)
+    return ops.reshape(t, made, t.batch, x.shape[1], heads, d.head_dim)
 
 
 def feed(t: Trace, s: Shape, x: Tensor, kind: Kind) -> Tensor:
