@@ -78,7 +78,7 @@ BARS = {
     "weights_gib": (0.01, 0.04),
     "peak GPU memory, total_gib": (0.04, 0.12),
     "peak torch reserved, total_gib": (0.05, 0.12),
-    "peak process memory (driver), total_gib": (0.04, 0.25),
+    "peak process memory (driver), total_gib": (0.04, 0.12),
     "llama.cpp context_gib": (0.02, 0.02),
 }
 """Median and 90th percentile of the error that each metric stays within."""
@@ -223,6 +223,22 @@ def test_states_take_pages_of_the_pool(gib: float, tokens: int) -> None:
 def host_bytes(question: Serving) -> int:
     """What is in host memory."""
     return sum(int(place.value) for place in need(question) if place.name == "host")
+
+
+def test_exllama_kernels_keep_room_for_the_longest_input() -> None:
+    """AutoAWQ's `temp_dq_size` and `temp_fwd_size` for 2,048 × 8 tokens, of Llama-3.1-8B's MLP.
+
+    The copies of `unpack_reorder_pack` were measured by torch 2.13: at most 10 bytes per weight.
+    """
+    plain, exllama = (
+        need(served("llama-3.1-8b", quant=quant, context=256))[0]
+        for quant in ("awq-int4-g128", "awq-int4-g128-exllama")
+    )
+    assert exllama.part("matrix unpacked").value == 4096 * 14_336 * 2
+    assert exllama.part("room for a product").value == 14_336 * 2048 * 8 * 4
+    cached = exllama.part("KV cache").value
+    assert exllama.part("activations").value == 10 * 4096 * 14_336 - cached
+    assert exllama.part("weights") == plain.part("weights")
 
 
 def test_experts_wait_in_host_memory_where_the_engine_can() -> None:

@@ -30,7 +30,9 @@ ENGINES = {
 
 RECIPES = {
     "GPTQ-Int8": "gptq-int8-g128", "GPTQ-Int4": "gptq-int4-g128", "AWQ": "awq-int4-g128",
-    "AWQ-INT4": "awq-int4-g128", "AWQ 4-bit": "awq-int4-g128", "FP8": "fp8-block",
+    "AWQ-INT4": "awq-int4-g128", "FP8": "fp8-block",
+    # which kernels is not said: 1.6 GiB are beside weights and context, which only these keep
+    "AWQ 4-bit": "awq-int4-g128-exllama",
     "GPTQ 4-bit (GPTQModel)": "gptq-int4-g128", "GPTQ 4-bit (AutoGPTQ)": "gptq-int4-g128",
     "bitsandbytes nf4": "nf4-dq",  # without double quantization less than a context is left
     "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",

@@ -97,8 +97,8 @@ def _headline(
 ROWS = (
     *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
     *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
-    *("CUDA graphs", "vision tower", "audio tower", "projector", "LoRA adapters", "draft model"),
-    "context and libraries",
+    *("room for a product", "CUDA graphs", "vision tower", "audio tower", "projector"),
+    *("LoRA adapters", "draft model", "context and libraries"),
 )
 """Parts of a place in the order in which they are shown."""
 

@@ -93,6 +93,11 @@ class Recipe:
     unpacked: int = 0
     """Bytes per element of the copies that a product makes of a matrix, where its kernels unpack
     one into a buffer, or it is not compiled and has no kernel for the format."""
+    scratch: int = 0
+    """Bytes per output row of a matrix that its kernels keep for products of the longest input."""
+    repacked: int = 0
+    """Peak of loading, in bytes per element of a matrix: its copies while it is put in the order
+    that its kernels want."""
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""

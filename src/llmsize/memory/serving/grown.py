@@ -98,10 +98,17 @@ def activations(
         _reordering(question),
     )
     running = max(peak - grown, after) + begun.buffers + question.engine.workspace
-    loading = _tying(question) - held
-    source = "llmsize.memory.generation: the pass, simulated" if running >= loading else (
-        "the output matrix before it is tied to the embedding, as was measured")  # fmt: skip
-    return fact("activations", max(running, loading), unit="bytes", source=source)
+    loading, what = _loading(question)
+    if running >= loading - held:
+        loading, what = running + held, "llmsize.memory.generation: the pass, simulated"
+    return fact("activations", loading - held, unit="bytes", source=what)
+
+
+def _loading(question: Serving) -> tuple[int, str]:
+    """The most that is there for a moment while the model is loaded, and what it is."""
+    tying = "the output matrix before it is tied to the embedding, as was measured"
+    order = "copies of the largest matrix while it is put in the order of its kernels"
+    return max((_tying(question), tying), (_repacking(question), order))
 
 
 def _tying(question: Serving) -> int:
@@ -112,6 +119,13 @@ def _tying(question: Serving) -> int:
     held = {weight.role: weight_bytes(weight, format) for weight, format in question.weights
             if weight.role in ("embedding", "head")}  # fmt: skip
     return 0 if "head" in held else held.get("embedding", 0)
+
+
+def _repacking(question: Serving) -> int:
+    recipe = question.recipe
+    if recipe is None or not recipe.repacked:
+        return 0
+    return recipe.repacked * max(map(prod, _matrices(question)), default=0)
 
 
 def _reordering(question: Serving) -> int:
@@ -126,13 +140,21 @@ def _reordering(question: Serving) -> int:
 
 
 def _unpacked(question: Serving) -> Iterator[Term]:
-    """The largest quantized matrix as a product needs it, where there is no kernel for it."""
+    """What kernels keep for the product that needs the most."""
     recipe = question.recipe
-    if recipe and recipe.unpacked:
-        largest = max((prod(weight.shape[-2:]) for weight in _quantized(question)), default=0)
+    if recipe is None or not recipe.unpacked:
+        return
+    needs = ((rows * (columns * recipe.unpacked + recipe.scratch), rows, columns)
+             for rows, columns in _matrices(question))  # fmt: skip
+    _, rows, columns = max(needs, default=(0, 0, 0))
+    yield term(
+        "matrix unpacked", "elements * element", unit="bytes", source=recipe.source,
+        elements=rows * columns, element=recipe.unpacked,
+    )  # fmt: skip
+    if recipe.scratch:
         yield term(
-            "matrix unpacked", "elements * element", unit="bytes", source=recipe.source,
-            elements=largest, element=recipe.unpacked,
+            "room for a product", "rows * bytes_per_row", unit="bytes", source=recipe.source,
+            rows=rows, bytes_per_row=recipe.scratch,
         )  # fmt: skip
 
 
@@ -156,6 +178,11 @@ def _joined(question: Serving) -> Iterable[int]:
         matrix = (weight.layer, *matrix_of(question.engine, weight))
         sizes[matrix] = sizes.get(matrix, 0) + weight.elements
     return sizes.values()
+
+
+def _matrices(question: Serving) -> list[tuple[int, int]]:
+    """Rows and columns of every quantized matrix, one expert at a time."""
+    return [(prod(w.shape[-2:-1]), w.shape[-1]) for w in _quantized(question)]
 
 
 def _quantized(question: Serving) -> list[Weight]:
