@@ -28,7 +28,7 @@ def test_small_blocks_are_left_out() -> None:
 @pytest.mark.parametrize(("mib", "beyond"), [(43, 1), (26.25, 0), (129.5, 0.5), (0.75, 0)])
 def test_no_remainder_of_a_mebibyte_is_cut_off(mib: float, beyond: float) -> None:
     """Segments are whole pairs of MiB; what is left is free if more than 1 MiB (kSmallSize)."""
-    assert beyond_tensors([int(mib * MIB)]) == beyond * MIB
+    assert beyond_tensors([(int(mib * MIB),)]) == beyond * MIB
 
 
 def test_int8_of_llama_2_7b_leaves_more_than_a_gibibyte() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from llmsize.anatomy.adapters import LoRA
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import forward_of
@@ -42,6 +44,7 @@ def run_forward(
     return trace, result
 
 
+@lru_cache(maxsize=1024)  # more than there are presets: who goes through them asks twice
 def traced(architecture: Architecture) -> Trace:
-    """The model's weights and layers, from a pass of one token."""
+    """The model's weights and layers, from a pass of one token. Nothing may be changed in it."""
     return run_forward(architecture, Setting(), outline=True)[0]

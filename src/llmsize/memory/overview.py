@@ -18,7 +18,14 @@ from llmsize.architecture import Architecture
 from llmsize.formats import FP16, FP32, TRAINED, Format, matrix_bytes, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.memory.weights import Checkpoint, Recipe, checkpoint, stored_weights, without_experts
+from llmsize.memory.weights import (
+    Checkpoint,
+    Recipe,
+    checkpoint,
+    stored_weights,
+    tells_layers_apart,
+    without_experts,
+)
 from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
 from llmsize.term import Grade, Term, fact, term, total
 
@@ -225,7 +232,7 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     recipe, own = storage.recipe, storage.format
     if recipe is None:
         return uniform(model, own)
-    unfolded = bool(recipe.rules or recipe.container)
+    unfolded = tells_layers_apart(recipe)
     if unfolded and not model.assumed:
         return _unfolded(model, recipe, own, format_of)
     size = model.stored.get((recipe.name, own.name))

@@ -11,7 +11,9 @@ left out.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
 
 from llmsize.errors import LLMSizeError
 from llmsize.units import MIB
@@ -29,8 +31,8 @@ Block = tuple[int, int]
 class Segments:
     """The large pool: segments by address, and their free blocks."""
 
-    def __init__(self) -> None:
-        """Nothing reserved."""
+    def __init__(self, free: Iterable[int] = ()) -> None:
+        """Nothing reserved but blocks of those sizes, none of which is used."""
         self.free: list[tuple[int, int]] = []
         """(bytes, start), the tightest first."""
         self.at: dict[int, int] = {}
@@ -40,6 +42,9 @@ class Segments:
         self.segments: dict[int, int] = {}
         """Start → bytes."""
         self.end = 0
+        for size in free:
+            self._add(self.end, size)
+            self.end += size + 1
 
     def take(self, size: int) -> Block:
         """A block of at least `size` bytes: from the tightest free one, or a new segment."""
@@ -86,10 +91,27 @@ class Segments:
         return size
 
 
-def beyond_tensors(sizes: Iterable[int]) -> int:
-    """Bytes of the blocks that tensors of `sizes` bytes get in turn, less their own."""
-    pool = Segments()
-    return sum(pool.take(size)[1] - size for size in sizes if size > SMALL)
+def beyond_tensors(layers: Iterable[Sequence[int]]) -> int:
+    """Bytes of the blocks that the tensors of each of `layers` get in turn, less their own."""
+    beyond = 0
+    free: tuple[int, ...] = ()
+    large = [tuple([size for size in sizes if size > SMALL]) for sizes in layers]
+    least = min(chain.from_iterable(large), default=0)
+    for sizes in large:
+        more, free = _beyond(sizes, least, free)
+        beyond += more
+    return beyond
+
+
+@lru_cache(maxsize=1024)  # layers repeat, and soon leave what they found
+def _beyond(sizes: Sequence[int], least: int, free: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """The same of one layer, and the free blocks after it; `free` are those before it.
+
+    Of blocks below the `least` tensor none is ever taken, so they are not told.
+    """
+    pool = Segments(free)
+    beyond = sum(pool.take(size)[1] - size for size in sizes)
+    return beyond, tuple([size for size, _ in pool.free if size >= least])
 
 
 def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:

@@ -20,7 +20,7 @@ FormatOf = Callable[[str], Format]
 
 
 class Weight(NamedTuple):
-    """One stored tensor."""
+    """One stored tensor, or those of several layers that have one alike."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,11 +30,35 @@ class Weight(NamedTuple):
     the same with `expert_` or `shared_` for experts, `router`, `norm`, `bias`, …"""
     layer: int = -1
     """Index of its layer; -1 outside of the layers."""
+    layers: tuple[int, ...] = ()
+    """Layers whose tensors it stands for, with `{}` for the index in its name; empty for one."""
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers each holds."""
         return prod(self.shape)
+
+    @property
+    def copies(self) -> int:
+        """How many tensors it stands for."""
+        return len(self.layers) or 1
+
+
+Stored = tuple[tuple[Weight, Format], ...]
+"""Tensors, each with the format it is stored in."""
+
+
+def unfolded(weight: Weight) -> Iterator[Weight]:
+    """The tensors that it stands for, one by one."""
+    if not weight.layers:
+        yield weight
+    for layer in weight.layers:
+        yield Weight(weight.name.replace("{}", str(layer)), weight.shape, weight.role, layer)
+
+
+def one_by_one(stored: Stored) -> Stored:
+    """The same tensors with a weight for each."""
+    return tuple((each, format) for weight, format in stored for each in unfolded(weight))
 
 
 class Checkpoint(NamedTuple):
@@ -101,6 +125,11 @@ class Recipe:
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""
+
+
+def tells_layers_apart(recipe: Recipe) -> bool:
+    """Whether it may store the same tensor of two layers in two formats."""
+    return bool(recipe.rules or recipe.container)
 
 
 def without_experts(recipe: Recipe) -> Recipe:
@@ -193,7 +222,16 @@ VALUE_ROLES = ("v", "qkv", "kv_b")
 
 
 def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
-    """The tensors of a model as its library stores them, from a trace of it.
+    """The tensors of a model as its library stores them, one by one, from a trace of it.
+
+    Raises `LLMSizeError` for a configuration with more tensors than any model has.
+    """
+    whole = folded_checkpoint(architecture, trace)
+    return whole._replace(weights=tuple(each for w in whole.weights for each in unfolded(w)))
+
+
+def folded_checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
+    """The same, tensors that layers have alike as one.
 
     Raises `LLMSizeError` for a configuration with more tensors than any model has.
     """
@@ -211,9 +249,9 @@ def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
         experts=max((p.experts for p in parameters), default=0),
         experts_used=max((p.chosen for p in parameters), default=0),
         weights=tuple(
-            Weight(p.name.replace("{}", str(layer)), tuple(map(int, p.shape)), p.role, layer)
+            Weight(p.name, tuple(map(int, p.shape)), p.role, layers[0] if layers else -1, layers)
             for p in parameters
-            for layer in p.indices or (-1,)
+            for layers in [tuple(p.indices)]
         ),
     )
 

@@ -80,7 +80,7 @@ def best_that_fits(questions: Iterable[Serving], budget: Budget) -> Serving | No
 
 def stored_bytes_of(question: Serving) -> int:
     """Bytes of all weights, wherever they are."""
-    return sum(weight_bytes(weight, format) for weight, format in question.weights)
+    return sum(weight.copies * weight_bytes(weight, format) for weight, format in question.weights)
 
 
 def changes(
@@ -205,7 +205,7 @@ def _read_in_place(question: Serving) -> Term:
     _, away = apart(question, question.weights)
     sizes = {True: 0, False: 0}
     for weight, format in away:
-        sizes[weight.role.startswith("expert_")] += weight_bytes(weight, format)
+        sizes[weight.role.startswith("expert_")] += weight.copies * weight_bytes(weight, format)
     mixed = [p for p in question.trace.weights.values() if p.experts and p.chosen]
     return term(
         "bus bytes per token",
@@ -271,7 +271,7 @@ def tokens_per_second(question: Serving, accelerator: Accelerator, share: Term =
 
 def bits_per_weight(question: Serving) -> float:
     """Bits that a weight is stored in, on average."""
-    elements = sum(weight.elements for weight, _ in question.weights)
+    elements = sum(weight.copies * weight.elements for weight, _ in question.weights)
     return 8 * stored_bytes_of(question) / elements
 
 
@@ -297,5 +297,6 @@ def _read(question: Serving, tokens: int) -> int:
         if weight.role == "position" or (weight.role == "embedding" and not tied):
             continue
         full = weight_bytes(weight, format)
-        size += round(full * chosen) if weight.role.startswith("expert_") else full
+        read = round(full * chosen) if weight.role.startswith("expert_") else full
+        size += weight.copies * read
     return size

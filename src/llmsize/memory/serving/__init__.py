@@ -19,6 +19,7 @@ from llmsize.memory.kv_cache import paged_sequences, pool_tokens
 from llmsize.memory.serving import buffers, grown, pooled
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
+from llmsize.memory.weights import one_by_one
 from llmsize.term import Term, term, total
 
 __all__ = [
@@ -87,7 +88,7 @@ def adapters(question: Serving, count: int, lora: LoRA) -> Term:
         linear = len(weight.shape) == 2 and weight.role not in ("embedding", "position")
         if linear and lora.adapts(name, weight.role):
             lora.check_rank(name, weight.role, *weight.shape)
-            size += sum(weight.shape)
+            size += sum(weight.shape) * weight.copies
     return term(
         "LoRA adapters", "adapters * rank * channels * element", unit="bytes",
         source="Hu et al. 2021, arXiv:2106.09685", adapters=count, rank=lora.rank, channels=size,
@@ -117,7 +118,7 @@ def _draft(question: Serving) -> Iterator[Term]:
 def _prediction(question: Serving) -> tuple[Term, ...]:
     """The layer for multi-token prediction, like the last; embedding and head are the model's."""
     last, hidden = len(question.layers) - 1, hidden_size(question.trace)
-    stored = tuple(pair for pair in question.weights if pair[0].layer == last)
+    stored = tuple(pair for pair in one_by_one(question.weights) if pair[0].layer == last)
     joining = term(
         "matrix that joins, and norms", "element * (2 * hidden**2 + 3 * hidden)", unit="bytes",
         element=question.format.block_bytes, hidden=hidden, source=PREDICTION,

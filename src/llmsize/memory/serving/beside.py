@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
 from operator import add
 
 from llmsize.anatomy.config import Config
 from llmsize.architecture import Architecture
+from llmsize.engine import Engine
 from llmsize.formats import FP32
 from llmsize.memory.reserved import beyond_tensors
-from llmsize.memory.serving.parts import matrix_of, shards
-from llmsize.memory.serving.question import Serving, Stored
-from llmsize.memory.weights import stored_tensors
+from llmsize.memory.serving.parts import Shard, matrix_of, shards
+from llmsize.memory.serving.question import Serving
+from llmsize.memory.weights import Stored, stored_tensors
 from llmsize.term import Term, fact, term
 
 ROPE = "vLLM v0.19.0, model_executor/layers/rotary_embedding/__init__.py (get_rope)"
@@ -28,17 +31,32 @@ def beside_weights(question: Serving, stored: Stored, layers: int) -> Iterator[T
         )  # fmt: skip
 
 
-def _tensors(question: Serving, stored: Stored) -> Iterator[int]:
-    """Bytes of each tensor on one device, layer by layer, as one where the engine joins them."""
+def _tensors(question: Serving, stored: Stored) -> Iterator[Sequence[int]]:
+    """Bytes of each matrix on one device, layer by layer, as one where the engine joins them."""
     matrices = tuple(pair for pair in stored if len(pair[0].shape) > 1)
-    found: dict[tuple[object, ...], list[int]] = {}
-    for weight, format, cut in sorted(shards(question, matrices), key=lambda s: s.weight.layer):
-        matrix = (weight.layer, *matrix_of(question.engine, weight), format.name)
+    cut = list(shards(question, matrices))
+    in_layer: dict[int, list[int]] = {}
+    for number, shard in enumerate(cut):
+        for layer in shard.weight.layers or (shard.weight.layer,):
+            in_layer.setdefault(layer, []).append(number)
+
+    @cache  # layers are mostly alike
+    def sizes(*numbers: int) -> Sequence[int]:
+        return _joined(question.engine, [cut[number] for number in numbers])
+
+    return (sizes(*in_layer[layer]) for layer in sorted(in_layer))
+
+
+def _joined(engine: Engine, matrices: Iterable[Shard]) -> Sequence[int]:
+    """Bytes of each tensor of one layer's matrices."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for weight, format, cut in matrices:
+        matrix = (*matrix_of(engine, weight), format.name)
         sizes = [-(-size // cut) for size in stored_tensors(weight.shape, format)]
         same = found.setdefault(matrix, sizes)
         if same is not sizes:
             same[:] = map(add, same, sizes)
-    return (size for sizes in found.values() for size in sizes)
+    return tuple(chain.from_iterable(found.values()))
 
 
 def _rotary_tables(question: Serving, layers: int) -> Term | None:

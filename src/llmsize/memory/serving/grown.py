@@ -22,8 +22,8 @@ from llmsize.memory.serving.parts import (
     weights_of,
     within,
 )
-from llmsize.memory.serving.question import Serving, Stored
-from llmsize.memory.weights import Weight, weight_bytes
+from llmsize.memory.serving.question import Serving
+from llmsize.memory.weights import Stored, Weight, one_by_one, unfolded, weight_bytes
 from llmsize.term import Term, fact, term, total
 
 
@@ -56,7 +56,7 @@ def places(question: Serving) -> tuple[Term, ...]:
 def _visiting(left: Stored) -> Term:
     """The largest layer of what is in host memory: it is copied to the device to run."""
     sizes: dict[int, int] = {}
-    for weight, format in left:
+    for weight, format in one_by_one(left):
         if weight.layer >= 0 or weight.role == "head":
             sizes[weight.layer] = sizes.get(weight.layer, 0) + weight_bytes(weight, format)
     largest = max(sizes.values(), default=0)
@@ -174,7 +174,8 @@ def _compiled(question: Serving) -> Iterator[Term]:
 def _joined(question: Serving) -> Iterable[int]:
     """Elements of every quantized matrix, with those as one that the engine joins."""
     sizes: dict[tuple[object, ...], int] = {}
-    for weight in sorted(_quantized(question), key=lambda w: w.layer % len(question.weights)):
+    each = [one for weight in _quantized(question) for one in unfolded(weight)]
+    for weight in sorted(each, key=lambda w: (w.layer < 0, w.layer)):
         matrix = (weight.layer, *matrix_of(question.engine, weight))
         sizes[matrix] = sizes.get(matrix, 0) + weight.elements
     return sizes.values()

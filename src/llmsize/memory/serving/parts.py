@@ -10,8 +10,8 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.engine import Engine
 from llmsize.formats import Format
 from llmsize.memory.kv_cache import kv_cache, pool_token_bytes
-from llmsize.memory.serving.question import Serving, Stored
-from llmsize.memory.weights import Weight, weight_bytes
+from llmsize.memory.serving.question import Serving
+from llmsize.memory.weights import Stored, Weight, one_by_one, weight_bytes
 from llmsize.term import Term, fact, term, total
 
 SHARDED = frozenset(
@@ -61,7 +61,8 @@ def weights_of(question: Serving, stored: Stored) -> Term:
     """Bytes of the tensors on one of the devices that share their matrices."""
     sizes: dict[str, int] = {}
     for weight, format, cut in shards(question, stored):
-        sizes[format.name] = sizes.get(format.name, 0) - (-weight_bytes(weight, format) // cut)
+        size = weight.copies * -(-weight_bytes(weight, format) // cut)
+        sizes[format.name] = sizes.get(format.name, 0) + size
     source = "tensors of the checkpoint, each in the format of the recipe"
     parts = (
         fact(f"tensors in {name}", size, unit="bytes", source=source)
@@ -93,6 +94,8 @@ def within(question: Serving, first: int, end: int) -> Stored:
     Embeddings come with the first layer, the last norm and the output matrix after the last.
     """
     layers = question.trace.depth
+    if first == 0 and end == layers:
+        return question.weights
     last = end + 1 if end == layers else end
 
     def place(weight: Weight) -> int:
@@ -100,7 +103,7 @@ def within(question: Serving, first: int, end: int) -> Stored:
             return weight.layer
         return 0 if weight.role in ("embedding", "position") else layers
 
-    return tuple(pair for pair in question.weights if first <= place(pair[0]) < last)
+    return tuple(pair for pair in one_by_one(question.weights) if first <= place(pair[0]) < last)
 
 
 def apart(question: Serving, stored: Stored) -> tuple[Stored, Stored]:
@@ -114,6 +117,7 @@ def apart(question: Serving, stored: Stored) -> tuple[Stored, Stored]:
     left = question.host_bytes
     moved: set[tuple[object, ...]] = set()
     away: set[str] = set()
+    stored = one_by_one(stored)
     for weight, format, cut in sorted(shards(question, stored), key=lambda s: s.weight.layer):
         if weight.layer < 0 or len(weight.shape) < 2:
             continue  # norms are the last parameters of a layer there

@@ -14,10 +14,17 @@ from llmsize.formats import Format
 from llmsize.memory import llamacpp
 from llmsize.memory.kv_cache import CachePolicy
 from llmsize.memory.llamacpp.gguf import layer_caches, model
-from llmsize.memory.weights import FormatOf, Recipe, Weight, checkpoint, formats_of, without_experts
+from llmsize.memory.weights import (
+    FormatOf,
+    Recipe,
+    Stored,
+    checkpoint,
+    folded_checkpoint,
+    formats_of,
+    tells_layers_apart,
+    without_experts,
+)
 from llmsize.term import Term
-
-Stored = tuple[tuple[Weight, Format], ...]
 
 PLAIN_SERVER = llamacpp.Server(context=1)
 """llama.cpp's own defaults."""
@@ -31,7 +38,7 @@ class Serving:
     trace: Trace
     engine: Engine
     weights: Stored
-    """Every tensor with the format it is stored in."""
+    """Every tensor with the format it is stored in; those that layers have alike may be one."""
     format: Format
     """What is computed in."""
     keys: Format
@@ -116,14 +123,14 @@ def serving(
     if recipe is not None and engine.stacks_experts:
         recipe = without_experts(recipe)
     if recipe is None:
-        tensors = checkpoint(architecture, trace).weights
+        tensors = folded_checkpoint(architecture, trace).weights
         stored: Stored = tuple((weight, format) for weight in tensors)
     elif gguf:
         file = model(architecture, trace, recipe, format_of)
         stored = file.tensors
     else:
-        tensors_of = checkpoint(architecture, trace)
-        stored = tuple(formats_of(tensors_of, recipe, format_of, own=format))
+        tensors_of = checkpoint if tells_layers_apart(recipe) else folded_checkpoint
+        stored = tuple(formats_of(tensors_of(architecture, trace), recipe, format_of, own=format))
     if not gguf and recipe and recipe.name in engine.unties:
         stored = _untied(stored)
     return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
