@@ -11,25 +11,20 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks
+from llmsize.anatomy import blocks, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.blocks import Masking
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.rotary import Rotation, Turn, rotated
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32, Format
+from llmsize.formats import FP32
 
 Norm = Callable[[Trace, Tensor, str], Tensor]
 """Normalises the last dimension with the weights of that name."""
 
 Part = Callable[[Tensor], Tensor]
 """Half a block: attention or feed-forward, from its input to what it adds."""
-
-Turn = Callable[[Trace, Tensor, Tensor, blocks.Rotation], tuple[Tensor, Tensor]]
-"""Rotary embedding of q and k by heads."""
-
-Table = Callable[[Trace, Tensor, int, Format | None], blocks.Rotation]
-"""Makes the cosines and sines of that many channels, in a format or that of the tensor."""
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -57,7 +52,7 @@ class Sizes(NamedTuple):
 class Around(NamedTuple):
     """What is made once and given to every layer."""
 
-    tables: Mapping[int, blocks.Rotation | None]
+    tables: Mapping[int, Rotation | None]
     """Cosines and sines of the rotated channels for each window in use; `None` where positions are
     not told by rotation."""
     masks: Mapping[int, Tensor | None]
@@ -66,7 +61,7 @@ class Around(NamedTuple):
     """What a layer hands to the next beside its output."""
 
     @property
-    def rotation(self) -> blocks.Rotation | None:
+    def rotation(self) -> Rotation | None:
         """Cosines and sines for attention to all tokens."""
         return self.tables[0]
 
@@ -123,42 +118,6 @@ def read(
     )
 
 
-IN_SECTIONS = frozenset((
-    "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text",
-    "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text", "glm4v_text", "glm4v_moe_text",
-    "glm_ocr_text", "paddleocr_vl_text",
-))  # fmt: skip
-"""Types whose tokens have three positions each: time, height and width."""
-
-
-def table(c: Config) -> Table:
-    """What makes the cosines and sines of that type."""
-    sections = c.text("model_type") in IN_SECTIONS
-    return blocks.rotary_in_sections if sections else blocks.rotary
-
-
-def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
-    """How many channels of a head are rotated in layers of that kind; none by default: none."""
-    if not default:
-        return 0
-    nested = c.value("rope_parameters", "rope_scaling")
-    if isinstance(nested, dict) and isinstance(nested.get(kind), dict):
-        nested = nested[kind]
-    if isinstance(nested, dict) and nested.get("rope_type") == "proportional":
-        return head_dim  # all are multiplied, some by an angle of zero
-    inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
-    share = Config({"inner": inner, **c.fields}, c.model).number(
-        "partial_rotary_factor", "rotary_pct", "inner", default=default
-    )
-    channels = c.count("rotary_dim") or int(head_dim * share)
-    if not 0 < channels <= head_dim:
-        raise c.error(
-            f"rotates {channels:,} of the {head_dim} channels of a head",
-            "correct `head_dim` or `partial_rotary_factor`",
-        )
-    return channels
-
-
 def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]:
     """How far each layer's attention reaches back in tokens; 0 for all the way.
 
@@ -185,7 +144,7 @@ class Names(NamedTuple):
     head: str = "lm_head"
 
 
-NAMES = Names()
+NAMES, ROPE = Names(), rotary.Rope()
 
 
 def run(
@@ -204,9 +163,7 @@ def run(
     masking: Masking = "as needed",
     padded_positions: bool = False,
     handed_positions: bool = True,
-    turned_in: Format | None = None,
-    turned_apart: bool = False,
-    rotary: Table = blocks.rotary,
+    rope: rotary.Rope = ROPE,
     head_bias: bool = False,
     end: Sequence[blocks.Activation] = (),
 ) -> Tensor:
@@ -217,9 +174,7 @@ def run(
     (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
     are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
     With `padded_positions` each sequence has its own; recomputed layers keep them if
-    `handed_positions`. `turned_in` is the format of cosines and sines if not that of the
-    embeddings; layers with a window have some of their own if they are `turned_apart`; `rotary`
-    makes them.
+    `handed_positions`.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
@@ -229,7 +184,7 @@ def run(
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
-    around = Around(tables(t, s, embeddings, used, turned_in, turned_apart, rotary), masks, [])
+    around = Around(rotary.tables(t, rope, embeddings, s.rotary, s.local_rotary, used), masks, [])
     x = t.layers(
         names.layers, partial(_within, block, around), embeddings, kinds,
         *(held if handed_positions else held[1:]), carried=around.carried,
@@ -244,23 +199,6 @@ def _within(
     block: Callable[[Tensor, Kind, Around], Tensor], around: Around, x: Tensor, kind: Kind
 ) -> Tensor:
     return block(x, kind, around)
-
-
-def tables(
-    t: Trace,
-    s: Sizes,
-    x: Tensor,
-    windows: Iterable[int],
-    format: Format | None,
-    apart: bool,
-    rotary: Table,
-) -> Mapping[int, blocks.Rotation | None]:
-    """Cosines and sines for each window, the same for all or `apart`; `None` without rotation."""
-    if not apart:
-        rotation = rotary(t, x, s.rotary, format) if s.rotary else None
-        return dict.fromkeys((0, *windows), rotation)
-    channels = {window: s.local_rotary if window else s.rotary for window in sorted(windows)}
-    return {w: rotary(t, x, size, format) if size else None for w, size in channels.items()}
 
 
 # --- blocks: how attention and feed-forward are joined --------------------------------------------
@@ -367,7 +305,7 @@ def attention(
         k = norm(t, k, f"{name}.k_norm")
     rotation = around.tables[window]
     if position and rotation is not None:
-        q, k = (turn or blocks.turn)(t, q, k, rotation)
+        q, k = (turn or rotary.turn)(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     mask, dropout = around.masks[window], s.attention_dropout
     out = blocks.attend(t, q, k, v, mask, dropout=dropout, softcap=softcap)
@@ -383,7 +321,7 @@ def attention(
 
 
 def _queries_again(
-    t: Trace, s: Sizes, x: Tensor, rotation: blocks.Rotation | None, name: str, bias: bool
+    t: Trace, s: Sizes, x: Tensor, rotation: Rotation | None, name: str, bias: bool
 ) -> Tensor:
     """The queries once more, as peft computes them beside attention; values, too, for no use."""
     queries = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
@@ -391,7 +329,7 @@ def _queries_again(
     grad, t.grad = t.grad, False
     values = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     t.grad = grad
-    turned = by_head if rotation is None else blocks.rotate(t, by_head, *rotation)
+    turned = by_head if rotation is None else rotary.rotate(t, by_head, *rotation)
     del values
     return turned
 
@@ -449,7 +387,7 @@ def turn(t: Trace, q: Tensor, k: Tensor, around: Around, window: int = 0) -> tup
     """Rotary embedding of all channels of each head of q and k, or of the first ones."""
     rotation = around.tables[window]
     assert rotation is not None
-    return blocks.turn(t, q, k, rotation)
+    return rotary.turn(t, q, k, rotation)
 
 
 # --- feed-forward ---------------------------------------------------------------------------------

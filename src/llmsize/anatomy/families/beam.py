@@ -5,7 +5,7 @@ transformers v5.23, models/beam/modeling_beam.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
@@ -44,8 +44,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     sparse = mixture.sparse_layers(c, s.layers, 3)
     kinds = list(zip(reach, sparse, strict=True))
     return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, windows=reach, turned_apart=True, turned_in=FP32,
-        end=(in_fp32, *blocks.SOFTCAP) if capped else (),
+        t, s, block, kinds, norm=fp32_norm, windows=reach,
+        rope=rotary.Rope(format=FP32, apart=True), end=(in_fp32, *blocks.SOFTCAP) if capped else (),
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     v = ops.split_heads(t, v, s.kv_heads)
     rotation = around.tables[window]
     if rotation is not None:
-        q, k = blocks.turn_and_cast(t, q, k, rotation)
+        q, k = rotary.turn_and_cast(t, q, k, rotation)
     else:
         growing = ops.mul(t, ops.to(t, q, FP32), around.carried[0])
         q = ops.to(t, growing, q.format)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -111,7 +111,7 @@ def attention(
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)
     rotation = around.tables[window]
     if position and rotation is not None:
-        q, k = blocks.turn_in_fp32(t, q, k, rotation)
+        q, k = rotary.turn_in_fp32(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")

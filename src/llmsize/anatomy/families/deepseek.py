@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, Turn
+from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Rotation, Turn
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT32, INT64
@@ -55,7 +55,7 @@ class Indexer:
     head_dim: int
     chosen: int = 0
     """Tokens that attention looks at."""
-    turn: Turn = blocks.turn
+    turn: Turn = rotary.turn
     """Rotary embedding of its q and k."""
     shared: bool = False
     """Whether layers without one use the last choice."""
@@ -102,9 +102,9 @@ TYPES = {
 
 def read_latent(c: Config, family: Type = TYPES["deepseek_v3"]) -> Latent:
     """Latent attention from a `config.json`."""
-    turn: Turn = blocks.turn_pairs if c.flag("rope_interleave", default=True) else blocks.turn
+    turn: Turn = rotary.turn_pairs if c.flag("rope_interleave", default=True) else rotary.turn
     if family.complex_turn:
-        turn = blocks.turn_complex
+        turn = rotary.turn_complex
     return Latent(
         q_rank=Dim(c.count("q_lora_rank"), "q_rank"),
         kv_rank=Dim(c.size("kv_lora_rank"), "kv_rank"),
@@ -141,9 +141,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
-    rotary = blocks.complex_rotary if family.complex_turn else blocks.rotary
+    rope = rotary.Rope(rotary.complex_table if family.complex_turn else rotary.table)
     masking: blocks.Masking = "always" if indexer else "as needed"
-    return decoder.run(t, s, block, kinds, rotary=rotary, masking=masking)
+    return decoder.run(t, s, block, kinds, rope=rope, masking=masking)
 
 
 def read_mixture(c: Config, family: Type) -> Mixture:
@@ -180,7 +180,7 @@ def read_indexer(c: Config, family: Type) -> Indexer | None:
         heads=Dim(c.size("index_n_heads"), "index_heads"),
         head_dim=Dim(c.size("index_head_dim"), "index_head_dim"),
         chosen=c.size("index_topk", default=2048),
-        turn=blocks.turn_pairs if family.shared_indexer else blocks.turn,
+        turn=rotary.turn_pairs if family.shared_indexer else rotary.turn,
         shared=family.shared_indexer,
     )
 
@@ -226,7 +226,7 @@ def latent_attention(
     t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
     q_whole = ops.cat(t, (q_plain, q_turned))
     if d.tempered:
-        q_whole = blocks.tempered(t, q_whole)
+        q_whole = rotary.tempered(t, q_whole)
     k, v = expand(t, s, d, kv, k_turned)
     mask = around.mask
     if indexer is not None and mask is not None:
@@ -298,15 +298,15 @@ def index(
 
 def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: Rotation) -> Tensor:
     """How well each token suits each query: the heads' scores above zero, weighted and summed."""
-    name, rotary = "self_attn.indexer", rotation.cosines.shape[-1]
+    name, turned = "self_attn.indexer", rotation.cosines.shape[-1]
     q = t.linear(compressed, f"{name}.wq_b", i.heads * i.head_dim, role="indexer")
     q = q.view(t.batch, t.sequence, i.heads, i.head_dim)
-    q_turned, q_plain = ops.split(t, q, rotary, i.head_dim - rotary)
+    q_turned, q_plain = ops.split(t, q, turned, i.head_dim - turned)
     k = blocks.layer_norm(
         t, t.linear(x, f"{name}.wk", i.head_dim, role="indexer"), f"{name}.k_norm"
     ).view(t.batch, t.sequence, 1, i.head_dim)
-    k_turned, k_plain = ops.split(t, k, rotary, i.head_dim - rotary)
-    q_turned, k_turned = i.turn(t, q_turned, k_turned, blocks.by_token(rotation))
+    k_turned, k_plain = ops.split(t, k, turned, i.head_dim - turned)
+    q_turned, k_turned = i.turn(t, q_turned, k_turned, rotary.by_token(rotation))
     q = ops.cat(t, (q_turned, q_plain))
     k = ops.cat(t, (k_turned, k_plain)).view(t.batch, 1, t.sequence, i.head_dim)
     t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
 from llmsize.anatomy.families.deepseek import Indexer
 from llmsize.anatomy.families.gpt_oss import attend_with_sinks
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64, Format
@@ -84,8 +84,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def tables(t: Trace, x: Tensor, channels: int, format: Format | None) -> Rotation:
         """One table for layers that compress; that of the others is carried along."""
-        others.extend(blocks.half_rotary(t, x, channels, format))
-        return blocks.half_rotary(t, x, channels, format)
+        others.extend(rotary.half_table(t, x, channels, format))
+        return rotary.half_table(t, x, channels, format)
 
     def end(t: Trace, x: Tensor, name: str) -> Tensor:
         return fp32_norm(t, join(t, s, e, x), name)
@@ -93,7 +93,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(ratio, i < e.hashed) for i, ratio in enumerate(ratios(c, s.layers))]
     return decoder.run(
         t, s, block, kinds, norm=end, windows=(e.window,), begin=begin, masking="eager",
-        rotary=tables,
+        rope=rotary.Rope(tables),
     )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def turn_last(t: Trace, x: Tensor, rotation: Rotation) -> Tensor:
         ops.add(
             t,
             ops.mul(t, ops.to(t, turned, FP32), cosines),
-            ops.mul(t, ops.to(t, blocks.rotate_half(t, turned), FP32), sines),
+            ops.mul(t, ops.to(t, rotary.rotate_half(t, turned), FP32), sines),
         ),
         x.format,
     )
@@ -325,7 +325,7 @@ def own_tables(t: Trace, x: Tensor, batch: int, tokens: int, channels: int) -> R
     """Cosines and sines that a layer makes itself, of compressed tokens or of all."""
     grad, t.grad = t.grad, False
     angles = t.new("mul", (batch, 1, tokens, channels // 2), FP32)
-    made = blocks.cosines_and_sines(t, angles, x.format)
+    made = rotary.cosines_and_sines(t, angles, x.format)
     t.grad = grad
     return made
 

@@ -5,7 +5,7 @@ transformers v5.23, models/ernie4_5_moe/modeling_ernie4_5_moe.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -28,14 +28,16 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: decoder.attention(
-                t, s, x, around, bias=bias, turn=blocks.turn_neighbours_in_fp32
+                t, s, x, around, bias=bias, turn=rotary.turn_neighbours_in_fp32
             ),
             lambda x: (
                 feed(t, s, m, x, bias) if sparse == "sparse" else decoder.gated(t, s, x, bias=bias)
             ),
         )
 
-    return decoder.run(t, s, block, layer_kinds(c, s.layers), turned_in=FP32, head_bias=bias)
+    return decoder.run(
+        t, s, block, layer_kinds(c, s.layers), rope=rotary.Rope(format=FP32), head_bias=bias
+    )
 
 
 def layer_kinds(c: Config, layers: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -65,7 +65,7 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     position_ids = blocks.positions(t)
     mask = blocks.mask(t, 0, "alibi" if b.alibi else "always", s.heads)
     assert mask is not None
-    around = Around({0: blocks.rotary(t, embeddings, s.rotary)}, {0: mask}, [])
+    around = Around({0: rotary.table(t, embeddings, s.rotary)}, {0: mask}, [])
     returned: list[Tensor] = []
 
     def block(x: Tensor, kind: str) -> Tensor:

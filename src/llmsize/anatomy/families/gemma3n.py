@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -105,7 +105,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     streams = [embeddings, *projections(t, s, projected, "", size)]
     kinds = layer_kinds(c, d)
     reaches = {
-        local: Reach(d, window, blocks.rotary(t, embeddings, d.rotary), masks[window])
+        local: Reach(d, window, rotary.table(t, embeddings, d.rotary), masks[window])
         for local, window in ((True, s.window), (False, 0))
         if any(kind.layer.local == local for kind in kinds)
     }

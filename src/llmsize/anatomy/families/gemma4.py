@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.families.gemma import scaled
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -130,7 +130,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     masks = {0: blocks.mask(t), s.window: blocks.mask(t, s.window)}
     kinds = layer_kinds(c, layers, c.count("num_kv_shared_layers"))
     reaches = {
-        local: Reach(d, window, blocks.rotary(t, embeddings, d.rotary), masks[window])
+        local: Reach(d, window, rotary.table(t, embeddings, d.rotary), masks[window])
         for local, d, window in ((True, s.local, s.window), (False, s.whole, 0))
         if any(kind.local == local for kind in kinds)
     }
@@ -235,7 +235,7 @@ def attention(
     project = partial(by_heads, t, d, x, bias=bias)
     q = project("q", d.heads)
     q = power_norm(t, q, "self_attn.q_norm")
-    q = blocks.rotate(t, q, *tables)
+    q = rotary.rotate(t, q, *tables)
     q = ops.transpose(t, q, 1, 2)
     if kind.reuses:
         k, v = stored[kind.local]
@@ -244,7 +244,7 @@ def attention(
         k = project("k", d.kv_heads)
         v = k if joined or values_last else project("v", d.kv_heads)
         k = power_norm(t, k, "self_attn.k_norm")
-        k = blocks.rotate(t, k, *tables)
+        k = rotary.rotate(t, k, *tables)
         k = ops.transpose(t, k, 1, 2)
         v = project("v", d.kv_heads) if values_last else v
         v = power_norm(t, v)
@@ -258,7 +258,7 @@ def attention(
 
 def around_tokens(t: Trace, reach: Reach, tokens: int) -> tuple[Rotation, Tensor | None]:
     """Cosines and sines, and the mask, of all tokens or of the last one."""
-    tables, mask = blocks.by_token(reach.rotation), reach.mask
+    tables, mask = rotary.by_token(reach.rotation), reach.mask
     if tokens < t.sequence:
         tables = Rotation(*[last_token(t, table) for table in tables])
         mask = None if mask is None else ops.narrow(t, mask, 2, 1)

@@ -5,11 +5,11 @@ transformers v5.23, models/glm/modeling_glm.py, models/glm4/modeling_glm4.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Part
+from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     family = c.text("model_type")
     bias = c.flag("attention_bias", default=family not in UNBIASED)
     frame = decoder.pre_norm if family == "glm" else sandwich
-    turn = blocks.turn if family in LAID_OUT else turn_laid_out
+    turn = rotary.turn if family in LAID_OUT else turn_laid_out
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return frame(
@@ -36,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated_fused(t, s, x),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, rotary=decoder.table(c))
+    return decoder.run(t, s, block, ["full"] * s.layers, rope=rotary.read(c))
 
 
 def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
@@ -55,4 +55,4 @@ def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
 
 def turn_laid_out(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Rotary embedding of neighbouring channels, whose angles every layer lays out anew."""
-    return blocks.rotate_part(t, q, k, *blocks.for_pairs(t, rotation))
+    return rotary.rotate_part(t, q, k, *rotary.for_pairs(t, rotation))

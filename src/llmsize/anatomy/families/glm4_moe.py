@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.tensor import Tensor
@@ -68,6 +68,5 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = decoder.windows(c, s.layers, lambda i: period > 0 and (i + 1) % period > 0)
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
-    return decoder.run(
-        t, s, block, list(zip(reach, sparse, strict=True)), windows=reach, rotary=decoder.table(c)
-    )
+    kinds = list(zip(reach, sparse, strict=True))
+    return decoder.run(t, s, block, kinds, windows=reach, rope=rotary.read(c))

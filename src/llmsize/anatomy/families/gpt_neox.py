@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmsize.anatomy import blocks
+from llmsize.anatomy import blocks, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -66,7 +66,7 @@ def model(t: Trace, s: Shape) -> Tensor:
     position_ids = blocks.positions(t)
     mask = blocks.mask(t)
     x = ops.dropout(t, embeddings, s.dropout)
-    cosines, sines = blocks.rotary(t, x, s.rotary)
+    cosines, sines = rotary.table(t, x, s.rotary)
 
     def block(x: Tensor, kind: str) -> Tensor:
         normed = blocks.layer_norm(t, x, "input_layernorm")
@@ -97,7 +97,7 @@ def attention(
     fused = projection(t, s, x)
     fused = ops.split_heads(t, fused, s.heads)
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
-    q, k = blocks.rotate_part(t, q, k, cosines, sines)
+    q, k = rotary.rotate_part(t, q, k, cosines, sines)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, mask)
     return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")

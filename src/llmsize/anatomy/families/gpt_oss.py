@@ -5,7 +5,7 @@ transformers v5.23, models/gpt_oss/modeling_gpt_oss.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
@@ -31,7 +31,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
     return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, masking="eager", rotary=blocks.half_rotary
+        t, s, block, kinds, norm=fp32_norm, masking="eager", rope=rotary.Rope(rotary.half_table)
     )
 
 
@@ -45,7 +45,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     v = ops.split_heads(t, v, s.kv_heads)
     rotation = around.rotation
     assert rotation is not None
-    q, k = blocks.turn_halves(t, q, k, rotation)
+    q, k = rotary.turn_halves(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     out = attend_with_sinks(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")

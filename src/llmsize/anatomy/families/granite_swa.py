@@ -6,7 +6,7 @@ models/granitemoe_swa/modeling_granitemoe_swa.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -28,12 +28,12 @@ def forward(t: Trace, c: Config) -> Tensor:
     shared = Dim(c.count("shared_intermediate_size"), "shared_width")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     bases = rotation_bases(c, s.layers)
-    tables: dict[float, blocks.Rotation] = {}
+    tables: dict[float, rotary.Rotation] = {}
 
     def begin(x: Tensor) -> Tensor:
         x = ops.scale(t, x)
         for base in sorted(set(bases) - {0.0}):
-            tables[base] = blocks.rotary(t, x, s.rotary)
+            tables[base] = rotary.table(t, x, s.rotary)
         t.buffers += 2 * FP32.block_bytes * (s.rotary // 2)  # for a base that no layer uses
         return x
 
@@ -74,13 +74,13 @@ def attention(
     x: Tensor,
     around: Around,
     window: int,
-    rotation: blocks.Rotation | None,
+    rotation: rotary.Rotation | None,
     bias: bool,
 ) -> Tensor:
     """Grouped-query attention, written out because of the sinks."""
     q, k, v = decoder.projections(t, s, x, "self_attn", bias)
     if rotation is not None:
-        q, k = blocks.turn(t, q, k, rotation)
+        q, k = rotary.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     mask = around.masks[window]
     assert mask is not None

@@ -5,7 +5,7 @@ transformers v5.23, models/laguna/modeling_laguna.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda layer: False)
     sparse = mixture.sparse_layers(c, s.layers, 1)
     kinds = list(zip(reach, sparse, heads[: s.layers], strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, turned_apart=True)
+    return decoder.run(t, s, block, kinds, windows=reach, rope=rotary.Rope(apart=True))
 
 
 def attention(

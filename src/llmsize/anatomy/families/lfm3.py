@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Norm, Sizes, Turn
+from llmsize.anatomy.decoder import Around, Names, Norm, Sizes
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Rope, Turn
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -32,8 +33,7 @@ class Version:
     """Of each head of q and k."""
     output: str
     turn: Turn
-    wide_tables: bool
-    """Whether cosines and sines stay in fp32, and layers with a window have their own."""
+    rope: Rope
 
 
 def head_norm(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -41,12 +41,20 @@ def head_norm(t: Trace, x: Tensor, name: str) -> Tensor:
     return blocks.rms_norm(t, x, name.replace("_norm", "_layernorm"))
 
 
-LFM2 = Version(3, False, False, head_norm, "out_proj", blocks.turn, False)
+LFM2 = Version(3, False, False, head_norm, "out_proj", rotary.turn, Rope())
 
 VERSIONS = {
     "lfm2": LFM2,
     "lfm2_moe": LFM2,
-    "lfm3": Version(7, True, True, blocks.rms_norm, "o_proj", blocks.turn_and_cast, True),
+    "lfm3": Version(
+        7,
+        True,
+        True,
+        blocks.rms_norm,
+        "o_proj",
+        rotary.turn_and_cast,
+        Rope(format=FP32, apart=True),
+    ),
 }
 
 
@@ -86,10 +94,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed)]
     reach = {window if kind == "sliding_attention" else 0 for kind, _ in kinds}
-    return decoder.run(
-        t, s, block, kinds, names=NAMES, windows=reach,
-        turned_in=FP32 if version.wide_tables else None, turned_apart=version.wide_tables,
-    )  # fmt: skip
+    return decoder.run(t, s, block, kinds, names=NAMES, windows=reach, rope=version.rope)
 
 
 def adjusted(c: Config) -> Config:

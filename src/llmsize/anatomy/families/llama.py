@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
@@ -32,11 +32,11 @@ its field, and what is true of q, k, v and of it where the configuration does no
 TIED = ("smollm3", "ernie4_5", "paddleocr_vl_text")
 """Types that tie their embeddings unless the configuration says otherwise."""
 
-TURNS: dict[str, decoder.Turn] = {
-    "ernie4_5": blocks.turn_neighbours_in_fp32,
-    "paddleocr_vl_text": blocks.turn,
-    "helium": blocks.turn_neighbours,
-    "ministral3": blocks.turn_and_temper,
+TURNS: dict[str, rotary.Turn] = {
+    "ernie4_5": rotary.turn_neighbours_in_fp32,
+    "paddleocr_vl_text": rotary.turn,
+    "helium": rotary.turn_neighbours,
+    "ministral3": rotary.turn_and_temper,
 }
 """Types that rotate in a way of their own."""
 
@@ -59,7 +59,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     attend = partial(
         decoder.attention, t, s, bias=bias, output_bias=output_bias,
-        turn=TURNS.get(family, blocks.turn),
+        turn=TURNS.get(family, rotary.turn),
     )  # fmt: skip
     norm = partial(decoder.fp32_norm, cast=True) if family == "helium" else blocks.rms_norm
 
@@ -76,9 +76,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(windows(c, s.layers), rotates(c, s.layers), strict=True))
     return decoder.run(
         t, s, block, kinds, windows=[window for window, _ in kinds],
-        turned_in=FP32 if family in WIDE_TABLES else None, norm=norm,
+        rope=rotary.read(c, FP32 if family in WIDE_TABLES else None), norm=norm,
         head_bias=family == "ernie4_5" and bias,
-        rotary=decoder.table(c),
     )  # fmt: skip
 
 

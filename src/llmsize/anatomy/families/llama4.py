@@ -6,7 +6,7 @@ transformers v5.23, models/llama4/modeling_llama4.py (the text model).
 from __future__ import annotations
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -44,7 +44,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = decoder.windows(c, s.layers, lambda layer: (layer + 1) % period(c) > 0)
     kinds = list(zip(reach, sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, norm=norm, rotary=blocks.complex_rotary)
+    return decoder.run(
+        t, s, block, kinds, windows=reach, norm=norm, rope=rotary.Rope(rotary.complex_table)
+    )
 
 
 def period(c: Config) -> int:

@@ -5,7 +5,7 @@ transformers v5.23, models/mimo_v2_flash/modeling_mimo_v2_flash.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -37,7 +37,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has no `hybrid_layer_pattern` for every layer", "give one number a layer")
     reach = decoder.windows(c, s.layers, lambda layer: local[layer] == 1)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers, 1), strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, masking="eager", turned_apart=True)
+    return decoder.run(
+        t, s, block, kinds, windows=reach, masking="eager", rope=rotary.Rope(apart=True)
+    )
 
 
 def attention(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
@@ -22,7 +22,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c.changed(head_dim=c.size("qk_rope_head_dim", default=32)), tied=True)
     value = c.size("v_head_dim", default=s.hidden // s.heads)
-    latent = replace(deepseek.read_latent(c.changed(v_head_dim=value)), turn=blocks.turn)
+    latent = replace(deepseek.read_latent(c.changed(v_head_dim=value)), turn=rotary.turn)
     mlp_bias = c.flag("mlp_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Norm, Sizes, Turn
+from llmsize.anatomy.decoder import Around, Norm, Sizes
 from llmsize.anatomy.families import phi3
 from llmsize.anatomy.families.llama import windows
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -107,7 +108,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         kinds,
         norm=family.norm,
         windows=reach,
-        rotary=decoder.table(c),
+        rope=rotary.read(c),
         head_bias=c.flag("lm_head_bias"),
     )
 

@@ -9,10 +9,10 @@ from functools import partial
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families.llama4 import norm_without_weights
+from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 

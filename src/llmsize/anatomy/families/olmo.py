@@ -8,7 +8,7 @@ models/olmo3/modeling_olmo3.py, models/flex_olmo/modeling_flex_olmo.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture
+from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Norm, fp32_norm
@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 window=window,
                 bias=bias,
                 wide_norm=None if first else norm,
-                turn=blocks.turn_and_cast,
+                turn=rotary.turn_and_cast,
                 clipped=clipped and first,
             ),
             lambda x: mixture.feed(t, s, m, x) if m else decoder.gated(t, s, x),
@@ -49,7 +49,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 4 > 0)
     return decoder.run(
-        t, s, block, kinds, norm=norm, turned_in=FP32, turned_apart=family == "olmo3"
+        t, s, block, kinds, norm=norm, rope=rotary.Rope(format=FP32, apart=family == "olmo3")
     )
 
 

@@ -5,7 +5,7 @@ transformers v5.23, models/olmo_hybrid/modeling_olmo_hybrid.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, delta_rule, recurrent
+from llmsize.anatomy import decoder, delta_rule, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, fp32_norm
@@ -31,7 +31,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 t,
                 x,
                 lambda x: decoder.attention(
-                    t, s, x, around, bias=bias, wide_norm=fp32_norm, turn=blocks.turn_and_cast
+                    t, s, x, around, bias=bias, wide_norm=fp32_norm, turn=rotary.turn_and_cast
                 ),
                 lambda x: decoder.gated(t, s, x),
                 norm=fp32_norm,
@@ -45,7 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = ["attends" if attends else "" for attends in attention_layers(c, s.layers)]
-    return decoder.run(t, s, block, kinds, norm=fp32_norm, turned_in=FP32)
+    return decoder.run(t, s, block, kinds, norm=fp32_norm, rope=rotary.Rope(format=FP32))
 
 
 def read_delta_net(c: Config, s: decoder.Sizes) -> DeltaNet:

@@ -5,7 +5,7 @@ transformers v5.23, models/persimmon/modeling_persimmon.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -47,7 +47,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, normed: bool) -> Te
     q, v, k = (ops.transpose(t, part, 1, 2) for part in (q, v, k))
     rotation = around.rotation
     assert rotation is not None
-    q, k = blocks.rotate_part(t, q, k, *rotation)
+    q, k = rotary.rotate_part(t, q, k, *rotation)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     return t.linear(out, "self_attn.dense", s.hidden, bias=True, role="o")

@@ -5,11 +5,11 @@ transformers v5.23, models/phi3/modeling_phi3.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Rotation
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -51,6 +51,6 @@ def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Te
     size = cosines.shape[-1]
     q_turned, q_rest = (ops.slice_last(t, q, n) for n in (size, q.shape[-1] - size))
     k_turned, k_rest = (ops.slice_last(t, k, n) for n in (size, k.shape[-1] - size))
-    q = ops.cat(t, (blocks.rotate(t, q_turned, cosines, sines), q_rest))
-    k = ops.cat(t, (blocks.rotate(t, k_turned, cosines, sines), k_rest))
+    q = ops.cat(t, (rotary.rotate(t, q_turned, cosines, sines), q_rest))
+    k = ops.cat(t, (rotary.rotate(t, k_turned, cosines, sines), k_rest))
     return q, k

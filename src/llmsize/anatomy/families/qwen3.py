@@ -5,7 +5,7 @@ transformers v5.23, models/qwen3/modeling_qwen3.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.families.llama import windows
@@ -35,4 +35,4 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated(t, s, x),
         )
 
-    return decoder.run(t, s, block, windows(c, s.layers), rotary=decoder.table(c))
+    return decoder.run(t, s, block, windows(c, s.layers), rope=rotary.read(c))

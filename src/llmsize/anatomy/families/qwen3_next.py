@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
@@ -40,8 +40,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers) if m else [False] * s.layers
     kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
-    rotary = blocks.rotary if joined else blocks.rotary_in_sections
-    return decoder.run(t, s, block, kinds, norm=gemma_norm, rotary=rotary)
+    rope = rotary.Rope(rotary.table if joined else rotary.table_in_sections)
+    return decoder.run(t, s, block, kinds, norm=gemma_norm, rope=rope)
 
 
 def read_delta_net(c: Config, hidden: int) -> DeltaNet:

@@ -5,7 +5,7 @@ transformers v5.23, models/zaya/modeling_zaya.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, recurrent
+from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -47,7 +47,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(i == 0, kind == "hybrid_sliding") for i, kind in enumerate(listed)]
     return decoder.run(
         t, s, block, kinds, windows={window if local else 0 for _, local in kinds}, norm=end,
-        begin=begin, turned_in=narrow, turned_apart=True,
+        begin=begin, rope=rotary.Rope(format=narrow, apart=True),
         handed_positions=False, head_bias=c.flag("lm_head_bias"),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def attention(
     temperature: Tensor = t.weight("self_attn.qk_norm.temp", (s.kv_heads,), "norm")
     k = ops.mul(t, k, ops.reshape(t, temperature, 1, 1, s.kv_heads, 1))
     q, k, v = (ops.transpose(t, part, 1, 2) for part in (q, k, v))
-    q, k = blocks.turn(t, q, k, rotation)
+    q, k = rotary.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window])
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
