@@ -145,6 +145,8 @@ def backward(tape: Tape, output: Tensor) -> None:
     while nodes:
         current = nodes.pop()
         if current.layer != tape.layer:
+            if current.layer >= 0:
+                hand_on(current.grads)
             tape.enter(current.layer)
         if current.grads:
             run(tape, current)
@@ -155,6 +157,13 @@ def backward(tape: Tape, output: Tensor) -> None:
         del current
     tape.enter(-1)
     del seed
+
+
+def hand_on(grads: Sequence[Tensor | None]) -> None:
+    """Call the gradients that come to a layer the same, whichever layer or head they are from."""
+    for grad in grads:
+        if grad is not None and grad.storage is not None:
+            grad.storage.hand_on("hidden_states_gradient")
 
 
 def run(tape: Tape, node: Node) -> None:

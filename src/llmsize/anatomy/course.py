@@ -57,21 +57,27 @@ def course(kinds: tuple[Hashable, ...]) -> Sequence[Turn]:
     return found
 
 
-def shown_by(turns: Sequence[Turn], apart: int = 0, seen: Sequence[Hashable] = ()) -> list[int]:
+def shown_by(
+    turns: Sequence[Turn], apart: int = 0, seen: Sequence[Hashable] | None = None
+) -> list[int]:
     """For each turn the number of one of its kind, between neighbours that look like its own.
 
-    `seen` is what of each turn its neighbours can tell; without it they tell all. Few turns do for
-    all, and follow each other as turns do. The first that stand `apart` are shown by none but
-    themselves.
+    `seen` is what of each turn its neighbours can tell, and then what is after the last looks like
+    it; without it they tell all. Few turns do for all, and follow each other as turns do. The
+    first that stand `apart` are shown by none but themselves.
     """
-    return _shown_by(tuple([turn.kind for turn in turns]), tuple(seen), apart)
+    kinds = tuple([turn.kind for turn in turns])
+    return _shown_by(kinds, None if seen is None else tuple(seen), apart)
 
 
 @lru_cache(maxsize=256)
-def _shown_by(kinds: tuple[Hashable, ...], seen: Sequence[Hashable], apart: int) -> list[int]:
+def _shown_by(
+    kinds: tuple[Hashable, ...], seen: tuple[Hashable, ...] | None, apart: int
+) -> list[int]:
     marked = [(kind, number if number < apart else -1) for number, kind in enumerate(kinds)]
-    seen = seen or marked
-    around = list(zip([None, *seen], marked, [*seen[1:], None], strict=False))
+    after = None if seen is None else seen[-1]
+    seen = seen or tuple(marked)
+    around = list(zip([None, *seen], marked, [*seen[1:], after], strict=False))
     path: list[int] = []
     for number, turn in enumerate(around):
         path.append(number)

@@ -48,10 +48,16 @@ class What(NamedTuple):
     operation: str
     """The operation that made it."""
     layer: int
-    """Index of the traced layer it was made in; -1 outside of the layers."""
+    """Index of the traced layer it was made in; `OUTSIDE` of the layers, or `HANDED_ON`."""
     shape: Shape
     format: Format
 
+
+OUTSIDE = -1
+"""Where what belongs to no layer is made: embedding, head, what all layers share."""
+
+HANDED_ON = -2
+"""Where what one layer hands the next is made, whichever made it."""
 
 make = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
@@ -89,10 +95,18 @@ class Storage:
         """From now on it lives for another reason."""
         was = self.what
         if was.role != role:
-            what = self.what = make(What, (role, *was[1:]))
-            self.events += ((-self.bytes, was), (self.bytes, what))
+            self._is_now(make(What, (role, *was[1:])))
             if self.others is not None:
                 self.others.becomes(role)
+
+    def hand_on(self, operation: str) -> None:
+        """From now on it is what one layer hands another."""
+        _, _, _, shape, format = self.what
+        self._is_now(make(What, ("temporary", operation, HANDED_ON, shape, format)))
+
+    def _is_now(self, what: What) -> None:
+        self.events += ((-self.bytes, self.what), (self.bytes, what))
+        self.what = what
 
     def keep(self) -> None:
         """From now on it waits for the backward pass, if nothing else holds it yet."""

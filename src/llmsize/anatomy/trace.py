@@ -390,13 +390,15 @@ class Trace(Tape):
         kinds: Sequence[Kind],
         *held: Tensor | None,
         carried: list[Tensor] | None = None,
+        sharing: bool = False,
     ) -> Tensor:
         """`x` through one block a layer; of layers that repeat few are traced.
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive, and what is in
-        `carried`, by which blocks hand something to the next beside `x`. If that is given and the
-        first leaves it empty, layers cannot tell of what kinds their neighbours are.
+        `carried`, by which blocks hand something to the next beside `x`. If the first leaves that
+        empty, and blocks are not `sharing` what gradients flow to, layers cannot tell of what
+        kinds their neighbours are.
         """
         handed = [] if carried is None else carried
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
@@ -411,7 +413,7 @@ class Trace(Tape):
         for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
             if not settled and self._is_settled(x, carried, number):
                 settled = True
-                seen = [turn.kind[1:] for turn in turns] if carried == [] else ()
+                seen = None if carried or sharing else [turn.kind[1:] for turn in turns]
                 shown = self._follow(prefix, first, turns, shown_by(turns, number, seen))
             if shown[number] != number:
                 continue
@@ -437,7 +439,7 @@ class Trace(Tape):
         """
         trained = x.node is not None or not self.grad
         some = self.setting.checkpoint_every > 1
-        unknown = not number and (some or carried is not None)
+        unknown = not number
         return trained and not unknown and not (some and carried)
 
     def _follow(

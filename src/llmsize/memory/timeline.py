@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
-from llmsize.anatomy.tensor import Event, What
+from llmsize.anatomy.tensor import OUTSIDE, Event, What
 from llmsize.anatomy.trace import Trace
 from llmsize.term import Term
 
@@ -48,7 +48,7 @@ class Passage:
     @cached_property
     def _own(self) -> Passage | None:
         """What is the layer's own, unless all of it is: what refers to itself is freed late."""
-        own = [event for event in self.events if event[1].layer >= 0]
+        own = [event for event in self.events if event[1].layer != OUTSIDE]
         return Passage(own) if len(own) < len(self.events) else None
 
 
@@ -186,19 +186,29 @@ def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
     """The moment at which most is alive, in one phase or in all, with all that is alive."""
     size, at, turn = crest(parts, phase)
     part = parts[at]
-    live: dict[What, int] = {}
-    for earlier in parts[:at]:
-        _add(live, earlier.lasting(), earlier.times)
-    _add(live, part.lasting(), turn)
-    for before in part.passages[: part.crest_in]:
-        _add(live, before.lasting, 1)
     highest = part.passages[part.crest_in]
-    _add(live, unmatched(highest.events[: highest.crest_at]), 1)
+    live = _alive(
+        *((earlier.lasting(), earlier.times) for earlier in parts[:at]),
+        (part.lasting(), turn),
+        *((before.lasting, 1) for before in part.passages[: part.crest_in]),
+        (unmatched(highest.events[: highest.crest_at]), 1),
+    )
     last = highest.events[highest.crest_at - 1][1].operation if highest.crest_at else ""
-    return Moment(part.phase, last, part.turn, size, {w: n for w, n in live.items() if n})
+    return Moment(part.phase, last, part.turn, size, live)
 
 
-def _add(live: dict[What, int], events: Iterable[Event], times: int) -> None:
-    if times:
-        for change, what in events:
-            live[what] = live.get(what, 0) + change * times
+def _alive(*passed: tuple[Iterable[Event], int]) -> dict[What, int]:
+    """Bytes alive, by what they are, after events that happen so many times."""
+    sizes: dict[int, int] = {}  # by identity, which the events of one storage share
+    named: dict[int, What] = {}
+    for events, times in passed:
+        if times:
+            for change, what in events:
+                key = id(what)
+                sizes[key] = sizes.get(key, 0) + change * times
+                named[key] = what
+    live: dict[What, int] = {}
+    for key, size in sizes.items():
+        if size:
+            live[named[key]] = live.get(named[key], 0) + size
+    return {what: size for what, size in live.items() if size}

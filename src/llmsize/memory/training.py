@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import OUTSIDE, Tensor
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
@@ -139,7 +139,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     static = static_memory(trace, run)
     base, scratch = int(static.value), step_scratch(weights, run)
     moment = peak(parts)
-    kept, casts, in_layers = level(forward), _labelled(forward, casts=True), _labelled(forward)
+    kept, (casts, in_layers) = level(forward), _casts_and_layers(forward)
     step = TrainingStep(
         static=static,
         gradients=gradient_bytes(weights, run),
@@ -260,14 +260,16 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
     yield Point("step", "optimizer", live, live + scratch)
 
 
-def _labelled(parts: Iterable[Stretch], *, casts: bool = False) -> int:
-    """Bytes alive after `parts` that are casts of weights, or else that the layers made."""
-    return sum(
-        change * part.times
-        for part in parts
-        for change, what in part.lasting()
-        if (what.role == "cast" if casts else what.role != "cast" and what.layer >= 0)
-    )
+def _casts_and_layers(parts: Iterable[Stretch]) -> tuple[int, int]:
+    """Bytes alive after `parts` that are casts of weights, and others that the layers made."""
+    casts = in_layers = 0
+    for part in parts:
+        for change, what in part.lasting():
+            if what.role == "cast":
+                casts += change * part.times
+            elif what.layer >= 0:
+                in_layers += change * part.times
+    return casts, in_layers
 
 
 def _middle_layer(trace: Trace) -> int:
@@ -276,14 +278,22 @@ def _middle_layer(trace: Trace) -> int:
     Its successor frees some of what it makes.
     """
     layers = 1 + max(turn.indices[-1] for turn in trace.course)
-    middle = next(turn.layer for turn in trace.course if layers // 2 in turn.indices)
-    return sum(
-        change
-        for segment, after in pairwise(trace.segments)
-        if segment.phase == "forward" and segment.layer >= 0
-        for change, what in trace.events[segment.start : after.start]
-        if what.layer == middle and what.role != "cast"
-    )
+    made, taken = (_changes(trace, index) for index in (layers // 2, layers // 2 + 1))
+    return made[0] + taken[1]
+
+
+def _changes(trace: Trace, index: int) -> tuple[int, int]:
+    """What a layer keeps of its own and frees of its predecessor's in the forward pass."""
+    layer = next((turn.layer for turn in trace.course if index in turn.indices), OUTSIDE)
+    own = before = 0
+    for segment, after in pairwise(trace.segments):
+        if segment.phase == "forward" and segment.layer == layer != OUTSIDE:
+            for change, what in trace.events[segment.start : after.start]:
+                if what.layer == layer and what.role != "cast":
+                    own += change
+                elif what.layer != OUTSIDE and what.role != "cast":
+                    before += change
+    return own, before
 
 
 def check_trained(weights: Collection[Parameter], setting: Setting) -> None:

@@ -114,7 +114,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     def run(x: Tensor, kind: Kind) -> Tensor:
         return block(t, s, x, kind, reaches, stored, ops.select(t, extra, 2))
 
-    x = t.layers("model.layers", run, stacked(t, streams), kinds, position_ids)
+    x = t.layers("model.layers", run, stacked(t, streams), kinds, position_ids, sharing=True)
     del projected
     size = magnitude(t, ops.select(t, x, 0))
     streams = [ops.select(t, x, 0)]

@@ -155,7 +155,7 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
             x = add_input(t, s, x, last_token(t, own) if last else own)
         return scaled_in_place(t, x)
 
-    x = t.layers("model.layers", block, embeddings, kinds, position_ids)
+    x = t.layers("model.layers", block, embeddings, kinds, position_ids, sharing=True)
     return power_norm(t, x, "model.norm")
 
 
