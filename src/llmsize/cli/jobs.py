@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli.estimate import default_precision, format_named
@@ -68,16 +70,27 @@ def step(model: Architecture, work: Workload, job: Job) -> Question:
         method, work.batch, work.context, work.storage.format, rank=work.lora.rank,
         recompute="full", base=format_named(recipe.base) if recipe else None,
     )  # fmt: skip
-    precision = work.precision if full else presets.get(Precision, "pure-16bit")
-    stack = presets.get(Stack, "transformers")
-    return Question(model, choices, stack, precision, work.optimizer)
+    precision = work.precision if full else _beside_frozen()
+    return Question(model, choices, _usual_stack(), precision, work.optimizer)
+
+
+@cache
+def _beside_frozen() -> Precision:
+    """How adapters beside 16-bit or quantized weights are trained."""
+    return presets.get(Precision, "pure-16bit")
+
+
+@cache
+def _usual_stack() -> Stack:
+    """What trains."""
+    return presets.get(Stack, "transformers")
 
 
 def runtime(work: Workload, job: Job) -> Engine | Stack:
     """What would run it."""
     if job == "inference" and work.engine is not None:
         return work.engine
-    return presets.get(Stack, "transformers")
+    return _usual_stack()
 
 
 def refusal(work: Workload, job: Job, accelerator: Accelerator | None) -> str:

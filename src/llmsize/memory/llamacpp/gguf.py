@@ -6,7 +6,7 @@ llama.cpp 0c1e57098: conversion/*.py and gguf-py/gguf/tensor_mapping.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 
 from llmsize.anatomy.cache import LayerCache
@@ -138,6 +138,7 @@ LLAMA_3_1_CONTEXT = 131_072
 """Llama 3.1 and later stretch their rotations to this context by factors of their own."""
 
 
+@lru_cache(maxsize=8)  # asked for once for every recipe
 def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     """The checkpoint that `convert_hf_to_gguf.py` writes, from a trace of the model."""
     source = checkpoint(architecture, trace)
