@@ -29,20 +29,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure_trace import (
-    DTYPES,
-    AttentionKernels,
+from benchmarks.tracing.adapters import add_adapter
+from benchmarks.tracing.kernels import AttentionKernels
+from benchmarks.tracing.models import DTYPES, Settings, make_config, set_layers
+from benchmarks.tracing.runs import (
+    CHECKPOINTING,
     Run,
-    Settings,
-    Tracker,
-    add_lora,
     forward,
-    make_config,
     make_optimizer,
     optimizer_step,
     optimizer_tensors,
-    set_layers,
 )
+from benchmarks.tracing.tracker import Tracker
 
 DEVICE = "cuda"
 STEPS = 3
@@ -106,10 +104,9 @@ def build(settings: Settings) -> Run:
         model = factory.from_config(config, dtype=dtype, attn_implementation=settings.attn)
         total = sum(p.numel() for p in model.parameters())
         if settings.mode == "lora":
-            model = add_lora(model, settings)
+            model = add_adapter(model, settings)
     if settings.checkpoint:
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
     run = Run(settings, model.train(), Tracker(model), AttentionKernels(), total_parameters=total)
     run.optimizer = make_optimizer(run)
     return run

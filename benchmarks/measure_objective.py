@@ -14,15 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import measure_trace as base
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure_trace import parser, settings_of, write
+from benchmarks.tracing.fake_cuda import faked, install_fake_cuda
+from benchmarks.tracing.models import DTYPES, Settings, instantiate, layer_count, make_config
+from benchmarks.tracing.runs import (
+    CHECKPOINTING,
+    Run,
+    build,
+    make_batch,
+    make_optimizer,
+    optimizer_step,
+    saving,
+)
+from benchmarks.tracing.tracker import Tracker
+from benchmarks.tracing.training import forward_figures, register_static
 
 OBJECTIVES = ("dpo", "reward", "grpo")
 VOCABULARY_CHUNK = 32768  # trl/trainer/utils.py, `_CHUNKED_LOGPROB_CHUNK_SIZE`
@@ -95,7 +111,7 @@ def dpo_loss(model: Any, reference: Any, ids: torch.Tensor, scored: int) -> torc
         with without_adapters(model, reference):
             seen = log_probabilities(reference, ids, scored, ())
         if checkpointing:
-            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs=base.CHECKPOINTING)
+            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
     chosen_before, rejected_before = seen.log_probs.sum(dim=1).chunk(2, dim=0)
     delta = (chosen_logps - chosen_before) - (rejected_logps - rejected_before)
     return -F.logsigmoid(0.1 * delta).mean()
@@ -121,34 +137,32 @@ def grpo_loss(model: Any, reference: Any, ids: torch.Tensor, scored: int) -> tor
 LOSSES = {"dpo": dpo_loss, "reward": reward_loss, "grpo": grpo_loss}
 
 
-def prepared(settings: base.Settings, objective: str) -> tuple[base.Run, Any]:
+def prepared(settings: Settings, objective: str) -> tuple[Run, Any]:
     """The trained model with its optimizer, and the frozen reference if it is another model."""
     config = dict(settings.config)
     if objective == "reward":
         config |= {"architectures": ["ForSequenceClassification"], "num_labels": 1}
         config |= {"pad_token_id": 0}
     settings.config = config
-    run = base.build(settings)
+    run = build(settings)
     run.model.train()
-    run.optimizer = base.make_optimizer(run)
+    run.optimizer = make_optimizer(run)
     run.model.fused = fused_head() if objective != "reward" else None
     if objective != "dpo" or settings.mode != "full":
         return run, run.model
-    reference = base.instantiate(
-        base.make_config(config), dtype=base.DTYPES[settings.dtype], attn=settings.attn
-    )
+    reference = instantiate(make_config(config), dtype=DTYPES[settings.dtype], attn=settings.attn)
     reference.eval().requires_grad_(requires_grad=False)
     reference.fused = run.model.fused
     return run, reference
 
 
 def measure_objective(
-    settings: base.Settings, objective: str, scored: int
-) -> tuple[dict[str, Any], base.Tracker]:
+    settings: Settings, objective: str, scored: int
+) -> tuple[dict[str, Any], Tracker]:
     """One steady-state step; `batch` counts sequences, so that a pair is two."""
     run, reference = prepared(settings, objective)
-    tracker, batch = run.tracker, base.make_batch(settings)
-    static = base.register_static(run, {"input_ids": batch["input_ids"]})
+    tracker, batch = run.tracker, make_batch(settings)
+    static = register_static(run, {"input_ids": batch["input_ids"]})
     other = tracker.add_all(reference.parameters(), "param")
     tracker.add_all(reference.buffers(), "buffer")
     for parameter in run.trainable:
@@ -156,13 +170,13 @@ def measure_objective(
     enabled = settings.autocast != "none"
     with tracker.hooks(), tracker:
         tracker.start("fwd")
-        with base.saving(run), torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled):
+        with saving(run), torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled):
             loss = LOSSES[objective](run.model, reference, batch["input_ids"], scored)
-        figures = base.forward_figures(tracker, base.layer_count(run.model.config))
+        figures = forward_figures(tracker, layer_count(run.model.config))
         tracker.start("bwd")
         loss.backward()
         tracker.start("step")
-        base.optimizer_step(run)
+        optimizer_step(run)
     return {
         "params_trainable": sum(p.numel() for p in run.trainable),
         "reference_bytes": other,
@@ -174,24 +188,16 @@ def measure_objective(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure one case and print it as JSON."""
-    parser = base.parser()
-    parser.add_argument("--objective", choices=OBJECTIVES, required=True)
-    parser.add_argument("--scored", type=int, help="scored tokens of each sequence; all but one")
-    options = vars(parser.parse_args(arguments))
-    config = json.loads(options.pop("config").read_text())
-    objective, scored, ops, layers = (
-        options.pop(name) for name in ("objective", "scored", "ops", "layers")
-    )
-    options.pop("inference")
-    if layers is not None:
-        base.set_layers(config, layers)
-    base.install_fake_cuda()
-    settings = base.Settings(config=config, log_ops=ops is not None, **options)
-    with base.faked(settings):
-        result, tracker = measure_objective(settings, objective, scored or settings.seq - 1)
-    json.dump(options | {"objective": objective} | result, sys.stdout, indent=1)
-    if ops is not None:
-        ops.write_text(tracker.log_text())
+    p = parser()
+    p.add_argument("--objective", choices=OBJECTIVES, required=True)
+    p.add_argument("--scored", type=int, help="scored tokens of each sequence; all but one")
+    options = vars(p.parse_args(arguments))
+    settings = settings_of(options)
+    scored = options.pop("scored") or settings.seq - 1
+    install_fake_cuda()
+    with faked(padded=settings.padded, adapted=settings.mode != "full"):
+        figures, tracker = measure_objective(settings, options["objective"], scored)
+    write(figures, options, tracker)
     return 0
 
 

@@ -1,0 +1,115 @@
+"""A model on the fake device with what trains it, and the parts of its steps."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.tracing.adapters import add_adapter
+from benchmarks.tracing.kernels import AttentionKernels
+from benchmarks.tracing.models import DTYPES, Settings, classifies, instantiate, make_config
+from benchmarks.tracing.tracker import Peak, Tracker
+
+CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
+
+
+@dataclass
+class Run:
+    """A model on the fake device with what trains it."""
+
+    settings: Settings
+    model: Any
+    tracker: Tracker
+    kernels: AttentionKernels
+    optimizer: torch.optim.Optimizer | None = None
+    masters: list[torch.Tensor] = field(default_factory=list)
+    total_parameters: int = 0
+
+    @property
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """Parameters that get gradients."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
+def build(settings: Settings) -> Run:
+    """Put the model, adapters and gradient checkpointing in place."""
+    config = make_config(settings.config)
+    model = instantiate(config, dtype=DTYPES[settings.dtype], attn=settings.attn)
+    total = sum(p.numel() for p in model.parameters())
+    if settings.mode != "full":
+        model = add_adapter(model, settings)
+    if settings.checkpoint:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
+    kernels = AttentionKernels()
+    torch.nn.functional.scaled_dot_product_attention = kernels
+    tracker = Tracker(model, log=settings.log_ops)
+    return Run(settings, model, tracker, kernels, total_parameters=total)
+
+
+def make_optimizer(run: Run) -> torch.optim.Optimizer:
+    """AdamW with its states already there, on the weights or on fp32 copies of them."""
+    parameters: list[torch.Tensor] = list(run.trainable)
+    if run.settings.master:
+        parameters = run.masters = [p.detach().float().requires_grad_() for p in parameters]
+    fused = run.settings.optimizer == "adamw_fused"
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=fused, foreach=not fused)
+    for p in parameters:
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def make_batch(settings: Settings) -> dict[str, torch.Tensor]:
+    """Token ids and labels, with a mask when padded; a classifier has one label a sequence."""
+    shape = (settings.batch, settings.seq)
+    names = ["input_ids", "labels"] + (["attention_mask"] if settings.padded else [])
+    batch = {name: torch.zeros(shape, dtype=torch.int64) for name in names}
+    if classifies(settings.config):
+        batch["labels"] = torch.zeros(settings.batch, dtype=torch.int64)
+    return batch
+
+
+def forward(run: Run, batch: dict[str, torch.Tensor]) -> Any:
+    """The model's output with its loss, under autocast if asked."""
+    enabled = run.settings.autocast != "none"
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled):
+        return run.model(**batch, use_cache=False)
+
+
+def saving(run: Run) -> contextlib.AbstractContextManager[Any]:
+    """Log what autograd keeps, if an op log is wanted."""
+    if run.tracker.log is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(run.tracker.pack, lambda x: x)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Every tensor among the optimizer's states."""
+    return [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+
+
+def optimizer_step(run: Run) -> None:
+    """Step the weights, or their fp32 copies: gradients to fp32, step, copy back."""
+    assert run.optimizer is not None
+    pairs = list(zip(run.masters, run.trainable, strict=True)) if run.masters else []
+    for master, parameter in pairs:
+        assert parameter.grad is not None
+        master.grad = parameter.grad.float()
+    run.optimizer.step()
+    with torch.no_grad():
+        for master, parameter in pairs:
+            parameter.copy_(master)
+
+
+def place(peak: Peak) -> str:
+    """The op of a peak at the module it ran in."""
+    return f"{peak.op}@{peak.module or '<root>'}"
+
+
+def kernel_name(run: Run) -> str:
+    """The attention kernels that ran."""
+    return "+".join(sorted(run.kernels.used)) or run.settings.attn
