@@ -25,7 +25,7 @@ class Optimizer:
     """The states that one optimizer keeps, and which tensors are exceptions."""
 
     name: str
-    states: Mapping[str, str]
+    states: Mapping[str, str] = field(hash=False)
     """Format by state, `weight` for that of the weights it steps on."""
     source: str
     layout: Layout = "elementwise"

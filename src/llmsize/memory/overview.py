@@ -63,9 +63,6 @@ class Subject(NamedTuple):
     parameters: int
     shape_parameters: int
     """Parameters of the shape; equal to `parameters` for a real model."""
-
-    steps: dict[tuple[Setting, str, str], TrainingStep]
-    """Training steps of this shape that have been asked for already."""
     stored: dict[tuple[str, str], int]
     """Bytes of its tensors that have been asked for already, by recipe and own format."""
 
@@ -117,7 +114,7 @@ def subject(architecture: Architecture, parameters: int | None = None) -> Subjec
     """The model traced once; `parameters` overrides the count and keeps the shape."""
     trace = traced(architecture)
     counted = count(trace.weights.values()).total
-    return Subject(architecture, trace, parameters or counted, counted, {}, {})
+    return Subject(architecture, trace, parameters or counted, counted, {})
 
 
 def need(model: Subject, work: Workload, job: Job) -> Parts:
@@ -163,7 +160,8 @@ def lora_training(model: Subject, work: Workload) -> Parts:
     """Frozen weights, and trained adapters beside every linear layer."""
     if work.storage.recipe is not None and work.storage.recipe.container == "gguf":
         return dict.fromkeys(COMPONENTS, SERVED_ALONE)
-    step, kept = _followed(model, _adapter_run(work)), work.lora.format
+    step = training_step(model.architecture, _adapter_run(work))
+    kept = work.lora.format
     added = _per_parameter("adapters", step.trained, kept.block_bytes)
     return {
         "weights": total("weights", stored(model, work.storage, work.format_of), added),
@@ -338,7 +336,7 @@ def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
 
     Gradients appear as activations go, so this is less than all that the forward pass keeps.
     """
-    step = _followed(model, run)
+    step = training_step(model.architecture, run)
     states = sum(part.value for part in step.static.parts if part.name != "gradients")
     beyond = max(step.total - int(states) - step.gradients, 0)
     where = f"the peak is in the {step.phase} pass"
@@ -351,14 +349,7 @@ def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
 def step_of(model: Subject, work: Workload, job: Job) -> TrainingStep:
     """The training step of a job, followed tensor by tensor in the shape of the model."""
     run = _full_run(work) if job == "full training" else _adapter_run(work)
-    return _followed(model, run)
-
-
-def _followed(model: Subject, run: TrainingRun) -> TrainingStep:
-    key = (run.setting, run.precision.name, run.optimizer.name)
-    if key not in model.steps:
-        model.steps[key] = training_step(model.architecture, run)
-    return model.steps[key]
+    return training_step(model.architecture, run)
 
 
 def _full_run(work: Workload) -> TrainingRun:

@@ -10,6 +10,7 @@ rounding and the device's context are not in them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Literal, NamedTuple
@@ -126,6 +127,7 @@ class TrainingStep(NamedTuple):
         return above - self.step_scratch
 
 
+@lru_cache(maxsize=64)
 def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """Run one step of training and fold it.
 
