@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,14 +34,30 @@ class Arena:
         return start
 
     def give(self, start: int, size: int) -> None:
-        """Return a block and join it with its free neighbours."""
-        index = next((i for i, block in enumerate(self.free) if block[0] > start), len(self.free))
-        if index < len(self.free) and start + size == self.free[index][0]:
-            size += self.free.pop(index)[1]
-        if index and sum(self.free[index - 1]) == start:
-            before = self.free.pop(index - 1)
-            start, size, index = before[0], before[1] + size, index - 1
-        self.free.insert(index, (start, size))
+        """Return a block and join it with free neighbours, as `ggml_dyn_tallocr_free_bytes` does.
+
+        It looks no further than one neighbour on: blocks of no size, which a graph may have, keep
+        others apart.
+        """
+        free = self.free
+        for index, (first, room) in enumerate(free):
+            if first + room == start:
+                free[index] = (first, room + size)
+                self._join(index)
+                return
+            if start + size == first:
+                free[index] = (start, size + room)
+                self._join(index - 1)
+                return
+        free.insert(bisect_left(free, (start, 0)), (start, size))
+
+    def _join(self, index: int) -> None:
+        """Join a block with the next one if nothing is between them."""
+        if not 0 <= index < len(self.free) - 1:
+            return
+        (start, room), (after, more) = self.free[index : index + 2]
+        if start + room == after:
+            self.free[index : index + 2] = [(start, room + more)]
 
 
 @dataclass(slots=True)

@@ -33,6 +33,8 @@ class Builder:
         copied = ops.given(INT32, server.sequences)
         self.cells = view(copied, server.sequences, span=copied.bytes)
         """Which recurrent cell every sequence goes on from."""
+        self.other_cells = view(copied, 0, span=0)
+        """Cells that no sequence of the batch goes on from: none."""
 
     @property
     def by_sequence(self) -> tuple[int, int]:

@@ -116,6 +116,10 @@ PARALLEL = {
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
+UNROTATED = frozenset({"kimi-linear", "jamba", "nemotron_h", "gpt2", "gpt_bigcode", "bloom", "mpt"})
+"""Architectures without rotary positions: recurrent layers tell the order, or embeddings of
+positions do, or biases of attention."""
+
 LATE: Mapping[str, Late] = {
     "gpt-oss": "layers", "gemma3n": "layers", "gemma4": "norm", "qwen3next": "norm",
     "qwen35": "norm", "qwen35moe": "norm", "nemotron_h": "norm",
@@ -319,7 +323,7 @@ def _layer_norm(file: Checkpoint) -> bool:
 
 def _unrotated(family: str, caches: tuple[LayerCache, ...]) -> frozenset[int]:
     """Layers without rotary positions: every fourth, or those without a window."""
-    if family == "kimi-linear":
+    if family in UNROTATED:
         return frozenset(range(len(caches)))
     if family == "smollm3":
         return frozenset(range(3, len(caches), 4))

@@ -213,7 +213,10 @@ def _old(b: Builder, which: int) -> Tensor:
     """The cells of all sequences, from the cache; one of them is cleared there first."""
     cache = b.states[b.layer][which]
     b.graph.expand(ops.written(cache, cache))
-    return b.graph.expand(ops.get_rows(ops.reshape(cache, *cache.shape), b.cells))
+    cells = ops.reshape(cache, *cache.shape)
+    used = b.graph.expand(ops.get_rows(cells, b.cells))
+    _write(b, which, ops.get_rows(cells, b.other_cells))
+    return used
 
 
 def _old_columns(b: Builder) -> Tensor:
@@ -252,5 +255,6 @@ def _scan(b: Builder, values: Tensor, others: tuple[Tensor, ...], state: int) ->
     old = ops.reshape(cache, *cache.shape)
     scanned = ops.made("ssm_scan", FP32, (size,), old, values, *others, b.cells)
     b.graph.expand(scanned)
+    _write(b, 1, ops.get_rows(old, b.other_cells))
     _write(b, 1, view(scanned, state * b.server.sequences, span=4 * state * b.server.sequences))
     return scanned
