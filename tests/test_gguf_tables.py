@@ -141,35 +141,18 @@ def compute_mib(row: Row) -> tuple[float, float]:
     return device, host
 
 
-@pytest.mark.parametrize(
-    "row", projected("llamacpp_families.csv"), ids=lambda row: f"{row['model']}-{row['n_ctx']}"
-)
+PROJECTED = projected("llamacpp_families.csv") + projected("llamacpp_recurrent.csv")
+
+
+@pytest.mark.parametrize("row", PROJECTED, ids=lambda row: f"{row['model']}-{row['n_ctx']}")
 def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
-    """Projected by llama.cpp 0c1e57098 for a device that answers like a CUDA card; 0.01 MiB."""
+    """Projected by llama.cpp 0c1e57098 for a device that answers like a CUDA card; 0.01 MiB.
+
+    Decoders, and what is recurrent, hybrid, or has inputs of its own in every layer.
+    """
     device, host = compute_mib(row)
     assert device == pytest.approx(float(row["gpu_compute_mib"]), abs=0.0051)
     assert host == pytest.approx(float(row["host_compute_mib"]), abs=0.0051)
-
-
-def test_recurrent_and_hybrid_models_are_those_of_llama_cpp() -> None:
-    """Gemma 3n and 4, Kimi Linear, Mamba, Qwen3.5, Jamba, Falcon-H1, LFM2: most to 0.02 MiB.
-
-    Of a model that is partly on the host, copies of small weights are placed differently.
-    """
-    rows = projected("llamacpp_recurrent.csv")
-    errors = []
-    for row in rows:
-        device, host = compute_mib(row)
-        whole = row["gpu_layers"] == "all"
-        rel = None if whole else 0.01
-        assert host == pytest.approx(float(row["host_compute_mib"]), rel=rel, abs=0.0151)
-        expected = float(row["gpu_compute_mib"])
-        errors.append(abs(device - expected) / expected)
-        if whole and row["flash_attn"] == "1":
-            assert device == pytest.approx(expected, abs=0.0151), row
-    errors.sort()
-    assert errors[len(errors) // 2] < 1e-3
-    assert errors[len(errors) * 95 // 100] < 0.08
 
 
 VLLM_LOGS = [

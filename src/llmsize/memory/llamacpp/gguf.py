@@ -116,6 +116,9 @@ PARALLEL = {
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
+UNNORMALIZED = frozenset({"deepseek2", "jamba"})
+"""Architectures that leave the weights of the chosen experts as they are unless told otherwise."""
+
 UNROTATED = frozenset({"kimi-linear", "jamba", "nemotron_h", "gpt2", "gpt_bigcode", "bloom", "mpt"})
 """Architectures without rotary positions: recurrent layers tell the order, or embeddings of
 positions do, or biases of attention."""
@@ -224,7 +227,8 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         heads=file.heads,
         experts_used=file.experts_used,
         routing=_routing(architecture),
-        normalized=not oai and config.flag("norm_topk_prob", default=file.family != "deepseek2"),
+        normalized=not oai
+        and config.flag("norm_topk_prob", default=file.family not in UNNORMALIZED),
         expert_groups=config.count("n_group", default=1) or 1,
         groups_used=config.count("topk_group", default=1) or 1,
         rope_dim=config.count("qk_rope_head_dim"),

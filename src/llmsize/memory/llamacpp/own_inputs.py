@@ -17,7 +17,9 @@ def own_inputs(b: Builder, x: Tensor) -> Tensor:
     tokens = ops.given(INT32, b.tokens)
     looked_up = ops.get_rows(b.needed("per_layer_token_embd"), tokens)
     layers = looked_up.shape[0] // channels
-    looked_up = b.graph.expand(ops.reshape(looked_up, channels, layers, b.tokens))
+    # the scale decides where it is read from: on the device, if the embedding is in host memory
+    looked_up = ops.apply("scale", ops.reshape(looked_up, channels, layers, b.tokens))
+    looked_up = b.graph.expand(looked_up)
     projected = ops.matmul(b.needed("per_layer_model_proj"), x)
     projected = ops.reshape(projected, channels, layers, b.tokens)
     both = ops.apply("add", b.norm(projected, "per_layer_proj_norm"), looked_up)
