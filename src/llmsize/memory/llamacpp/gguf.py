@@ -116,7 +116,7 @@ PARALLEL = {
 }
 """Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
 
-UNNORMALIZED = frozenset({"deepseek2", "jamba"})
+UNNORMALIZED = frozenset({"deepseek", "deepseek2", "jamba"})
 """Architectures that leave the weights of the chosen experts as they are unless told otherwise."""
 
 UNROTATED = frozenset({"kimi-linear", "jamba", "nemotron_h", "gpt2", "gpt_bigcode", "bloom", "mpt"})
