@@ -128,9 +128,14 @@ def inference_memory(rows: list[dict[str, str]], directory: Path) -> Iterator[An
             yield Answer(row["case_id"], quantity, int(row[quantity]), value)
 
 
+BLOG_2023 = "hf-4bit-blog"
+"""The post of 24 May 2023: with bitsandbytes 0.39.0, and a transformers that computes Llama's
+attention by nothing but eager operations (pull request 26572 is of December). Ranks and targets are
+in a gist that it links, and in no text that could be read."""
+
 STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth",
           "torchtitan": "torchtitan", "hf-docs": "transformers-4-torch-1",
-          "xmem-data": "transformers-4"}  # fmt: skip
+          "xmem-data": "transformers-4", BLOG_2023: "transformers-4"}  # fmt: skip
 """The framework of each source; transformers for all others."""
 
 METHODS = {
@@ -231,6 +236,8 @@ def _stack(row: Mapping[str, str]) -> Stack:
         stack = replace(stack, compiled_loss=False)
     if row["source"] == "xmem-data":  # perf_estimator/trainer/train_loop.py holds `outputs`
         stack = replace(stack, keep_outputs=True)
+    if row["source"] == BLOG_2023:
+        stack = replace(stack, keeps_quantized_inputs=True)
     before = row["notes"].startswith(("+ packed", "+ compile"))
     return replace(stack, loss="eager") if before else stack
 
@@ -273,7 +280,7 @@ def _published(row: Mapping[str, str]) -> Choices:
         base=_quantized(row),
         recompute=next((kind for kind in RECOMPUTED if row["recompute"].startswith(kind)), "none"),
         offload_checkpoints="offload" in row["recompute"],
-        attention="eager" if row["attention"] == "eager" else "sdpa",
+        attention="eager" if row["attention"] == "eager" or row["source"] == BLOG_2023 else "sdpa",
         fused_backward="fused in backward" in row["optimizer"],
         compiled=row["compile"] == "yes",
     )
