@@ -10,7 +10,7 @@ from llmsize import presets
 from llmsize.answer import Absent, Cell, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli.estimate import format_named
-from llmsize.cli.jobs import band_of, need_of, refusal
+from llmsize.cli.jobs import band_of, refusal, step
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Machine
@@ -19,7 +19,7 @@ from llmsize.memory import overview
 from llmsize.memory.overview import JOBS, Job, Subject, Workload
 from llmsize.planning.catalogue import Choice, Filter, parameters, search, wanted
 from llmsize.planning.fits import approached, largest_near
-from llmsize.planning.needs import estimated
+from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.term import Term, fact
 
 STORAGES = {
@@ -139,8 +139,11 @@ def searching(
     band = max((band_of(work, job).share for work in usable.values()), default=0.0)
 
     def need(model: Architecture, title: str) -> int | None:
+        work = usable[title]
         try:
-            return int(need_of(subjects(model), usable[title], job, devices).value)
+            if job == "inference":
+                return int(serving(subjects(model), work, devices).value)
+            return int(tuning(step(model, work, job), devices).value)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
 
@@ -154,12 +157,16 @@ def bound(
     works: Mapping[str, Workload], subjects: Callable[[Architecture], Subject], job: Job,
     budget: int, devices: int,
 ) -> Callable[[Architecture, str], float]:  # fmt: skip
-    """What a model takes at least on each device: by its count, or if that fits, as stored."""
+    """What a model takes at least on each device: by its count, or if that fits, as stored.
+
+    How it is stored takes an outline of it, which a step of training that mostly fits is not worth.
+    """
 
     def least(model: Architecture, title: str) -> float:
         work = works[title]
         bare = 0.0 if _is_file(work) else parameters(model) * _least(work, job) / devices
-        if bare > budget or job == "full training":
+        mostly_fits = job != "inference" and bare < budget / 2
+        if bare > budget or mostly_fits or job == "full training":
             return bare
         try:
             held = sum(part.value for part in _held(subjects(model), work, job))
