@@ -152,3 +152,29 @@ def test_several_devices_are_said_to_hold_copies(capsys: pytest.CaptureFixture[s
     """More cards need more of each, which only data parallel training explains."""
     assert run(["train", "smollm-135m", "--gpus", "2"]) == 0
     assert "every device has a copy of everything" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_engine_that_is_not_there_does_not_sleep(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--vllm-sleep` says something about the share of vLLM only."""
+    assert run(["train", "gpt2", "--objective", "grpo", "--vllm-sleep"]) == 2
+    assert "--vllm-share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "--recipe mixed"), (["--method", "lora"], "--recipe amp"),
+     (["--method", "lora", "--recipe", "amp"], ""), (["--recipe", "mixed"], ""),
+     (["--dtype", "fp32"], "")],
+)  # fmt: skip
+def test_the_usual_recipe_is_told_where_another_one_ran(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainers keep a master copy or run adapters under autocast; the default does neither."""
+    found = [note for note in answer(capsys, "gpt2", *words)["notes"] if "--recipe" in note]
+    assert [told in note for note in found] == ([True] if told else [])
+
+
+def test_a_tower_that_is_not_loaded_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gemma 3 4B has a SigLIP tower of 417 million parameters (Gemma 3 report, section 2.1)."""
+    told = answer(capsys, "gemma-3-4b", "--method", "lora")["assumptions"]
+    assert any("417M parameters" in text for text in told)

@@ -81,6 +81,19 @@ class Precision:
         return self.master or self.weights
 
 
+def check_recipe(precision: Precision, dtype: Format) -> None:
+    """Raise `LLMSizeError` for a recipe of 16-bit copies where the weights are in fp32."""
+    if dtype != FP32:
+        return
+    if precision.autocast:
+        raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")
+    if precision.master:
+        raise LLMSizeError(
+            f"`{precision.name}` keeps an fp32 copy of 16-bit weights, and these are fp32 already",
+            hint="`--recipe fp32`, or `--dtype bf16`",
+        )
+
+
 def kept_format(precision: Precision, name: str, dtype: Format) -> Format:
     """The format of one of its copies, where `dtype` is the one that was asked for.
 

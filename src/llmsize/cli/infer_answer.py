@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from llmsize import presets, units
 from llmsize.anatomy.towers import towers
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
+from llmsize.cli import options
 from llmsize.cli.served import PREDICTION, Setting, Subject, recipes, restored
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
@@ -161,10 +162,7 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
     if recipe and recipe.name in engine.unties and "head" not in {w.role for w in weights}:
         yield "the output matrix is held beside the embedding that it repeats, as was measured"
     yield from _uncounted(question)
-    positions = question.architecture.context_length
-    if positions is not None and question.context > positions:
-        yield (f"{question.context:,} tokens are more than the {positions:,} positions that the "
-               "model was made for")  # fmt: skip
+    yield from options.beyond_positions(question.architecture, question.context)
 
 
 def _uncounted(question: Serving) -> Iterator[str]:

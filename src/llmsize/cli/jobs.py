@@ -7,6 +7,7 @@ from functools import cache
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli.estimate import default_precision, format_named
+from llmsize.cli.options import usual_engine
 from llmsize.engine import Engine, on_card
 from llmsize.hardware import Accelerator, Machine, supports
 from llmsize.memory.methods import Choices
@@ -28,7 +29,7 @@ def workload(storage: Storage, batch: int, context: int, engine: str = "") -> Wo
     return Workload(
         storage, presets.get(Precision, default_precision(storage)),
         presets.get(Optimizer, "adamw"), format_named, batch, context, recompute=True,
-        engine=presets.get(Engine, engine or _usual_engine(storage)),
+        engine=presets.get(Engine, engine or usual_engine(storage)),
     )  # fmt: skip
 
 
@@ -45,12 +46,6 @@ def engine_on(machine: Machine, engine: Engine) -> Engine:
     if card is None:
         return on_card(engine, "", memory)
     return on_card(engine, card.name, memory, card.compute_capability)
-
-
-def _usual_engine(storage: Storage) -> str:
-    """llama.cpp for its own files, transformers for everything else."""
-    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
-    return "llama.cpp" if gguf else "transformers"
 
 
 def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:

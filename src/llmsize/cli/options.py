@@ -11,6 +11,7 @@ from llmsize import presets
 from llmsize.cli.declare import Argument, Option, counting
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import Format
+from llmsize.units import format_count
 
 if TYPE_CHECKING:
     from llmsize.architecture import Architecture
@@ -189,12 +190,41 @@ def own_storage(architecture: Architecture) -> Storage:
     return storage(recipe_name(architecture.stored))._replace(format=plain.format)
 
 
+def usual_engine(storage: Storage) -> str:
+    """llama.cpp for its own files, transformers for everything else."""
+    gguf = storage.recipe is not None and storage.recipe.container == "gguf"
+    return "llama.cpp" if gguf else "transformers"
+
+
 def requantized(architecture: Architecture, name: str) -> tuple[str, ...]:
     """What training from weights in the format `name` assumes of a quantized checkpoint."""
     if not architecture.stored:
         return ()
     method = printable(str(architecture.stored.get("quant_method", "quantized")), 40)
     return (f"training starts from weights in {name}; those of the checkpoint are in {method}",)
+
+
+def beyond_positions(architecture: Architecture, tokens: int) -> tuple[str, ...]:
+    """That a sequence is longer than any the model was made for, if it is."""
+    positions = architecture.context_length
+    if positions is None or tokens <= positions:
+        return ()
+    return (f"{tokens:,} tokens are more than the {positions:,} positions that the model was made "
+            "for",)  # fmt: skip
+
+
+def language_model_alone(architecture: Architecture) -> tuple[str, ...]:
+    """What training leaves out of a checkpoint for several media, if it is of one."""
+    from llmsize.anatomy.towers import towers
+
+    beside = [
+        part.name if part.parameters is None
+        else f"{part.name} ({format_count(part.parameters)} parameters)"
+        for part in towers(architecture.config, architecture.name)
+    ]  # fmt: skip
+    if not beside:
+        return ()
+    return (f"the language model alone is loaded and trained, without {' and '.join(beside)}",)
 
 
 def drawn_into(charts: Sequence[Chart], path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from llmsize import presets
-from llmsize.anatomy import traced
+from llmsize.anatomy import Setting, traced
 from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
@@ -16,7 +16,7 @@ from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Batch, Model
 from llmsize.errors import LLMSizeError
-from llmsize.formats import TRAINED, Format
+from llmsize.formats import FP32, TRAINED, Format
 from llmsize.hardware import Machine
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import (
@@ -30,7 +30,7 @@ from llmsize.memory.methods import (
 from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import Offload, TrainingRun, TrainingStep, training_step
-from llmsize.optimizers import Optimizer, Precision
+from llmsize.optimizers import DTYPE, Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest
 from llmsize.planning.slowdown import slowdown
@@ -274,7 +274,10 @@ def _question(
     stack, formats = presets.get(Stack, knobs.stack), filter(None, [choices.format, choices.base])
     check_support(stack, machine.accelerator if machine else None, *formats)
     optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or "adamw")
-    return Question(architecture, choices, stack, presets.get(Precision, knobs.recipe), optimizer)
+    precision = presets.get(Precision, knobs.recipe)
+    if precision.name == Knobs().recipe and choices.format == FP32:
+        precision = presets.get(Precision, "fp32")  # the same bytes, by their name
+    return Question(architecture, choices, stack, precision, optimizer)
 
 
 def _choices(step: Step, **given: Any) -> Choices:
@@ -293,9 +296,11 @@ def _choices(step: Step, **given: Any) -> Choices:
 def _given(step: Step, budget: int | None) -> dict[str, Any]:
     """The choices that mean something for some methods or objectives only, where given.
 
-    Raises `LLMSizeError` for rollouts where nothing is written.
+    Raises `LLMSizeError` for rollouts where nothing is written, and an engine's sleep without one.
     """
     trained, aim = step.trained, step.aim
+    if aim.engine_sleeps and not aim.engine_share:
+        raise LLMSizeError("no engine sleeps", hint="add its share of the device: --vllm-share 0.3")
     check_rollout(
         OBJECTIVES[aim.objective], completion=aim.completion, rollouts=aim.rollouts,
         engine=aim.engine_share,
@@ -382,7 +387,7 @@ def _estimate(question: Question, budget: int | None, *, timeline: bool, every: 
         headline=_headline(question, memory, host, budget),
         answer=tuple(answer),
         assumptions=_assumptions(question),
-        notes=_notes(question, step, memory, budget),
+        notes=(*_notes(question, step, memory, budget), *_of_precision(question, run.setting)),
         verdict=fits,
     )  # fmt: skip
 
@@ -487,19 +492,15 @@ def _known_changes() -> tuple[planning.Change[Question], ...]:
 
 def _assumptions(question: Question) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
-    stack, positions = question.stack, question.architecture.context_length
+    stack, model, choices = question.stack, question.architecture, question.choices
     told = [
         f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, "
         f"slack {format_share(stack.allocator_slack)} and context {format_bytes(stack.context)} "
         "are fitted"
     ]
-    if positions is not None and question.choices.sequence > positions:
-        told.append(
-            f"{question.choices.sequence:,} tokens are more than the {positions:,} positions that "
-            "the model was made for"
-        )
-    choices = question.choices
-    told += options.requantized(question.architecture, (choices.base or choices.format).name)
+    told += options.language_model_alone(model)
+    told += options.beyond_positions(model, choices.sequence)
+    told += options.requantized(model, (choices.base or choices.format).name)
     if choices.base is not None and not choices.upcast:
         told.append(
             f"embeddings, head and norms stay in {choices.format.name}: peft's "
@@ -555,6 +556,20 @@ def _notes(
             )
         told.append(advice(question, remedy(question, budget)))
     return tuple(told)
+
+
+def _of_precision(question: Question, setting: Setting) -> Iterator[str]:
+    """What a usual run keeps, or computes, in another format than this one."""
+    method, precision = method_named(question.choices.method), question.precision
+    if question.choices.format == FP32:
+        return
+    if method.name == "full" and precision.weights == DTYPE and not precision.master:
+        yield (f"training keeps {precision.title} (`--recipe {precision.name}`); `estimate` and "
+               "`fits` count an fp32 master copy (`--recipe mixed`)")  # fmt: skip
+    wide = setting.adapter is not None and setting.adapter.format == FP32
+    if wide and "rank" in method.takes and not precision.autocast:
+        yield ("fp32 adapters are computed in fp32; under autocast, as by the Trainer's "
+               "`bf16=True`, in 16 bit (`--recipe amp`)")  # fmt: skip
 
 
 def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], ...]:

@@ -20,10 +20,10 @@ from llmsize.anatomy.prompts import (
 )
 from llmsize.anatomy.weight_changes import BOFT, HiRA, LoHa, LoKr, MiSS, VeRA
 from llmsize.errors import LLMSizeError, did_you_mean, printable
-from llmsize.formats import BF16, FP32, TRAINED, Format, native
+from llmsize.formats import BF16, TRAINED, Format, native
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
 from llmsize.memory.training import Offload, TrainingRun
-from llmsize.optimizers import Optimizer, Precision, kept_format, projected
+from llmsize.optimizers import Optimizer, Precision, check_recipe, kept_format, projected
 from llmsize.stack import WEIGHT, Stack
 
 Recompute = Literal["none", "full", "selective"]
@@ -421,8 +421,7 @@ def _check_formats(choices: Choices, method: Method, precision: Precision) -> No
         )
     if choices.upcast and choices.base is None:
         raise LLMSizeError("only beside a quantized base is the rest upcast", hint="add `--base`")
-    if precision.autocast and choices.format is FP32:
-        raise LLMSizeError("autocast needs a 16-bit format", hint="`--dtype bf16` or `fp16`")
+    check_recipe(precision, choices.format)
 
 
 def _check_recomputation(choices: Choices, method: Method) -> None:
