@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import llmsize
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import run
@@ -91,6 +92,59 @@ def test_adapters_that_keep_more_than_full_training_are_told(
     assert run(["estimate", "llama-2-7b", "--format", "json"]) == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert any("LoRA saves states" in note for note in notes)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "bloom-560m", "gemma-3-4b", "gpt-oss-20b", "mamba-130m"])
+def test_it_agrees_with_infer_about_inference(model: str) -> None:
+    """One model in one place is one question, whichever command it is put to."""
+    overview = llmsize.estimate(model, context=1024)
+    served = llmsize.infer(model, context=1024)
+    assert overview.answer[0].column("inference")["total"].value == (
+        served.answer[0].column("GPU 0")["total"].value
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "knobs"),
+    [("full training", {"recipe": "mixed"}), ("LoRA", {"method": "lora"}),
+     ("QLoRA", {"method": "qlora"})],
+)  # fmt: skip
+def test_it_agrees_with_train_about_training(job: str, knobs: dict[str, str]) -> None:
+    """What the device shows is allocated, slack and context; only step counters are left out."""
+    overview = llmsize.estimate("llama-3.1-8b", dtype="bf16", context=2048)
+    step = llmsize.train("llama-3.1-8b", seq_len=2048, **knobs)
+    shown = step.answer[0].column("memory")["device memory"].value
+    assert 0 <= shown - overview.answer[0].column(job)["total"].value < 4096
+
+
+@pytest.mark.parametrize("recipe", ["mixed", "megatron", "amp"])
+def test_fp32_weights_have_no_16_bit_recipe(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A master copy and autocast are for 16-bit weights, wherever they are asked for."""
+    for command in (["estimate", "gpt2"], ["train", "gpt2"]):
+        assert run([*command, "--dtype", "fp32", "--recipe", recipe]) == 2
+        assert "--dtype bf16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp64", "int4"])
+def test_no_adapters_beside_what_nothing_is_computed_in(
+    dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Integers without scales and fp64 are no base; QLoRA has its own, and 16 bit around it."""
+    table = cells(capsys, "gpt2", "--dtype", dtype)
+    plain = cells(capsys, "gpt2", "--dtype", "bf16")
+    assert "LoRA" not in table["total"]
+    assert table["total"]["QLoRA"] == plain["total"]["QLoRA"]
+
+
+def test_positions_that_the_model_does_not_have_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """GPT-2 has 1,024 of them, as its configuration says."""
+    for words in (["estimate", "gpt2"], ["infer", "gpt2"], ["fits", "gpt2", "--vram", "8GB"]):
+        assert run([*words, "--context", "2048"]) == 0
+        assert "more than the 1,024 positions" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_bare_count_assumes_a_shape_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,13 +20,17 @@ from llmsize.cli.options import (
     Parameters,
     completing,
 )
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import FP32, TRAINED, Format
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
+from llmsize.memory.peak import on_device
 from llmsize.memory.weights import Recipe
-from llmsize.optimizers import Optimizer, Precision
-from llmsize.term import Term
+from llmsize.optimizers import Optimizer, Precision, check_recipe
+from llmsize.planning.needs import serving
+from llmsize.stack import Stack
+from llmsize.term import Term, total
 from llmsize.units import format_bytes, format_count
 
 EXAMPLES = (
@@ -41,6 +45,20 @@ CONTEXT = 4096
 QLORA_BASE = "nf4"
 STATES = ("weights", "gradients", "optimizer states")
 """What a training step starts from: the model states of the ZeRO paper (arXiv:1910.02054)."""
+OVERHEAD = "runtime overhead"
+COUNTED_AS = {
+    "recurrent state": "KV cache", "matrix unpacked": "activations",
+    **dict.fromkeys(
+        ("context and libraries", "CUDA context and libraries", "blocks beyond tensors",
+         "rotary tables"), OVERHEAD,
+    ),
+}  # fmt: skip
+"""The rows that parts of `llmsize infer` belong to; others have a row of their own."""
+WHOLE_FILE = (
+    "the whole file is on the device; llama.cpp leaves the embedding to the host (`llmsize infer "
+    "--engine llama.cpp`)"
+)
+NOT_LOADED = "the language model alone is trained"
 
 
 OptimizerName = Annotated[
@@ -98,9 +116,42 @@ def estimate(
     if convention == "article":
         parts = overview.article(subject.parameters, work.storage.format)
         return _answer(question, subject, name, parts, (), (ARTICLE,))
-    parts = {job: overview.need(subject, works[job], job) for job in JOBS}
+    parts = {job: _parts(subject, works[job], job) for job in JOBS}
     assumptions += assumed + _range(subject, work)
     return _answer(question, subject, name, parts, assumptions, _notes(work, parts))
+
+
+def _parts(subject: Subject, work: Workload, job: Job) -> Parts:
+    """What one job takes on a device, as `llmsize infer` or `llmsize train` has it."""
+    if job == "inference":
+        return _served(subject, work)
+    parts = overview.need(subject, work, job)
+    allocated = overview.sum_of({what: parts[what] for what in COMPONENTS if what != OVERHEAD})
+    if isinstance(allocated, str):
+        return parts
+    beside = on_device(allocated, presets.get(Stack, "transformers")).parts[1:]
+    return parts | {OVERHEAD: total(OVERHEAD, *beside)}
+
+
+def _served(subject: Subject, work: Workload) -> Parts:
+    """A prompt read and answered by the engine that usually runs such weights.
+
+    The pass is that of the shape, also where that stands in for a count; the weights are all on the
+    device. An encoder answers nothing, and its pass follows a published formula.
+    """
+    parts = overview.inference(subject, work)
+    if not subject.trace.caches:
+        return parts | {"KV cache": "an encoder keeps nothing of its tokens"}
+    shape = subject._replace(parameters=subject.shape_parameters)
+    engine = presets.get(Engine, options.usual_engine(work.storage))
+    followed: dict[str, list[Term]] = {}
+    for part in serving(shape, work._replace(engine=engine)).parts:
+        followed.setdefault(COUNTED_AS.get(part.name, part.name), []).append(part)
+    del followed["weights"]
+    for what, terms in followed.items():
+        made = terms[0] if len(terms) == 1 else total(what, *terms)
+        parts[what] = replace(made, grade="assumed") if subject.assumed else made
+    return parts
 
 
 ARTICLE = (
@@ -147,9 +198,13 @@ def _workload(
         context = min(CONTEXT, limit) if limit and not subject.assumed else CONTEXT
         assumed.append(f"{context:,} tokens in each sequence")
     precision = presets.get(Precision, recipe or default_precision(storage))
+    check_recipe(precision, storage.format)
     work = Workload(
         storage, precision, presets.get(Optimizer, optimizer), format_named, batch, context
     )
+    assumed += options.beyond_positions(subject.architecture, context)
+    if options.usual_engine(storage) == "llama.cpp":
+        assumed.append(WHOLE_FILE)
     assumed.append(
         f"LoRA and QLoRA with rank {work.lora.rank} on every linear layer, "
         f"and {QLORA_BASE} for the frozen weights of QLoRA"
@@ -159,7 +214,7 @@ def _workload(
 
 def default_precision(storage: Storage) -> str:
     """What people mean by training weights in a format."""
-    return "fp32" if storage.format.name == "fp32" else "mixed"
+    return "fp32" if storage.format == FP32 else "mixed"
 
 
 @lru_cache(maxsize=512)
@@ -172,7 +227,8 @@ def _works(subject: Subject, work: Workload, dtype: str) -> dict[Job, Workload]:
     """The knobs of every job: checkpoints are served as they are stored, QLoRA has its own base."""
     own = not (dtype or subject.assumed)
     served = options.own_storage(subject.architecture) if own else work.storage
-    base = Storage(QLORA_BASE, work.storage.format, presets.get(Recipe, QLORA_BASE))
+    beside = work.storage.format if work.storage.format in TRAINED else format_named("bf16")
+    base = Storage(QLORA_BASE, beside, presets.get(Recipe, QLORA_BASE))
     return {
         "inference": work._replace(storage=served), "full training": work, "LoRA": work,
         "QLoRA": work._replace(storage=base),
@@ -200,7 +256,9 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
 
 
 def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
-    told = [f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)"]
+    told = []
+    if work.storage.trainable:
+        told.append(f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)")
     if work.storage.name == "fp32":
         told.append(f"{ARTICLE} (`--convention article`)")
     full, adapted = (jobs[job]["activations"] for job in ("full training", "LoRA"))
@@ -218,7 +276,8 @@ def _answer(
     jobs: dict[Job, Parts], assumptions: tuple[str, ...], notes: tuple[str, ...],
 ) -> Estimate:  # fmt: skip
     sums = {job: overview.sum_of(parts) for job, parts in jobs.items()}
-    rows = [_row(name, {job: jobs[job][name] for job in JOBS}) for name in COMPONENTS]
+    names = dict.fromkeys((*COMPONENTS[:-1], *jobs["inference"]))  # towers before the overhead
+    rows = [_row(name, {job: jobs[job].get(name, NOT_LOADED) for job in JOBS}) for name in names]
     rows.insert(len(STATES), _row("model states", {job: _states(jobs[job]) for job in JOBS}))
     rows.append(_row("total", sums))
     table = Table("", JOBS, tuple(rows), heading="memory", total=True)

@@ -421,12 +421,14 @@ def _assumptions(
     work: Workload, job: Job, architecture: Architecture, devices: int = 1
 ) -> tuple[str, ...]:
     told = [f"{work.batch} × {work.context:,} tokens (`--batch`, `--context`)"]
+    told += options.beyond_positions(architecture, work.context)
     if devices > 1:
         told.append(f"{devices:,} devices: {_layout(work, job)}")
     if job == "inference" and work.batch > 1 and not (work.engine and work.engine.prefill):
         told.append(AT_ONCE)
     if job != "inference":
         told.append("every layer is recomputed in the backward pass (gradient checkpointing)")
+        told += options.language_model_alone(architecture)
         told += options.requantized(architecture, work.storage.name)
     return tuple(told)
 

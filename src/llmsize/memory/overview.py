@@ -42,6 +42,9 @@ COMPONENTS = (
     "weights", "gradients", "optimizer states", "activations", "KV cache", "runtime overhead",
 )  # fmt: skip
 
+STATES = ("weights", "master weights", "optimizer states")
+"""What a training step starts from, but for gradients that stay; inputs and buffers are small."""
+
 KORTHIKANTI = "Korthikanti et al. 2022, arXiv:2205.05198, equation 2 and section 4.3"
 RUNTIME = fact(
     "CUDA context and libraries", 612 * 2**20, unit="bytes", grade="assumed",
@@ -158,8 +161,8 @@ def full_training(model: Subject, work: Workload) -> Parts:
 
 def lora_training(model: Subject, work: Workload) -> Parts:
     """Frozen weights, and trained adapters beside every linear layer."""
-    if work.storage.recipe is not None and work.storage.recipe.container == "gguf":
-        return dict.fromkeys(COMPONENTS, SERVED_ALONE)
+    if reason := not_adapted(work.storage):
+        return dict.fromkeys(COMPONENTS, reason)
     step = training_step(model.architecture, _adapter_run(work))
     kept = work.lora.format
     added = _per_parameter("adapters", step.trained, kept.block_bytes)
@@ -171,6 +174,15 @@ def lora_training(model: Subject, work: Workload) -> Parts:
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
+
+
+def not_adapted(storage: Storage) -> str:
+    """Why nothing is trained beside weights that are stored so; empty where adapters are."""
+    if storage.recipe is not None:
+        return SERVED_ALONE if storage.recipe.container == "gguf" else ""
+    if storage.trainable:
+        return ""
+    return f"no adapters beside {storage.name}; 16 bit, `llm-int8` and `nf4` are bases of them"
 
 
 def article(parameters: int, format: Format) -> dict[Job, Parts]:
@@ -337,7 +349,7 @@ def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
     Gradients appear as activations go, so this is less than all that the forward pass keeps.
     """
     step = training_step(model.architecture, run)
-    states = sum(part.value for part in step.static.parts if part.name != "gradients")
+    states = sum(part.value for part in step.static.parts if part.name in STATES)
     beyond = max(step.total - int(states) - step.gradients, 0)
     where = f"the peak is in the {step.phase} pass"
     return Term(
