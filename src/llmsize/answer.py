@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsize import __version__
+from llmsize.quick_dataclasses import dataclass
 from llmsize.term import Term
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass
 
 POINTS = 97
 """Points along a curve; enough for a straight-looking line in any picture."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
+
+from llmsize.quick_dataclasses import dataclass
 
 PACKED = frozenset({"int32", "uint8", "int16", "uint16", "uint32"})
 """Plain integers in which weights of fewer bits are packed; their elements are not parameters."""

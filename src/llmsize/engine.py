@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from llmsize.quick_dataclasses import dataclass, field, replace
 from llmsize.units import GIB
 
 Allocation = Literal["grown", "pool", "buffers"]

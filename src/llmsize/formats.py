@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.quick_dataclasses import dataclass, field
 
 IEEE = "IEEE 754-2019, table 3.5"
 

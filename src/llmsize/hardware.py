@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 from llmsize.errors import LLMSizeError, UndeterminedError
 from llmsize.formats import Format
+from llmsize.quick_dataclasses import dataclass, field, replace
 from llmsize.term import Term, fact, term, total
 from llmsize.units import format_bytes
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil, log
 
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass
 
 SPAN = 1.25
 """Models whose counts differ by less than this factor are of one size."""

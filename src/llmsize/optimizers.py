@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format, native, stored_bytes
+from llmsize.quick_dataclasses import dataclass, field, replace
 
 Layout = Literal["elementwise", "block", "matrix", "factored", "low_rank"]
 """How states follow a weight: a number per element; the same in blocks with a scale; per element

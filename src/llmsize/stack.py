@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from llmsize.quick_dataclasses import dataclass, field
 
 Loss = Literal["eager", "chunked", "fused_linear", "tiled"]
 """All logits at once; some tokens at a time; head and loss together, some tokens at a time, with

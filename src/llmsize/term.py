@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType
 from typing import Any, Literal
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass, field
 
 Grade = Literal["exact", "formula", "fitted", "assumed"]
 """How far to trust a number: counted, from a published formula, from a fit, or from a guess."""

@@ -6,10 +6,10 @@ Peaks are dense and in the format of the matrix products; a utilization is a sha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
+from llmsize.quick_dataclasses import dataclass
 from llmsize.term import Term, fact, term, total
 from llmsize.units import format_share
 

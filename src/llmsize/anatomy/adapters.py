@@ -7,7 +7,6 @@ around linear layers as peft v0.21 has them, local variables included.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +16,7 @@ from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
+from llmsize.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
     from llmsize.anatomy.config import Config

@@ -6,7 +6,6 @@ transformers v5.23, models/qwen3_next/modeling_qwen3_next.py, `torch_chunk_gated
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import operations as ops
@@ -28,6 +27,7 @@ from llmsize.anatomy.scan_operations import (
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
+from llmsize.quick_dataclasses import dataclass
 
 CHUNK = 64
 """Tokens that are computed at once."""

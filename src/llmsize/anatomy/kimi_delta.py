@@ -7,8 +7,6 @@ every pair of tokens in a chunk has one for every channel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy import recurrent, scan_kernels
 from llmsize.anatomy.autograd import Grads, Node
@@ -29,6 +27,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ As transformers v5.23 runs them: tokens sorted by expert and one grouped product
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT32, INT64, Format
+from llmsize.quick_dataclasses import dataclass
 
 Scores = Literal["softmax", "native softmax", "sigmoid", "chosen"]
 """How the router's logits become weights: a softmax over all experts, in fp32 or in the format of

@@ -6,7 +6,6 @@ peft v0.21, `PeftModelForCausalLM.forward` and its prompt encoders, local variab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from llmsize.anatomy.tensor import Dim, Tensor, What
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BOOL, FP32, INT64, stored_bytes
+from llmsize.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
     from llmsize.anatomy.config import Config

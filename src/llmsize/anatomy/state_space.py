@@ -7,7 +7,6 @@ through the tokens one by one, Mamba-2 through chunks of them at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import operations as ops
@@ -29,6 +28,7 @@ from llmsize.anatomy.scan_operations import (
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

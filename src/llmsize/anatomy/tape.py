@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from sys import getrefcount
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from weakref import ref
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
 from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What, make
 from llmsize.formats import Format, stored_bytes
+from llmsize.quick_dataclasses import dataclass, field
 
 
 class Parameter(Tensor):

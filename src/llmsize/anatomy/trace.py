@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
+from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
 
 if TYPE_CHECKING:

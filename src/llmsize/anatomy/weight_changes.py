@@ -6,7 +6,6 @@ LoKr), one turns the layer's input (BOFT), others stay small (VeRA, MiSS).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, INT32
+from llmsize.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
     from llmsize.anatomy.trace import Trace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
@@ -28,6 +27,7 @@ from llmsize.planning.advise import TITLES, Option, Pretraining, Resources, Task
 from llmsize.planning.catalogue import Choice, Filter, best, wanted
 from llmsize.planning.needs import Way
 from llmsize.planning.support import obstacle
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, fact
 from llmsize.units import format_bytes, format_count, format_duration, format_share
 

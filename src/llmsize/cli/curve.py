@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from llmsize import presets, units
@@ -17,6 +16,7 @@ from llmsize.cli.declare import Argument, Option, choosing, counting
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format, stored_bytes
 from llmsize.memory.kv_cache import kv_cache
+from llmsize.quick_dataclasses import replace
 from llmsize.scaling.counting import counted
 from llmsize.scaling.curves import isoflop, isoloss, loss_by
 from llmsize.scaling.laws import ScalingLaw, relations, solve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -29,6 +28,7 @@ from llmsize.memory.peak import on_device
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision, check_recipe
 from llmsize.planning.needs import serving
+from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 from llmsize.term import Term, total
 from llmsize.units import format_bytes, format_count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated, NamedTuple
@@ -30,6 +29,7 @@ from llmsize.planning.fits import largest_near, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
 from llmsize.planning.training import PLACES, Question, host_need, need, offloaded
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, term
 from llmsize.units import format_bytes, format_count, format_share
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Annotated, NamedTuple
 
@@ -34,6 +33,7 @@ from llmsize.planning.support import (
     check_support,
     computed_in,
 )
+from llmsize.quick_dataclasses import replace
 from llmsize.units import GIB
 
 EXAMPLES = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +24,7 @@ from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, Format, stored_bytes
 from llmsize.memory.kv_cache import token_bytes
+from llmsize.quick_dataclasses import replace
 from llmsize.sources.resolve import resolve
 from llmsize.term import Grade, Term, fact, term, total
 from llmsize.units import format_bytes, format_count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.cli import laws, options
 from llmsize.cli.declare import Option, counting
 from llmsize.errors import LLMSizeError, printable
+from llmsize.quick_dataclasses import replace
 from llmsize.scaling.calibration import Calibration, Observation, calibrate, interval
 from llmsize.scaling.counting import counted, reading
 from llmsize.scaling.laws import ScalingLaw, answer, relations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -12,6 +11,7 @@ from llmsize.cli.options import completing
 from llmsize.errors import LLMSizeError, UndeterminedError, printable
 from llmsize.hardware import Accelerator, Instance, Machine, plain_machine, rented, reserving, slug
 from llmsize.hardware import machine as machine_of
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, fact
 from llmsize.throughput import Utilization, measured_utilization
 from llmsize.throughput import efficiency as efficiency_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated
 
 from llmsize import presets, units
@@ -12,6 +12,7 @@ from llmsize.cli import laws, machines, options
 from llmsize.cli.declare import Option, counting
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator, peak, slug
+from llmsize.quick_dataclasses import replace
 from llmsize.scaling.allocation import Allocation, allocate, same_loss, spend
 from llmsize.scaling.budget import Budget, best
 from llmsize.scaling.laws import ScalingLaw, extrapolations

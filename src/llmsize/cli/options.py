@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from llmsize import presets
 from llmsize.cli.declare import Argument, Option, counting
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import Format
+from llmsize.quick_dataclasses import replace
 from llmsize.units import format_count
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from llmsize.hardware import Accelerator
 from llmsize.memory.serving import Serving, serving
 from llmsize.memory.weights import Recipe
 from llmsize.planning.support import check_support, obstacle_to
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.sources.quantization import recipe_name
 
 PREDICTION = "mtp"

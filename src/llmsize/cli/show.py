@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from llmsize.answer import Absent, Cell, Estimate, Row, Scalar, Table
 from llmsize.cli.declare import Argument, choosing, counting
 from llmsize.cli.options import Commercial, Family
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass
 from llmsize.record import Record
 from llmsize.term import Number, fact
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import prod
 from typing import Annotated, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from llmsize.hardware import Accelerator, peak, supports
 from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run
 from llmsize.memory.training import check_trained
 from llmsize.optimizers import Optimizer, Precision
+from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
 from llmsize.throughput import (

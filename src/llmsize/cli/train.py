@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -36,6 +35,7 @@ from llmsize.planning.fits import largest
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support, computed_in
 from llmsize.planning.training import Question, changes, host_need, need
+from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 from llmsize.term import Term
 from llmsize.units import format_bytes, format_count, format_share

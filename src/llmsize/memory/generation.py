@@ -6,13 +6,13 @@ holds what every layer stores; peaks are of allocated bytes, weights and cache i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.architecture import Architecture
 from llmsize.formats import INT64
 from llmsize.memory.timeline import Moment, Stretch, peak, stretches
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -24,6 +23,7 @@ from llmsize.formats import BF16, TRAINED, Format, native
 from llmsize.memory.objectives import Objective, Reference, Rollout, objective_named
 from llmsize.memory.training import Offload, TrainingRun
 from llmsize.optimizers import Optimizer, Precision, check_recipe, kept_format, projected
+from llmsize.quick_dataclasses import dataclass
 from llmsize.stack import WEIGHT, Stack
 
 Recompute = Literal["none", "full", "selective"]

@@ -8,7 +8,6 @@ memory follow published rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -27,6 +26,7 @@ from llmsize.memory.weights import (
     without_experts,
 )
 from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Grade, Term, fact, term, total
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean
 from llmsize.formats import Format, matrix_tensors
+from llmsize.quick_dataclasses import dataclass, field, replace
 from llmsize.term import Term, fact, total
 
 FormatOf = Callable[[str], Format]

@@ -8,7 +8,6 @@ gives a loss, a time and a price. What models need is asked of callables, and la
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 from llmsize.hardware import Machine
@@ -16,6 +15,7 @@ from llmsize.planning.catalogue import Choice, parameters
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
 from llmsize.planning.fits import Verdict
 from llmsize.planning.needs import Way
+from llmsize.quick_dataclasses import dataclass
 from llmsize.scaling.allocation import Allocation, allocate, at_most
 from llmsize.scaling.laws import (
     ScalingLaw,

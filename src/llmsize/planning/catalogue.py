@@ -6,7 +6,6 @@ What a model needs is asked of a callable, so inference and every way of trainin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from llmsize.anatomy.parameters import count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.planning.fits import Verdict, verdict
+from llmsize.quick_dataclasses import dataclass
 
 T = TypeVar("T")
 

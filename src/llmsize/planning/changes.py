@@ -7,11 +7,11 @@ said by whoever lists the changes: nothing lost first, then time, then quality.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Generic, TypeVar
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass
 from llmsize.term import Term
 
 Q = TypeVar("Q")

@@ -7,10 +7,10 @@ The functions take plain numbers and plain callables: what is needed is the busi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass, replace
 
 Verdict = Literal["fits", "tight", "does not fit"]
 

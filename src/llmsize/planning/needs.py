@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from math import prod
@@ -21,6 +20,7 @@ from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.planning.training import Question
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, term, total
 
 Way = Literal["serve", "lora", "qlora", "full"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 
 from llmsize.anatomy.flops import forward_flop_per_token
 from llmsize.anatomy.parameters import hidden_size, vocabulary
@@ -23,6 +22,7 @@ from llmsize.memory.serving import (
 from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change
 from llmsize.planning.fits import largest, smallest
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, fact, term
 from llmsize.units import GIB
 

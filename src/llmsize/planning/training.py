@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import get_args
 
 from llmsize.architecture import Architecture
@@ -13,6 +12,7 @@ from llmsize.memory.peak import device_memory
 from llmsize.memory.training import Offload, TrainingRun, training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.stack import Stack
 from llmsize.term import Term
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from string import ascii_lowercase, digits
 
 from llmsize import units
 from llmsize.chart import Axis, Chart, extent
+from llmsize.quick_dataclasses import dataclass, field
 from llmsize.render.values import safe
 
 WIDTH, HEIGHT = 80, 20

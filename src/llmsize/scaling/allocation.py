@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass
 from llmsize.scaling.laws import ScalingLaw, additive, floor, function, relations, solve
 from llmsize.scaling.solve import minimum, root
 from llmsize.units import format_count

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.scaling.allocation import (
     Allocation,
     allocate,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.scaling.laws import ScalingLaw, additive, solve
 
 ENOUGH_TO_REFIT = 5

@@ -16,12 +16,12 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, Literal, overload
 
 from llmsize.errors import LLMSizeError, did_you_mean
+from llmsize.quick_dataclasses import dataclass, field, replace
 from llmsize.scaling.forms import FORMULAS, REDUCTIONS, Form
 from llmsize.term import Term, evaluate, term
 from llmsize.units import PF_DAY

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from llmsize.errors import LLMSizeError
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.scaling.allocation import parameters_repeated, reach_unique, tokens_repeated
 from llmsize.scaling.laws import (
     ScalingLaw,

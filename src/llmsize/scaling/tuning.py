@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from llmsize.quick_dataclasses import dataclass
 from llmsize.scaling.laws import ScalingLaw, answer, relations
 from llmsize.term import Term
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 
 from llmsize.errors import UndeterminedError, printable
 from llmsize.hardware import Accelerator, Machine, slug, visible_memory
+from llmsize.quick_dataclasses import dataclass, field
 from llmsize.term import fact
 from llmsize.units import GIB, MIB
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, printable
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.sources.quantized import PART
 from llmsize.sources.reading import Budget, entries, open_regular
 from llmsize.sources.safetensors import MAX_ELEMENTS, checkpoint

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint, StoredTensor
 from llmsize.errors import LLMSizeError, UndeterminedError, did_you_mean, printable
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.sources import config, safetensors
 from llmsize.sources.local import ADAPTER, CONFIG, WEIGHTS, Source, gguf_source, read_path
 from llmsize.sources.quantized import among, gguf_models, labels, stem

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmsize.architecture import Architecture
 from llmsize.checkpoint import Checkpoint
 from llmsize.errors import LLMSizeError, printable
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.sources.config import MAX_CONFIG, read_config
 from llmsize.sources.quantized import gguf_models, stem
 from llmsize.sources.reading import entries, kind_of, mapping, parse_json, read_small

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmsize.errors import LLMSizeError, printable
 from llmsize.hardware import Machine
+from llmsize.quick_dataclasses import dataclass
 from llmsize.sources.reading import parse_json, read_own
 from llmsize.term import Term, fact
 

@@ -6,7 +6,6 @@ number of tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -19,6 +18,7 @@ from llmsize.anatomy.families import t5
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ that of masked tokens, or a classifier's where `architectures` names one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
@@ -16,6 +14,7 @@ from llmsize.anatomy.decoder import ACTIVATION_FIELDS
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

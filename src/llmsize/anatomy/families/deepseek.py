@@ -6,7 +6,6 @@ them); deepseek-ai/deepseek-moe-16b-base, modeling_deepseek.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
@@ -19,6 +18,7 @@ from llmsize.anatomy.rotary import Rotation, Turn
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ transformers v5.23, models/deepseek_v4/modeling_deepseek_v4.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
@@ -19,6 +17,7 @@ from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64, Format
+from llmsize.quick_dataclasses import dataclass
 
 SPARSE = 4
 """The ratio of compression at which an indexer picks among the compressed tokens."""

@@ -5,8 +5,6 @@ transformers v5.23, models/falcon/modeling_falcon.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
@@ -16,6 +14,7 @@ from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 EMBEDDING = "transformer.word_embeddings"
 

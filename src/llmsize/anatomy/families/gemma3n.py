@@ -6,7 +6,6 @@ transformers v5.23, models/gemma3n/modeling_gemma3n.py (the text model).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
@@ -20,6 +19,7 @@ from llmsize.anatomy.families.gemma4 import layer_kinds as attention_kinds
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 class Kind(NamedTuple):

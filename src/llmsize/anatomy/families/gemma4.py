@@ -6,7 +6,6 @@ here too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
+from llmsize.quick_dataclasses import dataclass
 
 
 class Kind(NamedTuple):

@@ -5,13 +5,12 @@ transformers v5.23, the modeling file of each type under models/.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ transformers v5.23, models/gpt2/modeling_gpt2.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import attention, blocks
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

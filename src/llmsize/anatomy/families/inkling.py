@@ -5,8 +5,6 @@ transformers v5.23, models/inkling/modeling_inkling.py (the text model).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
@@ -18,6 +16,7 @@ from llmsize.anatomy.scan_operations import exp
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ models/lfm3/modeling_lfm3.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -17,6 +15,7 @@ from llmsize.anatomy.rotary import Rope, Turn
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
+from llmsize.quick_dataclasses import dataclass, replace
 
 NAMES = Names(norm="model.embedding_norm")
 

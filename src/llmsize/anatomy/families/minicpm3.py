@@ -5,8 +5,6 @@ transformers v5.23, models/minicpm3/modeling_minicpm3.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -16,6 +14,7 @@ from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
+from llmsize.quick_dataclasses import replace
 
 
 def forward(t: Trace, c: Config) -> Tensor:

@@ -5,7 +5,6 @@ transformers v5.23, the modeling file of each type under models/.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
@@ -21,6 +20,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, INT64
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

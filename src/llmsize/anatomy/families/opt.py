@@ -5,7 +5,6 @@ transformers v5.23, models/opt/modeling_opt.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from llmsize.anatomy import blocks, decoder
@@ -15,6 +14,7 @@ from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
+from llmsize.quick_dataclasses import dataclass
 
 DECODER = "model.decoder"
 

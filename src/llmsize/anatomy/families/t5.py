@@ -6,7 +6,6 @@ transformers v5.23, models/t5/modeling_t5.py. Both stacks are given the same num
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from llmsize.anatomy import attention as kernels
@@ -17,6 +16,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64, Format
+from llmsize.quick_dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmsize.formats import stored_bytes
 from llmsize.memory.llamacpp.cache import Memory, aligned
 from llmsize.memory.llamacpp.tensors import IN_PLACE, Tensor, flash_scratch
+from llmsize.quick_dataclasses import dataclass
 
 ENDLESS = 1 << 62
 

@@ -6,7 +6,6 @@ Not counted: the CUDA context, cuBLAS workspaces, and the output buffer of logit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from llmsize.anatomy.cache import LayerCache
@@ -19,6 +18,7 @@ from llmsize.memory.llamacpp.forward import Decoder, Forward
 from llmsize.memory.llamacpp.scheduler import Scheduler
 from llmsize.memory.llamacpp.tensors import Tensor
 from llmsize.memory.weights import Weight
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, fact, total
 
 MAX_SEQUENCES = 256

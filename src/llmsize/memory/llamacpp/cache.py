@@ -6,10 +6,10 @@ llama.cpp 0c1e57098: src/llama-context.cpp, src/llama-kv-cache.cpp, src/llama-kv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.formats import FP16, FP32, Format, stored_bytes
+from llmsize.quick_dataclasses import dataclass
 
 CELL_BLOCK = 256
 """Cells of a cache come in multiples of this."""

@@ -7,7 +7,6 @@ Scales and soft caps are left out: they overwrite their operand and take no memo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 from llmsize.anatomy.cache import LayerCache
@@ -19,6 +18,7 @@ from llmsize.memory.llamacpp.cache import Server, layer_cells
 from llmsize.memory.llamacpp.own_inputs import own_input, own_inputs
 from llmsize.memory.llamacpp.recurrent import recurrent
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
+from llmsize.quick_dataclasses import dataclass, field
 
 SPARSE_LAYERS = 10
 """`n_layer_sparsity` of Gemma 3n, src/models/models.h."""

@@ -9,7 +9,6 @@ buffers whose sizes its own allocator decides: those are simulated in `memory/ll
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 
 from llmsize.anatomy import LoRA
 from llmsize.anatomy.parameters import hidden_size
@@ -20,6 +19,7 @@ from llmsize.memory.serving import buffers, grown, pooled
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
 from llmsize.memory.weights import one_by_one
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, term, total
 
 __all__ = [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llmsize.errors import LLMSizeError
 from llmsize.memory import llamacpp
 from llmsize.memory.serving.parts import runtime
 from llmsize.memory.serving.question import Serving
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, total
 
 

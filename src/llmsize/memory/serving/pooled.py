@@ -5,7 +5,6 @@ The pool is what weights and the warm-up leave of the engine's share of a device
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 from llmsize.anatomy import Trace
@@ -14,6 +13,7 @@ from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.memory.serving.beside import beside_weights
 from llmsize.memory.serving.parts import apart, cache_of, runtime, weights_of, within
 from llmsize.memory.serving.question import Serving
+from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, fact, term, total
 
 WARM_UP = "fitted to published logs of the engine"

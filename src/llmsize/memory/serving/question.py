@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmsize.anatomy import Trace
@@ -24,6 +23,7 @@ from llmsize.memory.weights import (
     tells_layers_apart,
     without_experts,
 )
+from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term
 
 PLAIN_SERVER = llamacpp.Server(context=1)
