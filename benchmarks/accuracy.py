@@ -2,8 +2,8 @@
 
 Every CSV in DIR, and `model_configs.json`, is answered by the function of its name in a module of
 `benchmarks/tables/`, which gets the rows (and the directory, if it takes two arguments) and yields
-an `Answer` per number. A table without a function is reported as not answered. `--check` compares
-with `benchmarks/thresholds.toml` and exits with 1 where one is missed.
+an `Answer` per number. A table without a function is reported as no measure, or as not answered.
+`--check` compares with `benchmarks/thresholds.toml` and exits with 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,17 @@ from benchmarks.answers import Answer, ledger  # noqa: E402 - needs the path abo
 Rows = list[dict[str, str]]
 Table = Callable[..., Iterable[Answer]]
 
+UNANSWERED = "  not answered"
 COLUMNS = ("cases", "answered", "median", "p90", "p95", "max", "bias", "≤1%", "≤3%", "≤5%", "≤10%")
 
+
+NO_MEASURE = {
+    "accelerators.csv": "facts that presets repeat: tests/test_hardware.py compares each",
+    "aws_instances.csv": "facts that presets repeat: tests/test_hardware.py compares each",
+    "decode_speed.csv": "what presets/bandwidths/ are the medians of: tests/test_bandwidths.py",
+    "finetuning_speed.csv": "what launch times were fitted to: tests/test_finetuning.py",
+}
+"""Tables that no model is held against, and why."""
 
 FAILED = "failed"
 """The quantity of a row that its function broke down on: no miss, but a mistake of ours."""
@@ -93,7 +102,7 @@ def report(measured: dict[str, Any]) -> str:
     for name, table in measured["tables"].items():
         lines += ["", f"{name}: {table['rows']} rows"]
         if not table["quantities"]:
-            lines.append("  not answered")
+            lines.append(f"  no measure: {NO_MEASURE[name]}" if name in NO_MEASURE else UNANSWERED)
             continue
         width = max(map(len, table["quantities"]))
         lines.append("  ".join([" " * (width + 2), *(f"{column:>9}" for column in COLUMNS)]))
@@ -123,6 +132,12 @@ def _worst(quantity: str, case: dict[str, Any]) -> str:
 MEASURED_BY = {
     "training_memory.csv": "steps of real transformers models, followed tensor by tensor on fake "
     "CUDA tensors (`benchmarks/measure_trace.py`)",
+    "training_traces.csv": "the same of further families, with few layers each",
+    "encoder_traces.csv": "the same of encoders with either head",
+    "method_traces.csv": "the same with peft's methods",
+    "kernel_traces.csv": "the same with stand-ins that allocate what the kernels' sources do",
+    "objective_traces.csv": "heads of TRL's own code, likewise",
+    "objective_steps.csv": "steps of TRL's losses, likewise (`benchmarks/measure_objective.py`)",
     "inference_memory.csv": "a prefill and one decoded token of real transformers models, likewise",
     "feasible_training.csv": "llm-foundry's benchmarks, which ran on the cards they name",
     "measured_training.csv": "peaks that others published of real runs, grade A, on one device",
@@ -131,6 +146,7 @@ MEASURED_BY = {
     "kv_cache.csv": "llama.cpp's allocator in a dry run, and engines' logs",
     "llamacpp_buffers.csv": "llama.cpp's allocator in a dry run",
     "llamacpp_families.csv": "llama.cpp's own projection for further models",
+    "llamacpp_recurrent.csv": "the same for recurrent and hybrid ones",
     "quant_formats.csv": "quantized layers that were counted, and format definitions",
     "param_counts.csv": "models instantiated by transformers, and published counts",
     "scaling_constants.csv": "papers and authors' code, each constant with its place",

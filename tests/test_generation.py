@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.answers import error
-from benchmarks.tables.training import inference_memory
+from benchmarks.tables.traces import inference_memory
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -2,31 +2,38 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from benchmarks.answers import Answer
+from benchmarks.tables.llamacpp import (
+    gguf_sizes,
+    llamacpp_buffers,
+    llamacpp_families,
+)
+from benchmarks.tables.llamacpp import kv_cache as kv_cache_table
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.families import MODULES
 from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import FP32, Format
-from llmsize.memory.kv_cache import CachePolicy, kv_cache, pool_token_bytes
+from llmsize.formats import Format
+from llmsize.memory.kv_cache import CachePolicy, kv_cache
 from llmsize.memory.llamacpp import (
     Server,
     buffers,
-    cache_bytes,
     layer_places,
     memory,
     most_gpu_layers,
 )
-from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
-from llmsize.memory.weights import Recipe, formats_of, weight_bytes
-from llmsize.units import GIB, MIB
+from llmsize.memory.llamacpp.gguf import gguf, model
+from llmsize.memory.weights import Recipe
+from llmsize.units import GIB
 
 TABLES = Path(__file__).parent / "reference"
 Row = dict[str, str]
@@ -62,23 +69,11 @@ def recipe(quant: str) -> Recipe:
     return presets.get(Recipe, f"gguf-{name}" if name in ("f16", "bf16") else name)
 
 
-def server(row: Row) -> Server:
-    layers = row.get("gpu_layers", "all")
-    return Server(
-        context=int(row.get("n_ctx") or row["tokens"]),
-        ubatch=int(row["n_ubatch"]),
-        sequences=int(row["n_seq"]),
-        unified=row["kv_unified"] == "1",
-        flash_attention=row["flash_attn"] == "1",
-        keys=format_of(row["cache_k"]),
-        values=format_of(row["cache_v"]),
-        full_windows=row["swa_full"] == "1",
-        gpu_layers=None if layers in ("", "all") else int(layers),
-        cpu_moe_layers=int(row.get("cpu_moe_layers") or 0),
-        devices=int(row.get("n_gpu") or 0),
-        cache_on_host=row.get("kv_offload") == "0",
-        logits_of_all=row.get("logits_rows") == "ubatch",
-    )
+def disagreements(answers: Iterable[Answer]) -> list[Answer]:
+    """Those that are not what was expected, of at least one."""
+    found = list(answers)
+    assert found
+    return [answer for answer in found if answer.got != answer.expected]
 
 
 @pytest.mark.parametrize(("name", "rows"), by_model("gguf_sizes.csv"))
@@ -88,57 +83,25 @@ def test_a_quantized_file_has_the_bytes_that_llama_quantize_reports(
     """`llama-quantize --dry-run` of llama.cpp 0c1e57098, every file type, to the byte."""
     file = gguf(architecture(name), trace(name))
     assert sum(weight.elements for weight in file.weights) == int(rows[0]["params"])
-    for row in rows:
-        stored = formats_of(
-            file, recipe(row["quant"]), format_of, own=FP32, imatrix=row["imatrix"] == "yes"
-        )
-        total = sum(weight_bytes(weight, format) for weight, format in stored)
-        assert total == int(row["tensor_bytes"]), row["quant"]
+    assert not disagreements(gguf_sizes(rows, TABLES))
 
 
 @pytest.mark.parametrize(("name", "rows"), by_model("kv_cache.csv"))
 def test_a_cache_has_the_bytes_that_llama_cpp_allocates(name: str, rows: list[Row]) -> None:
     """Windows, streams, cell and row padding of llama.cpp 0c1e57098, to the byte."""
-    layers = layer_caches(architecture(name), trace(name))
-    for row in rows:
-        assert cache_bytes(layers, server(row)) == int(row["kv_bytes"]), row
+    assert not disagreements(kv_cache_table(rows, TABLES))
 
 
 @pytest.mark.parametrize(("name", "rows"), by_model("llamacpp_buffers.csv"))
 def test_buffers_are_those_that_llama_cpp_projects(name: str, rows: list[Row]) -> None:
     """Model, KV and compute buffers per device and host, offloaded or not, to the byte."""
-    for row in rows:
-        file = model(architecture(name), trace(name), recipe(row["quant"]), format_of)
-        *devices, host = buffers(file, server(row))
-        for column, part in (("model", "model"), ("kv", "cache"), ("compute", "compute")):
-            cell = row[f"gpu_{column}_bytes"]
-            expected = [int(size) for size in cell.split(";")] if devices and cell else []
-            assert [getattr(device, part) for device in devices] == expected, row
-            assert getattr(host, part) == int(row[f"host_{column}_bytes"]), row
+    assert not disagreements(llamacpp_buffers(rows, TABLES))
 
 
 def projected(table: str) -> list[Row]:
     """One row per setting of a model; together they have every block that llmsize knows."""
     with (TABLES / table).open() as file:
         return list(csv.DictReader(file))
-
-
-def compute_mib(row: Row) -> tuple[float, float]:
-    """What llmsize gives for the device and the host."""
-    name = row["model"]
-    file = model(architecture(name), trace(name), recipe(row["quant"]), format_of)
-    asked = Server(
-        context=int(row["n_ctx"]),
-        ubatch=int(row["n_ubatch"]),
-        sequences=int(row["n_seq"]),
-        flash_attention=row["flash_attn"] == "1",
-        keys=format_of(row["cache"]),
-        values=format_of(row["cache"]),
-        gpu_layers=None if row["gpu_layers"] == "all" else int(row["gpu_layers"]),
-        logits_of_all=row["logits_rows"] == "ubatch",
-    )
-    device, host = (place.compute / MIB for place in buffers(file, asked))
-    return device, host
 
 
 PROJECTED = projected("llamacpp_families.csv") + projected("llamacpp_recurrent.csv")
@@ -150,9 +113,8 @@ def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
 
     Decoders, and what is recurrent, hybrid, or has inputs of its own in every layer.
     """
-    device, host = compute_mib(row)
-    assert device == pytest.approx(float(row["gpu_compute_mib"]), abs=0.0051)
-    assert host == pytest.approx(float(row["host_compute_mib"]), abs=0.0051)
+    for answer in llamacpp_families([row], TABLES):
+        assert answer.got == pytest.approx(answer.expected, abs=0.0101)
 
 
 VLLM_LOGS = [
@@ -165,12 +127,8 @@ VLLM_LOGS = [
 @pytest.mark.parametrize(("name", "rows"), VLLM_LOGS)
 def test_bytes_per_token_are_those_of_vllms_pool(name: str, rows: list[Row]) -> None:
     """Pool over tokens in vLLM's start-up log; the log rounds the pool to 0.01 GiB."""
-    for row in rows:
-        keys, values = format_of(row["cache_k"]), format_of(row["cache_v"])
-        got = pool_token_bytes(
-            trace(name).layer_caches(), keys, values, CachePolicy(16), int(row["tp"])
-        )
-        assert got == pytest.approx(float(row["bytes_per_token"]), rel=3e-4)
+    for answer in kv_cache_table(rows, TABLES):
+        assert answer.got == pytest.approx(answer.expected, rel=3e-4)
 
 
 @pytest.mark.parametrize(

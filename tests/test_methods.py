@@ -6,19 +6,19 @@ LitGPT's resource tables, as in measured_training.csv.
 """
 
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from training_runs import run_of
 
+from benchmarks.tables.traces import method_traces
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BF16, FP32, Format
-from llmsize.memory.methods import METHODS, Choices, check_options, method_named
-from llmsize.memory.training import TrainingStep, training_step
+from llmsize.formats import Format
+from llmsize.memory.methods import METHODS, Choices, check_options
+from llmsize.memory.training import training_step
 from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -28,44 +28,18 @@ with (REFERENCE / "method_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
 
 
-def traced(row: dict[str, str]) -> TrainingStep:
-    config = json.loads((REFERENCE / "configs" / f"{row['model']}.json").read_text())
-    layers = next(k for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
-    config[layers] = int(row["layers"])
-    model = Architecture(row["model"], config["model_type"], config, source="configs")
-    method, format = method_named(row["mode"]), FP32 if row["dtype"] == "fp32" else BF16
-    choices = Choices(
-        method=method.name, batch=int(row["batch"]), sequence=int(row["seq"]), format=format,
-        rank=int(row["lora_r"]), adapter_dropout=float(row["lora_dropout"]),
-        targets=QV if "targets" in method.takes and row["lora_targets"] == "qv" else (),
-        tokens=int(row["virtual_tokens"]),
-        recompute="full" if row["checkpoint"] == "True" else "none",
-        attention="eager" if row["attn"] == "eager" else "sdpa",
-    )  # fmt: skip
-    step = run_of(choices)
-    autocast = BF16 if row["autocast"] == "bf16" else None
-    return training_step(model, step._replace(setting=step.setting._replace(autocast=autocast)))
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_method_trains_keeps_and_peaks_as_peft_does(row: dict[str, str]) -> None:
     """Counts, states, kept bytes and both peaks equal the traced step to the byte.
 
     While the optimizer steps, the loss still holds constants of prompts: 0.3 MB at most.
     """
-    step = traced(row)
-    static = {part.name: part.value for part in step.static.parts}
-    got = {
-        "params_trainable": step.trained,
-        "param_bytes": static["weights"],
-        "grad_bytes": step.gradients,
-        "optim_bytes": static["optimizer states"],
-        "act_end_fwd_bytes": step.kept,
-        "peak_fwd_bytes": step.peaks["forward"],
-        "peak_bwd_bytes": step.peaks["backward"],
+    answers = {answer.quantity: answer for answer in method_traces([row], REFERENCE)}
+    stepping = answers.pop("peak_step_bytes")
+    assert {name: a.got for name, a in answers.items()} == {
+        name: a.expected for name, a in answers.items()
     }
-    assert got == {name: int(row[name]) for name in got}
-    assert step.peaks["step"] == pytest.approx(int(row["peak_step_bytes"]), abs=300_000)
+    assert stepping.got == pytest.approx(stepping.expected, abs=300_000)
 
 
 PUBLISHED = (

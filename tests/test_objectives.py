@@ -6,27 +6,23 @@ fake CUDA tensors, as benchmarks/measure_trace.py has them.
 """
 
 import csv
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from training_runs import run_of
 
+from benchmarks.tables.traces import objective_steps, objective_traces
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli import run as run_command
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BF16, FP32, Format
+from llmsize.formats import Format
 from llmsize.memory.methods import Choices
 from llmsize.memory.objectives import OBJECTIVES, objective_named
 from llmsize.memory.peak import peak_memory
 from llmsize.memory.training import TrainingStep, training_step
-from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
-TOLERANCE = 16_384
-OBJECTIVE = {"score": "reward", "log-probabilities": "dpo"}
 
 with (REFERENCE / "objective_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
@@ -46,50 +42,16 @@ def step(**words: object) -> TrainingStep:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_head_keeps_and_peaks_as_trl_does(row: dict[str, str]) -> None:
     """Within 16 KB: the tensors that say which tokens count are made in another way."""
-    config = json.loads((REFERENCE / "configs" / f"{row['model']}.json").read_text())
-    config["num_hidden_layers"] = int(row["layers"])
-    format = FP32 if row["dtype"] == "fp32" else BF16
-    choices = Choices(
-        row["mode"], objective=OBJECTIVE[row["head"]], batch=int(row["batch"]) // 2,
-        sequence=int(row["seq"]), format=format, reference="precomputed",
-        recompute="full" if row["checkpoint"] == "True" else "none",
-    )  # fmt: skip
-    if row["head"] == "score":
-        choices = replace(choices, reference=None)
-    asked = run_of(choices)
-    autocast = BF16 if row["autocast"] == "bf16" else None
-    asked = asked._replace(setting=asked.setting._replace(autocast=autocast))
-    model = Architecture(row["model"], config["model_type"], config, source="configs")
-    found = training_step(model, asked)
-    assert found.trained == int(row["params_trainable"])
-    assert found.kept == pytest.approx(int(row["act_end_fwd_bytes"]), abs=TOLERANCE)
-    assert found.peaks["forward"] == pytest.approx(int(row["peak_fwd_bytes"]), abs=TOLERANCE)
-    assert found.peaks["backward"] == pytest.approx(int(row["peak_bwd_bytes"]), abs=TOLERANCE)
+    for answer in objective_traces([row], REFERENCE):
+        slack = 0 if answer.quantity == "params_trainable" else 16_384
+        assert answer.got == pytest.approx(answer.expected, abs=slack, rel=0), answer
 
 
 @pytest.mark.parametrize("row", STEPS, ids=lambda row: row["case_id"])
 def test_a_step_with_its_reference_is_as_traced(row: dict[str, str]) -> None:
     """Policy, reference and backward pass of TRL's losses: to 20 kB, or to 0.02 %."""
-    pairs = row["objective"] != "grpo"
-    choices = Choices(
-        row["mode"], objective=row["objective"], batch=int(row["batch"]) // (1 + pairs),
-        sequence=int(row["seq"]), format=FP32 if row["dtype"] == "fp32" else BF16,
-        completion=0 if pairs else int(row["scored"]),
-        recompute="full" if row["checkpoint"] == "True" else "none",
-    )  # fmt: skip
-    asked = run_of(choices)
-    autocast = BF16 if row["autocast"] == "bf16" else None
-    asked = asked._replace(setting=asked.setting._replace(autocast=autocast))
-    found = training_step(read_config(REFERENCE / row["config_file"], row["case_id"]), asked)
-    forward = max(found.peaks["forward"], found.peaks.get("reference", 0))
-    for got, name in (
-        (found.trained, "params_trainable"),
-        (found.kept, "act_end_fwd_bytes"),
-        (forward, "peak_fwd_bytes"),
-        (found.peaks["backward"], "peak_bwd_bytes"),
-        (found.peaks["step"], "peak_step_bytes"),
-    ):
-        assert got == pytest.approx(int(row[name]), rel=2e-4, abs=20_000)
+    for answer in objective_steps([row], REFERENCE):
+        assert answer.got == pytest.approx(answer.expected, rel=2e-4, abs=20_000), answer
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

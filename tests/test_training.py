@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables.training import training_memory
+from benchmarks.tables.traces import training_memory
 
 REFERENCE = Path(__file__).parent / "reference"
 with (REFERENCE / "training_memory.csv").open() as table:

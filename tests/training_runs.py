@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from benchmarks.tables.training import training_memory
+from benchmarks.tables.traces import training_memory
 from llmsize import presets
 from llmsize.memory.methods import Choices, training_run
 from llmsize.memory.training import TrainingRun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from llmsize.memory.llamacpp import Buffers, Model, Server, buffers, cache_bytes
 from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
 from llmsize.memory.weights import Checkpoint, Recipe, formats_of, weight_bytes
 from llmsize.sources.config import architecture
+from llmsize.units import MIB
 
 Row = Mapping[str, str]
 
@@ -79,6 +81,9 @@ def _gguf(name: str, directory: Path) -> Checkpoint:
 TEXT = {"sentencepiece": 7.4, "byte level": 9.2}
 """Bytes of a token's text, the median of 4 and of 10 published files (one of 2024 has 18)."""
 
+SENTENCEPIECE = frozenset((32_000, 256_000, 262_144))
+"""Sizes of vocabularies that are sentencepiece's: Llama 2's and Mistral's, Gemma's, Gemma 3's."""
+
 MERGES = {128_256: 280_147}
 """Merges of a byte-level vocabulary of that size, where they are not one for a token.
 
@@ -87,14 +92,13 @@ way there is (the log of a loaded file: github.com/ggml-org/llama.cpp/pull/6745)
 """
 
 
-def _header_bytes(file: Checkpoint) -> float:
+def _header_bytes(tokens: int) -> float:
     """The vocabulary in front of the tensors (github.com/ggml-org/ggml, docs/gguf.md).
 
     A string is its text after 8 bytes of length. A token has one, its type in 4 bytes, and in
     sentencepiece a score in 4 more; a byte-level one has merges, each a string of two parts.
     """
-    tokens = next(w.shape[0] for w in file.weights if w.role == "embedding")
-    if file.family.startswith("gemma") or tokens < 40_000:
+    if tokens in SENTENCEPIECE:
         return tokens * (8 + TEXT["sentencepiece"] + 4 + 4)
     merges = MERGES.get(tokens, tokens)
     return tokens * (8 + TEXT["byte level"] + 4) + merges * (8 + TEXT["byte level"] + 1)
@@ -115,7 +119,7 @@ def gguf_sizes(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
                 file, recipe, _format, own=FP32, imatrix=row["imatrix"] == "yes" or unsaid
             )
             tensors = sum(weight_bytes(weight, format) for weight, format in stored)
-            header = _header_bytes(file)
+            header = _header_bytes(next(w.shape[0] for w in file.weights if w.role == "embedding"))
         yield from _sizes(row, name, tensors, header)
 
 
@@ -192,8 +196,38 @@ def llamacpp_buffers(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
         yield from _places(row, got)
 
 
+def llamacpp_families(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
+    """Compute buffers of further models, which llama.cpp prints to 0.01 MiB."""
+    for row in rows:
+        name = " ".join(row[c] for c in ("model", "quant", "n_ctx", "gpu_layers", "cache"))
+        server = Server(
+            context=int(row["n_ctx"]),
+            ubatch=int(row["n_ubatch"]),
+            sequences=int(row["n_seq"]),
+            flash_attention=row["flash_attn"] == "1",
+            keys=_format(row["cache"]),
+            values=_format(row["cache"]),
+            gpu_layers=_gpu_layers(row),
+            logits_of_all=row["logits_rows"] == "ubatch",
+        )
+        got: list[float | None] = [None, None]
+        with suppress(LLMSizeError):
+            places = buffers(_file(row["model"], row["quant"], directory), server)
+            got = [round(place.compute / MIB, 2) for place in places]
+        for column, mib in zip(("gpu_compute_mib", "host_compute_mib"), got, strict=True):
+            yield Answer(name, column, float(row[column]), mib)
+
+
+llamacpp_recurrent = llamacpp_families
+"""Recurrent and hybrid ones: a table of the same columns."""
+
+
+def _gpu_layers(row: Row) -> int | None:
+    """How many layers are on the device; `None` for all."""
+    return None if row["gpu_layers"] in ("", "all") else int(row["gpu_layers"])
+
+
 def _server(row: Row) -> Server:
-    layers = row["gpu_layers"]
     return Server(
         context=int(row["n_ctx"]),
         ubatch=int(row["n_ubatch"]),
@@ -203,7 +237,7 @@ def _server(row: Row) -> Server:
         keys=_format(row["cache_k"]),
         values=_format(row["cache_v"]),
         full_windows=row["swa_full"] == "1",
-        gpu_layers=None if layers in ("", "all") else int(layers),
+        gpu_layers=_gpu_layers(row),
         cpu_moe_layers=int(row["cpu_moe_layers"] or 0),
         devices=int(row["n_gpu"]),
         cache_on_host=row["kv_offload"] == "0",

@@ -277,7 +277,7 @@ def _casts_and_layers(parts: Iterable[Stretch]) -> tuple[int, int]:
 def _middle_layer(trace: Trace) -> int:
     """What the layer in the middle of the model keeps, without casts of weights.
 
-    Its successor frees some of what it makes.
+    Its successor, which may be the head, frees some of what it makes.
     """
     layers = 1 + max(turn.indices[-1] for turn in trace.course)
     made, taken = (_changes(trace, index) for index in (layers // 2, layers // 2 + 1))
@@ -289,7 +289,7 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
     layer = next((turn.layer for turn in trace.course if index in turn.indices), OUTSIDE)
     own = before = 0
     for segment, after in pairwise(trace.segments):
-        if segment.phase == "forward" and segment.layer == layer != OUTSIDE:
+        if segment.phase == "forward" and segment.layer == layer:
             for change, what in trace.events[segment.start : after.start]:
                 if what.layer == layer and what.role != "cast":
                     own += change

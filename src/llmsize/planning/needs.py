@@ -57,9 +57,7 @@ def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Te
         devices = max(1, min(devices, made.trace.depth))
     question = replace(made, context=work.context, batch=work.batch, devices=devices)
     needed = served.fullest(served.need(question))
-    outside = sum(part.value for part in needed.parts if part.name == "CUDA graphs")
-    outside += sum(part.value for part in needed.walk() if part.name == "context")
-    return _with_share(needed, engine, int(outside))
+    return _with_share(needed, engine, served.outside_share(needed))
 
 
 def _with_share(needed: Term, engine: Engine, outside: int) -> Term:

@@ -189,6 +189,11 @@ def _check_heads(heads: int, devices: int) -> None:
         )
 
 
+def outside_share(place: Term) -> int:
+    """Bytes on a device that come on top of an engine's share of it: context and CUDA graphs."""
+    return sum(int(part.value) for part in place.walk() if part.name in ("context", "CUDA graphs"))
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """What a card leaves to the cache."""
@@ -216,9 +221,8 @@ def pool(question: Serving, memory: int, utilization: float | None = None) -> Po
             f"a share of {share:g} is impossible", hint="give one above 0 and up to 1"
         )
     place = fullest(need(question))
-    outside = ("KV cache", "CUDA graphs", "context")
-    spared = sum(int(part.value) for part in place.walk() if part.name in outside)
-    left = int(memory * share) - (int(place.value) - spared)
+    cache = sum(int(part.value) for part in place.walk() if part.name == "KV cache")
+    left = int(memory * share) - (int(place.value) - outside_share(place) - cache)
     layers = question.caches(0, -(-question.trace.depth // question.stages))
     state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
     if all(layer.kind in ("recurrent", "none") for layer in layers):
