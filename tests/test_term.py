@@ -53,7 +53,31 @@ def test_a_formula_has_exactly_its_inputs() -> None:
 
 @pytest.mark.parametrize(
     "formula",
-    ["__import__('os')", "a.b", "a[0]", "lambda: 1", "[a for a in b]", "'x'", "a if b else c"],
+    [
+        "__import__('os')",
+        "a.b",
+        "a[0]",
+        "lambda: 1",
+        "[a for a in b]",
+        "'x'",
+        "a if b else c",
+        "1.0.real",
+        "a1.b",
+        "1or a",
+        "not a",
+        "a and b",
+        "min(a for a in b)",
+        "a, b",
+        "True",
+        "(a).real",
+        "a < b",
+        "{a}",
+        "f'{a}'",
+        "(a := 1)",
+        "0x1f",
+        "a @ b",
+        "a if 1else b",
+    ],
 )
 def test_only_arithmetic_is_evaluated(formula: str) -> None:
     """No name but the inputs and five functions, no attribute, no text."""

@@ -146,6 +146,12 @@ def _replace(instance: Any, /, **changes: object) -> Any:
     return kind(**{name: getattr(instance, name) for name in kind._shape.fields} | changes)
 
 
+def field_names(kind: Any) -> tuple[list[str], list[str]]:
+    """The names of all fields of a class, and of those without a default, in order."""
+    shape: _Shape = kind._shape
+    return list(shape.fields), [name for name in shape.fields if name in shape.required]
+
+
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
     from dataclasses import field as field

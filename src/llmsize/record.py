@@ -7,11 +7,11 @@ the tests and are built without further checks; a user's own go through pydantic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from llmsize.errors import LLMSizeError, did_you_mean, printable
+from llmsize.quick_dataclasses import field_names
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -64,9 +64,8 @@ def build(kind: type[R], name: str, entry: object, *, where: str, check: bool) -
 
 @lru_cache(maxsize=64)
 def _fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    given = [f for f in fields(kind) if f.name != "name"]
-    required = [f for f in given if f.default is MISSING and f.default_factory is MISSING]
-    return tuple(f.name for f in given), tuple(f.name for f in required)
+    known, required = (tuple(n for n in names if n != "name") for names in field_names(kind))
+    return known, required
 
 
 def _freeze(value: object) -> object:

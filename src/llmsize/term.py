@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -130,18 +129,20 @@ def _exact(inputs: Mapping[str, Number]) -> dict[str, object]:
     return {name: Fraction(v) if isinstance(v, int) else v for name, v in inputs.items()}
 
 
-_ALLOWED = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
-    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub,
-)  # fmt: skip
+_SIGNS = str.maketrans("+-*/%(),", "        ")
+_DIGITS = frozenset("0123456789_.e")
 
 
 @lru_cache(maxsize=512)
 def _compiled(formula: str) -> tuple[CodeType, frozenset[str], bool]:
-    tree = ast.parse(formula, mode="eval")
-    for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED):
-            raise ValueError(f"`{formula}`: {type(node).__name__} is not arithmetic")
-    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
-    divides = any(isinstance(n, ast.Div) for n in ast.walk(tree))
-    return compile(tree, formula, "eval"), frozenset(names), divides
+    """Its code, its inputs, and whether it divides; a `ValueError` if it is not arithmetic.
+
+    Between the signs of arithmetic stand numbers and what the code looks up, and no other word.
+    """
+    code = compile(formula, formula, "eval")
+    words = formula.translate(_SIGNS).split()
+    names = frozenset(word for word in words if not word[0].isdigit())
+    numbers = "".join(word for word in words if word[0].isdigit())
+    if names != frozenset(code.co_names) or not _DIGITS.issuperset(numbers):
+        raise ValueError(f"`{formula}` is not arithmetic")
+    return code, names - _FUNCTIONS.keys(), "/" in formula.replace("//", "")

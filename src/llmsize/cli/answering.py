@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
 
 from llmsize import presets
 from llmsize.answer import Drawn, Estimate
-from llmsize.cli.declare import Option, choosing, headed, is_group
+from llmsize.cli.declare import REQUIRED, Option, Parameter, choosing, defaults, headed, is_group
 from llmsize.errors import UndeterminedError
 from llmsize.render import OUTPUT_FORMATS, OutputFormat, Style, render
 
@@ -69,13 +68,10 @@ PresetsDir = Annotated[
     ),
 ]
 SHARED = [
-    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-    for name, annotation, default in (
-        ("explain", Explain, False),
-        ("format_", Format, None),
-        ("units_", Units, "GB"),
-        ("presets_", PresetsDir, None),
-    )
+    Parameter("explain", Explain, False),
+    Parameter("format_", Format, None),
+    Parameter("units_", Units, "GB"),
+    Parameter("presets_", PresetsDir, None),
 ]
 """What every command has beside its own parameters."""
 
@@ -102,10 +98,11 @@ def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 @cache
 def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
     """The parameters as a command or a group is written, their annotations evaluated."""
-    hints = get_type_hints(command, include_extras=True)
+    hints, given = get_type_hints(command, include_extras=True), defaults(command)
     return [
-        parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-        for parameter in signature(command).parameters.values()
+        Parameter(name, annotation, given.get(name, REQUIRED))
+        for name, annotation in hints.items()
+        if name != "return"
     ]
 
 
@@ -120,7 +117,7 @@ def _options(command: Callable[..., Any]) -> Iterator[Parameter]:
             yield from _options(one.annotation)
         elif heading:
             kind, declared = one.annotation.__origin__, one.annotation.__metadata__[0]
-            yield one.replace(annotation=Annotated[kind, headed(declared, heading)])
+            yield one._replace(annotation=Annotated[kind, headed(declared, heading)])
         else:
             yield one
 

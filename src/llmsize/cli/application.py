@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature
+from inspect import Signature
 from math import isnan
 from typing import Annotated, Any, get_args
 
@@ -11,7 +11,7 @@ import typer
 
 from llmsize import __version__
 from llmsize.cli.answering import answer, load, parameters, write
-from llmsize.cli.declare import Declared, Option
+from llmsize.cli.declare import Declared, Option, Parameter, for_python
 from llmsize.errors import LLMSizeError
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -63,10 +63,10 @@ def _for_typer(command: Callable[..., Any]) -> Callable[..., int]:
 
     options = {p.name: " ".join(get_args(p.annotation)[1].names) for p in parameters(command)
                if isinstance(get_args(p.annotation)[1], Declared)}  # fmt: skip
-    made = [p.replace(annotation=_annotation(p)) for p in parameters(command)]
+    typed = [p._replace(annotation=_annotation(p)) for p in parameters(command)]
     shared.__name__, shared.__doc__ = command.__name__, command.__doc__
-    shared.__annotations__ = {p.name: p.annotation for p in made}
-    shared.__signature__ = Signature(made)  # type: ignore[attr-defined]
+    shared.__annotations__ = {p.name: p.annotation for p in typed}
+    shared.__signature__ = Signature([for_python(p, p.name) for p in typed])  # type: ignore[attr-defined]
     return shared
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, wraps
-from inspect import Parameter, Signature
+from inspect import Signature
 from keyword import iskeyword
 from typing import Any
 
 from llmsize.answer import Drawn, Estimate
 from llmsize.cli import answering
 from llmsize.cli.answering import SHARED, load, parameters
-from llmsize.cli.declare import Argument, Declared
+from llmsize.cli.declare import Argument, Declared, Parameter, for_python
 from llmsize.cli.direct import EMPTY_HINT, value_type
 from llmsize.errors import LLMSizeError
 
@@ -28,7 +28,10 @@ def function(name: str) -> Callable[..., Estimate]:
     known = {_word(parameter): parameter for parameter in parameters(command)[: -len(SHARED)]}
     shape = Signature(
         sorted(
-            (p.replace(name=word, kind=_kind(p)) for word, p in known.items()),
+            (
+                for_python(p, word, positional=isinstance(_declared(p), Argument))
+                for word, p in known.items()
+            ),
             key=lambda p: p.kind,
         )
     )
@@ -52,11 +55,6 @@ def function(name: str) -> Callable[..., Estimate]:
 def _declared(parameter: Parameter) -> Declared:
     declared: Declared = parameter.annotation.__metadata__[0]
     return declared
-
-
-def _kind(parameter: Parameter) -> Any:
-    positional = isinstance(_declared(parameter), Argument)
-    return Parameter.POSITIONAL_OR_KEYWORD if positional else Parameter.KEYWORD_ONLY
 
 
 def _word(parameter: Parameter) -> str:

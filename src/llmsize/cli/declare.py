@@ -8,11 +8,14 @@ below the first line of its docstring. A field may be a group itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsize import units
 from llmsize.errors import one_of, quoted
+
+if TYPE_CHECKING:
+    import inspect
 
 
 class Declared:
@@ -36,6 +39,39 @@ class Argument(Declared):
     """A word without a name, told by its place."""
 
     __slots__ = ()
+
+
+REQUIRED: Any = object()
+"""In place of a default: a value has to be given."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a command, its annotation evaluated, and its default if it has one."""
+
+    name: str
+    annotation: Any
+    default: Any = REQUIRED
+
+
+def for_python(parameter: Parameter, word: str, *, positional: bool = False) -> inspect.Parameter:
+    """The parameter `word` of a function, which has a name alone unless it is `positional`."""
+    import inspect  # slow
+
+    kinds = inspect.Parameter
+    return inspect.Parameter(
+        word, kinds.POSITIONAL_OR_KEYWORD if positional else kinds.KEYWORD_ONLY,
+        default=kinds.empty if parameter.default is REQUIRED else parameter.default,
+        annotation=parameter.annotation,
+    )  # fmt: skip
+
+
+def defaults(command: Callable[..., Any]) -> Mapping[str, Any]:
+    """The defaults of a command's parameters, or of the fields of a group, by name."""
+    if is_group(command):
+        return command._field_defaults  # type: ignore[attr-defined, no-any-return]
+    code, given = command.__code__, command.__defaults__ or ()
+    last = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
+    return dict(zip(last, given, strict=True)) | (command.__kwdefaults__ or {})
 
 
 def counting(*names: str, what: str, kind: type[float] = int, **settings: Any) -> Option:

@@ -7,11 +7,10 @@ For all else (help, completion, abbreviations, mistakes) the answer is `None`, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from llmsize.cli.declare import Argument, Declared, Option
+from llmsize.cli.declare import REQUIRED, Argument, Declared, Option, Parameter
 
 PLAIN: tuple[type, ...] = (str, bool, int, float, Path)
 """Types that need no parser."""
@@ -57,7 +56,7 @@ def _values(
                 value = _parsed(parameter, given[parameter.name])
             except ValueError:
                 return None
-        if value is Parameter.empty:
+        if value is REQUIRED:
             return None
         callback = _declared(parameter).settings.get("callback")
         values[parameter.name] = callback(value) if callback else value
