@@ -107,9 +107,11 @@ def test_an_estimate_imports_nothing_heavy(format: str) -> None:
     import subprocess
 
     heavy = (
-        "typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal",
-        "llmsize.memory.llamacpp", "llmsize.memory.serving", "llmsize.sources", "llmsize.engine",
-        "llmsize.hardware",
+        "typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal", "fractions",
+        "inspect", "dataclasses", "ast", "llmsize.sources", "llmsize.hardware", "llmsize.ladder",
+        "llmsize.memory.llamacpp.buffers", "llmsize.memory.serving.pooled",
+        "llmsize.memory.methods", "llmsize.anatomy.vision", "llmsize.anatomy.prompts",
+        "llmsize.planning.training",
     )  # fmt: skip
     code = (
         "import sys; from llmsize.cli import run; "

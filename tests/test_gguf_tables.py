@@ -24,13 +24,8 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory.kv_cache import CachePolicy, kv_cache
-from llmsize.memory.llamacpp import (
-    Server,
-    buffers,
-    layer_places,
-    memory,
-    most_gpu_layers,
-)
+from llmsize.memory.llamacpp.buffers import buffers, layer_places, memory, most_gpu_layers
+from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.llamacpp.gguf import gguf, model
 from llmsize.memory.weights import Recipe
 from llmsize.units import GIB

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from llmsize.anatomy import audio, projector, vision
 from llmsize.anatomy.config import Config
 
 WHOLE = "multimodal_config"
 """Where a language model's configuration keeps the plain fields of the model that it is part of."""
 
 FIELDS = (
-    ("vision_config", "vision tower", vision.KINDS),
-    ("vision_tower_config", "vision tower", vision.KINDS),
-    ("audio_config", "audio tower", audio.KINDS),
+    ("vision_config", "vision tower"),
+    ("vision_tower_config", "vision tower"),
+    ("audio_config", "audio tower"),
 )
-"""Field that describes a tower, what it is called, and the kinds that are known."""
+"""Field that describes a tower, and what it is called."""
 
 
 class Part(NamedTuple):
@@ -44,15 +43,17 @@ def towers(config: Mapping[str, Any], model: str) -> tuple[Part, ...]:
 
 def _towers(config: Mapping[str, Any], model: str) -> Iterator[Part]:
     """Each tower and what is between it and the language model."""
+    described = [(name, config[field]) for field, name in FIELDS if config.get(field)]
+    if not described:
+        return  # most models have none
+    from llmsize.anatomy import audio, projector, vision
+
     given = config.get(WHOLE)
     whole = Config(given if isinstance(given, Mapping) else config, model)
-    for field, name, kinds in FIELDS:
-        fields = config.get(field)
-        if not fields:
-            continue
+    for name, fields in described:
         tower = Config(fields if isinstance(fields, Mapping) else {}, model)
         kind = tower.text("model_type") or whole.text("model_type")
-        count = kinds.get(kind)
+        count = (audio if name == "audio tower" else vision).KINDS.get(kind)
         parameters = count(tower) if count else None
         yield Part(name, parameters)
         if parameters is not None and kind not in vision.MERGING:

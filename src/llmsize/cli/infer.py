@@ -22,7 +22,7 @@ from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
-from llmsize.memory.llamacpp import Server
+from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.serving import PLAIN_SERVER, Serving
 from llmsize.memory.serving import adapters as adapters_of
 from llmsize.planning import serving as asking

@@ -7,21 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmsize.anatomy import run_forward
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
-from llmsize.memory.methods import training_run
 from llmsize.memory.overview import RUNTIME, Job, Subject, Workload, need, on_each, step_of
 from llmsize.memory.peak import device_memory, on_device
 from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.planning.training import Question
 from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, term, total
+
+if TYPE_CHECKING:
+    from llmsize.planning.training import Question
 
 Way = Literal["serve", "lora", "qlora", "full"]
 
@@ -112,6 +113,8 @@ def tuning(question: Question, devices: int = 1) -> Term:
     They divide what lives through the step, the gradients and what the optimizer allocates, as
     ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
+    from llmsize.memory.methods import training_run  # with every method
+
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)
     if devices == 1:

@@ -15,7 +15,6 @@ from llmsize.anatomy.parameters import hidden_size
 from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import paged_sequences, pool_tokens
-from llmsize.memory.serving import buffers, grown, pooled
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
 from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
 from llmsize.memory.weights import one_by_one
@@ -57,10 +56,26 @@ def need(question: Serving) -> tuple[Term, ...]:
     """
     _check(question)
     _check_host(question)
-    kinds = {"buffers": buffers.places, "pool": pooled.places, "grown": grown.places}
-    first, *others = kinds[question.engine.allocation](question)
+    first, *others = _places(question)
     beside = (*_towers(question), *question.beside, *_draft(question))
     return (total(first.name, *first.parts, *beside), *others)
+
+
+def _places(question: Serving) -> tuple[Term, ...]:
+    """The same without what is beside the model; only the kind that was asked for is imported."""
+    match question.engine.allocation:
+        case "buffers":
+            from llmsize.memory.serving import buffers
+
+            return buffers.places(question)
+        case "pool":
+            from llmsize.memory.serving import pooled
+
+            return pooled.places(question)
+        case "grown":
+            from llmsize.memory.serving import grown
+
+            return grown.places(question)
 
 
 def _towers(question: Serving) -> Iterator[Term]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmsize.errors import LLMSizeError
-from llmsize.memory import llamacpp
+from llmsize.memory.llamacpp.buffers import memory
 from llmsize.memory.serving.parts import runtime
 from llmsize.memory.serving.question import Serving
 from llmsize.quick_dataclasses import replace
@@ -22,7 +22,7 @@ def places(question: Serving) -> tuple[Term, ...]:
     )  # fmt: skip
     names = {"model": "weights", "KV cache": "KV cache", "compute buffer": "activations"}
     places = []
-    for place in llamacpp.memory(question.file, server).parts:
+    for place in memory(question.file, server).parts:
         parts = [replace(part, name=names[part.name]) for part in place.parts]
         if place.name != "host":
             parts.append(runtime(question))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmsize.anatomy import Trace
 from llmsize.anatomy.cache import LayerCache
@@ -10,9 +10,8 @@ from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
-from llmsize.memory import llamacpp
 from llmsize.memory.kv_cache import CachePolicy
-from llmsize.memory.llamacpp.gguf import layer_caches, model
+from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.weights import (
     FormatOf,
     Recipe,
@@ -26,7 +25,10 @@ from llmsize.memory.weights import (
 from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term
 
-PLAIN_SERVER = llamacpp.Server(context=1)
+if TYPE_CHECKING:
+    from llmsize.memory.llamacpp.buffers import Model
+
+PLAIN_SERVER = Server(context=1)
 """llama.cpp's own defaults."""
 
 
@@ -45,7 +47,7 @@ class Serving:
     values: Format
     recipe: Recipe | None = None
     """How they were quantized, if they are."""
-    file: llamacpp.Model | None = None
+    file: Model | None = None
     """The GGUF file, for llama.cpp."""
     context: int = 4096
     """Tokens of each sequence, prompt and answer together."""
@@ -76,13 +78,15 @@ class Serving:
     """A smaller model that drafts for it, beside it and with the same sequences."""
     predicting: bool = False
     """Whether its own layer for the token after the next one drafts for it."""
-    server: llamacpp.Server = PLAIN_SERVER
+    server: Server = PLAIN_SERVER
     """Options of llama.cpp that have no name here: its batch, its flash attention, and so on."""
 
     @property
     def layers(self) -> tuple[LayerCache, ...]:
         """What every layer caches."""
         if self.engine.allocation == "buffers":
+            from llmsize.memory.llamacpp.gguf import layer_caches  # large
+
             return layer_caches(self.architecture, self.trace)
         return tuple(self.trace.layer_caches())
 
@@ -126,6 +130,8 @@ def serving(
         tensors = folded_checkpoint(architecture, trace).weights
         stored: Stored = tuple((weight, format) for weight in tensors)
     elif gguf:
+        from llmsize.memory.llamacpp.gguf import model
+
         file = model(architecture, trace, recipe, format_of)
         stored = file.tensors
     else:
