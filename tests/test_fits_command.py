@@ -175,3 +175,63 @@ def test_a_file_of_llama_cpp_is_asked_about_as_infer_asks(
     needed = found["answer"][0]["rows"][-1]["cells"]["bytes"]["value"]
     assert needed == served["answer"][0]["rows"][-1]["cells"]["GPU 0"]["value"]
     assert any("store the weights in q8_0" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("--vram 16GB --rank 64", "--job lora"), ("gpt2 --vram 16GB --commercial", "MODEL"),
+     ("gpt2 --vram 16GB --family llama", "MODEL"), ("gpt2 --vram 16GB --all", "MODEL"),
+     ("--vram 16GB --strict", "leave it out"), ("gpt2 --which gpu --gpu t4", "`--gpu`"),
+     ("gpt2 --which gpu --gpus 4", "`--gpus`"),
+     ("gpt2 --vram 16GB --job qlora --dtype fp16", "--job lora"),
+     ("gpt2 --vram 16GB --job lora --dtype q4_k_m", "nf4"),
+     ("gpt2 --vram 16GB --job lora --dtype int4", "nf4")],
+)  # fmt: skip
+def test_no_option_is_ignored(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What says nothing about the question is refused, with a word on what to do instead."""
+    assert run(["fits", *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [("--gpu t4 --job lora", "Tesla T4 tunes up to"), ("--gpu t4", "Tesla T4 serves up to"),
+     ("--gpu t4 --vram 8GB --job full", "Tesla T4 with 8.00 GB trains up to")],
+)  # fmt: skip
+def test_the_headline_is_about_the_job(
+    words: str, begins: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is asked is answered first, about the memory that is meant."""
+    found = document(capsys, *words.split(), "--family", "gpt2")
+    assert found["headline"].startswith(begins)
+
+
+def test_one_format_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--dtype` chooses the row, and the models in it."""
+    found = document(capsys, "--gpu", "t4", "--dtype", "q4_k_m", "--family", "gpt2")
+    assert [row["name"] for row in found["answer"][0]["rows"]] == ["q4_k_m"]
+    assert {row["cells"]["weights in"] for row in found["answer"][1]["rows"]} == {"q4_k_m"}
+
+
+def test_a_memory_that_holds_nothing_is_a_no(capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code of a list without an entry is that of a model that does not fit."""
+    assert document(capsys, "--vram", "1MB", "--family", "gpt2", code=1)["verdict"] is False
+
+
+def test_counts_do_not_wait_for_the_next_usual_depth(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the cache is most of the memory, a quarter of the bytes still hold more parameters."""
+    words = "--gpu t4 --engine vllm --batch 64 --family gpt2"
+    rows = document(capsys, *words.split())["answer"][0]["rows"]
+    counts = {row["name"]: row["cells"]["inference"]["value"] for row in rows}
+    assert counts["fp16/bf16"] < counts["fp8"] < counts["awq-int4"]
+
+
+def test_what_a_card_does_not_run_is_not_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    """LLM.int8 needs compute capability 7.5 (bitsandbytes, installation), and a V100 has 7.0."""
+    notes = document(capsys, "llama-3.1-8b", "--gpu", "v100-sxm2-16gb", code=1)["notes"]
+    assert any("store the weights in nf4" in note for note in notes)
+    for job, cards in (("inference", 3), ("qlora", 3)):
+        found = document(capsys, "gpt2", "--dtype", "nf4", "--job", job, "--which", "gpu", "--all")
+        names = [row["name"] for row in found["answer"][0]["rows"]]
+        assert len(names) > cards
+        assert not any(name.startswith(("TPU", "Trainium")) for name in names)

@@ -95,9 +95,12 @@ def test_a_format_that_a_card_lacks_is_refused(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A T4 has no bf16 and an A100 no fp8; quantized weights are multiplied in what it has."""
-    for words in ("--gpu t4 --dtype bf16 --job lora", "--gpu a100 --dtype fp8"):
+    for words, told in (
+        ("--gpu t4 --dtype bf16 --job lora", "does not support"),
+        ("--gpu a100 --dtype fp8", "needs compute capability 8.9"),
+    ):
         assert run(["fits", "llama-2-7b", *words.split()]) == 2
-        assert "does not support" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
     assert fits("llama-3.1-8b --gpu t4 --dtype nf4", capsys)[0] == 0
     _, document = fits("llama-3.1-8b --gpu t4", capsys)
     assert document["question"]["dtype"] == "fp16"

@@ -41,6 +41,8 @@ STORES = [
     ("transformers", "v100", "llm-int8", False), ("transformers", "t4", "llm-int8", True),
     ("transformers", "p40", "nf4", True), ("tensorrt-llm", "a100", "fp8-tensor", False),
     ("transformers", "m3-max", "bf16", True), ("llama.cpp", "t4", "bf16", True),
+    ("transformers", "tpu-v4", "nf4", False), ("transformers", "mi300x", "nf4", True),
+    ("transformers", "trainium1", "llm-int8", False), ("transformers", "m3-max", "nf4-dq", True),
 ]  # fmt: skip
 
 

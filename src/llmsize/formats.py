@@ -33,6 +33,8 @@ class Format:
 
     fallback: str = ""
     """The format that its library takes for a row that is not a whole number of blocks."""
+    vendors: tuple[str, ...] = ()
+    """Makers of the accelerators that its library has kernels for; empty for any."""
 
     def __hash__(self) -> int:
         return hash(self.name)

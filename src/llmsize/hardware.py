@@ -91,7 +91,10 @@ class Machine:
     @property
     def title(self) -> str:
         """The machine in words: `2 × GeForce RTX 4090`."""
-        what = self.accelerator.title if self.accelerator else format_bytes(self.usable.value)
+        memory = format_bytes(self.usable.value)
+        what = self.accelerator.title if self.accelerator else memory
+        if self.accelerator and self.usable.value != visible_memory(self.accelerator).value:
+            what += f" with {memory}"
         if self.instance and not self.accelerator:
             what = self.instance.title
         name = f"{self.devices:,} × {what}" if self.devices > 1 else what

@@ -51,14 +51,21 @@ BLOCK = 256
 """Widths of feed-forward layers are multiples of it (meta-llama/llama, model.py: `multiple_of`)."""
 
 
-def typical(parameters: int) -> Architecture:
-    """A decoder of about so many parameters with the usual proportions, for no model in particular.
+def typical_depth(parameters: int) -> float:
+    """Layers of a decoder of about so many parameters, as a number between whole depths.
 
     Width is 128 × depth, and 12 × depth × width² parameters are in the layers (Kaplan et al. 2020,
-    arXiv:2001.08361, section 2.1; Llama 2 7B has 32 layers of 4096), with 8 heads of keys. Depths
-    are multiples of 8, as nearly all are, so that heads and quantized blocks come out even.
+    arXiv:2001.08361, section 2.1; Llama 2 7B has 32 layers of 4096).
     """
-    layers = max(1, round((parameters / (12 * HEAD**2)) ** (1 / 3) / KEYS)) * KEYS
+    return float((parameters / (12 * HEAD**2)) ** (1 / 3))
+
+
+def typical(layers: int) -> Architecture:
+    """A decoder of that depth with the usual proportions, for no model in particular.
+
+    It has 8 heads of keys. A depth that is a multiple of 8, as nearly all are, lets heads and
+    quantized blocks come out even.
+    """
     return Architecture(
         name=f"typical-{layers}-layers",
         family="llama",

@@ -310,7 +310,7 @@ def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:
     """The most parameters for each way and storage, as `llmsize fits` counts them."""
     return {
         (way, storage): catalogue.most_parameters(
-            storage, JOBS[way], _work(case, way, storage), case.machine(way)
+            JOBS[way], _work(case, way, storage), case.machine(way)
         )
         for way in case.ways
         for storage in case.storages[way]

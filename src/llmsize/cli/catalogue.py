@@ -9,14 +9,15 @@ from math import ceil, prod
 from llmsize import presets
 from llmsize.answer import Absent, Cell, Row, Table
 from llmsize.architecture import Architecture
+from llmsize.cli import options
 from llmsize.cli.estimate import format_named
 from llmsize.cli.jobs import band_of, refusal, step
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Machine
-from llmsize.ladder import typical
+from llmsize.ladder import typical, typical_depth
 from llmsize.memory import overview
-from llmsize.memory.overview import JOBS, Job, Subject, Workload
+from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
 from llmsize.planning.catalogue import Choice, Filter, parameters, search, wanted
 from llmsize.planning.fits import approached, largest_near
 from llmsize.planning.needs import estimated, serving, tuning
@@ -37,14 +38,10 @@ POOLED = {"fp16/bf16": "bf16", "fp8": "fp8", "int8": "w8a8", "awq-int4": "awq-in
 """… and what vLLM, SGLang and TensorRT-LLM load."""
 
 QUANTIZED = "quantized weights are not trained themselves"
-NOT_TUNED: dict[tuple[str, Job], str] = {
-    ("fp32", "QLoRA"): "QLoRA trains beside 4-bit weights",
-    ("fp16/bf16", "QLoRA"): "QLoRA trains beside 4-bit weights",
-    ("int8", "QLoRA"): "QLoRA trains beside 4-bit weights",
-    ("nf4", "LoRA"): "LoRA beside 4-bit weights is QLoRA",
-    ("int8", "full training"): QUANTIZED,
-    ("nf4", "full training"): QUANTIZED,
-}
+FOUR_BITS = 6
+"""Bits of an element, scales included, below which weights are said to be in four bits."""
+APART = 8
+"""Layers between the usual depths."""
 STEP, MOST = 10**6, 10**14
 """The largest parameter count is searched in steps of a million."""
 
@@ -62,25 +59,41 @@ def storages(engine: Engine | None) -> Mapping[str, str]:
     return {title: STORAGES[title] for title in titles}
 
 
-def senseless(title: str, work: Workload, job: Job) -> str:
+def storage(name: str, engine: Engine | None, *, served: bool) -> Storage:
+    """Weights as a row of the answer has them (`int8`), or in any other format or recipe.
+
+    Raises `LLMSizeError` for a name that is neither.
+    """
+    return options.storage(storages(engine).get(name, name), served=served)
+
+
+def senseless(work: Workload, job: Job) -> str:
     """Why weights that are stored so are not used for a job; empty if they are."""
-    if job != "inference" and _is_file(work):
-        return overview.SERVED_ALONE
-    return NOT_TUNED.get((title, job), "")
+    storage = work.storage
+    if job == "inference":
+        return ""
+    if reason := overview.not_adapted(storage):
+        return reason
+    if job == "full training":
+        return "" if storage.trainable else QUANTIZED
+    base = format_named(storage.recipe.base) if storage.recipe else storage.format
+    if base.bits_per_element < FOUR_BITS:
+        return "LoRA beside 4-bit weights is QLoRA" if job == "LoRA" else ""
+    return "" if job == "LoRA" else "QLoRA trains beside 4-bit weights"
 
 
 def counts(works: Mapping[str, Workload], machine: Machine, jobs: tuple[Job, ...] = JOBS) -> Table:
     """The largest number of parameters for every way to store weights and every job."""
     rows = tuple(
-        Row(title, {job: most_parameters(title, job, work, machine) for job in jobs})
+        Row(title, {job: most_parameters(job, work, machine) for job in jobs})
         for title, work in works.items()
     )
     return Table("largest number of parameters", jobs, rows, heading="weights in")
 
 
-def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> Cell:
-    """The most parameters whose estimated need is within the memory, weights stored as `title`."""
-    reason = senseless(title, work, job) or refusal(work, job, machine.accelerator)
+def most_parameters(job: Job, work: Workload, machine: Machine) -> Cell:
+    """The most parameters whose estimated need is within the memory."""
+    reason = senseless(work, job) or refusal(work, job, machine.accelerator)
     if reason:
         return Absent(reason)
     budget, each = machine.usable.value, _least(work, job) * STEP / machine.devices
@@ -99,18 +112,27 @@ def most_parameters(title: str, job: Job, work: Workload, machine: Machine) -> C
 
 
 def _estimated(work: Workload, job: Job, devices: int, steps: int) -> float:
-    return estimated(_typical(steps * STEP), work, job, devices).value
+    """What so many parameters need: between the two usual depths next to theirs, by a line.
+
+    By itself each of these depths has a cache of its own, and most small ones a half more than the
+    one before it: the largest count would be where one begins, whatever the weights are stored in.
+    """
+    depth = typical_depth(steps * STEP) / APART
+    below = max(int(depth), 1)
+    beyond = min(max(depth - below, 0.0), 1.0)
+
+    def need(layers: int) -> float:
+        shape = _typical(layers)._replace(parameters=steps * STEP)
+        return estimated(shape, work, job, devices).value
+
+    least = need(below * APART)
+    return least + beyond * (need((below + 1) * APART) - least) if beyond else least
 
 
-_shapes: dict[str, Subject] = {}
-
-
-def _typical(parameters: int) -> Subject:
-    """A model of that size; each of the few shapes is traced once."""
-    shape = typical(parameters)
-    if shape.name not in _shapes:
-        _shapes[shape.name] = overview.subject(shape)
-    return _shapes[shape.name]._replace(parameters=parameters)
+@lru_cache(maxsize=64)
+def _typical(layers: int) -> Subject:
+    """A model of that depth; each of the few shapes is traced once."""
+    return overview.subject(typical(layers))
 
 
 def models_that_fit(
@@ -120,7 +142,8 @@ def models_that_fit(
 
     The formats are those of one engine, transformers unless another is named.
     """
-    usable = works if engine else {title: works[title] for title in LOADED}
+    loaded = {title: works[title] for title in LOADED if title in works}
+    usable = works if engine else loaded or works
     models = [model for model in presets.every(Architecture).values() if wanted(model, filter)]
     return searching(usable, machine, job)(models)
 
@@ -131,7 +154,7 @@ def searching(
     """A `search` of any models for a job; where it has to be `certain`, nothing tight is taken."""
     usable = {
         title: work for title, work in works.items()
-        if not senseless(title, work, job) and not refusal(work, job, machine.accelerator)
+        if not senseless(work, job) and not refusal(work, job, machine.accelerator)
     }  # fmt: skip
     subjects = lru_cache(maxsize=1)(overview.subject)
     budget, devices = int(machine.usable.value), machine.devices

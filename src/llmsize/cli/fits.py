@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Annotated, NamedTuple
 
 from llmsize import presets
-from llmsize.answer import Estimate, Row, Table
+from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, machines, options
 from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.estimate import format_named
-from llmsize.cli.jobs import band_of, multiplies, need_of, on, runtime, step, workload
+from llmsize.cli.jobs import band_of, multiplies, need_of, on, refusal, runtime, step, workload
 from llmsize.cli.machines import Hardware
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
@@ -142,8 +142,7 @@ def fits(
 
     Tight, inside the error band, is 0 where it is within the memory, and 1 with --strict.
     """
-    if use.engine and use.job != "inference":
-        raise LLMSizeError("an engine serves and does not train", hint="leave out `--engine`")
+    _check_together(model, which, use, listing, hardware, strict=strict)
     if which:
         return _which(model, which, use, listing.everything)
     machine = machines.machine(hardware)
@@ -152,6 +151,31 @@ def fits(
     if model:
         return _one(model, machine, use, strict)
     return _largest(machine, use, listing)
+
+
+def _check_together(
+    model: str | None, which: str | None, use: Use, listing: Listing, hardware: Hardware,
+    *, strict: bool,
+) -> None:  # fmt: skip
+    """Raise `LLMSizeError` for options that say nothing about what is asked."""
+    if use.engine and use.job != "inference":
+        raise LLMSizeError("an engine serves and does not train", hint="leave out `--engine`")
+    if use.rank != ADAPTERS.rank and use.job not in ("lora", "qlora"):
+        raise LLMSizeError("only adapters have a rank", hint="add `--job lora` or `--job qlora`")
+    if which and hardware != Hardware():
+        raise LLMSizeError(
+            "`--which` goes through all hardware that is known",
+            hint="leave out `--gpu`, `--vram`, `--gpus`, `--instance` and `--reserve`",
+        )
+    if model and listing._replace(everything=False) != Listing():
+        raise LLMSizeError(
+            "`--commercial`, `--family` and `--min-params` choose among models",
+            hint="leave them out, or MODEL",
+        )
+    if model and listing.everything and not which:
+        raise LLMSizeError("`--all` is for a list", hint="leave it out, or MODEL")
+    if strict and (which or not model):
+        raise LLMSizeError("`--strict` is about one MODEL on one machine", hint="leave it out")
 
 
 def _families(name: str) -> tuple[str, ...]:
@@ -180,7 +204,10 @@ def _asked(
     else:
         own = options.own_dtype(architecture) or "fp16"
         kept = use.dtype or ("nf4" if use.job == "qlora" else own)
-        storage = options.storage(kept, served=bool(use.engine))
+        engine = presets.get(Engine, use.engine) if use.engine else None
+        storage = catalogue.storage(kept, engine, served=use.job == "inference")
+    if use.job in ("lora", "qlora"):
+        _check_base(storage, use.job)
     if accelerator is not None and not multiplies(accelerator, storage.format.name):
         if use.dtype and storage.recipe is None:
             peak(accelerator, storage.format)  # raises, and says what it multiplies instead
@@ -190,6 +217,16 @@ def _asked(
     base = [format_named(storage.recipe.base)] if storage.recipe else []
     check_support(runtime(work, JOB_NAMES[use.job]), accelerator, *base)
     return overview.subject(architecture), work
+
+
+def _check_base(storage: Storage, job: str) -> None:
+    """Raise `LLMSizeError` for weights that no adapters are trained beside, or not by that name."""
+    if reason := overview.not_adapted(storage):
+        raise LLMSizeError(reason, hint="name another `--dtype`, such as `bf16` or `nf4`")
+    if job == "qlora" and storage.recipe is None:
+        raise LLMSizeError(
+            "QLoRA trains beside quantized weights", hint="`--job lora`, or `--dtype nf4`"
+        )
 
 
 def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
@@ -307,6 +344,8 @@ def _smaller_served(model: Subject, work: Workload, machine: Machine) -> Iterato
     budget = machine.usable.value
 
     def enough(changed: Workload) -> bool:
+        if refusal(changed, "inference", machine.accelerator):
+            return False
         return need_of(model, changed, "inference", machine.devices).value <= budget
 
     if found := changes.combination(work, _smaller(work.engine), enough):
@@ -379,8 +418,9 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
     offers = [
         machine for machine in OFFERS[kind]()
         if machine.accelerator is None
-        or work.storage.recipe is not None
         or multiplies(machine.accelerator, work.storage.format.name)
+        or work.storage.recipe is not None
+        if not refusal(work, job, machine.accelerator)
     ]  # fmt: skip
     found = enough(
         [(machine, machine.devices, int(machine.usable.value)) for machine in offers],
@@ -449,31 +489,48 @@ def _band(work: Workload, job: Job) -> str:
 def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     """The largest count for every format and job, and the presets that fit for one job."""
     job, engine = JOB_NAMES[use.job], presets.get(Engine, use.engine) if use.engine else None
-    ways = catalogue.storages(engine)
+    ways = {use.dtype: use.dtype} if use.dtype else catalogue.storages(engine)
     works = {
-        title: on(machine, use.workload(options.storage(name, served=engine is not None)))
+        title: on(machine, use.workload(catalogue.storage(name, engine, served=bool(engine))))
         for title, name in ways.items()
     }
     table = catalogue.counts(works, machine, ("inference",) if engine else JOBS)
-    title = "fp16/bf16" if "fp16/bf16" in works else next(iter(works))
-    serving = table.column("inference")[title]
-    most = f"serves up to {format_count(serving.value)}" if isinstance(serving, Term) else (
-        "is too small for any")  # fmt: skip
+    usual = "nf4" if job == "QLoRA" else "fp16/bf16"
+    title = usual if usual in works else next(iter(works))
     filter = Filter(
         listing.commercial, _families(listing.family), min_parameters=listing.min_params
     )
     found = catalogue.models_that_fit(works, machine, job, filter, engine)
     shown = list(found if listing.everything else islice(found, SHOWN))
     more = next(found, None) is not None
+    most = table.column(job)[title]
     return Estimate(
         "fits",
         use.question(model=None, memory=int(machine.usable.value), devices=machine.devices),
-        f"{machine.title} {most} parameters in {title.replace('fp16/bf16', '16 bit')}",
+        _at_most(machine, most, job, title),
         (table, catalogue.models_table(shown, job)),
         (
             f"{use.batch} × {use.context:,} tokens (`--batch`, `--context`)",
-            "largest counts: the usual proportions of a decoder, and for training, every layer "
-            "recomputed in the backward pass (gradient checkpointing)",
+            "largest counts: the usual proportions of a decoder with 8 heads of keys (models with "
+            "fewer, or none, can be larger), and for training, every layer recomputed in the "
+            "backward pass (gradient checkpointing)",
         ),
         (*(["smaller models fit, too (`--all`)"] if more else []), _band(works[title], job)),
+        verdict=None if shown or isinstance(most, Term) else False,
     )  # fmt: skip
+
+
+DOES = {
+    "inference": "serves up to {}", "full training": "trains up to {}",
+    "LoRA": "tunes up to {} by LoRA", "QLoRA": "tunes up to {} by QLoRA",
+}  # fmt: skip
+
+
+def _at_most(machine: Machine, most: Cell, job: Job, stored: str) -> str:
+    """How large a model can be, or why none can."""
+    stored = stored.replace("fp16/bf16", "16 bit")
+    if isinstance(most, Term):
+        does = DOES[job].format(f"{format_count(most.value)} parameters")
+        return f"{machine.title} {does} in {stored}"
+    reason = most.reason if isinstance(most, Absent) else most
+    return f"{machine.title}, {job} in {stored}: {reason}"

@@ -49,6 +49,10 @@ def obstacle_to(format: Format, runtime: Runtime, accelerator: Accelerator) -> s
 
     A chip that is not NVIDIA's has no compute capability: of it the published rates are asked.
     """
+    if format.vendors and accelerator.vendor not in format.vendors:
+        makers = ", ".join(format.vendors)
+        return (f"{format.title or format.name} has kernels for accelerators of {makers}; "
+                f"{accelerator.title} is of {accelerator.vendor}")  # fmt: skip
     begin = next((begin for begin in runtime.capability if format.name.startswith(begin)), None)
     if begin is None:
         return ""
