@@ -89,3 +89,12 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     """`llmsize schema` prints the JSON Schema of the documents."""
     assert run(["schema"]) == 0
     assert "headline" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_signs_that_an_encoding_lacks_stay_apart() -> None:
+    """In ASCII a dash is not written as `?`, which marks what is assumed."""
+    done = llmsize("estimate", "gpt2", PYTHONIOENCODING="ascii")
+    assert done.stdout.isascii()
+    rows = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert rows["gradients"].split()[1] == "-"
+    assert rows["activations"].split()[-1] == "="

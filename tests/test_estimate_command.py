@@ -138,6 +138,28 @@ def test_no_adapters_beside_what_nothing_is_computed_in(
     assert table["total"]["QLoRA"] == plain["total"]["QLoRA"]
 
 
+@pytest.mark.parametrize(
+    "words", [["estimate", "--params", "7B"], ["train", "gpt2"], ["fits", "gpt2", "--vram", "8GB"]]
+)
+def test_one_unit_in_all_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--units GiB` is about headlines and notes, too: GB and GiB are never mixed."""
+    assert run([*words, "--units", "GiB", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = " ".join((found["headline"], *found["assumptions"], *found["notes"]))
+    assert "iB" in told
+    assert " GB" not in told
+    assert " MB" not in told
+
+
+def test_a_checkpoint_in_fp32_has_16_bit_copies_by_a_recipe_of_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """GPT-2 is published in fp32; mixed precision keeps 2 + 2 + 12 bytes of each parameter."""
+    table = cells(capsys, "gpt2", "--recipe", "mixed")
+    assert table["model states"]["full training"] == 16 * 124_439_808
+    assert table["weights"]["inference"] == 4 * 124_439_808
+
+
 def test_positions_that_the_model_does_not_have_are_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from llmsize.errors import LLMSizeError
-from llmsize.units import format_bytes, parse_bytes, parse_count
+from llmsize.units import format_bytes, in_binary, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,6 @@ def test_gb_is_decimal_and_gib_is_binary() -> None:
 def test_bytes_beyond_every_machine_are_a_power_of_ten() -> None:
     """Digits that nobody reads, and that a float does not have, are left out."""
     assert format_bytes(1.5e15) == "1.50 PB"
-    assert format_bytes(2 * 2**60, binary=True) == "2.00 EiB"
+    with in_binary(True):
+        assert format_bytes(2 * 2**60) == "2.00 EiB"
     assert format_bytes(1.12e43) == "1.12e+25 EB"

@@ -7,6 +7,9 @@ GB is 10⁹ bytes and GiB is 2³⁰; both parse, both print, and they are never 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from llmsize.errors import LLMSizeError, printable
@@ -143,11 +146,24 @@ def format_count(value: float) -> str:
     raise AssertionError("unreachable")
 
 
-def format_bytes(value: float, *, binary: bool = False) -> str:
-    """Bytes in the largest fitting unit: `13.48 GB`, or `12.55 GiB` with `binary`."""
+_binary: ContextVar[bool] = ContextVar("binary", default=False)
+
+
+@contextmanager
+def in_binary(wanted: bool) -> Iterator[None]:
+    """Bytes are written in units of 2³⁰ where that is `wanted`, else of 10⁹, in all words alike."""
+    token = _binary.set(wanted)
+    try:
+        yield
+    finally:
+        _binary.reset(token)
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in the largest fitting unit: `13.48 GB`, or `12.55 GiB` within `in_binary`."""
     base, names = (
         (1024, ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-        if binary
+        if _binary.get()
         else (1000, ("KB", "MB", "GB", "TB", "PB", "EB"))
     )
     if abs(value) < base:

@@ -16,6 +16,7 @@ from llmsize.answer import Drawn, Estimate
 from llmsize.cli.declare import REQUIRED, Option, Parameter, choosing, defaults, headed, is_group
 from llmsize.errors import UndeterminedError
 from llmsize.render import OUTPUT_FORMATS, OutputFormat, Style, render
+from llmsize.units import in_binary
 
 
 def _search(directory: Path | None) -> Path | None:
@@ -125,15 +126,13 @@ def _options(command: Callable[..., Any]) -> Iterator[Parameter]:
 def answer(command: Callable[..., Any], values: Mapping[str, Any]) -> int:
     """Ask, write the answer, and return the exit code."""
     format = values["format_"] or default_format()
-    found = ask(command, values)
-    shown = style(explain=values["explain"], binary=values["units_"] == "GiB")
-    if isinstance(found, Drawn):
-        found = _drawn(found, format, shown)
-    if isinstance(found, Estimate):
-        write(render(found, format, shown))
-        return 1 if found.verdict is False else 0
-    write(found)
-    return 0
+    shown = style(explain=values["explain"])
+    with in_binary(values["units_"] == "GiB"):
+        found = ask(command, values)
+        if isinstance(found, Drawn):
+            found = _drawn(found, format, shown)
+        write(render(found, format, shown) if isinstance(found, Estimate) else found)
+    return 1 if isinstance(found, Estimate) and found.verdict is False else 0
 
 
 def default_format() -> OutputFormat:
@@ -150,10 +149,10 @@ def _drawn(found: Drawn, format: OutputFormat, style: Style) -> Estimate | str:
     return "\n".join(draw(chart, style.width) for chart in found.charts)
 
 
-def style(*, explain: bool, binary: bool) -> Style:
+def style(*, explain: bool) -> Style:
     """Width and colour as the terminal has them; nothing is wrapped where there is none."""
     terminal = sys.stdout.isatty()
-    return Style(explain, binary, _width(terminal), _color(terminal))
+    return Style(explain, _width(terminal), _color(terminal))
 
 
 def _width(terminal: bool) -> int | None:
@@ -175,14 +174,28 @@ def _color(terminal: bool) -> bool:
     return terminal and os.environ.get("TERM") != "dumb"
 
 
+SPELT = str.maketrans({
+    "–": "-", "≈": "=", "×": "x", "·": "*", "…": "...", "█": "#", "─": "-", "²": "^2", "³": "^3",
+})  # fmt: skip
+"""Signs of answers for an encoding without them: as `?` they would all be marked as assumed."""
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """The text in signs that the encoding has; the few others become `?`."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(SPELT).encode(encoding, "replace").decode(encoding)
+    return text
+
+
 def write(text: str) -> None:
-    """Write to stdout; a character that its encoding does not have becomes `?`.
+    """Write to stdout, in signs that its encoding has.
 
     Raises `BrokenPipeError` where the reader has left, `UndeterminedError` for a full disk.
     """
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.write(_encodable(text, sys.stdout.encoding or "utf-8"))
         sys.stdout.flush()
     except BrokenPipeError:
         raise

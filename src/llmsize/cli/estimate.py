@@ -186,13 +186,8 @@ def _workload(
     subject: Subject, dtype: str, batch: int, context: int | None, optimizer: str, recipe: str
 ) -> tuple[Workload, tuple[str, ...]]:
     """The knobs as records; those that nobody set are told."""
-    assumed: list[str] = []
-    own = "" if subject.assumed else options.own_dtype(subject.architecture)
-    storage = options.storage(dtype or own or "fp16")
-    if not dtype and subject.architecture.stored and not subject.assumed:
-        assumed += options.requantized(subject.architecture, storage.name)
-    elif not dtype:
-        assumed.append(f"weights in {storage.name}" + (", as published" if own else ""))
+    storage, told = _storage(subject, dtype, presets.get(Precision, recipe) if recipe else None)
+    assumed = [*told]
     if context is None:
         limit = subject.architecture.context_length
         context = min(CONTEXT, limit) if limit and not subject.assumed else CONTEXT
@@ -210,6 +205,24 @@ def _workload(
         f"and {QLORA_BASE} for the frozen weights of QLoRA"
     )
     return work, tuple(assumed)
+
+
+def _storage(
+    subject: Subject, dtype: str, recipe: Precision | None
+) -> tuple[Storage, tuple[str, ...]]:
+    """The weights as asked for, or as published; and what that assumes.
+
+    A checkpoint in fp32 is trained in bf16 by a recipe that has a 16-bit copy.
+    """
+    if dtype:
+        return options.storage(dtype), ()
+    own = "" if subject.assumed else options.own_dtype(subject.architecture)
+    if own == "float32" and recipe is not None and (recipe.master or recipe.autocast):
+        return options.storage("bf16"), (f"`{recipe.name}` has its 16-bit copies in bf16",)
+    storage = options.storage(own or "fp16")
+    if subject.architecture.stored and not subject.assumed:
+        return storage, options.requantized(subject.architecture, storage.name)
+    return storage, (f"weights in {storage.name}" + (", as published" if own else ""),)
 
 
 def default_precision(storage: Storage) -> str:

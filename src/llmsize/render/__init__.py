@@ -24,8 +24,6 @@ class Style(NamedTuple):
 
     explain: bool = False
     """Show formula, values, source and grade under every number."""
-    binary: bool = False
-    """Memory in GiB (2³⁰) instead of GB (10⁹)."""
     width: int | None = None
     """Columns to stay within; `None` never wraps and never cuts."""
     color: bool = False

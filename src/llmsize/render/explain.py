@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from llmsize.answer import Estimate, Table
-from llmsize.render import Style, values
+from llmsize.render import values
 from llmsize.term import Number, Term
 
 Kind = Literal["name", "formula", "source", "note"]
@@ -26,15 +26,15 @@ class Line(NamedTuple):
     text: str
 
 
-def explanations(estimate: Estimate, style: Style) -> Iterator[Line]:
+def explanations(estimate: Estimate) -> Iterator[Line]:
     """Every term of the answer with what is below it, each once; later mentions are one line."""
     explained: set[Key] = set()
     for part in estimate.answer:
         if isinstance(part, Term):
-            yield from _lines(part, part.name, 0, style, explained)
+            yield from _lines(part, part.name, 0, explained)
         else:
             for title, term in _titled(part):
-                yield from _lines(term, title, 0, style, explained)
+                yield from _lines(term, title, 0, explained)
 
 
 def _titled(table: Table) -> Iterator[tuple[str, Term]]:
@@ -53,10 +53,8 @@ def _titled(table: Table) -> Iterator[tuple[str, Term]]:
             yield f"{row.name}, {', '.join(columns)}", term
 
 
-def _lines(
-    term: Term, title: str, indent: int, style: Style, explained: set[Key]
-) -> Iterator[Line]:
-    shown = values.value(term.value, term.unit, binary=style.binary)
+def _lines(term: Term, title: str, indent: int, explained: set[Key]) -> Iterator[Line]:
+    shown = values.value(term.value, term.unit)
     if term.unit in values.ROUNDED:
         shown += f" ({values.exact(term.value)})"
     yield Line(indent, "name", values.safe(f"{title}: {shown} · {term.grade}"))
@@ -73,7 +71,7 @@ def _lines(
     if term.source:
         yield Line(indent + 1, "source", values.safe(f"source: {term.source}"))
     for part in term.parts[:MOST_PARTS]:
-        yield from _lines(part, part.name, indent + 1, style, explained)
+        yield from _lines(part, part.name, indent + 1, explained)
     if rest := term.parts[MOST_PARTS:]:
-        amount = values.value(sum(part.value for part in rest), term.unit, binary=style.binary)
+        amount = values.value(sum(part.value for part in rest), term.unit)
         yield Line(indent + 1, "name", f"and {len(rest)} more: {amount}")

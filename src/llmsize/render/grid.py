@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmsize.answer import Absent, Cell, Estimate, Table
-from llmsize.render import Style, values
+from llmsize.render import values
 from llmsize.term import Grade, Term
 
 MARKS: dict[Grade, str] = {"exact": "", "formula": "≈", "fitted": "~", "assumed": "?"}
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
     """Why there are dashes."""
 
 
-def grids(estimate: Estimate, style: Style) -> list[Grid]:
+def grids(estimate: Estimate) -> list[Grid]:
     """The answer as grids; terms that follow one another share one."""
     made: list[Grid] = []
     terms: list[Term] = []
@@ -50,10 +50,10 @@ def grids(estimate: Estimate, style: Style) -> list[Grid]:
         if isinstance(part, Term):
             terms.append(part)
             continue
-        made += [_of_terms(terms, style)] if terms else []
+        made += [_of_terms(terms)] if terms else []
         terms = []
-        made.append(_of_table(part, style))
-    return made + ([_of_terms(terms, style)] if terms else [])
+        made.append(_of_table(part))
+    return made + ([_of_terms(terms)] if terms else [])
 
 
 def legend(estimate: Estimate) -> str:
@@ -62,8 +62,8 @@ def legend(estimate: Estimate) -> str:
     return "   ".join(text for grade, text in _LEGEND.items() if text and grade in grades)
 
 
-def _of_terms(terms: list[Term], style: Style) -> Grid:
-    shown = _column(list(terms), "", style)
+def _of_terms(terms: list[Term]) -> Grid:
+    shown = _column(list(terms), "")
     lines = tuple(
         (values.safe(term.name), text, values.safe(term.note))
         for term, text in zip(terms, shown, strict=True)
@@ -71,11 +71,11 @@ def _of_terms(terms: list[Term], style: Style) -> Grid:
     return Grid("", ("", "", ""), lines, (False, True, False), False, ())
 
 
-def _of_table(table: Table, style: Style) -> Grid:
+def _of_table(table: Table) -> Grid:
     columns = [[row.cells.get(name) for row in table.rows] for name in table.columns]
     names = [values.safe(row.name) for row in table.rows]
     headings = _headings(table, columns)
-    shown = (_column(column, f"{table.title} {heading}", style)
+    shown = (_column(column, f"{table.title} {heading}")
              for column, heading in zip(columns, headings, strict=True))  # fmt: skip
     lines = tuple(zip(names, *shown, strict=True))
     numeric = (False, *map(_is_numeric, columns))
@@ -105,22 +105,22 @@ def _is_numeric(cells: Sequence[Cell | None]) -> bool:
     return words <= SHORT and any(isinstance(cell, Term | Absent) for cell in cells)
 
 
-def _column(cells: Sequence[Cell | None], said: str, style: Style) -> list[str]:
+def _column(cells: Sequence[Cell | None], said: str) -> list[str]:
     """Cells as text; where one number of a column has a mark, the others leave room for it.
 
     A unit that the title or the heading has `said` is not repeated in every cell.
     """
     marks = [MARKS[cell.grade] if isinstance(cell, Term) else "" for cell in cells]
-    texts = [_text(cell, said, style) for cell in cells]
+    texts = [_text(cell, said) for cell in cells]
     if not any(marks):
         return texts
     return [f"{text} {mark or ' '}" for text, mark in zip(texts, marks, strict=True)]
 
 
-def _text(cell: Cell | None, said: str, style: Style) -> str:
+def _text(cell: Cell | None, said: str) -> str:
     if isinstance(cell, Term):
         known = bool(cell.unit) and cell.unit in said
-        return values.value(cell.value, cell.unit, binary=style.binary, bare=known)
+        return values.value(cell.value, cell.unit, bare=known)
     if isinstance(cell, Absent):
         return values.DASH
     return values.safe(cell or "")

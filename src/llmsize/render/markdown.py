@@ -16,10 +16,10 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 def render(estimate: Estimate, style: Style) -> str:
     """Tables as pipe tables, explanations as nested lists."""
-    blocks = [f"**{escape(safe(estimate.headline))}**", *map(_grid, grids(estimate, style))]
+    blocks = [f"**{escape(safe(estimate.headline))}**", *map(_grid, grids(estimate))]
     blocks += [escape(legend(estimate)), "\n".join(f"- {escape(r)}" for r in remarks(estimate))]
     if style.explain:
-        lines = explanations(estimate, style)
+        lines = explanations(estimate)
         blocks += ["\n".join(f"{'  ' * e.indent}- {escape(e.text)}" for e in lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 

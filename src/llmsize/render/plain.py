@@ -14,10 +14,10 @@ from llmsize.render.values import safe
 
 def render(estimate: Estimate, style: Style) -> str:
     """The headline, the answer, what was assumed, and with `explain` where it comes from."""
-    blocks = [safe(estimate.headline), *map(_grid, grids(estimate, style)), legend(estimate)]
+    blocks = [safe(estimate.headline), *map(_grid, grids(estimate)), legend(estimate)]
     blocks += ["\n".join(remarks(estimate))]
     if style.explain:
-        blocks += ["\n".join("  " * e.indent + e.text for e in explanations(estimate, style))]
+        blocks += ["\n".join("  " * e.indent + e.text for e in explanations(estimate))]
     text = "\n\n".join(block for block in blocks if block)
     return "\n".join(_wrapped(text.splitlines(), style.width)) + "\n"
 

@@ -51,7 +51,7 @@ def _lines(estimate: Estimate, style: Style, paint: Paint, width: int) -> Iterat
             yield " " * indent + paint(line, look)
 
     yield from said(safe(estimate.headline), "bold", 0)
-    for grid in grids(estimate, style):
+    for grid in grids(estimate):
         yield ""
         if grid.title:
             yield from said(grid.title, "bold")
@@ -63,7 +63,7 @@ def _lines(estimate: Estimate, style: Style, paint: Paint, width: int) -> Iterat
     yield from _remarks(estimate, paint, width)
     if style.explain:
         yield ""
-        for line in explanations(estimate, style):
+        for line in explanations(estimate):
             yield from said(line.text, _KINDS[line.kind], 1 + 2 * line.indent)
 
 

@@ -19,13 +19,13 @@ _NAME = re.compile(r"\b[A-Za-z_]\w*\b")
 _SIGNS = (("**", "^"), ("*", "×"), ("//", "div"))
 
 
-def value(number: Number, unit: str, *, binary: bool = False, bare: bool = False) -> str:
+def value(number: Number, unit: str, *, bare: bool = False) -> str:
     """A number with its unit, rounded for reading: `13.48 GB`, `6.74B parameters`.
 
     `bare` leaves the unit to a heading, but for a prefix such as that of `GB`.
     """
     if unit == "bytes":
-        return units.format_bytes(number, binary=binary)
+        return units.format_bytes(number)
     if unit == "seconds":
         return units.format_duration(number)
     if unit == "FLOP":
