@@ -10,6 +10,7 @@ from typing import Any
 from llmsize.anatomy.towers import WHOLE
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
+from llmsize.sources.class_defaults import absent
 from llmsize.sources.reading import mapping, parse_json, read_small
 
 MAX_CONFIG = 4 * 10**6
@@ -25,24 +26,6 @@ SHARED = ("tie_word_embeddings", "torch_dtype", "dtype", "architectures", "visio
 DECIDED = ("tie_word_embeddings",)
 """What is as the whole model says, whatever its language model says (transformers v5.23.0,
 modeling_utils.py, `get_expanded_tied_weights_keys`): the head is not part of the latter."""
-CLASS_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "gemma3_text": {
-        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
-        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 256, "max_position_embeddings": 131_072,
-    },
-    "llama": {
-        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
-    },
-    "mistral": {
-        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-    },
-}  # fmt: skip
-"""What the classes take for an absent field (transformers 5.23.0, configuration_*.py). Models for
-several media are published with only those fields of their language model that differ."""
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len",
            "seq_length", "n_ctx")  # fmt: skip
 STORED = ("quantization_config", "compression_config")
@@ -80,7 +63,7 @@ def architecture(value: object, where: str, name: str) -> Architecture:
     """
     outer = mapping(value, where, "a model's configuration")
     _check_numbers(outer, where)
-    config, absent = _completed(_text_model(outer, where), outer)
+    config, added = _completed(_text_model(outer, where), outer)
     family = config.get("model_type") or outer.get("model_type")
     if not isinstance(family, str) or not family.isprintable() or len(family) > 80:
         raise LLMSizeError(
@@ -94,7 +77,7 @@ def architecture(value: object, where: str, name: str) -> Architecture:
         source=where,
         context_length=_context(config),
         stored=_stored(config, outer, where),
-        note=f"not in the file, so as the class has it: {absent}" if absent else "",
+        note=f"not in the file, so as the class has it: {added}" if added else "",
     )
 
 
@@ -113,12 +96,13 @@ def _text_model(outer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def _completed(
     config: Mapping[str, Any], outer: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], str]:
-    """A nested configuration with the fields that its class has for it, and these in words."""
+    """A configuration with the fields that its class has for it, and these in words."""
     kind = config.get("model_type")
-    if config is outer or not isinstance(kind, str):
+    if not isinstance(kind, str):
         return config, ""
-    absent = {k: v for k, v in CLASS_DEFAULTS.get(kind, {}).items() if k not in config}
-    return {**config, **absent}, ", ".join(f"{k} {v:,}" for k, v in absent.items())
+    added = absent(kind, config, nested=config is not outer)
+    words = (f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in added.items())
+    return {**config, **added}, ", ".join(words)
 
 
 def _stored(config: Mapping[str, Any], outer: Mapping[str, Any], where: str) -> Mapping[str, Any]:
