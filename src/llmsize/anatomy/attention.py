@@ -18,6 +18,9 @@ from llmsize.formats import BF16, BOOL, FP16, FP32, INT64, Format
 FLASH_HEAD_DIM = 256
 """Largest head that the flash kernel takes."""
 
+ALIGNED_BYTES = 16
+"""What a head's channels must fill whole numbers of for the memory-efficient kernel."""
+
 
 def attend(
     t: Tape,
@@ -39,7 +42,7 @@ def attend(
         # one token: its heads take the place of tokens beside the keys that they share
         packed = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
         packed, k, v = (ops.cast(t, x) for x in (packed, k, v))
-        return efficient(t, packed, k, v, mask).view(*q.shape[:-1], v.shape[-1])
+        return ops.reshape(t, efficient(t, packed, k, v, mask), *q.shape[:-1], v.shape[-1])
     if groups > 1 and not grouped and repeated:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
         groups = 1
@@ -48,7 +51,8 @@ def attend(
     same = q.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
     if q.format in (BF16, FP16) and mask is None and same:
         return flash(t, q, k, v)
-    if groups == 1:
+    whole = all(x.shape[-1] * x.format.block_bytes % ALIGNED_BYTES == 0 for x in (q, v))
+    if groups == 1 and whole:
         return efficient(t, q, k, v, mask)
     return math(t, q, k, v, mask, dropout)
 
@@ -100,9 +104,8 @@ def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     out.node = node
     keep_output(t, node, out)
     batch, heads, sequence, _ = q.shape
-    keep_output(
-        t, node, t.new("efficient_attention", (batch, heads, -(-sequence // 32) * 32), FP32)
-    )
+    rows = -(-sequence // 32) * 32 if node is not None else 0
+    keep_output(t, node, t.new("efficient_attention", (batch, heads, rows), FP32))
     for _ in ("seed", "offset"):
         keep_output(t, node, t.new("efficient_attention", (), INT64))
     return out
@@ -177,18 +180,18 @@ def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout:
 def composite(
     t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """Scaled q and k, scores, their softmax, weighted values."""
+    """Scaled q and k, scores, their softmax, weighted values; one token sees all before it."""
     format = q.format
     mask = additive(t, mask, q)
     q, k, v = (ops.to(t, x, FP32) for x in (q, k, v))
     original, q = q, ops.scale(t, q)
-    if mask is None:
+    if mask is None and q.shape[2] > 1:
         mask = causal(t, q, k)
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and k.shape[1] > 1:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     scores = ops.matmul(t, q, ops.scale(t, ops.transpose(t, k, -1, -2)))
-    scores = ops.add(t, scores, mask)
+    scores = scores if mask is None else ops.add(t, scores, mask)
     weights = safe_softmax(t, scores)
     del scores
     weights = ops.dropout(t, weights, dropout)
@@ -228,4 +231,5 @@ def eager(
     weights = ops.add(t, weights, mask)
     weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
     t.attention_weights = weights = ops.dropout(t, weights, dropout)
-    return ops.matmul(t, weights, values)
+    by_token = ops.contiguous(t, ops.transpose(t, ops.matmul(t, weights, values), 1, 2))
+    return ops.transpose(t, by_token, 1, 2)

@@ -134,13 +134,13 @@ def attend(
     return ops.merge_heads(t, out if adapter is None else adapter.attended(t, q, out))
 
 
-def hand_back(t: Trace, returned: list[Tensor], weights: Tensor) -> None:
+def hand_back(t: Trace, returned: list[Tensor], weights: Tensor | None) -> None:
     """Hold what a layer returns beside its output, in place of what the last one did.
 
     The loop over the layers still has it when the next layer runs.
     """
     if not t.replaying:
-        returned[:] = [weights]
+        returned[:] = [] if weights is None else [weights]
 
 
 Activation = Callable[[Trace, Tensor], Tensor]
@@ -309,7 +309,8 @@ def mask(
     sequence outgrows a `window` (transformers v5.23, masking_utils.py).
     """
     prefix = t.setting.adapter.remembered if t.setting.adapter else 0
-    total = t.sequence + t.setting.past + prefix
+    past = min(t.setting.past, window - 1) if window else t.setting.past
+    total = t.sequence + past + prefix
     added = masking in ("eager", "alibi") or t.setting.attention == "eager"
     outgrown = window and total >= window
     if not (added or masking == "always" or t.setting.padded or outgrown or prefix):

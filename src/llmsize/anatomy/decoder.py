@@ -166,6 +166,7 @@ def run(
     rope: rotary.Rope = ROPE,
     head_bias: bool = False,
     end: Sequence[blocks.Activation] = (),
+    returned: list[Tensor] | None = None,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
@@ -190,6 +191,8 @@ def run(
         *(held if handed_positions else held[1:]), carried=around.carried,
     )  # fmt: skip
     x = norm(t, x, names.norm)
+    if returned is not None:
+        returned.clear()
     del tokens, embeddings, held, masks, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
     return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end)

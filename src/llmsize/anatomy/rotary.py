@@ -280,15 +280,32 @@ def turn_in_fp32(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Te
     return ops.to(t, q, format), ops.to(t, k, format)
 
 
-def rotate_part(
-    t: Trace, q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor
+def turn_in_place(
+    parts: list[Tensor], t: Trace, q: Tensor, k: Tensor, rotation: Rotation
 ) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of the first channels of each head of q and k; the rest passes."""
+    """`turn` written out in attention itself, which holds the `parts` to its end (Phi)."""
+    return rotate_part(t, q, k, *rotation, parts=parts)
+
+
+def rotate_part(
+    t: Trace,
+    q: Tensor,
+    k: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    parts: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of the first channels of each head of q and k; the rest passes.
+
+    The `parts` that are joined are noted for those who hold them.
+    """
     size = cosines.shape[-1]
     q_turned, q_rest = (ops.slice_last(t, q, n) for n in (size, q.shape[-1] - size))
     k_turned, k_rest = (ops.slice_last(t, k, n) for n in (size, k.shape[-1] - size))
     q_turned = rotate(t, q_turned, cosines, sines)
     k_turned = rotate(t, k_turned, cosines, sines)
+    if parts is not None:
+        parts += (q_turned, q_rest, k_turned, k_rest)
     q_turned = ops.cat(t, (q_turned, q_rest))
     k_turned = ops.cat(t, (k_turned, k_rest))
     return q_turned, k_turned

@@ -198,6 +198,8 @@ class Mamba2:
     conv_bias: bool
     chunk: int = 256
     """Tokens that are computed at once."""
+    output_bias: bool | None = None
+    """Of the projection of its output, where it is not `bias`."""
     normed: bool = True
     """Whether the gated output is normalised."""
     scaled: bool = False
@@ -207,6 +209,11 @@ class Mamba2:
     def inner(self) -> int:
         """Channels of all heads."""
         return self.heads * self.head_dim
+
+    @property
+    def biased_output(self) -> bool:
+        """Whether the projection of its output has a bias."""
+        return self.bias if self.output_bias is None else self.output_bias
 
 
 def mamba2(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
@@ -239,16 +246,21 @@ def mamba2(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
         ops.reshape(t, hidden, *by_head), steps, decay,
         ops.reshape(t, into, *by_group), ops.reshape(t, out_of, *by_group), offset, skip,
     )  # fmt: skip
+    scanned = None
     if recurrent.continues(t):
         out = chunk_update(t, m, parts)
     else:
         scan = fused_chunk_scan if t.setting.fused_recurrence else chunk_scan
-        out, state = scan(t, m, parts)
+        scanned, state = scan(t, m, parts)
         recurrent.store_state(t, state)
+        out = scanned
     del parts
     out = ops.reshape(t, out, t.batch, t.sequence, m.inner)
     out = gated_norm(t, m, out, gate, f"{name}.norm")
-    return t.linear(ops.to(t, out, format), f"{name}.out_proj", m.hidden, bias=m.bias, role="ssm")
+    out = ops.to(t, out, format)
+    out = t.linear(out, f"{name}.out_proj", m.hidden, bias=m.biased_output, role="ssm")
+    del scanned  # which has a name in the reference as long as the mixer works
+    return out
 
 
 def fused_mamba2(t: Trace, m: Mamba2, both: Tensor, decay: Tensor, name: str) -> Tensor:
@@ -261,7 +273,7 @@ def fused_mamba2(t: Trace, m: Mamba2, both: Tensor, decay: Tensor, name: str) ->
     weights += [t.weight(f"{name}.{part}", (m.heads,), "ssm") for part in ("dt_bias", "D")]
     if m.normed:
         weights.append(t.weight(f"{name}.norm.weight", (m.inner,), "norm"))
-    if m.bias:
+    if m.biased_output:
         weights.append(t.weight(f"{name}.out_proj.bias", (m.hidden,), "bias"))
     weights.append(t.bare_weight(f"{name}.out_proj", m.hidden, m.inner, "ssm"))
     shape = (t.batch, t.sequence, m.heads, m.head_dim)

@@ -35,8 +35,7 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
         counted("inputs", _inputs(trace, run.setting), "token ids, labels and mask in int64")
     )
     if run.precision.master and run.offload == "none":
-        copies = sum(stepped_bytes(weight, run) for weight in trained)
-        parts.insert(1, counted("master weights", copies, run.precision.title))
+        parts.insert(1, counted("master weights", copied_bytes(trained, run), run.precision.title))
     if gradients_stay(run) and not (run.fused_backward or gradients_leave(run)):
         parts.append(counted("gradients", gradient_bytes(weights, run), "kept between batches"))
     if _has_buckets(run):
@@ -109,7 +108,7 @@ def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
         return projection(trained, run)
     stepped = sum(stepped_bytes(weight, run) for weight in trained)
     recast = bool(run.precision.master) and not _main_gradients(run)
-    return stepped * (int(not run.fused_optimizer) + int(recast))
+    return stepped * int(not run.fused_optimizer) + recast * copied_bytes(trained, run)
 
 
 def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
@@ -117,6 +116,13 @@ def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
     return max(
         projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
         for weight in trained
+    )
+
+
+def copied_bytes(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """Bytes of the copies that the optimizer works on; a weight in their format has none."""
+    return sum(
+        stepped_bytes(weight, run) for weight in trained if _stepped(weight, run) != weight.format
     )
 
 

@@ -277,7 +277,8 @@ def _casts_and_layers(parts: Iterable[Stretch]) -> tuple[int, int]:
 def _middle_layer(trace: Trace) -> int:
     """What the layer in the middle of the model keeps, without casts of weights.
 
-    Its successor, which may be the head, frees some of what it makes.
+    Its successor, which may be the head, frees some of what it makes. An encoder
+    and a decoder have one each.
     """
     layers = 1 + max(turn.indices[-1] for turn in trace.course)
     made, taken = (_changes(trace, index) for index in (layers // 2, layers // 2 + 1))
@@ -286,12 +287,12 @@ def _middle_layer(trace: Trace) -> int:
 
 def _changes(trace: Trace, index: int) -> tuple[int, int]:
     """What a layer keeps of its own and frees of its predecessor's in the forward pass."""
-    layer = next((turn.layer for turn in trace.course if index in turn.indices), OUTSIDE)
+    layers = {turn.layer for turn in trace.course if index in turn.indices} or {OUTSIDE}
     own = before = 0
     for segment, after in pairwise(trace.segments):
-        if segment.phase == "forward" and segment.layer == layer:
+        if segment.phase == "forward" and segment.layer in layers:
             for change, what in trace.events[segment.start : after.start]:
-                if what.layer == layer and what.role != "cast":
+                if what.layer == segment.layer and what.role != "cast":
                     own += change
                 elif what.layer != OUTSIDE and what.role != "cast":
                     before += change

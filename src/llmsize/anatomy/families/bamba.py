@@ -5,7 +5,7 @@ transformers v5.23, models/bamba/modeling_bamba.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, state_space
+from llmsize.anatomy import blocks, decoder, state_space
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names
 from llmsize.anatomy.families.granite_hybrid import read_mamba2
@@ -21,19 +21,24 @@ def forward(t: Trace, c: Config) -> Tensor:
     mixer = read_mamba2(c, s.hidden)
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return decoder.pre_norm(
+    returned: list[Tensor] = []
+
+    def block(x: Tensor, kind: tuple[str, str], around: Around) -> Tensor:
+        x = decoder.pre_norm(
             t,
             x,
             lambda x: (
                 decoder.attention(t, s, x, around, bias=bias)
-                if kind == "attention"
+                if kind[0] == "attention"
                 else state_space.mamba2(t, mixer, x, "mamba")
             ),
             lambda x: decoder.gated(t, s, x, name="feed_forward", bias=mlp_bias),
             names=("input_layernorm", "pre_ff_layernorm"),
         )
+        blocks.hand_back(t, returned, t.attention_weights)
+        return x
 
     listed = c.sequence("attn_layer_indices") or ()
     kinds = ["attention" if i in listed else "mamba" for i in range(s.layers)]
-    return decoder.run(t, s, block, kinds, names=NAMES)
+    after = zip(kinds, ("", *kinds), strict=False)  # each lets go of what the one before returned
+    return decoder.run(t, s, block, list(after), names=NAMES, returned=returned)

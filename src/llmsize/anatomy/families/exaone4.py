@@ -36,6 +36,6 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 
 def windows(c: Config, layers: int) -> list[int]:
-    """Three local layers to a global one, which alone does not rotate; the last is global."""
+    """Three local layers to a global one, which alone does not rotate."""
     period = c.size("sliding_window_pattern", default=4)
-    return decoder.windows(c, layers, lambda i: (i + 1) % period > 0 and i + 1 < layers)
+    return decoder.windows(c, layers, lambda i: (i + 1) % period > 0)

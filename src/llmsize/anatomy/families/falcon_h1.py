@@ -84,6 +84,7 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
         bias=c.flag("mamba_proj_bias"),
         conv_bias=c.flag("mamba_conv_bias", default=True),
         chunk=c.size("mamba_chunk_size", default=256),
+        output_bias=c.flag("projectors_bias"),
         normed=c.flag("mamba_rms_norm"),
         scaled=True,
     )

@@ -47,7 +47,10 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, normed: bool) -> Te
     q, v, k = (ops.transpose(t, part, 1, 2) for part in (q, v, k))
     rotation = around.rotation
     assert rotation is not None
-    q, k = rotary.rotate_part(t, q, k, *rotation)
+    parts: list[Tensor] = []
+    q, k = rotary.turn_in_place(parts, t, q, k, rotation)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
-    return t.linear(out, "self_attn.dense", s.hidden, bias=True, role="o")
+    out = t.linear(out, "self_attn.dense", s.hidden, bias=True, role="o")
+    del parts
+    return out

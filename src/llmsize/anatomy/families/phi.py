@@ -5,7 +5,9 @@ transformers v5.23, models/phi/modeling_phi.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from functools import partial
+
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names
@@ -24,7 +26,12 @@ def forward(t: Trace, c: Config) -> Tensor:
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
         x = blocks.layer_norm(t, x, "input_layernorm")
-        attended = decoder.attention(t, s, x, around, bias=True, norm=norm, output="dense")
+        parts: list[Tensor] = []
+        turn = partial(rotary.turn_in_place, parts)
+        attended = decoder.attention(
+            t, s, x, around, bias=True, norm=norm, output="dense", turn=turn
+        )
+        parts.clear()
         attended = ops.dropout(t, attended, dropout)
         fed = decoder.plain(t, s, x, up="mlp.fc1", down="mlp.fc2", bias=True)
         fed = ops.dropout(t, fed, dropout)

@@ -5,7 +5,7 @@ transformers v5.23, models/stablelm/modeling_stablelm.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -54,10 +54,14 @@ def attention(
     else:
         q = ops.split_heads(t, q, s.heads)
         k = ops.split_heads(t, k, s.kv_heads)
-    q, k = decoder.turn(t, q, k, around)
+    parts: list[Tensor] = []
+    assert around.rotation is not None
+    q, k = rotary.turn_in_place(parts, t, q, k, around.rotation)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask)
-    return t.linear(out, "self_attn.o_proj", s.hidden, role="o")
+    out = t.linear(out, "self_attn.o_proj", s.hidden, role="o")
+    del parts
+    return out
 
 
 def norm_heads(t: Trace, x: Tensor, name: str, heads: int) -> Tensor:

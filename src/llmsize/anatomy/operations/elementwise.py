@@ -15,7 +15,7 @@ from llmsize.anatomy.operations.rules import (
     unary_backward,
 )
 from llmsize.anatomy.operations.shapes import contiguous
-from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import BOOL, FP32, Format
 
@@ -292,7 +292,11 @@ def to(t: Tape, x: Tensor, format: Format) -> Tensor:
     if x.format is format:
         return x
     node = t.record(_to_backward, (x,), (), x.format)
-    return attach(t.new("to", x.shape, format), node, x)
+    made = attach(t.new("to", x.shape, format), node, x)
+    weight = isinstance(x, Parameter) or (x.storage is None and x.node is not None)
+    if weight and made.storage is not None:
+        made.storage.becomes("cast")
+    return made
 
 
 def _to_backward(t: Tape, node: Node, grads: GradList) -> Grads:
