@@ -244,7 +244,7 @@ def folded_checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
     return Checkpoint(
         family=architecture.family,
         layers=1 + max((max(p.indices) for p in parameters if p.indices), default=-1),
-        heads=config.count("num_attention_heads", "n_head", "num_heads"),
+        heads=config.count("num_attention_heads", "n_head", "n_heads", "num_heads"),
         kv_heads=max((cache.kv_heads for cache in caches), default=0),
         experts=max((p.experts for p in parameters), default=0),
         experts_used=max((p.chosen for p in parameters), default=0),

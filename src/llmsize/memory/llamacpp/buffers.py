@@ -181,7 +181,7 @@ def _place_weights(
             continue
         place = places[weight.layer]
         kept_back = "_exps." in weight.name and weight.layer < server.cpu_moe_layers
-        if weight.role == "embedding" or kept_back:
+        if weight.role in ("embedding", "position") or kept_back:
             place = host
         placed[weight.name] = tensor = _stored(weight, format, place)
         held[place] += allocation(tensor, memories[place])

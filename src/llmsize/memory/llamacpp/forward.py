@@ -15,6 +15,7 @@ from llmsize.memory.llamacpp import altup
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.builder import Builder
 from llmsize.memory.llamacpp.cache import Server, layer_cells
+from llmsize.memory.llamacpp.experts import Experts, mixture, mlp
 from llmsize.memory.llamacpp.own_inputs import own_input, own_inputs
 from llmsize.memory.llamacpp.recurrent import recurrent
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
@@ -23,8 +24,9 @@ from llmsize.quick_dataclasses import dataclass, field
 SPARSE_LAYERS = 10
 """`n_layer_sparsity` of Gemma 3n, src/models/models.h."""
 
-Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
 Late = Literal["", "layers", "norm"]
+
+NO_EXPERTS = Experts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,7 @@ class Decoder:
 
     layers: tuple[LayerCache, ...]
     heads: int
-    experts_used: int = 0
-    routing: Routing = "softmax"
-    """What turns router logits into weights of experts."""
-    normalized: bool = True
-    """Whether the weights of the chosen experts are divided by their sum."""
-    expert_groups: int = 1
-    groups_used: int = 1
+    experts: Experts = NO_EXPERTS
     rope_dim: int = 0
     """Channels of a latent's shared rotary key."""
     layer_norm: bool = False
@@ -109,6 +105,9 @@ class Forward(Builder):
         predicted = self.tokens if server.logits_of_all else min(server.sequences, self.tokens)
         rows = ops.given(INT32, predicted)
         inputs: dict[str, Inputs] = {}
+        if self.has("position_embd"):
+            x = ops.apply("add", x, ops.get_rows(self.needed("position_embd"), positions))
+        x = self.norm(x, "token_embd_norm")
         if self.has("per_layer_token_embd"):
             self.own_inputs = own_inputs(self, x)
         streams = self.has("altup_proj")
@@ -219,7 +218,7 @@ class Forward(Builder):
         if self.layer in self.decoder.shared:
             return self._attention_to_shared(x, cache, inputs)
         if cache.kind == "none":
-            return self._experts(x) if self.has("ffn_gate_inp") else self._mlp(x, "")
+            return self._mlp(x)
         return self._attention(x, cache, inputs)
 
     def _with_state(self, x: Tensor, residual: Tensor, inputs: Inputs) -> Tensor:
@@ -234,17 +233,23 @@ class Forward(Builder):
         if self.has("pre_ffw_norm_2"):
             return self._both_feed_forwards(residual)
         x = self.norm(residual, "ffn_norm")
-        x = self._experts(x) if self.has("ffn_gate_inp") else self._mlp(x, "")
+        x = self._mlp(x)
         return self.norm(x, "post_ffw_norm")
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """Experts, or one MLP."""
+        if self.has("ffn_gate_inp"):
+            return mixture(self, self.decoder.experts, x)
+        return mlp(self, x)
 
     def _both_feed_forwards(self, residual: Tensor) -> Tensor:
         """An MLP and experts, with norms of their own around each (Gemma 4)."""
-        dense = self._mlp(self.norm(residual, "ffn_norm"), "")
+        dense = mlp(self, self.norm(residual, "ffn_norm"))
         dense = self.norm(dense, "post_ffw_norm_1")
         x = self.norm(residual, "pre_ffw_norm_2")
         scores = ops.apply("scale", ops.apply("norm", residual))
         scores = ops.apply("mul", scores, self.weight("ffn_gate_inp", "scale"))
-        x = self._experts(x, self.linear(scores, "ffn_gate_inp"))
+        x = mixture(self, self.decoder.experts, x, self.linear(scores, "ffn_gate_inp"))
         x = ops.apply("add", dense, self.norm(x, "post_ffw_norm_2"))
         return self.norm(x, "post_ffw_norm")
 
@@ -261,7 +266,7 @@ class Forward(Builder):
         """Residual, attention and an MLP that does not wait for it, added up."""
         if self.has("ffn_norm"):
             normed = self.norm(residual, "ffn_norm")
-        terms = {"attention": attention, "residual": residual, "mlp": self._mlp(normed, "")}
+        terms = {"attention": attention, "residual": residual, "mlp": mlp(self, normed)}
         first, second, third = (terms[name] for name in self.decoder.parallel)
         return ops.apply("add", ops.apply("add", first, second), third)
 
@@ -438,95 +443,3 @@ class Forward(Builder):
         values = view(keys, rank, 1, cells, streams, span=span)
         out = self._attend(q, keys, values, inputs.mask, self.needed("attn_v_b"))
         return self.linear(out, "attn_output")
-
-    def _mlp(self, x: Tensor, suffix: str) -> Tensor:
-        up = self.linear(x, f"ffn_up{suffix}")
-        if self.has(f"ffn_gate{suffix}"):
-            hidden = ops.gated(self.linear(x, f"ffn_gate{suffix}"), up)
-        elif self.needed(f"ffn_down{suffix}").shape[0] * 2 == up.shape[0]:
-            hidden = ops.gated(up)
-        else:
-            hidden = ops.apply("unary", up)
-        return self.linear(hidden, f"ffn_down{suffix}")
-
-    def _experts(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        """The chosen experts, and those that every token uses.
-
-        The router's `logits` are given where it does not see the same input.
-        """
-        given = x
-        if self.has("ffn_latent_down"):
-            x = ops.matmul(self.needed("ffn_latent_down"), x)
-        logits = self.linear(given, "ffn_gate_inp") if logits is None else logits
-        weights, chosen = self._route(logits)
-        self.graph.expand(weights)
-        hidden, tokens, _, _ = x.shape
-        each = ops.reshape(x, hidden, 1, tokens)
-        up = self._chosen(each, "ffn_up_exps", chosen)
-        if self.has("ffn_gate_exps"):
-            wide = ops.gated(self._chosen(each, "ffn_gate_exps", chosen), up)
-        else:
-            wide = ops.apply("unary", up)
-        out = self._chosen(wide, "ffn_down_exps", chosen)
-        out = self.graph.expand(ops.apply("mul", out, weights))
-        used = out.shape[1]
-        span = 4 * (hidden * used * (tokens - 1) + hidden)
-        parts = [self.graph.expand(view(out, hidden, tokens, span=span)) for _ in range(used)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = self.graph.expand(ops.apply("add", total, part))
-        if used == 1:
-            total = ops.contiguous(total)
-        if self.has("ffn_latent_up"):
-            total = ops.matmul(self.needed("ffn_latent_up"), total)
-        if self.has("ffn_up_shexp"):
-            total = ops.apply("add", total, self._shared(given))
-        return total
-
-    def _shared(self, x: Tensor) -> Tensor:
-        """The experts that every token uses, with a score of their own in Qwen's models."""
-        out = self._mlp(x, "_shexp")
-        if not self.has("ffn_gate_inp_shexp"):
-            return out
-        score = ops.apply("unary", ops.matmul(self.needed("ffn_gate_inp_shexp"), x))
-        return ops.apply("mul", out, score)
-
-    def _chosen(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
-        x = ops.matmul_experts(self.needed(name), x, chosen)
-        bias = self.weight(name, "bias")
-        return x if bias is None else ops.apply("add_id", x, bias, chosen)
-
-    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights of the chosen experts, and which they are."""
-        d = self.decoder
-        experts, tokens, _, _ = logits.shape
-        how = {"softmax": "softmax", "sigmoid": "unary"}.get(d.routing)
-        scores = ops.apply(how, logits) if how else logits
-        bias = self.weight("exp_probs_b", "bias")
-        ranked = scores if bias is None else ops.apply("add", scores, bias)
-        if d.expert_groups > 1:
-            ranked = self._best_groups(ranked)
-        chosen = ops.top_k(ranked, d.experts_used)
-        weights = ops.get_rows(ops.reshape(scores, 1, experts, tokens), chosen)
-        if d.routing == "softmax of chosen":
-            weights = ops.apply("softmax", ops.reshape(weights, d.experts_used, tokens))
-            weights = ops.reshape(weights, 1, d.experts_used, tokens)
-        elif d.normalized:
-            weights = ops.reshape(weights, d.experts_used, tokens)
-            weights = ops.apply("div", weights, ops.apply("unary", ops.sum_rows(weights)))
-            weights = ops.reshape(weights, 1, d.experts_used, tokens)
-        return weights, chosen
-
-    def _best_groups(self, scores: Tensor) -> Tensor:
-        """Scores of the experts outside of the best groups masked out (DeepSeek-V3)."""
-        d = self.decoder
-        experts, tokens, _, _ = scores.shape
-        groups = ops.reshape(scores, experts // d.expert_groups, d.expert_groups, tokens)
-        best = ops.top_k(groups, 2)
-        columns = ops.reshape(groups, 1, *groups.shape[:3])
-        best = ops.get_rows(columns, best)
-        best = ops.sum_rows(ops.reshape(best, *best.shape[1:]))
-        best = ops.top_k(ops.reshape(best, d.expert_groups, tokens), d.groups_used)
-        kept = ops.get_rows(groups, best)
-        masked = ops.set_rows(ops.apply("fill", groups), kept, best)
-        return ops.reshape(masked, experts, tokens)

@@ -16,7 +16,8 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32
 from llmsize.memory.llamacpp.buffers import Model
-from llmsize.memory.llamacpp.forward import Decoder, Late, Routing
+from llmsize.memory.llamacpp.experts import Experts, Routing
+from llmsize.memory.llamacpp.forward import Decoder, Late
 from llmsize.memory.weights import Checkpoint, FormatOf, Recipe, Weight, checkpoint, formats_of
 
 FAMILIES = {
@@ -215,7 +216,6 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
     config = Config(architecture.config, architecture.name)
     caches = layer_caches(architecture, trace)
     _check_graph(file, architecture, caches)
-    oai = file.family == "gpt-oss"
     states = tuple(_state_sizes(file, caches))
     return Decoder(
         layers=caches,
@@ -225,12 +225,7 @@ def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Deco
         normed_values=file.family in ("gemma3n", "gemma4"),
         plain_windows=file.family == "gemma4",
         heads=file.heads,
-        experts_used=file.experts_used,
-        routing=_routing(architecture),
-        normalized=not oai
-        and config.flag("norm_topk_prob", default=file.family not in UNNORMALIZED),
-        expert_groups=config.count("n_group", default=1) or 1,
-        groups_used=config.count("topk_group", default=1) or 1,
+        experts=_experts(file, architecture, config),
         rope_dim=config.count("qk_rope_head_dim"),
         layer_norm=_layer_norm(file),
         parallel=PARALLEL.get(file.family, ()),
@@ -313,8 +308,21 @@ def _state_sizes(file: Checkpoint, caches: tuple[LayerCache, ...]) -> Iterator[t
             yield tuple(size for size in (columns, cache.state - columns) if size)
 
 
+def _experts(file: Checkpoint, architecture: Architecture, config: Config) -> Experts:
+    chosen = architecture.family == "gpt_oss"
+    return Experts(
+        used=file.experts_used,
+        routing=_routing(architecture),
+        normalized=not chosen
+        and config.flag("norm_topk_prob", default=file.family not in UNNORMALIZED),
+        groups=config.count("n_group", default=1) or 1,
+        groups_used=config.count("topk_group", default=1) or 1,
+        weighed_first=file.family == "llama4",
+    )
+
+
 def _routing(architecture: Architecture) -> Routing:
-    if architecture.family in SIGMOID_ROUTERS:
+    if architecture.family in SIGMOID_ROUTERS or architecture.family == "llama4_text":
         return "sigmoid"
     return "softmax of chosen" if architecture.family == "gpt_oss" else "softmax"
 
@@ -344,7 +352,9 @@ def _written(
     if name := _named(weight):
         yield from _mixed(weight, place, name, modules, config)
     elif weight.role == "norm":
-        yield weight._replace(name=place + _norm(weight, modules))
+        name = place + _norm(weight, modules)
+        layer = 0 if name.startswith("token_embd_norm") else weight.layer
+        yield weight._replace(name=name, layer=layer)
     elif weight.role in ("bias", "expert_bias"):
         yield from _biases(weight, modules, place)
     elif weight.role == "kv_b":
