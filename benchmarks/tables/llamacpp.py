@@ -21,7 +21,8 @@ from llmsize.formats import FP32, Format, matrix_bytes
 from llmsize.memory.kv_cache import CachePolicy, pool_token_bytes
 from llmsize.memory.llamacpp.buffers import Buffers, Model, buffers
 from llmsize.memory.llamacpp.cache import Server, cache_bytes
-from llmsize.memory.llamacpp.gguf import gguf, layer_caches, model
+from llmsize.memory.llamacpp.families import layer_caches
+from llmsize.memory.llamacpp.gguf import gguf, model
 from llmsize.memory.weights import Checkpoint, Recipe, formats_of, weight_bytes
 from llmsize.sources.config import architecture
 from llmsize.units import MIB

@@ -56,6 +56,8 @@ def buffers(model: Model, server: Server, device: Memory = CUDA) -> tuple[Buffer
 
     Raises `LLMSizeError` for options that llama.cpp refuses.
     """
+    if not model.decoder.flash_attention:
+        server = replace(server, flash_attention=False)
     check(server)
     memories = [device] * server.devices + [HOST]
     host = server.devices

@@ -20,12 +20,17 @@ class Builder:
         states: Mapping[int, tuple[Tensor, ...]],
         *,
         layer_norm: bool = False,
+        plain_norms: frozenset[str] = frozenset(),
     ) -> None:
-        """`weights` by their GGUF names; `states` are the recurrent caches by layer."""
+        """`weights` by their GGUF names; `states` are the recurrent caches by layer.
+
+        `plain_norms` are those that have no weight and are there all the same.
+        """
         self.server = server
         self.weights = weights
         self.states = states
         self.layer_norm = layer_norm
+        self.plain_norms = plain_norms
         batch = min(server.ubatch, server.cells * server.streams)
         self.tokens = aligned(batch, server.sequences)
         self.graph = Graph()
@@ -62,12 +67,12 @@ class Builder:
         return self.weights[self.name(name)]
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        """RMS norm or layer norm; `x` itself without a weight."""
+        """RMS norm or layer norm; `x` itself without a weight, unless norms have none."""
         weight, bias = self.weight(name), self.weight(name, "bias")
-        if weight is None:
+        if weight is None and name not in self.plain_norms:
             return x
         x = ops.apply("layer_norm" if self.layer_norm else "norm", x)
-        x = ops.apply("mul", x, weight)
+        x = x if weight is None else ops.apply("mul", x, weight)
         return x if bias is None else ops.apply("add", x, bias)
 
     def linear(self, x: Tensor, name: str) -> Tensor:

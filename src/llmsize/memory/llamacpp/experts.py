@@ -5,12 +5,12 @@ llama.cpp 0c1e57098, src/llama-graph.cpp (`build_moe_ffn`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.builder import Builder
 from llmsize.memory.llamacpp.tensors import Tensor, view
+from llmsize.quick_dataclasses import dataclass
 
 Routing = Literal["softmax", "softmax of chosen", "sigmoid"]
 

@@ -7,6 +7,7 @@ Scales and soft caps are left out: they overwrite their operand and take no memo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial, reduce
 from typing import Literal
 
 from llmsize.anatomy.cache import LayerCache
@@ -40,11 +41,19 @@ class Decoder:
     """Channels of a latent's shared rotary key."""
     layer_norm: bool = False
     """Whether norms subtract the mean, which ggml cannot do in place."""
+    plain_norms: frozenset[str] = frozenset()
+    """Norms without a weight."""
+    normed_last: bool = False
+    """Whether queries and keys are normed after they are rotated, not before."""
+    flash_attention: bool = True
+    """Whether it may have flash attention; without it, it is turned off."""
     parallel: tuple[str, ...] = ()
-    """Where attention and MLP run side by side: `mlp`, `attention` and `residual` in the order in
-    which they are added up."""
+    """Where attention and MLP run side by side: `mlp`, `attention` and `residual`, or `both` for
+    the sum of these, in the order in which they are added up."""
     unrotated: frozenset[int] = frozenset()
     """Layers without rotary positions."""
+    scaled_queries: bool = False
+    """Whether queries of those are scaled by their position."""
     late_rows: Late = ""
     """Whether the rows to predict are taken after the last layer or after the last norm, not within
     the layer; what all tokens leave there is then an output, too."""
@@ -90,10 +99,17 @@ class Forward(Builder):
         states: Mapping[int, tuple[Tensor, ...]],
     ) -> None:
         """`weights` by their GGUF names; `caches` of keys and of values, one pair per layer."""
-        super().__init__(server, weights, states, layer_norm=decoder.layer_norm)
+        super().__init__(
+            server,
+            weights,
+            states,
+            layer_norm=decoder.layer_norm,
+            plain_norms=decoder.plain_norms,
+        )
         self.decoder = decoder
         self.caches = caches
         self.own_inputs: Tensor | None = None
+        self.scales = ops.given(FP32, 1, 1, self.tokens)
 
     def run(self) -> Graph:
         """The graph from tokens to logits."""
@@ -164,7 +180,10 @@ class Forward(Builder):
         normed = self.norm(x, "attn_norm")
         if self.decoder.norm_first:
             self.graph.expand(normed)
-        x = self._mixer(normed, cache, inputs)
+        # Falcon-40B's attention has a norm of its own
+        x = self._mixer(
+            self.norm(x, "attn_norm_2") if self.has("attn_norm_2") else normed, cache, inputs
+        )
         if cache.kind != "recurrent" and self.layer in self.states:
             return self._with_state(x, residual, inputs)
         if self._last():
@@ -266,9 +285,13 @@ class Forward(Builder):
         """Residual, attention and an MLP that does not wait for it, added up."""
         if self.has("ffn_norm"):
             normed = self.norm(residual, "ffn_norm")
-        terms = {"attention": attention, "residual": residual, "mlp": mlp(self, normed)}
-        first, second, third = (terms[name] for name in self.decoder.parallel)
-        return ops.apply("add", ops.apply("add", first, second), third)
+        terms = {
+            "attention": attention,
+            "residual": residual,
+            "mlp": self._mlp(normed),
+            "both": ops.apply("add", attention, residual),
+        }
+        return reduce(partial(ops.apply, "add"), (terms[name] for name in self.decoder.parallel))
 
     def _qkv(self, x: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor]:
         heads, kv_heads = self.decoder.heads, cache.kv_heads
@@ -308,9 +331,7 @@ class Forward(Builder):
     def _attention(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         q, k, v = self._qkv(x, cache)
         gates = q
-        if not self._full_norm():
-            q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
-        q, k = self._turn(q, cache, inputs), self._turn(k, cache, inputs)
+        q, k = self._turned_and_normed(q, k, cache, inputs)
         q, k = self._rotate(q, inputs.key_rotation), self._rotate(k, inputs.key_rotation)
         if self.decoder.normed_values:
             v = ops.apply("norm", v)
@@ -325,7 +346,32 @@ class Forward(Builder):
         if self._gated(cache):
             gate = ops.contiguous(gates, out.shape[0], self.tokens)
             out = ops.apply("mul", out, ops.apply("unary", gate))
+        if self.has("attn_gate"):
+            out = self._gate(out, ops.apply("unary", self.linear(x, "attn_gate")))
         return self.linear(out, "attn_output")
+
+    def _turned_and_normed(
+        self, q: Tensor, k: Tensor, cache: LayerCache, inputs: Inputs
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions, normed before or after."""
+        last = self.decoder.normed_last
+        if not last and not self._full_norm():
+            q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
+        q, k = self._turn(q, cache, inputs), self._turn(k, cache, inputs)
+        if self.decoder.scaled_queries and self.layer in self.decoder.unrotated:
+            return ops.apply("mul", q, self.scales), k
+        if last:
+            q, k = self.norm(q, "attn_q_norm"), self.norm(k, "attn_k_norm")
+        return q, k
+
+    def _gate(self, out: Tensor, gate: Tensor) -> Tensor:
+        """Attention times a gate of every channel or head."""
+        heads = gate.shape[0]
+        if heads == out.shape[0]:
+            return ops.apply("mul", out, gate)
+        each = ops.reshape(out, out.shape[0] // heads, heads, self.tokens)
+        each = ops.apply("mul", each, ops.reshape(gate, 1, heads, self.tokens))
+        return ops.reshape(each, out.shape[0], self.tokens)
 
     def _attention_to_shared(self, x: Tensor, cache: LayerCache, inputs: Inputs) -> Tensor:
         """Queries alone, for keys and values of an earlier layer."""

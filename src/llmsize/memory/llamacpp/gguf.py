@@ -5,43 +5,24 @@ llama.cpp 0c1e57098: conversion/*.py and gguf-py/gguf/tensor_mapping.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import groupby
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
-from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32
 from llmsize.memory.llamacpp.buffers import Model
-from llmsize.memory.llamacpp.experts import Experts, Routing
-from llmsize.memory.llamacpp.forward import Decoder, Late
+from llmsize.memory.llamacpp.families import FAMILIES, SIGMOID_ROUTERS, decoder, shared_layers
 from llmsize.memory.weights import Checkpoint, FormatOf, Recipe, Weight, checkpoint, formats_of
-
-FAMILIES = {
-    "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3", "qwen3_moe": "qwen3moe",
-    "gemma3_text": "gemma3", "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
-    "gemma3n_text": "gemma3n", "gemma4_text": "gemma4", "qwen3_next": "qwen3next",
-    "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe", "falcon_h1": "falcon-h1",
-    "falcon_mamba": "mamba",
-    "kimi_linear": "kimi-linear", "granitemoehybrid": "granitehybrid", "nemotron_h": "nemotron_h",
-}  # fmt: skip
-"""`model_type` → llama.cpp's architecture, where they differ."""
-
-WINDOWED = frozenset(
-    {"gemma2", "gemma3", "gemma3n", "gpt-oss", "cohere2", "olmo2", "exaone4", "gemma4"}
-)
-"""Architectures whose windows llama.cpp uses; Mistral's and Phi-3's layers keep every token."""
 
 NAMES = {
     "embedding": "token_embd", "head": "output", "position": "position_embd", "q": "attn_q",
     "k": "attn_k", "v": "attn_v", "qkv": "attn_qkv", "o": "attn_output", "q_a": "attn_q_a",
     "q_b": "attn_q_b", "kv_a": "attn_kv_a_mqa", "kv_b": "attn_kv_b", "gate": "ffn_gate",
     "up": "ffn_up", "gate_up": "ffn_up", "down": "ffn_down", "router": "ffn_gate_inp",
-    "sinks": "attn_sinks",
+    "sinks": "attn_sinks", "gate_attention": "attn_gate",
 }  # fmt: skip
 """Role → name."""
 
@@ -54,6 +35,10 @@ NORMS = {
     "post_mlp_layernorm": "post_ffw_norm", "q_a_layernorm": "attn_q_a_norm", 
     "kv_a_layernorm": "attn_kv_a_norm",
     "q_layernorm": "attn_q_norm", "k_layernorm": "attn_k_norm",
+    "query_layernorm": "attn_q_norm", "key_layernorm": "attn_k_norm",
+    "ln_mlp": "attn_norm", "ln_attn": "attn_norm_2", "pre_attn_norm": "attn_norm",
+    "post_attn_norm": "post_attention_norm", "pre_moe_norm": "ffn_norm",
+    "post_moe_norm": "post_ffw_norm",
 }  # fmt: skip
 """Last part of a norm's module → name; `post_attention_layernorm` depends on the block."""
 
@@ -101,47 +86,6 @@ WITH_FIRST_LAYER = frozenset({"per_layer_model_proj.weight", "per_layer_proj_nor
 
 MIXERS = ("mixer", "mamba", "linear_attn", "forget_gate")
 
-SIGMOID_ROUTERS = frozenset(
-    {"deepseek_v3", "kimi_k2", "kimi_linear", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2",
-     "nemotron_h"}
-)  # fmt: skip
-"""Families whose router scores every expert by itself and corrects the choice by a bias, a buffer
-of the library's module that is a tensor of the file."""
-
-PARALLEL = {
-    "cohere": ("mlp", "residual", "attention"),
-    "cohere2": ("mlp", "residual", "attention"),
-    "gpt_neox": ("mlp", "residual", "attention"),
-    "phi": ("attention", "mlp", "residual"),
-    "falcon": ("mlp", "attention", "residual"),
-}
-"""Families whose attention and MLP run side by side, and the order of the sum (src/models)."""
-
-UNNORMALIZED = frozenset({"deepseek", "deepseek2", "jamba"})
-"""Architectures that leave the weights of the chosen experts as they are unless told otherwise."""
-
-UNROTATED = frozenset({"kimi-linear", "jamba", "nemotron_h", "gpt2", "gpt_bigcode", "bloom", "mpt"})
-"""Architectures without rotary positions: recurrent layers tell the order, or embeddings of
-positions do, or biases of attention."""
-
-LATE: Mapping[str, Late] = {
-    "gpt-oss": "layers", "gemma3n": "layers", "gemma4": "norm", "qwen3next": "norm",
-    "qwen35": "norm", "qwen35moe": "norm", "nemotron_h": "norm",
-}  # fmt: skip
-"""Architectures that take the rows to predict after the last layer, or norm every token for a head
-that predicts further ones."""
-
-RESIDUAL_FIRST = {
-    "phi3": frozenset({"mlp"}), "lfm2": frozenset({"mixer", "mlp"}),
-    "jamba": frozenset({"mixer", "mlp"}),
-}  # fmt: skip
-
-KNOWN = frozenset({"full", "window", "latent", "recurrent", "none"})
-"""Kinds of layers whose graph is known."""
-
-MOST = 512
-"""`LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`, src/llama-hparams.h."""
-
 LLAMA_3_1_CONTEXT = 131_072
 """Llama 3.1 and later stretch their rotations to this context by factors of their own."""
 
@@ -165,7 +109,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     ]
     weights += _rope_factors(family, config, trace.layer_caches())
     if family == "gemma3n":
-        weights += _unused(weights, _shared(config, source.layers))
+        weights += _unused(weights, shared_layers(config, source.layers))
     weights += _router_biases(source)
     return source._replace(family=family, weights=tuple(weights))
 
@@ -189,159 +133,7 @@ def model(
         (weight, unquantized if weight.role == "projection" else format)
         for weight, format in stored
     ]  # fmt: skip
-    return Model(_decoder(file, architecture, trace), tuple(stored))
-
-
-def layer_caches(architecture: Architecture, trace: Trace) -> tuple[LayerCache, ...]:
-    """What every layer keeps in llama.cpp, which knows fewer windows than the models have."""
-    family = FAMILIES.get(architecture.family, architecture.family)
-    found = tuple(
-        layer._replace(kind="full", window=0)
-        if layer.kind == "window" and family not in WINDOWED
-        else layer
-        for layer in trace.layer_caches()
-    )
-    if family != "falcon-h1":
-        return _every_layer(trace, found)
-    states, attention = (
-        [layer for layer in found if (layer.kind == "recurrent") is recurrent]
-        for recurrent in (True, False)
-    )
-    return tuple(
-        full._replace(state=state.state) for full, state in zip(attention, states, strict=True)
-    )
-
-
-def _decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Decoder:
-    config = Config(architecture.config, architecture.name)
-    caches = layer_caches(architecture, trace)
-    _check_graph(file, architecture, caches)
-    states = tuple(_state_sizes(file, caches))
-    return Decoder(
-        layers=caches,
-        states=states,
-        norm_first=file.family in ("qwen3next", "qwen35", "qwen35moe", "kimi-linear"),
-        positions=4 if file.family in ("qwen35", "qwen35moe") else 1,
-        normed_values=file.family in ("gemma3n", "gemma4"),
-        plain_windows=file.family == "gemma4",
-        heads=file.heads,
-        experts=_experts(file, architecture, config),
-        rope_dim=config.count("qk_rope_head_dim"),
-        layer_norm=_layer_norm(file),
-        parallel=PARALLEL.get(file.family, ()),
-        unrotated=_unrotated(file.family, caches),
-        late_rows=LATE.get(file.family, ""),
-        residual_first=RESIDUAL_FIRST.get(file.family, frozenset()),
-        shared=_shared(config, len(caches)),
-    )
-
-
-def _check_graph(
-    file: Checkpoint, architecture: Architecture, caches: tuple[LayerCache, ...]
-) -> None:
-    """Raise `LLMSizeError` for a graph that is not known, or that llama.cpp does not run."""
-    kinds = {cache.kind for cache in caches}
-    unnamed = kinds & {"recurrent", "none"} and any(map(_unnamed, file.weights))
-    if not kinds or unnamed or not kinds <= KNOWN:
-        raise LLMSizeError(
-            f"the compute buffer of `{architecture.name}` in llama.cpp is not known",
-            hint="llmsize knows the graphs of decoders with attention, Mamba, the gated delta "
-            "rule and short convolutions",
-        )
-    if max(file.layers, file.experts_used) > MOST:
-        raise LLMSizeError(
-            f"`{architecture.name}` has more layers or active experts than llama.cpp runs",
-            hint=f"it runs at most {MOST} of each",
-        )
-    if len(caches) != file.layers:
-        raise LLMSizeError(
-            f"`{architecture.name}` caches more than keys and values in llama.cpp",
-            hint="llmsize does not know the buffers of its indexer",
-        )
-
-
-def _shared(config: Config, layers: int) -> dict[int, int]:
-    """The last layers, which attend to the last window or the last full layer before them."""
-    first = layers - config.count("num_kv_shared_layers")
-    kinds = config.sequence("layer_types") or ()
-    return {
-        layer: first - (2 if kind == "sliding_attention" else 1)
-        for layer, kind in enumerate(kinds) if layer >= first > 1
-    }  # fmt: skip
-
-
-def _unnamed(weight: Weight) -> bool:
-    """Whether it still has the name of the library's module."""
-    return weight.layer >= 0 and f".{weight.layer}." in weight.name.removeprefix("blk.")[3:]
-
-
-def _every_layer(trace: Trace, caches: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-    """The caches by layer, where some layers have an MLP alone and keep nothing."""
-    layers = {index for p in trace.weights.values() for index in p.indices}
-    mixing = {
-        index
-        for p in trace.weights.values() if p.role in ("o", "conv")
-        for index in p.indices
-    }  # fmt: skip
-    if len(mixing) != len(caches) or len(layers) == len(caches):
-        return caches
-    kept = dict(zip(sorted(mixing), caches, strict=True))
-    return tuple(kept.get(layer, LayerCache("none")) for layer in sorted(layers))
-
-
-def _state_sizes(file: Checkpoint, caches: tuple[LayerCache, ...]) -> Iterator[tuple[int, ...]]:
-    """Elements of a sequence's recurrent caches in every layer: columns, then the state."""
-    shapes = {weight.name: weight.shape for weight in file.weights}
-    for layer, cache in enumerate(caches):
-        names = ("ssm_conv1d", "shortconv.conv", *(f"ssm_conv1d_{part}" for part in "qkv"))
-        kernels = [shapes[name] for name in (f"blk.{layer}.{name}.weight" for name in names)
-                   if name in shapes]  # fmt: skip
-        if not kernels:
-            yield ()
-        else:
-            columns = sum((kernel[-1] - 1) * kernel[0] for kernel in kernels)
-            if not columns:
-                raise LLMSizeError(
-                    "a convolution over one token keeps nothing",
-                    hint="llama.cpp runs no such model",
-                )
-            yield tuple(size for size in (columns, cache.state - columns) if size)
-
-
-def _experts(file: Checkpoint, architecture: Architecture, config: Config) -> Experts:
-    chosen = architecture.family == "gpt_oss"
-    return Experts(
-        used=file.experts_used,
-        routing=_routing(architecture),
-        normalized=not chosen
-        and config.flag("norm_topk_prob", default=file.family not in UNNORMALIZED),
-        groups=config.count("n_group", default=1) or 1,
-        groups_used=config.count("topk_group", default=1) or 1,
-        weighed_first=file.family == "llama4",
-    )
-
-
-def _routing(architecture: Architecture) -> Routing:
-    if architecture.family in SIGMOID_ROUTERS or architecture.family == "llama4_text":
-        return "sigmoid"
-    return "softmax of chosen" if architecture.family == "gpt_oss" else "softmax"
-
-
-def _layer_norm(file: Checkpoint) -> bool:
-    """Whether norms are layer norms: those have biases, but for Cohere's and MPT's."""
-    biased = any(w.role == "norm" and w.name.endswith(".bias") for w in file.weights)
-    return file.family in ("cohere", "cohere2", "mpt") or (biased and file.family != "phimoe")
-
-
-def _unrotated(family: str, caches: tuple[LayerCache, ...]) -> frozenset[int]:
-    """Layers without rotary positions: every fourth, or those without a window."""
-    if family in UNROTATED:
-        return frozenset(range(len(caches)))
-    if family == "smollm3":
-        return frozenset(range(3, len(caches), 4))
-    if family in ("cohere2", "exaone4") and any(cache.kind == "window" for cache in caches):
-        return frozenset(layer for layer, cache in enumerate(caches) if cache.kind == "full")
-    return frozenset()
+    return Model(decoder(file, architecture, trace), tuple(stored))
 
 
 def _written(
@@ -380,6 +172,8 @@ def _named(weight: Weight) -> str:
     *_, owner, own, last = ("", "", *weight.name.split("."))
     if last == "correct_output_scale":
         return "altup_correct_scale.weight"
+    if last == "e_score_correction_bias":
+        return "exp_probs_b.bias"
     if own in MODULES:
         return f"{MODULES[own]}.{last}"
     if owner == "conv":
@@ -430,20 +224,26 @@ def _mixed(
     yield weight._replace(name=place + name, shape=shape, role=role, layer=layer)
 
 
-def _listed(weights: Iterable[Weight]) -> Iterator[Weight]:
-    """The weights, with those of a list outside of the layers as one stack."""
-    for name, alike in groupby(weights, key=_list_of):
-        if name:
-            first, *others = alike
-            yield first._replace(name=f"{name}.weight", shape=(1 + len(others), *first.shape))
-        else:
-            yield from alike
+def _listed(weights: Sequence[Weight]) -> Iterator[Weight]:
+    """The weights, with those of a list as one stack in place of the first."""
+    lists: dict[str, list[Weight]] = {}
+    for weight in weights:
+        lists.setdefault(_list_of(weight), []).append(weight)
+    for weight in weights:
+        if not (name := _list_of(weight)):
+            yield weight
+        elif alike := lists.pop(name, []):
+            yield weight._replace(name=f"{name}.weight", shape=(len(alike), *weight.shape))
 
 
 def _list_of(weight: Weight) -> str:
-    """The name of the list of modules that it is in; empty for most."""
+    """The name of the list of modules that it is in; empty for most.
+
+    Such a list is outside of the layers, or has the norm of every head.
+    """
     name, _, index = weight.name.removesuffix(".weight").rpartition(".")
-    return name if weight.layer < 0 and index.isdecimal() else ""
+    listed = weight.layer < 0 or name.endswith(".norms")
+    return name.removesuffix(".norms") if listed and index.isdecimal() else ""
 
 
 def _stacked(weight: Weight, experts: int) -> Weight:
@@ -536,8 +336,9 @@ def _unused(weights: Iterable[Weight], shared: Mapping[int, int]) -> Iterator[We
 
 
 def _router_biases(source: Checkpoint) -> Iterator[Weight]:
-    """What corrects the choice of experts in every layer that has them."""
-    if source.family in SIGMOID_ROUTERS:
+    """What corrects the choice of experts in every layer, where it is a buffer of the module."""
+    corrected = any(weight.name.endswith("e_score_correction_bias") for weight in source.weights)
+    if source.family in SIGMOID_ROUTERS and not corrected:
         for weight in source.weights:
             if weight.role == "router":
                 name = f"blk.{weight.layer}.exp_probs_b.bias"

@@ -85,7 +85,7 @@ class Serving:
     def layers(self) -> tuple[LayerCache, ...]:
         """What every layer caches."""
         if self.engine.allocation == "buffers":
-            from llmsize.memory.llamacpp.gguf import layer_caches  # large
+            from llmsize.memory.llamacpp.families import layer_caches  # large
 
             return layer_caches(self.architecture, self.trace)
         return tuple(self.trace.layer_caches())
