@@ -108,10 +108,10 @@ def test_an_estimate_imports_nothing_heavy(format: str) -> None:
 
     heavy = (
         "typer", "click", "rich", "yaml", "pydantic", "numpy", "jsonschema", "decimal", "fractions",
-        "inspect", "dataclasses", "ast", "llmsize.sources", "llmsize.hardware", "llmsize.ladder",
+        "inspect", "dataclasses", "ast", "pathlib", "llmsize.sources", "llmsize.hardware",
         "llmsize.memory.llamacpp.buffers", "llmsize.memory.serving.pooled",
         "llmsize.memory.methods", "llmsize.anatomy.vision", "llmsize.anatomy.prompts",
-        "llmsize.planning.training",
+        "llmsize.planning.training", "llmsize.ladder",
     )  # fmt: skip
     code = (
         "import sys; from llmsize.cli import run; "

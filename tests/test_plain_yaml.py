@@ -1,6 +1,7 @@
 """The plain part of YAML is read as PyYAML reads it, or left to PyYAML."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from llmsize.errors import LLMSizeError
 
 SHIPPED = {
     str(file): file.read_text(encoding="utf-8")
-    for folder in presets.shipped().iterdir()
+    for folder in Path(presets.shipped()).iterdir()
     for file in folder.iterdir()
     if file.name.endswith(".yaml")
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_the_method_names_the_recipe(stored: dict[str, Any], recipe: str) -> Non
     """The configurations that publishers write stand for recipes that llmsize ships."""
     assert recipe_name(stored) == recipe
     if recipe:
-        assert (presets.shipped() / "recipes" / f"{recipe}.yaml").is_file()
+        assert (Path(presets.shipped()) / "recipes" / f"{recipe}.yaml").is_file()
 
 
 @pytest.mark.parametrize(

@@ -12,32 +12,29 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from os import path
+from typing import Any, TypeVar
 
 from llmsize import plain_yaml
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.record import Record, build
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 R = TypeVar("R", bound=Record)
 
 MAX_FILE = 256 * 1024
 MAX_DEPTH = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
-_extra: list[Path] = []
+_extra: list[str] = []
 
 
-def search_first(directory: Path | None) -> None:
+def search_first(directory: str | None) -> None:
     """Search `directory` before every other; `None` undoes it.
 
     Raises `LLMSizeError` if it is not a directory.
     """
-    if directory is not None and not directory.is_dir():
+    if directory is not None and not path.isdir(directory):
         raise LLMSizeError(
-            f"no directory `{printable(str(directory))}`",
+            f"no directory `{printable(directory)}`",
             hint="--presets takes a directory with `models/`, `formats/`, … below it",
         )
     _extra[:] = [] if directory is None else [directory]
@@ -56,9 +53,10 @@ def get(kind: type[R], name: str) -> R:
 def find(kind: type[R], name: str) -> R | None:
     """The preset of that name, alias or Hub id, or `None`."""
     wanted = name.strip().lower()
-    found = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
-    if found:
-        return _read(kind, wanted, found)
+    file = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
+    if file:
+        found: R = _made(kind, wanted, file, _bytes(file))
+        return found
     return next(_with_alias(kind, wanted), None)
 
 
@@ -73,9 +71,9 @@ def names_in(subfolder: str) -> list[str]:
     A file whose name could not be asked for is passed over.
     """
     found = {
-        entry.name.removesuffix(".yaml")
+        path.basename(file).removesuffix(".yaml")
         for place in _places()
-        for entry in _entries(place, subfolder)
+        for file in _files(place, subfolder)
     }
     return sorted({name for name in found if _NAME.fullmatch(name)} | _built_in(subfolder).keys())
 
@@ -87,8 +85,7 @@ def every(kind: type[R]) -> dict[str, R]:
 
 def origin(kind: type[Record], name: str) -> str:
     """The file that a preset comes from."""
-    found = _find(kind, name)
-    return str(found) if found else "built in"
+    return _find(kind, name) or "built in"
 
 
 def folder(kind: type[Record]) -> str:
@@ -106,52 +103,44 @@ def _built_in(subfolder: str) -> dict[str, Any]:
     return dict(NATIVE) if subfolder == "formats" else {}
 
 
-def _places() -> Iterator[Traversable]:
+def _places() -> Iterator[str]:
     yield from _extra
     if from_environment := os.environ.get("LLMSIZE_PRESETS"):
-        yield Path(from_environment)
+        yield from_environment
     yield user_folder()
     yield shipped()
 
 
-def user_folder() -> Path:
+def user_folder() -> str:
     """The platform's configuration folder for the user's own presets; it need not exist."""
     if sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+        base = os.environ.get("APPDATA") or path.expanduser("~/AppData/Roaming")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
+        base = path.expanduser("~/Library/Application Support")
     else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return base / "llmsize" / "presets"
+        base = os.environ.get("XDG_CONFIG_HOME") or path.expanduser("~/.config")
+    return path.join(base, "llmsize", "presets")
 
 
 @lru_cache(maxsize=1)
-def shipped() -> Traversable:
-    """The presets that came with llmsize: in the package, in the checkout above it, or in a zip."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "presets", package.parents[1] / "presets"):
-        if folder.is_dir():
-            return folder
-    from importlib.resources import files  # imports half of the standard library
-
-    zipped = files("llmsize") / "presets"
-    if zipped.is_dir():
-        return zipped
+def shipped() -> str:
+    """The presets that came with llmsize: in the package, or in the checkout above it."""
+    package = path.dirname(path.realpath(__file__))
+    for folder in (package, path.dirname(path.dirname(package))):
+        if path.isdir(presets := path.join(folder, "presets")):
+            return presets
     raise LLMSizeError("the presets of llmsize are missing", hint="install llmsize again")
 
 
-def _find(kind: type[Record], name: str) -> Traversable | None:
-    for place in _places():
-        candidate = place.joinpath(folder(kind), f"{name}.yaml")
-        if candidate.is_file():
-            return candidate
-    return None
+def _find(kind: type[Record], name: str) -> str | None:
+    candidates = (path.join(place, folder(kind), f"{name}.yaml") for place in _places())
+    return next(filter(path.isfile, candidates), None)
 
 
-def _entries(place: Traversable, subfolder: str) -> Iterator[Traversable]:
-    directory = place.joinpath(subfolder)
-    if directory.is_dir():
-        yield from (entry for entry in directory.iterdir() if entry.name.endswith(".yaml"))
+def _files(place: str, subfolder: str) -> Iterator[str]:
+    directory = path.join(place, subfolder)
+    if path.isdir(directory):
+        yield from (entry.path for entry in os.scandir(directory) if entry.name.endswith(".yaml"))
 
 
 def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
@@ -159,18 +148,29 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
         if wanted == record.name or wanted in record.aliases:
             yield record
     for place in _places():
-        for entry in _entries(place, folder(kind)):
-            text = entry.read_bytes().lower()
-            if wanted.encode("utf-8", "surrogateescape") in text:
-                record = _read(kind, entry.name.removesuffix(".yaml"), entry)
+        texts = _shipped_texts if place == shipped() else _texts
+        for file, text in texts(place, folder(kind)):
+            if wanted.encode("utf-8", "surrogateescape") in text.lower():
+                record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
                 known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
                 if wanted and wanted in (alias.lower() for alias in known):
                     yield record
 
 
-def _read(kind: type[R], name: str, file: Traversable) -> R:
-    made: R = _made(kind, name, str(file), file.read_bytes())
-    return made
+def _texts(place: str, subfolder: str) -> Iterator[tuple[str, bytes]]:
+    """Every preset in a folder of that place, and what it says."""
+    return ((file, _bytes(file)) for file in _files(place, subfolder))
+
+
+@lru_cache
+def _shipped_texts(place: str, subfolder: str) -> list[tuple[str, bytes]]:
+    """The same, read once: files of the package do not change while it runs."""
+    return list(_texts(place, subfolder))
+
+
+def _bytes(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read()
 
 
 @lru_cache(maxsize=2048)
@@ -183,7 +183,7 @@ def _made(kind: type[R], name: str, where: str, text: bytes) -> R:
 
 
 def _is_shipped(where: str) -> bool:
-    return where.startswith(str(shipped()))
+    return where.startswith(shipped())
 
 
 def parse_yaml(text: bytes, where: str) -> object:

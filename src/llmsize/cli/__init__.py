@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsize.errors import MISUSE, UNDETERMINED, LLMSizeError, printable
@@ -75,7 +74,8 @@ def run(words: Sequence[str]) -> int:
 
 def commands() -> list[str]:
     """The names of every command."""
-    names = {file.stem for file in Path(__file__).parent.glob("*.py")}
+    names = {entry.name.removesuffix(".py") for entry in os.scandir(__path__[0])
+             if entry.name.endswith(".py")}  # fmt: skip
     return sorted(names - _NOT_COMMANDS)
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -19,7 +18,7 @@ from llmsize.render import OUTPUT_FORMATS, OutputFormat, Style, render
 from llmsize.units import in_binary
 
 
-def _search(directory: Path | None) -> Path | None:
+def _search(directory: str | None) -> str | None:
     presets.search_first(directory)
     return directory
 
@@ -58,7 +57,7 @@ Units = Annotated[
     ),
 ]
 PresetsDir = Annotated[
-    Path | None,
+    str | None,
     Option(
         "--presets",
         help="Search your own presets in DIR first.",

@@ -7,12 +7,11 @@ For all else (help, completion, abbreviations, mistakes) the answer is `None`, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from llmsize.cli.declare import REQUIRED, Argument, Declared, Option, Parameter
 
-PLAIN: tuple[type, ...] = (str, bool, int, float, Path)
+PLAIN: tuple[type, ...] = (str, bool, int, float)
 """Types that need no parser."""
 
 EMPTY_HINT = "give a value, or leave it out"

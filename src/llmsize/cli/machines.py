@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
@@ -156,7 +155,7 @@ Price = Annotated[
     ),
 ]
 Prices = Annotated[
-    Path | None,
+    str | None,
     Option(
         "--prices",
         help="Your own dated price list, a JSON file, in place of `--price`.",
@@ -185,9 +184,11 @@ def price(machine: Machine | None, asked: Pricing) -> Term | None:
         raise LLMSizeError("--price and --prices both say what it costs", hint="give one of them")
     if machine is None:
         raise LLMSizeError("a price of what?", hint="name the accelerator with `--gpu`")
+    from pathlib import Path
+
     from llmsize.sources.prices import price_of, read_prices
 
-    found = price_of(read_prices(listed), machine)
+    found = price_of(read_prices(Path(listed)), machine)
     if found is None:
         raise LLMSizeError(
             f"no price of {machine.title} in `{printable(str(listed))}`",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llmsize import presets
@@ -34,7 +33,7 @@ def _complete_family(incomplete: str) -> list[str]:
 
 
 Into = Annotated[
-    Path | None,
+    str | None,
     Option(
         "-o",
         "--output",
@@ -108,10 +107,10 @@ def storage(text: str, *, served: bool = False) -> Storage:
     from llmsize.memory.weights import Recipe
 
     format = presets.find(Format, text)
-    recipe = presets.find(Recipe, text)
     plain = format is not None and format.block_elements == 1 and not format.beside
-    if format is not None and plain and not (served and recipe):
+    if format is not None and plain and not served:
         return Storage(format.name, format)
+    recipe = presets.find(Recipe, text)
     if recipe is not None:
         return Storage(recipe.name, presets.get(Format, "bf16"), recipe)
     if format is not None:
@@ -227,19 +226,21 @@ def language_model_alone(architecture: Architecture) -> tuple[str, ...]:
     return (f"the language model alone is loaded and trained, without {' and '.join(beside)}",)
 
 
-def drawn_into(charts: Sequence[Chart], path: Path) -> str:
+def drawn_into(charts: Sequence[Chart], file: str) -> str:
     """Write the charts into a file, in the format of its ending, and say where.
 
     Raises `LLMSizeError` for an unknown ending, without the extra `plot`, and for a bad folder.
     """
+    from pathlib import Path
+
     from llmsize.render.picture import picture
 
-    data = picture(charts, path.name)
+    data = picture(charts, Path(file).name)
     try:
-        path.write_bytes(data)
+        Path(file).write_bytes(data)
     except OSError as failure:
         raise LLMSizeError(
-            f"cannot write `{printable(str(path))}`: {failure.strerror}",
+            f"cannot write `{printable(str(file))}`: {failure.strerror}",
             hint="choose a folder that exists",
         ) from None
-    return f"{path}\n"
+    return f"{file}\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from llmsize import presets
@@ -350,7 +349,7 @@ def _with(question: Question, what: str, value: int) -> Question:
     return replace(question, choices=replace(question.choices, **knob))
 
 
-def _drawn(question: Question, path: Path, *, timeline: bool) -> str:
+def _drawn(question: Question, file: str, *, timeline: bool) -> str:
     """The timeline as a file."""
     from llmsize.memory.timeline_chart import timeline_chart
 
@@ -358,7 +357,7 @@ def _drawn(question: Question, path: Path, *, timeline: bool) -> str:
         raise LLMSizeError("only a timeline is drawn into a file", hint="add `--timeline`")
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)
-    return options.drawn_into([timeline_chart(step, _subject(question))], path)
+    return options.drawn_into([timeline_chart(step, _subject(question))], file)
 
 
 def _estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
