@@ -310,3 +310,25 @@ def test_the_own_preset_wins_and_says_where_it_is(
     assert str(own) in capsys.readouterr().out.replace("\n", "")
     assert run(["show", "models", "llama-2-7b"]) == 0
     assert str(own) not in capsys.readouterr().out.replace("\n", "")
+
+
+IGNORED = [
+    "infer gpt2 --rank 64", "infer gpt2 --gpu-memory-utilization 0.8",
+    "infer gpt2 --engine vllm --gpu-memory-utilization 0.8", "infer gpt2 --quant mxfp4",
+    "estimate --params 7B --dtype mxfp4", "optimal --compute 1e22 --gpu h100",
+    "optimal --compute 1e22 --mfu 0.5", "time --params 7B --tokens 1T --gpus 8",
+    "time --params 7B --tokens 1T --price 2", "time --params 7B --tokens 1T --seq-len 8192",
+    "time gpt2 --tokens 1B --rank 8", "curve kaplan gpt2", "curve loss-vs-data gpt2",
+    "curve memory-vs-context gpt2 --law kaplan", "curve memory-vs-context gpt2 --context 8192",
+    "curve loss-vs-params --compute 1e21", "curve isoflop --law kaplan --law chinchilla",
+    "advise --gpu t4 --epochs 3", "advise --gpu t4 --samples 100",
+    "advise gpt2 --gpu t4 --commercial",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", IGNORED)
+def test_what_would_change_nothing_is_refused(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that says nothing about the question is a mistake of who asks, and is told."""
+    refused(capsys, *line.split())

@@ -238,6 +238,7 @@ class Case:
 def _case(
     model: str | None, hardware: Hardware, goal: Goal, pricing: Pricing, mfu: float | None
 ) -> Case:
+    _check_text(model, goal)
     machine = machines.machine(hardware)
     have = _have(machine, goal, mfu, machines.price(machine, pricing))
     filter = Filter(commercial=goal.commercial, context=goal.context or 0)
@@ -267,6 +268,15 @@ def _tokens(tokens: float | None, data: int | None) -> float | None:
     if tokens is not None and data is not None:
         raise LLMSizeError("--tokens and --data both say how much text there is", hint="give one")
     return tokens if data is None else float(planning.tokens_in(data).value)
+
+
+def _check_text(model: str | None, goal: Goal) -> None:
+    """Raise `LLMSizeError` for what is said of text that is not there, or of models beside one."""
+    unsaid = goal.tokens is None and goal.data is None
+    if unsaid and (goal.samples is not None or goal.epochs != Goal().epochs):
+        raise LLMSizeError("how much text is there?", hint="add `--tokens 6.8M` or `--data 20MB`")
+    if model is not None and goal.commercial:
+        raise LLMSizeError("`--commercial` chooses among models", hint="leave it out, or MODEL")
 
 
 def _have(machine: Machine | None, goal: Goal, mfu: float | None, price: Term | None) -> Resources:
@@ -380,7 +390,7 @@ def _path(case: Case, ranges: dict[tuple[Way, str], Cell], planned: Pretraining 
         title = f"{TITLES[way]}, {storage}: at most"
         if isinstance(most, Term) and most.value >= catalogue.MOST:
             most = Absent("more than any model has")
-        rows.append(_step(title, most, f"llmsize fits {case.flags(way)}"))
+        rows.append(_step(title, most, _fits(case, way, storage)))
     if planned is not None:
         rows += _training_steps(case, planned)
     return Table("the path", ("result", "on its own"), tuple(rows), heading="step")
@@ -487,9 +497,14 @@ def _command(case: Case, option: Option) -> str:
     if option.way == "scratch":
         flop = planning.training_compute(case.have).value
         return f"llmsize optimal --compute {flop:.3g} --max-params {option.parameters:.0f}"
-    job = {"serve": "inference"}.get(option.way, option.way)
-    stored = f" --dtype {case.format.name if option.format == PLAIN else option.format}"
-    return f"llmsize fits {option.subject} --job {job}{stored} {case.flags(option.way)}"
+    return _fits(case, option.way, option.format, f" {option.subject}")
+
+
+def _fits(case: Case, way: Way, stored: str, subject: str = "") -> str:
+    """The command that answers for one way to use a model, or any model."""
+    job = {"serve": "inference"}.get(way, way)
+    dtype = case.format.name if stored == PLAIN else stored
+    return f"llmsize fits{subject} --job {job} --dtype {dtype} {case.flags(way)}"
 
 
 def _headline(case: Case, found: list[Option]) -> str:

@@ -43,6 +43,16 @@ BUDGETS = (1e20, 1e21, 1e22, 1e23)
 CONTEXTS = (1024.0, 131_072.0)
 BATCHES = (1.0, 256.0)
 DEFAULT = "chinchilla"
+CONTEXT = 4096
+
+USES: dict[Picture, tuple[str, ...]] = {
+    "kaplan": ("--law",), "loss-vs-params": ("MODEL", "--law"), "loss-vs-data": ("--law",),
+    "loss-vs-compute": ("--law",), "isoflop": ("--law", "--compute"),
+    "isoloss": ("--law", "--compute"), "memory-vs-context": ("MODEL", "--dtype"),
+    "memory-vs-batch": ("MODEL", "--dtype", "--context"),
+}  # fmt: skip
+"""What each picture is drawn of, beside the ends of its axis. Models are marked by parameters:
+their tokens and their compute are not known."""
 
 What = Annotated[
     Picture, choosing(known=PICTURES, what="picture", metavar="PICTURE", show_default=False)
@@ -85,10 +95,14 @@ def curve(
     from_: From = None,
     to: To = None,
     dtype: options.Dtype = "bf16",
-    context: Context = 4096,
+    context: Context = CONTEXT,
     output: options.Into = None,
 ) -> Drawn | str:
     """Draw losses by scaling laws, or memory by context or batch."""
+    _check_used(what, {
+        "MODEL": models, "--law": law, "--compute": compute,
+        "--dtype": dtype != "bf16", "--context": context != CONTEXT,
+    })  # fmt: skip
     ends = (from_, to)
     question = {
         "picture": what, "models": _joined(models), "law": _joined(law),
@@ -101,6 +115,16 @@ def curve(
     if output is not None:
         return options.drawn_into(charts, output)
     return Drawn(_numbers(question, charts), tuple(charts))
+
+
+def _check_used(picture: Picture, given: Mapping[str, object]) -> None:
+    """Raise `LLMSizeError` for what the picture says nothing about, and for a second law of one."""
+    for option, value in given.items():
+        if value and option not in USES[picture]:
+            having = ", ".join(name for name, used in USES.items() if option in used)
+            raise LLMSizeError(
+                f"{option} changes nothing in `{picture}`", hint=f"pictures that use it: {having}"
+            )
 
 
 def _joined(given: Sequence[str] | None) -> str | None:
@@ -136,7 +160,9 @@ def _losses(
     if picture in LETTERS:
         letter = LETTERS[picture]
         chart = loss_by(drawn, letter, _range(ends, RANGES[letter]))
-        return [replace(chart, marks=_marks(models, drawn[0], letter, chart))]
+        return [replace(chart, marks=_marks(models, drawn[0], chart))]
+    if len(drawn) > 1:
+        raise LLMSizeError(f"`{picture}` is of one law", hint="give one `--law`")
     spent = [units.parse_flop(text) for text in budgets] or list(BUDGETS)
     draw = isoflop if picture == "isoflop" else isoloss
     best = [solve(drawn[0], "N | C", C=c) for c in spent]
@@ -160,13 +186,8 @@ def _trimmed(chart: Chart, factor: float) -> Chart:
     return replace(chart, series=tuple(kept))
 
 
-def _marks(models: Sequence[str], law: ScalingLaw, letter: str, chart: Chart) -> tuple[Mark, ...]:
+def _marks(models: Sequence[str], law: ScalingLaw, chart: Chart) -> tuple[Mark, ...]:
     """Models on the first curve, by their parameters as its law counts them."""
-    if models and letter != "N":
-        raise LLMSizeError(
-            "models have parameters, but no known tokens or compute",
-            hint="mark them in loss-vs-params",
-        )
     marks = []
     low, high, _, _ = extent(chart)
     for name in models:

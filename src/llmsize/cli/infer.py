@@ -185,6 +185,7 @@ def infer(
     architecture = options.assuming(options.architecture(model), assume_family)
     accelerator = machine.accelerator if machine else None
     runs = presets.get(Engine, engine)
+    _check_together(runs, placement, beside, budget)
     if machine:
         runs = engine_on(machine, runs)
     subject = _subject(architecture, runs, formats, accelerator)
@@ -203,6 +204,23 @@ def infer(
     if what := _solved_for(placement.offload, fit):
         question, name = _solved(question, name, what, budget, subject)
     return estimate(subject, question, name, budget)
+
+
+def _check_together(
+    engine: Engine, placement: Placement, beside: Beside, budget: Budget | None
+) -> None:
+    """Raise `LLMSizeError` for options that say nothing about what is asked."""
+    if beside.rank != Beside().rank and not beside.adapters:
+        raise LLMSizeError("a rank of no adapters", hint="add how many: `--adapters 4`")
+    if placement.utilization is None:
+        return
+    if engine.allocation != "pool":
+        raise LLMSizeError(
+            f"{engine.title} takes what it needs, and no share of a device",
+            hint="leave out `--gpu-memory-utilization`, or add `--engine vllm`",
+        )
+    if budget is None:
+        raise LLMSizeError("a share of what?", hint="give a card: `--gpu h100` or `--vram 80GB`")
 
 
 class Asked(NamedTuple):

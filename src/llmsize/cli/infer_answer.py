@@ -85,7 +85,8 @@ def _headline(
     if place.name.startswith("each of "):
         what += f" on {place.name}"
     elif len(places) > 1:
-        what += f" on {place.name}, the fullest," if question.devices > 1 else " on the device"
+        several = sum(place.name not in ELSEWHERE for place in places) > 1
+        what += f" on {place.name}, the fullest," if several else " on the device"
     host = next((p for p in places if p.name in ELSEWHERE), None)
     if host is not None:
         what += f" and {format_bytes(host.value)} on the {host.name}"

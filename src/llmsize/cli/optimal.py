@@ -74,6 +74,11 @@ def optimal(
             raise LLMSizeError("--gpu-hours and --compute both give the budget", hint="give one")
         found = _affordable(gpu_hours, gpu, mfu)
         compute, assumptions = float(found.value), (found.note,)
+    elif gpu is not None or mfu is not None:
+        raise LLMSizeError(
+            "--gpu and --mfu say what --gpu-hours are worth",
+            hint="add --gpu-hours, or leave them out",
+        )
     budget = Budget(
         compute, params, tokens, target_loss, inference_tokens, unique_tokens, max_params
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from llmsize import presets, units
 from llmsize.anatomy import run_forward
@@ -19,7 +19,14 @@ from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak, supports
-from llmsize.memory.methods import METHODS, QUANTIZED, Choices, method_named, training_run
+from llmsize.memory.methods import (
+    METHODS,
+    QUANTIZED,
+    Choices,
+    check_options,
+    method_named,
+    training_run,
+)
 from llmsize.memory.training import check_trained
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.quick_dataclasses import replace
@@ -70,7 +77,7 @@ MethodName = Annotated[
         autocompletion=options.completing("methods"),
     ),
 ]  # fmt: skip
-Rank = Annotated[int, Option("--rank", help="Of the adapters.", metavar="R", min=1)]
+Rank = Annotated[int | None, Option("--rank", help="Of the adapters (16).", metavar="R", min=1)]
 Targets = Annotated[
     str,
     Option("--targets", metavar="NAMES", help="Linear layers that get adapters, by commas."),
@@ -96,7 +103,7 @@ class Work(NamedTuple):
 
     seq_len: SequenceLength = None
     method: MethodName = "full"
-    rank: Rank = 16
+    rank: Rank = None
     targets: Targets = ""
     trained: Trained = None
 
@@ -136,6 +143,10 @@ def time(
     machine = machines.machine(Hardware(gpu, gpus=gpus, instance=instance))
     price = machines.price(machine, pricing)
     if machine is None or machine.accelerator is None:
+        if gpus is not None or mfu is not None or price is not None:
+            raise LLMSizeError(
+                "--gpus, --mfu and --price are about a machine", hint="name it with `--gpu`"
+            )
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
     computed = dtype or ("bf16" if supports(machine.accelerator, "bf16") else "fp16")
@@ -192,8 +203,10 @@ def _choices(work: Work) -> Choices:
             "how many layers are frozen?",
             hint="give what is trained as a count: `--params 8B --trained 2B`",
         )
-    targets = options.names(work.targets)
-    return Choices(chosen, 1, 1, rank=work.rank, targets=targets, base=base)
+    given: dict[str, Any] = {"rank": work.rank, "targets": options.names(work.targets) or None}
+    given = {choice: value for choice, value in given.items() if value is not None}
+    check_options(method_named(chosen), given)
+    return Choices(chosen, 1, 1, base=base, **given)
 
 
 def _by_anatomy(
@@ -230,6 +243,11 @@ def _by_count(parameters: int, tokens: float, work: Work) -> Term:
         raise LLMSizeError(
             "a bare count has no layers to adapt",
             hint="name a MODEL, or say how many are trained: --trained 40M",
+        )
+    if work._replace(trained=None) != Work():
+        raise LLMSizeError(
+            "a bare count has no attention over a sequence and no layers to adapt",
+            hint="name a MODEL, or leave out --seq-len, --rank and --targets",
         )
     trained = work.trained
     if trained is None:

@@ -107,7 +107,7 @@ def serving(
     """A model stored by `recipe`, or in `format`, ready to be asked about.
 
     Raises `LLMSizeError` for a model that writes no text, and for a recipe that the engine cannot
-    load.
+    load or that stores nothing of the model.
     """
     if not trace.caches:
         raise LLMSizeError(
@@ -137,9 +137,20 @@ def serving(
     else:
         tensors_of = checkpoint if tells_layers_apart(recipe) else folded_checkpoint
         stored = tuple(formats_of(tensors_of(architecture, trace), recipe, format_of, own=format))
+    if recipe is not None and not gguf and all(kept == format for _, kept in stored):
+        raise LLMSizeError(
+            f"`{recipe.name}` is for {_said(recipe.quantizes)}, which {architecture.name} has not",
+            hint="`llmsize show recipes` names others",
+        )
     if not gguf and recipe and recipe.name in engine.unties:
         stored = _untied(stored)
     return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
+
+
+def _said(roles: tuple[str, ...]) -> str:
+    """What a recipe quantizes, in a word."""
+    experts = all(role.startswith("expert_") for role in roles)
+    return "experts" if experts else ", ".join(roles)
 
 
 def _untied(stored: Stored) -> Stored:
