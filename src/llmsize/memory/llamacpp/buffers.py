@@ -72,13 +72,18 @@ def buffers(model: Model, server: Server, device: Memory = CUDA) -> tuple[Buffer
         _caches(layer, server, place)
         for layer, place in zip(model.decoder.layers, cache_at, strict=True)
     ]
+    index_keys = {}
+    for index, keys in model.decoder.indexed.items():
+        place = cache_at[index]
+        cache[place] += layer_cache_bytes(keys, server, memories[place])
+        index_keys[index], _ = _caches(keys, server, place)
     whole = host not in places
     states = {
         layer: _states(sizes, server, place)
         for layer, (sizes, place) in enumerate(zip(model.decoder.states, cache_at, strict=False))
         if sizes
     }
-    graph = Forward(model.decoder, server, weights, caches, states).run()
+    graph = Forward(model.decoder, server, weights, caches, states, index_keys).run()
     piped = whole and server.devices > 1 and not server.cache_on_host and not server.cpu_moe_layers
     compute = Scheduler(memories, PIPELINE_COPIES if piped else 1).buffers(graph)
     return tuple(map(Buffers, held, cache, compute))

@@ -27,7 +27,8 @@ FAMILIES = {
     "olmo3": "olmo2", "exaone4_5": "exaone4", "exaone4_5_text": "exaone4",
     "exaone_moe": "exaone-moe", "mimo_v2": "mimo2", "mimo_v2_flash": "mimo2",
     "cohere2_moe": "cohere2moe", "llama4_text": "llama4", "granite_swa": "granite-swa",
-    "muse_glimmer_text": "muse-glimmer", "grok-1": "grok", "hunyuan_v1_moe": "hunyuan-moe",
+    "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "muse_glimmer_text": "muse-glimmer",
+    "grok-1": "grok", "hunyuan_v1_moe": "hunyuan-moe",
     "hunyuan_v1_dense": "hunyuan-dense",
 }  # fmt: skip
 """`model_type` → llama.cpp's architecture, where they differ."""
@@ -41,7 +42,8 @@ WINDOWED = frozenset(
 
 SIGMOID_ROUTERS = frozenset(
     {"deepseek_v3", "kimi_k2", "kimi_linear", "glm4_moe", "glm4_moe_lite", "dots1", "minimax_m2",
-     "nemotron_h", "exaone_moe", "mimo_v2", "mimo_v2_flash", "solar_open", "laguna"}
+     "nemotron_h", "deepseek_v32", "glm_moe_dsa", "exaone_moe", "mimo_v2", "mimo_v2_flash",
+     "solar_open", "laguna"}
 )  # fmt: skip
 """Families whose router scores every expert by itself and corrects the choice by a bias, a buffer
 of the library's module that is a tensor of the file."""
@@ -91,6 +93,9 @@ NOT_CONVERTED = frozenset(
 KNOWN = frozenset({"full", "window", "latent", "recurrent", "none"})
 """Kinds of layers whose graph is known."""
 
+INDEXED = frozenset({"deepseek32", "glm-dsa"})
+"""Architectures whose layers attend to tokens that an indexer chooses."""
+
 BAICHUAN_7B = 32
 """Layers of Baichuan's 7B."""
 
@@ -125,6 +130,9 @@ def decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Decod
     """
     config = Config(architecture.config, architecture.name)
     caches = layer_caches(architecture, trace)
+    indexed: dict[int, LayerCache] = {}
+    if file.family in INDEXED:
+        caches, indexed = _apart(trace)
     _check_graph(file, architecture, caches)
     states = tuple(_state_sizes(file, caches))
     return Decoder(
@@ -147,7 +155,18 @@ def decoder(file: Checkpoint, architecture: Architecture, trace: Trace) -> Decod
         late_rows=LATE.get(file.family, ""),
         residual_first=RESIDUAL_FIRST.get(file.family, frozenset()),
         shared=shared_layers(config, len(caches)),
+        indexed=indexed,
+        most_relevant=config.count("index_topk"),
     )
+
+
+def _apart(trace: Trace) -> tuple[tuple[LayerCache, ...], dict[int, LayerCache]]:
+    """What every layer attends to, and the keys of those that choose tokens for it."""
+    caches: dict[int, LayerCache] = {}
+    indexed: dict[int, LayerCache] = {}
+    for layer, cache in trace.numbered_caches():
+        (indexed if layer in caches else caches)[layer] = cache
+    return tuple(caches.values()), indexed
 
 
 def _parallel(file: Checkpoint) -> tuple[str, ...]:
@@ -182,7 +201,7 @@ def _check_graph(
     if len(caches) != file.layers:
         raise LLMSizeError(
             f"`{architecture.name}` caches more than keys and values in llama.cpp",
-            hint="llmsize does not know the buffers of its indexer",
+            hint="llmsize knows the indexers of DeepSeek-V3.2 and GLM-5, and no others",
         )
 
 
@@ -257,7 +276,10 @@ def _routing(architecture: Architecture) -> Routing:
 
 def _layer_norm(file: Checkpoint) -> bool:
     """Whether norms are layer norms: those have biases, but for Cohere's and MPT's."""
-    biased = any(w.role == "norm" and w.name.endswith(".bias") for w in file.weights)
+    biased = any(
+        w.role == "norm" and w.name.endswith(".bias") and ".indexer." not in w.name
+        for w in file.weights
+    )
     return file.family in ("cohere", "cohere2", "cohere2moe", "mpt", "olmo") or (
         biased and file.family != "phimoe"
     )

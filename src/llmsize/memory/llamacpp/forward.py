@@ -17,6 +17,7 @@ from llmsize.memory.llamacpp import tensors as ops
 from llmsize.memory.llamacpp.builder import Builder
 from llmsize.memory.llamacpp.cache import Server, layer_cells
 from llmsize.memory.llamacpp.experts import Experts, mixture, mlp
+from llmsize.memory.llamacpp.indexer import Indexer
 from llmsize.memory.llamacpp.own_inputs import own_input, own_inputs
 from llmsize.memory.llamacpp.recurrent import recurrent
 from llmsize.memory.llamacpp.tensors import Graph, Tensor, view
@@ -70,6 +71,11 @@ class Decoder:
     """Whether the file's rotary factors are for layers without a window alone."""
     shared: Mapping[int, int] = field(default_factory=dict)
     """Layers without keys and values of their own, and whose they attend to."""
+    indexed: Mapping[int, LayerCache] = field(default_factory=dict)
+    """Layers that choose which tokens they and those after them attend to, and the keys that they
+    keep for that."""
+    most_relevant: int = 0
+    """Tokens that are chosen."""
     states: tuple[tuple[int, ...], ...] = ()
     """Elements of each recurrent cache of every layer: of the convolution, and of the state."""
 
@@ -97,6 +103,7 @@ class Forward(Builder):
         weights: Mapping[str, Tensor],
         caches: list[tuple[Tensor, Tensor | None]],
         states: Mapping[int, tuple[Tensor, ...]],
+        index_keys: Mapping[int, Tensor],
     ) -> None:
         """`weights` by their GGUF names; `caches` of keys and of values, one pair per layer."""
         super().__init__(
@@ -110,6 +117,7 @@ class Forward(Builder):
         self.caches = caches
         self.own_inputs: Tensor | None = None
         self.scales = ops.given(FP32, 1, 1, self.tokens)
+        self.indexer = Indexer(self, index_keys, decoder.most_relevant) if index_keys else None
 
     def run(self) -> Graph:
         """The graph from tokens to logits."""
@@ -460,7 +468,10 @@ class Forward(Builder):
         d, tokens, heads = self.decoder, self.tokens, self.decoder.heads
         rank = cache.key_dim - d.rope_dim
         if self.has("attn_q_a"):
-            q = self.linear(self.norm(self.linear(x, "attn_q_a"), "attn_q_a_norm"), "attn_q_b")
+            low = self.norm(self.linear(x, "attn_q_a"), "attn_q_a_norm")
+            if self.indexer is not None and self.has("indexer.proj"):
+                self.indexer.choose(x, low, inputs.positions)
+            q = self.linear(low, "attn_q_b")
         else:
             q = self.linear(x, "attn_q")
         width = q.shape[0] // heads
@@ -487,5 +498,6 @@ class Forward(Builder):
         cells, streams = store.shape[1], store.shape[2]
         span = store.bytes - stored_bytes(store.format, d.rope_dim)
         values = view(keys, rank, 1, cells, streams, span=span)
-        out = self._attend(q, keys, values, inputs.mask, self.needed("attn_v_b"))
+        mask = inputs.mask if self.indexer is None else self.indexer.masked(inputs.mask)
+        out = self._attend(q, keys, values, mask, self.needed("attn_v_b"))
         return self.linear(out, "attn_output")

@@ -72,7 +72,13 @@ IN_MIXERS = {
 }  # fmt: skip
 """Name of a recurrent mixer's tensor in `mixer`, `mamba` or `linear_attn` → name."""
 
-WITHOUT_RULES = frozenset({"inp_gate.weight", "proj.weight", "ssm_g_a.weight", "ssm_g_b.weight"})
+IN_INDEXERS = {"wq_b": "attn_q_b", "wk": "attn_k", "weights_proj": "proj"}
+"""Name of a module in an indexer → name."""
+
+WITHOUT_RULES = frozenset(
+    {"inp_gate.weight", "proj.weight", "ssm_g_a.weight", "ssm_g_b.weight",
+     "indexer.attn_q_b.weight", "indexer.proj.weight"}
+)  # fmt: skip
 """Matrices that are quantized as no role is, but as the mix has it for all others."""
 
 UNQUANTIZED = frozenset(
@@ -176,6 +182,8 @@ def _named(weight: Weight) -> str:
         return "exp_probs_b.bias"
     if own in MODULES:
         return f"{MODULES[own]}.{last}"
+    if owner == "indexer":
+        return f"indexer.{IN_INDEXERS.get(own, own)}.{last}"
     if owner == "conv":
         return f"shortconv.{own}.{last}"
     if own == "router":
@@ -214,6 +222,8 @@ def _mixed(
         shape = (groups, shape[0] // groups)
     elif name == "attn_qkv.weight":
         role = "qkv"
+    elif name == "indexer.attn_k.weight":
+        role = "k"  # by the end of its name
     elif name == "per_layer_token_embd.weight":
         shape = (config.size("vocab_size"), shape[1])
     elif name in WITHOUT_RULES:

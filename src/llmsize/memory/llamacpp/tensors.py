@@ -15,7 +15,9 @@ Shape = tuple[int, int, int, int]
 
 VIEWS = frozenset({"view", "reshape", "permute"})
 """Operations that the scheduler passes over."""
-IN_PLACE = frozenset({"scale", "add", "add_id", "mul", "div", "unary", "rope", "norm", "softmax"})
+IN_PLACE = frozenset(
+    {"fill", "scale", "add", "add_id", "mul", "div", "unary", "rope", "norm", "softmax"}
+)
 """Operations that may overwrite an operand: `ggml_op_can_inplace`."""
 
 
