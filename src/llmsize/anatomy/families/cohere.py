@@ -100,12 +100,7 @@ def attention(
     position: bool,
 ) -> Tensor:
     """Grouped-query attention; where heads are normalised, each has weights of its own."""
-    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    q = ops.split_heads(t, q, s.heads)
-    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    k = ops.split_heads(t, k, s.kv_heads)
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
-    v = ops.split_heads(t, v, s.kv_heads)
+    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
     if normed_heads:
         q = norm(t, q, "self_attn.q_norm", s.heads)
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)

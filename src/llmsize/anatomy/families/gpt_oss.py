@@ -37,12 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention, written out because of the sinks."""
-    q = t.linear(x, "self_attn.q_proj", s.heads * s.head_dim, bias=bias, role="q")
-    k = t.linear(x, "self_attn.k_proj", s.kv_heads * s.head_dim, bias=bias, role="k")
-    v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
-    q = ops.split_heads(t, q, s.heads)
-    k = ops.split_heads(t, k, s.kv_heads)
-    v = ops.split_heads(t, v, s.kv_heads)
+    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
     rotation = around.rotation
     assert rotation is not None
     q, k = rotary.turn_halves(t, q, k, rotation)
