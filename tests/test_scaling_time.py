@@ -17,7 +17,8 @@ from llmsize.architecture import Architecture
 from llmsize.cli import run
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
-from llmsize.memory.methods import Choices, Method, training_run
+from llmsize.memory.methods import Choices, Method
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 from llmsize.term import fact

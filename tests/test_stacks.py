@@ -11,8 +11,9 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.training import training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.sources.config import read_config
 from llmsize.stack import Stack

@@ -10,9 +10,10 @@ from training_runs import run_of
 
 from llmsize import presets
 from llmsize.architecture import Architecture
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.peak import peak_memory
 from llmsize.memory.training import TrainingStep, training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 from llmsize.term import evaluate

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from benchmarks.tables.traces import training_memory
 from llmsize import presets
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.training import TrainingRun
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.stack import Stack
 

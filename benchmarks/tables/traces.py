@@ -15,10 +15,11 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32
 from llmsize.memory.generation import generation
-from llmsize.memory.methods import Choices, method_named, training_run
+from llmsize.memory.methods import Choices, method_named
 from llmsize.memory.objectives import objective_named
 from llmsize.memory.timeline import level, stretches
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.sources.config import architecture, read_config
 from llmsize.stack import Stack

@@ -12,9 +12,10 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
-from llmsize.memory.methods import Choices, Recompute, training_run
+from llmsize.memory.methods import Choices, Recompute
 from llmsize.memory.peak import Meter, metered
 from llmsize.memory.training import training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.training import Question
 from llmsize.stack import Stack

@@ -148,10 +148,11 @@ SIXTEEN_BIT = ("bf16", "fp16")
 
 def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
     engine = question.engine
+    version = f"{engine.title} {engine.versions}".rstrip()
     if engine.measured:
-        yield f"{engine.title} {engine.versions}: measured are {', '.join(engine.measured)}"
+        yield f"{version}: measured are {', '.join(engine.measured)}"
     else:
-        yield f"{engine.title} {engine.versions}: by its rules; nothing was compared with logs"
+        yield f"{version}: by its rules; nothing was compared with logs"
     if subject.assumed:
         yield subject.assumed
     if question.drafting and (told := check_draft(engine, question.trace, question.drafting.trace)):

@@ -19,15 +19,9 @@ from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format as Quantized
 from llmsize.hardware import Accelerator, peak, supports
-from llmsize.memory.methods import (
-    METHODS,
-    QUANTIZED,
-    Choices,
-    check_options,
-    method_named,
-    training_run,
-)
+from llmsize.memory.methods import METHODS, QUANTIZED, Choices, check_options, method_named
 from llmsize.memory.training import check_trained
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack

@@ -23,11 +23,11 @@ from llmsize.memory.methods import (
     Recompute,
     check_options,
     method_named,
-    training_run,
 )
 from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import Offload, TrainingRun, TrainingStep, training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import DTYPE, Optimizer, Precision
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import largest

@@ -113,7 +113,7 @@ def tuning(question: Question, devices: int = 1) -> Term:
     They divide what lives through the step, the gradients and what the optimizer allocates, as
     ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
-    from llmsize.memory.methods import training_run  # with every method
+    from llmsize.memory.training_run import training_run  # with every method
 
     run = training_run(question.choices, question.stack, question.precision, question.optimizer)
     step = training_step(question.architecture, run)

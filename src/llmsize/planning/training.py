@@ -7,9 +7,10 @@ from typing import get_args
 
 from llmsize.architecture import Architecture
 from llmsize.memory.host import host_memory
-from llmsize.memory.methods import Choices, training_run
+from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import Offload, TrainingRun, training_step
+from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
 from llmsize.quick_dataclasses import dataclass, replace
