@@ -112,6 +112,14 @@ def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
         assert answer.got == pytest.approx(answer.expected, abs=0.0101)
 
 
+def test_keys_and_values_that_no_layer_uses_are_in_the_file() -> None:
+    """Gemma 4 E2B has those of 16 layers with windows and 4 without, which transformers drops."""
+    file = gguf(architecture("gemma-4-e2b"), trace("gemma-4-e2b"))
+    parts = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
+    unused = sum(w.elements for w in file.weights if w.layer >= 15 and w.name.endswith(parts))
+    assert unused == 16 * (2 * 256 * 1536 + 256) + 4 * (2 * 512 * 1536 + 512)
+
+
 VLLM_LOGS = [
     (name, logged)
     for name, rows in by_model("kv_cache.csv", kind="log")

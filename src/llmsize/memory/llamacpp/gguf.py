@@ -114,7 +114,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
         for written in _written(weight, modules, hidden, config)
     ]
     weights += _rope_factors(family, config, trace.layer_caches())
-    if family == "gemma3n":
+    if family in ("gemma3n", "gemma4"):
         weights += _unused(weights, shared_layers(config, source.layers))
     weights += _router_biases(source)
     return source._replace(family=family, weights=tuple(weights))
