@@ -1,5 +1,6 @@
 """`import llmsize`: every command as a function, with the answers of the command line."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -28,6 +29,12 @@ SAME: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("curve kaplan", ("kaplan",), {}),
     ("advise --gpu rtx-4090 --days 14 --task serve", (),
      {"gpu": "rtx-4090", "days": 14, "task": "serve"}),
+    ("advise --gpu rtx-4090 --task serve", (), {"gpu": "rtx-4090", "task": "serve"}),
+    ("infer gpt2 --context 512,1024 --quant nf4,llm-int8", ("gpt2",),
+     {"context": [512, 1024], "quant": ["nf4", "llm-int8"]}),
+    ("curve memory-vs-batch gpt2", ("memory-vs-batch", "gpt2"), {}),
+    ("train gpt2 --method lora --rank 8 --padded", ("gpt2",),
+     {"method": "lora", "rank": 8, "padded": True}),
 ]  # fmt: skip
 
 
@@ -55,6 +62,33 @@ def test_values_are_refused_as_on_the_command_line(words: dict[str, Any]) -> Non
     """A number that is no count is an error, whatever its type."""
     with pytest.raises(LLMSizeError):
         llmsize.estimate("gpt2", **words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"recompute": True}, {"padded": "yes"}, {"method": None}, {"rank": 8.5}, {"targets": [True]},
+     {"gpu": {"name": "t4"}}],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_with_a_hint(words: dict[str, Any]) -> None:
+    """What no command line could say is not taken for something else."""
+    with pytest.raises(LLMSizeError, match=next(iter(words))) as refusal:
+        llmsize.train("gpt2", **words)
+    assert refusal.value.hint
+
+
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    """A configuration in a file is named by its path, as a text or as a `Path`."""
+    config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 100,
+              "n_positions": 64}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "config.json"
+    assert llmsize.inspect(file).headline == llmsize.inspect(str(file)).headline
+
+
+def test_help_names_every_word() -> None:
+    """`help(llmsize.train)` says what each means, and shows plain types."""
+    assert "seq_len: Tokens per sequence." in str(llmsize.train.__doc__)
+    assert "Annotated" not in str(inspect.signature(llmsize.train))
 
 
 def test_unknown_words_and_names_are_pythons_own_errors() -> None:

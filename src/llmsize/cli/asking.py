@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, wraps
 from inspect import Signature
 from keyword import iskeyword
-from typing import Any
+from typing import Any, get_origin
 
 from llmsize.answer import Drawn, Estimate
 from llmsize.cli import answering
@@ -29,11 +30,12 @@ def function(name: str) -> Callable[..., Estimate]:
     shape = Signature(
         sorted(
             (
-                for_python(p, word, positional=isinstance(_declared(p), Argument))
+                for_python(_plain(p), word, positional=isinstance(_declared(p), Argument))
                 for word, p in known.items()
             ),
             key=lambda p: p.kind,
-        )
+        ),
+        return_annotation=Estimate,
     )
 
     @wraps(command)
@@ -49,7 +51,21 @@ def function(name: str) -> Callable[..., Estimate]:
         return answer
 
     ask.__signature__ = shape  # type: ignore[attr-defined]
+    ask.__doc__ = f"{command.__doc__}\n\n    Words:\n{_described(known)}"
     return ask
+
+
+def _described(known: Mapping[str, Parameter]) -> str:
+    """What every word means, a line each, as the help of the command line has it."""
+    return "".join(
+        f"        {word}: {_declared(parameter).settings.get('help', '')}\n"
+        for word, parameter in known.items()
+    )
+
+
+def _plain(parameter: Parameter) -> Parameter:
+    """With the bare type, as a signature shows it."""
+    return parameter._replace(annotation=parameter.annotation.__origin__)
 
 
 def _declared(parameter: Parameter) -> Declared:
@@ -66,23 +82,39 @@ def _word(parameter: Parameter) -> str:
 
 def _value(parameter: Parameter, given: Any) -> Any:
     """What a word means, as the command line would take it."""
-    settings = _declared(parameter).settings
-    if _is_number(given) and value_type(parameter) is str and "parser" not in settings:
-        given = _text(given)
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        value: Any = [_single(settings, _word(parameter), one) for one in given]
+    kind = value_type(parameter)
+    if given is parameter.default:
+        return given
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if get_origin(kind) is list:
+        value: Any = [_single(parameter, str, one) for one in several]
+    elif kind is str and len(several) > 1:
+        value = ",".join(_single(parameter, str, one) for one in several)
     else:
-        value = _single(settings, _word(parameter), given)
-    callback = settings.get("callback")
+        value = _single(parameter, kind, given)
+    callback = _declared(parameter).settings.get("callback")
     return callback(value) if callback else value
 
 
-def _single(settings: dict[str, Any], word: str, given: Any) -> Any:
-    parse, number = settings.get("parser"), _is_number(given)
-    if parse and number:
-        value = _number(parse, given)
-    else:
-        value = parse(given) if parse and isinstance(given, str) else given
+def _single(parameter: Parameter, kind: Any, given: Any) -> Any:
+    """One value, read by the option's own parser if it has one, else as its type is written.
+
+    Raises `LLMSizeError` for what no command line could say.
+    """
+    word, settings = _word(parameter), _declared(parameter).settings
+    parse = settings.get("parser")
+    try:
+        if parse:
+            value = _number(parse, given) if _is_number(given) else parse(_written(given))
+        elif kind is bool:
+            value = {True: True, False: False}[given]
+        else:
+            value = kind(_written(given))
+    except (KeyError, TypeError, ValueError):
+        raise LLMSizeError(
+            f"`{word}` is a {type(given).__name__}, {given!r:.40}",
+            hint=f"it takes what the command line does: {settings.get('help', '')}",
+        ) from None
     if _is_number(value):
         least, most = settings.get("min", value), settings.get("max", value)
         if not least <= value <= most:
@@ -90,6 +122,11 @@ def _single(settings: dict[str, Any], word: str, given: Any) -> Any:
                 f"`{word}` of {value} is not between {least} and {most}", hint="give one that is"
             )
     return value
+
+
+def _written(given: Any) -> str:
+    """A text, a number or a path as the command line has it. `TypeError` for anything else."""
+    return _text(given) if _is_number(given) else os.fspath(given)
 
 
 def _number(parse: Callable[[str], Any], given: int | float) -> Any:
