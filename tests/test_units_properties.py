@@ -15,6 +15,7 @@ from llmsize.units import (
     parse_count,
     parse_duration,
     parse_flop,
+    write_bytes,
 )
 
 
@@ -29,6 +30,12 @@ def test_whole_counts_read_back(count: int) -> None:
 def test_printed_counts_read_back_to_three_digits(count: int) -> None:
     """Three significant digits are within half a per cent."""
     assert parse_count(format_count(count).replace(",", "")) == pytest.approx(count, rel=0.006)
+
+
+@given(st.integers(1, 10**6), st.sampled_from((1, 10**6, 10**9, 2**20, 2**30)))
+def test_written_memory_is_the_same_to_the_byte(count: int, unit: int) -> None:
+    """What is written into a command line loses nothing."""
+    assert parse_bytes(write_bytes(count * unit)) == count * unit
 
 
 @given(st.integers(1000, 10**15), st.booleans())

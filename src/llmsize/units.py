@@ -98,6 +98,13 @@ def parse_bytes(text: str, what: str = "memory") -> int:
     return int(value)
 
 
+def write_bytes(size: int) -> str:
+    """The same bytes as an option of a command line, none of them lost: `16GB`, `80GiB`."""
+    scales = {"GB": 10**9, "GiB": GIB, "MB": 10**6, "MiB": MIB, "B": 1}
+    unit = next(unit for unit, scale in scales.items() if size % scale == 0)
+    return f"{size // scales[unit]}{unit}"
+
+
 def parse_flop(text: str, what: str = "compute") -> float:
     """Compute in FLOP: `1e21`, `3.8e25 FLOP`, `2 EFLOP`, `3640 PF-days`."""
     return _scaled(_FLOP, _FLOP_SCALE, text, what, "`1e21` (FLOP) or `3640PF-days`")

@@ -13,7 +13,7 @@ from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, declare, laws, machines, options
 from llmsize.cli.jobs import need_of, on, workload
 from llmsize.cli.laws import Tokens
-from llmsize.cli.machines import Hardware, Pricing
+from llmsize.cli.machines import Hardware, Pricing, words
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
@@ -243,17 +243,10 @@ def _case(
     have = _have(machine, goal, mfu, machines.price(machine, pricing))
     filter = Filter(commercial=goal.commercial, context=goal.context or 0)
     return Case(
-        goal.task, _words(hardware), _words(_server(hardware, have.machine)), goal.context,
+        goal.task, words(hardware), words(_server(hardware, have.machine)), goal.context,
         goal.users, have,
         tuple(_models(model, filter)), named=model is not None,
     )  # fmt: skip
-
-
-def _words(hardware: Hardware) -> str:
-    """The machine as options of a command line."""
-    sized = {"vram": "B", "reserve": "B"}
-    given = hardware._asdict().items()
-    return " ".join(f"--{name} {value}{sized.get(name, '')}" for name, value in given if value)
 
 
 def _server(hardware: Hardware, machine: Machine) -> Hardware:

@@ -13,7 +13,17 @@ from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, machines, options
 from llmsize.cli.declare import Option, choosing, counting
 from llmsize.cli.estimate import format_named
-from llmsize.cli.jobs import band_of, multiplies, need_of, on, refusal, runtime, step, workload
+from llmsize.cli.jobs import (
+    band_of,
+    in_detail,
+    multiplies,
+    need_of,
+    on,
+    refusal,
+    runtime,
+    step,
+    workload,
+)
 from llmsize.cli.machines import Hardware
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
@@ -149,7 +159,7 @@ def fits(
     if machine is None:
         raise LLMSizeError("no memory to fit into", hint="give `--vram 16GB` or `--gpu rtx-4090`")
     if model:
-        return _one(model, machine, use, strict)
+        return _one(model, hardware, machine, use, strict)
     return _largest(machine, use, listing)
 
 
@@ -229,7 +239,7 @@ def _check_base(storage: Storage, job: str) -> None:
         )
 
 
-def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
+def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool) -> Estimate:
     """Whether one model fits, part by part, and what to do if it does not."""
     architecture, job = options.architecture(name), JOB_NAMES[use.job]
     question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
@@ -255,9 +265,19 @@ def _one(name: str, machine: Machine, use: Use, strict: bool) -> Estimate:
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), room)),
-        _assumptions(work, job, architecture, machine.devices), (*advice, _band(work, job)),
+        _assumptions(work, job, architecture, machine.devices),
+        (*advice, *_in_detail(name, model, work, job, machine, hardware), _band(work, job)),
         verdict=said == "fits" if strict else within,
     )  # fmt: skip
+
+
+def _in_detail(
+    name: str, model: Subject, work: Workload, job: Job, machine: Machine, hardware: Hardware
+) -> Iterator[str]:
+    """The command that says the same and more; `train` divides nothing between devices."""
+    command = in_detail(name, model.architecture, work, job)
+    if command and (job == "inference" or machine.devices == 1):
+        yield f"in detail: `{command} {machines.words(hardware)}`"
 
 
 def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
@@ -463,7 +483,8 @@ def _assumptions(
     told = [f"{work.batch} × {work.context:,} tokens (`--batch`, `--context`)"]
     told += options.beyond_positions(architecture, work.context)
     if devices > 1:
-        told.append(f"{devices:,} devices: {_layout(work, job)}")
+        whole = "" if job == "inference" else "; `llmsize train --gpus` has all of it on each (DDP)"
+        told.append(f"{devices:,} devices: {_layout(work, job)}{whole}")
     if job == "inference" and work.batch > 1 and not (work.engine and work.engine.prefill):
         told.append(AT_ONCE)
     if job != "inference":

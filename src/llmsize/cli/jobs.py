@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from shlex import quote
 
 from llmsize import presets
 from llmsize.architecture import Architecture
@@ -14,11 +15,14 @@ from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import Band, band_for
-from llmsize.planning.needs import estimated, serving, tuning
+from llmsize.planning.needs import estimated, serving, simulated, tuning
 from llmsize.planning.support import obstacle, obstacle_to
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
 from llmsize.term import Term
+
+TRANSFORMERS = "transformers"
+"""What serves and what trains unless told otherwise."""
 
 
 def workload(storage: Storage, batch: int, context: int, engine: str = "") -> Workload:
@@ -71,14 +75,50 @@ def step(model: Architecture, work: Workload, job: Job) -> Question:
 
 @cache
 def _beside_frozen() -> Precision:
-    """How adapters beside 16-bit or quantized weights are trained."""
+    """How adapters beside 16-bit or quantized weights are trained, and all that `train` does."""
     return presets.get(Precision, "pure-16bit")
 
 
 @cache
 def _usual_stack() -> Stack:
     """What trains."""
-    return presets.get(Stack, "transformers")
+    return presets.get(Stack, TRANSFORMERS)
+
+
+def in_detail(name: str, model: Architecture, work: Workload, job: Job) -> str:
+    """The command that is about that job alone and tells more; empty if its need is estimated."""
+    if job == "inference":
+        return _inferred(name, model, work) if simulated(work) else ""
+    trainable = job != "full training" or work.storage.trainable
+    return _trained(name, step(model, work, job)) if trainable else ""
+
+
+def _inferred(name: str, model: Architecture, work: Workload) -> str:
+    engine, otherwise = work.engine or presets.get(Engine, TRANSFORMERS), bool(model.stored)
+    return _command(
+        "infer", name,
+        quant=work.storage.name if work.storage.recipe or otherwise else None,
+        dtype=work.storage.format.name if engine.allocation != "buffers" else None,
+        engine=engine.name if engine.name != TRANSFORMERS else None,
+        context=work.context, batch=work.batch if work.batch > 1 else None,
+    )  # fmt: skip
+
+
+def _trained(name: str, question: Question) -> str:
+    asked, precision = question.choices, question.precision
+    return _command(
+        "train", name,
+        method=asked.method, base=asked.base.name if asked.base else None,
+        rank=asked.rank if asked.method != "full" else None, dtype=asked.format.name,
+        recipe=precision.name if precision != _beside_frozen() else None,
+        recompute=asked.recompute, seq_len=asked.sequence,
+        batch=asked.batch if asked.batch > 1 else None,
+    )  # fmt: skip
+
+
+def _command(verb: str, model: str, **options: str | int | None) -> str:
+    given = [f"--{key.replace('_', '-')} {value}" for key, value in options.items() if value]
+    return " ".join([f"llmsize {verb}", quote(model), *given])
 
 
 def runtime(work: Workload, job: Job) -> Engine | Stack:

@@ -84,6 +84,14 @@ class Hardware(NamedTuple):
     reserve: Reserve = 0
 
 
+def words(asked: Hardware) -> str:
+    """The same as options of a command line."""
+    sizes = {"vram": asked.vram, "reserve": asked.reserve}
+    written = {name: units.write_bytes(size) for name, size in sizes.items() if size}
+    given = {**asked._asdict(), **written}.items()
+    return " ".join(f"--{name} {value}" for name, value in given if value)
+
+
 def machine(asked: Hardware) -> Machine | None:
     """The machine that the options describe, or nothing if none is given.
 

@@ -8,19 +8,19 @@ memory follow published rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
-from llmsize.formats import FP16, FP32, TRAINED, Format, matrix_bytes, stored_bytes
+from llmsize.formats import FP16, FP32, TRAINED, Format
 from llmsize.memory.kv_cache import kv_cache
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.weights import (
     Checkpoint,
     Recipe,
     checkpoint,
+    folded_checkpoint,
     stored_weights,
     tells_layers_apart,
     without_experts,
@@ -242,27 +242,25 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
     recipe, own = storage.recipe, storage.format
     if recipe is None:
         return uniform(model, own)
-    unfolded = tells_layers_apart(recipe)
-    if unfolded and not model.assumed:
-        return _unfolded(model, recipe, own, format_of)
+    if tells_layers_apart(recipe) and not model.assumed:
+        return _by_tensor(model, recipe, own, format_of)
     size = model.stored.get((recipe.name, own.name))
     if size is None:
-        size = (
-            int(_unfolded(model, recipe, own, format_of).value) if unfolded
-            else _quantized(model, recipe, own, format_of)
-        )  # fmt: skip
+        size = int(_by_tensor(model, recipe, own, format_of).value)
         model.stored[recipe.name, own.name] = size
     return _scaled("weights", model, size, recipe)
 
 
-def _unfolded(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> Term:
+def _by_tensor(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> Term:
     """The sum of a recipe's tensors, each in a format of its own."""
-    tensors = _tensors(model, recipe)
+    tensors, recipe = _tensors(model, recipe), without_experts(recipe)
     return stored_weights(tensors, recipe, format_of, own=own, imatrix=recipe.needs_imatrix)
 
 
 def _tensors(model: Subject, recipe: Recipe) -> Checkpoint:
     """The tensors that a recipe is about."""
+    if not tells_layers_apart(recipe):
+        return folded_checkpoint(model.architecture, model.trace)
     if recipe.container != "gguf":
         return checkpoint(model.architecture, model.trace)
     from llmsize.memory.llamacpp.gguf import gguf  # llama.cpp is large and mostly not asked for
@@ -280,21 +278,6 @@ def uniform(model: Subject, format: Format, *, name: str = "weights", source: st
         parameters=model.parameters, block_bytes=format.block_bytes,
         block_elements=format.block_elements,
     )  # fmt: skip
-
-
-def _quantized(model: Subject, recipe: Recipe, own: Format, format_of: FormatOf) -> int:
-    """Bytes under a recipe that treats all layers alike, without unfolding them."""
-    base, roles = format_of(recipe.base), without_experts(recipe).quantizes
-    kept = format_of(recipe.kept) if recipe.kept else own
-    size = 0
-    for weight in model.trace.weights.values():
-        shape = _shape(weight)
-        if len(shape) > 1 and weight.role in roles:
-            *stack, rows, columns = shape
-            size += prod(stack) * matrix_bytes(base, rows, columns) * weight.copies
-        else:
-            size += stored_bytes(kept, prod(shape)) * weight.copies
-    return size
 
 
 def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Format) -> Term:

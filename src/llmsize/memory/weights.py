@@ -290,8 +290,9 @@ def stored_weights(
     sizes: dict[str, int] = {}
     tensors: dict[str, int] = {}
     for weight, format in formats_of(checkpoint, recipe, format_of, own=own, imatrix=imatrix):
-        sizes[format.name] = sizes.get(format.name, 0) + weight_bytes(weight, format)
-        tensors[format.name] = tensors.get(format.name, 0) + 1
+        size = weight.copies * weight_bytes(weight, format)
+        sizes[format.name] = sizes.get(format.name, 0) + size
+        tensors[format.name] = tensors.get(format.name, 0) + weight.copies
     parts = (
         fact(f"{tensors[name]} tensors in {name}", size, unit="bytes", source=recipe.source)
         for name, size in sorted(sizes.items(), key=lambda pair: -pair[1])

@@ -38,11 +38,19 @@ def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
     A shape that stands in for a parameter count, and a format that nothing is computed in, follow
     published rules instead. Raises `LLMSizeError` for a job that makes no sense.
     """
-    storage = work.storage
-    computed = storage.format.block_elements == 1 and storage.format.block_bytes in (2, 4)
-    if work.engine is not None and not model.assumed and (computed or storage.recipe):
+    if work.engine is not None and not model.assumed and simulated(work):
         return _fullest(model, work, work.engine, devices)
     return estimated(model, work, "inference", devices)
+
+
+def simulated(work: Workload) -> bool:
+    """Whether an engine computes in the format of the weights, or knows the recipe that they have.
+
+    What passes of such a model need is simulated, and follows published rules otherwise.
+    """
+    format = work.storage.format
+    computed = format.block_elements == 1 and format.block_bytes in (2, 4)
+    return computed or work.storage.recipe is not None
 
 
 def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Term:

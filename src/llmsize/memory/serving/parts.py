@@ -98,12 +98,16 @@ def within(question: Serving, first: int, end: int) -> Stored:
         return question.weights
     last = end + 1 if end == layers else end
 
-    def place(weight: Weight) -> int:
-        if weight.layer >= 0:
-            return weight.layer
-        return 0 if weight.role in ("embedding", "position") else layers
+    def held(weight: Weight) -> Weight | None:
+        if weight.layer < 0:
+            place = 0 if weight.role in ("embedding", "position") else layers
+            return weight if first <= place < last else None
+        if not weight.layers:
+            return weight if first <= weight.layer < last else None
+        own = tuple([layer for layer in weight.layers if first <= layer < last])
+        return weight._replace(layer=own[0], layers=own) if own else None
 
-    return tuple(pair for pair in one_by_one(question.weights) if first <= place(pair[0]) < last)
+    return tuple((own, format) for weight, format in question.weights if (own := held(weight)))
 
 
 def apart(question: Serving, stored: Stored) -> tuple[Stored, Stored]:
