@@ -55,7 +55,7 @@ def find(kind: type[R], name: str) -> R | None:
     wanted = name.strip().lower()
     file = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
     if file:
-        found: R = _made(kind, wanted, file, _bytes(file))
+        found: R = _made(kind, wanted, file, _text(file))
         return found
     return next(_with_alias(kind, wanted), None)
 
@@ -148,8 +148,8 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
         if wanted == record.name or wanted in record.aliases:
             yield record
     for place in _places():
-        texts = _shipped_texts if place == shipped() else _texts
-        for file, text in texts(place, folder(kind)):
+        for file in _files(place, folder(kind)):
+            text = _text(file)
             if wanted.encode("utf-8", "surrogateescape") in text.lower():
                 record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
                 known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
@@ -157,15 +157,14 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
                     yield record
 
 
-def _texts(place: str, subfolder: str) -> Iterator[tuple[str, bytes]]:
-    """Every preset in a folder of that place, and what it says."""
-    return ((file, _bytes(file)) for file in _files(place, subfolder))
+def _text(file: str) -> bytes:
+    return _unchanging(file) if _is_shipped(file) else _bytes(file)
 
 
-@lru_cache
-def _shipped_texts(place: str, subfolder: str) -> list[tuple[str, bytes]]:
-    """The same, read once: files of the package do not change while it runs."""
-    return list(_texts(place, subfolder))
+@lru_cache(maxsize=2048)
+def _unchanging(file: str) -> bytes:
+    """The text of a file of the package, which stays as it is while the package runs."""
+    return _bytes(file)
 
 
 def _bytes(file: str) -> bytes:

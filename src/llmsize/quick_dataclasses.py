@@ -7,7 +7,7 @@ are dataclasses for everyone who asks: `dataclasses.fields`, pydantic, type chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +32,23 @@ class _Field:
         self.hashed = hash
         self.type = ""
 
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is _REQUIRED and self.factory is None
+
 
 class _Shape:
     """The fields of a class by name, those of its bases first, as its methods need them."""
 
-    __slots__ = ("defaults", "factories", "fields", "hashed", "required", "values")
+    __slots__ = ("fields", "hashed", "named", "setters", "values")
 
     def __init__(self, fields: Mapping[str, _Field]) -> None:
         self.fields = fields
-        self.defaults = {n: f.default for n, f in fields.items() if f.default is not _REQUIRED}
-        self.factories = {n: f.factory for n, f in fields.items() if f.factory}
-        self.required = fields.keys() - self.defaults.keys() - self.factories.keys()
+        self.named = tuple(fields.items())
         self.values = _values_of(*fields)
         self.hashed = _values_of(*(name for name, field in fields.items() if field.hashed))
+        self.setters: Sequence[Callable[[object, object], None]] = ()
 
 
 def _values_of(*names: str) -> Callable[[object], object]:
@@ -52,17 +56,37 @@ def _values_of(*names: str) -> Callable[[object], object]:
     return attrgetter(*names) if names else lambda instance: ()
 
 
+def _setter(kind: type, name: str) -> Callable[[object, object], None]:
+    """What sets a field also where the class is frozen."""
+    if hasattr(kind, name):  # a slot
+        return getattr(kind, name).__set__  # type: ignore[no-any-return]
+    return lambda instance, value: object.__setattr__(instance, name, value)
+
+
 def _init(self: Any, /, *values: object, **named: object) -> None:
     shape: _Shape = self._shape
-    given = dict(zip(shape.fields, values, strict=False)) | named
-    twice_or_spare = len(given) != len(values) + len(named)
-    if twice_or_spare or not shape.required <= given.keys() <= shape.fields.keys():
-        takes, wants = ", ".join(shape.fields), ", ".join(sorted(shape.required)) or "none"
-        raise TypeError(f"{type(self).__name__} takes {takes} once each; required: {wants}")
-    for name, value in (shape.defaults | given).items():
-        object.__setattr__(self, name, value)
-    for name in shape.factories.keys() - given.keys():
-        object.__setattr__(self, name, shape.factories[name]())
+    if named or len(values) != len(shape.named):
+        values = _complete(type(self), values, named)
+    for assign, value in zip(shape.setters, values, strict=True):
+        assign(self, value)
+
+
+def _complete(kind: Any, values: Sequence[object], named: dict[str, object]) -> tuple[object, ...]:
+    """A value for every field: by its place, by its name, or its default."""
+    shape: _Shape = kind._shape
+    made = [*values]
+    for name, field in shape.named[len(values) :]:
+        if name in named:
+            made.append(named.pop(name))
+        elif field.required:
+            raise TypeError(f"{kind.__name__}: `{name}` is missing")
+        else:
+            made.append(field.factory() if field.factory else field.default)
+    if named:
+        raise TypeError(f"{kind.__name__}: no `{next(iter(named))}`, or it is given twice")
+    if len(values) > len(shape.named):
+        raise TypeError(f"{kind.__name__} has {len(shape.named)} fields")
+    return tuple(made)
 
 
 def _comparing(shape: _Shape, frozen: bool) -> dict[str, Any]:
@@ -95,7 +119,7 @@ class _StandardFields:
         def standard(said: _Field) -> Any:
             if said.factory:
                 return field(default_factory=said.factory)
-            return field() if said.default is _REQUIRED else field(default=said.default)
+            return field() if said.required else field(default=said.default)
 
         named = [(name, said.type, standard(said)) for name, said in kind._shape.fields.items()]
         made = {one.name: one for one in fields(make_dataclass("Fields", named))}
@@ -135,7 +159,9 @@ def _dataclass(
             "__qualname__": kind.__qualname__, "__match_args__": tuple(shape.fields),
             "__dataclass_fields__": _StandardFields(), "_shape": shape,
         }  # fmt: skip
-        return type(kind)(kind.__name__, kind.__bases__, namespace)
+        made = type(kind)(kind.__name__, kind.__bases__, namespace)
+        shape.setters = [_setter(made, name) for name in shape.fields]
+        return made
 
     return decorate
 
@@ -149,7 +175,7 @@ def _replace(instance: Any, /, **changes: object) -> Any:
 def field_names(kind: Any) -> tuple[list[str], list[str]]:
     """The names of all fields of a class, and of those without a default, in order."""
     shape: _Shape = kind._shape
-    return list(shape.fields), [name for name in shape.fields if name in shape.required]
+    return list(shape.fields), [name for name, field in shape.named if field.required]
 
 
 if TYPE_CHECKING:
