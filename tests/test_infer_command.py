@@ -223,3 +223,32 @@ def test_experts_of_a_dense_model_are_not_moved(capsys: pytest.CaptureFixture[st
     moved = answer(capsys, *words, "--n-cpu-moe", "4")
     assert any("no layer has experts" in note for note in moved["notes"])
     assert device_bytes(moved) == device_bytes(answer(capsys, *words))
+
+
+def test_the_prompt_of_an_encoder_is_apart_from_the_context(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Flan-T5-XL keeps 24 × 2 × 32 × 64 × 2 bytes for each token that either side has."""
+    said = answer(capsys, "flan-t5-xl", "--prompt", "512", "--context", "128")
+    rows = {row["name"]: row["cells"]["GPU 0"] for row in said["answer"][0]["rows"]}
+    assert rows["KV cache"]["value"] == (512 + 128) * 24 * 2 * 32 * 64 * 2
+
+
+def first_token(document: Any) -> float:
+    return float(document["answer"][1]["rows"][0]["cells"]["at best"]["value"])
+
+
+def test_a_shared_prefix_is_computed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 prompts of 4,096 tokens with 3,072 in common are 19,456 tokens, not 65,536."""
+    words = ("llama-3.1-8b", "--engine", "vllm", "--gpu", "h100", "--context", "4096", "--batch")
+    apart = first_token(answer(capsys, *words, "16"))
+    common = first_token(answer(capsys, *words, "16", "--shared-prefix", "3072"))
+    assert common / apart == pytest.approx(19_456 / 65_536, rel=0.001)
+
+
+def test_no_speed_is_measured_where_the_host_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Published runs had every layer on the card."""
+    words = ("llama-3.1-8b", "--engine", "llama.cpp", "--quant", "q4_k_m", "--gpu", "rtx-4090")
+    for layers, measured in (("20", False), ("33", True)):
+        rows = answer(capsys, *words, "--gpu-layers", layers)["answer"][1]["rows"]
+        assert ("value" in rows[1]["cells"]["as measured"]) is measured

@@ -105,9 +105,16 @@ def test_the_log_of_vllm_is_reproduced() -> None:
 
 
 def test_few_kv_heads_are_on_every_device() -> None:
-    """Qwen2.5-7B has 4 KV heads: 8 devices keep as much of the cache as 4 do."""
-    by_devices = {n: cache_gib(served("qwen2.5-7b", "vllm", devices=n)) for n in (1, 2, 4, 8)}
-    assert by_devices[1] == 2 * by_devices[2] == 4 * by_devices[4] == 4 * by_devices[8]
+    """Qwen2.5-3B has 2 KV heads: 4 and 8 devices keep as much of the cache as 2 do."""
+    by_devices = {n: cache_gib(served("qwen2.5-3b", "vllm", devices=n)) for n in (1, 2, 4, 8)}
+    assert by_devices[1] == 2 * by_devices[2] == 2 * by_devices[4] == 2 * by_devices[8]
+
+
+def test_heads_are_divided_evenly() -> None:
+    """vLLM: attention heads (28) "must be divisible by tensor parallel size (8)"."""
+    with pytest.raises(LLMSizeError, match="28 heads are not divided by 8 devices"):
+        need(served("qwen2.5-7b", "vllm", devices=8))
+    assert len(need(served("qwen2.5-7b", "vllm", devices=4, stages=2))) == 2
 
 
 @pytest.mark.parametrize(

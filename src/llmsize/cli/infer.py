@@ -23,7 +23,7 @@ from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp.cache import Server
-from llmsize.memory.serving import PLAIN_SERVER, Serving
+from llmsize.memory.serving import PLAIN_SERVER, Serving, has_encoder
 from llmsize.memory.serving import adapters as adapters_of
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
@@ -238,7 +238,7 @@ class Asked(NamedTuple):
 def _settings(load: Load, formats: Formats, subject: Subject) -> Iterator[Setting]:
     """Every combination of what is asked for."""
     contexts, batches = _values(load.context, "context"), _values(load.batch, "batch")
-    _check_lengths(load, contexts)
+    _check_lengths(load, contexts, apart=has_encoder(subject.trace))
     for stored in options.names(formats.quant) or (own_recipe(subject),):
         for context, batch in product(contexts, batches):
             yield Setting(stored, context, batch)
@@ -247,9 +247,12 @@ def _settings(load: Load, formats: Formats, subject: Subject) -> Iterator[Settin
 def _serving(asked: Asked, setting: Setting) -> Serving:
     """The question for one setting."""
     load, placement = asked.load, asked.placement
+    prompt = load.prompt or 0
+    if not has_encoder(asked.subject.trace):
+        prompt = min(prompt, setting.context)
     made = replace(
         asked.subject.stored(setting.stored), context=setting.context, batch=setting.batch,
-        prompt=min(load.prompt or 0, setting.context), rows=max(load.beams, load.returned),
+        prompt=prompt, rows=max(load.beams, load.returned),
         reordered=load.beams > 1, shared=load.shared, devices=asked.devices,
         stages=placement.stages, gpu_layers=placement.gpu_layers, server=asked.server,
         offload="disk" if placement.offload == "disk" else "host",
@@ -277,9 +280,12 @@ def _drafted(subject: Subject, name: str, question: Serving) -> Serving:
     return replace(question, drafting=drafting.stored(own_recipe(drafting)))
 
 
-def _check_lengths(load: Load, contexts: Sequence[int]) -> None:
-    """Raise `LLMSizeError` for a prompt that no context holds and for sequences without a beam."""
-    if load.prompt is not None and load.prompt > max(contexts):
+def _check_lengths(load: Load, contexts: Sequence[int], *, apart: bool) -> None:
+    """Raise `LLMSizeError` for a prompt that no context holds and for sequences without a beam.
+
+    A prompt is `apart` from the context where an encoder reads it.
+    """
+    if not apart and load.prompt is not None and load.prompt > max(contexts):
         raise LLMSizeError(
             f"a prompt of {load.prompt:,} tokens in a context of {max(contexts):,}",
             hint="`--context` counts prompt and answer together",

@@ -11,7 +11,7 @@ from llmsize.cli import options
 from llmsize.cli.served import PREDICTION, Setting, Subject, recipes, restored
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
-from llmsize.memory.serving import ELSEWHERE, Serving, fullest, need, pool
+from llmsize.memory.serving import ELSEWHERE, Serving, fullest, has_encoder, need, pool
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
@@ -31,12 +31,13 @@ def estimate(subject: Subject, question: Serving, name: str, budget: Budget | No
     answer, assumed = [_table(places)], list(_assumptions(subject, question))
     accelerator = subject.accelerator
     if accelerator is not None and accelerator.bandwidth_gb_s and accelerator.peak_tflops:
-        reached = _reached(question, accelerator)
+        reached = None if _host_computes(question) else _reached(question, accelerator)
         answer.append(_bounds(question, accelerator, reached))
-        assumed.append(
-            f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one "
-            f"sequence reached in published runs ({efficiency(reached).note}; {reached.title})"
-        )
+        if reached is not None:
+            assumed.append(
+                f"tokens/s as measured: {format_share(reached.median)} of the bandwidth, as one "
+                f"sequence reached in published runs ({efficiency(reached).note}; {reached.title})"
+            )
         if question.drafting or question.predicting:
             assumed.append("tokens/s are those of the model alone: what a draft gains is not known")
     return Estimate(
@@ -81,7 +82,8 @@ def _headline(
     place = fullest(places)
     title = question.architecture.title or question.architecture.name
     what = f"{title} in {name or question.format.name}, {question.engine.title}, "
-    what += f"{question.batch:,} × {question.context:,} tokens: {format_bytes(place.value)}"
+    what += f"{question.batch:,} × {question.context:,} tokens{_rows(question)}: "
+    what += format_bytes(place.value)
     if place.name.startswith("each of "):
         what += f" on {place.name}"
     elif len(places) > 1:
@@ -94,6 +96,13 @@ def _headline(
     if budget is None:
         return what
     return f"{what}, {'fits' if fits else 'does not fit'} in {format_bytes(budget.memory)}"
+
+
+def _rows(question: Serving) -> str:
+    """What is computed side by side for each sequence, in the headline's words."""
+    if question.rows == 1:
+        return ""
+    return f", {question.rows} {'beams' if question.reordered else 'continuations'} each"
 
 
 ROWS = (
@@ -120,7 +129,7 @@ def _table(places: tuple[Term, ...]) -> Table:
     return Table("memory", names, tuple(rows), heading="what", total=True)
 
 
-def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth) -> Table:
+def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth | None) -> Table:
     """What the card allows, and what was reached on cards of its kind."""
     reached: Cell = Absent("no matrix product was measured on this card in the format")
     if accelerator.measured_matmul_tflops and asking.rate(question, accelerator) in SIXTEEN_BIT:
@@ -128,10 +137,12 @@ def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth) ->
     first: dict[str, Cell] = {
         "at best": asking.first_token(question, accelerator), "as measured": reached
     }  # fmt: skip
+    decoded: Cell = Absent("the host computes with what it holds, and how fast is not known")
+    if measured is not None:
+        decoded = asking.tokens_per_second(question, accelerator, efficiency(measured))
     later: dict[str, Cell] = {
-        "at best": asking.tokens_per_second(question, accelerator),
-        "as measured": asking.tokens_per_second(question, accelerator, efficiency(measured)),
-    }
+        "at best": asking.tokens_per_second(question, accelerator), "as measured": decoded
+    }  # fmt: skip
     rows = (Row("time to first token", first), Row("tokens/s", later))
     return Table("bounds of speed", ("at best", "as measured"), rows, heading="what")
 
@@ -163,6 +174,11 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
         yield f"the experts of a layer are one tensor, which `{recipe.name}` leaves in 16 bit"
     if recipe and recipe.name in engine.unties and "head" not in {w.role for w in weights}:
         yield "the output matrix is held beside the embedding that it repeats, as was measured"
+    if has_encoder(question.trace):
+        read = question.prompt or question.context
+        yield (
+            f"the encoder reads {read:,} tokens, the decoder keeps {question.context:,} of its own"
+        )
     yield from _uncounted(question)
     yield from options.beyond_positions(question.architecture, question.context)
 
@@ -179,6 +195,12 @@ def _uncounted(question: Serving) -> Iterator[str]:
         yield f"not counted, from a file of their own (`--mmproj`): {', '.join(apart)}"
 
 
+def _host_computes(question: Serving) -> bool:
+    """Whether layers or experts run in host memory, as llama.cpp's do."""
+    layers = question.gpu_layers is not None and question.gpu_layers <= question.trace.depth
+    return question.engine.allocation == "buffers" and (layers or question.host_experts > 0)
+
+
 def _notes(
     subject: Subject, question: Serving, name: str, budget: Budget | None, fits: bool | None
 ) -> Iterator[str]:
@@ -188,9 +210,7 @@ def _notes(
         yield f"{format_bytes(crossing)} cross the bus for every token"
     if question.host_experts and not _mixed(question):
         yield "no layer has experts: `--cpu-moe` changes nothing"
-    elif question.engine.allocation == "buffers" and (
-        question.gpu_layers is not None or question.host_experts
-    ):
+    elif _host_computes(question):
         yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
         yield _advice(subject, question, name, budget)

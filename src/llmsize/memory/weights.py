@@ -221,6 +221,11 @@ VALUE_ROLES = ("v", "qkv", "kv_b")
 """Roles that llama.cpp counts as one kind: the values' projection is the most sensitive."""
 
 
+def query_heads(config: Config) -> int:
+    """Heads of every layer's queries, 0 without attention."""
+    return config.count("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
 def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
     """The tensors of a model as its library stores them, one by one, from a trace of it.
 
@@ -244,7 +249,7 @@ def folded_checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
     return Checkpoint(
         family=architecture.family,
         layers=1 + max((max(p.indices) for p in parameters if p.indices), default=-1),
-        heads=config.count("num_attention_heads", "n_head", "n_heads", "num_heads"),
+        heads=query_heads(config),
         kv_heads=max((cache.kv_heads for cache in caches), default=0),
         experts=max((p.experts for p in parameters), default=0),
         experts_used=max((p.chosen for p in parameters), default=0),

@@ -219,25 +219,28 @@ def _read_in_place(question: Serving) -> Term:
 def first_token(question: Serving, accelerator: Accelerator, *, measured: bool = False) -> Term:
     """Seconds to the first token: no less than the FLOP of the prompts and the bytes of weights.
 
-    At the published rate, or at the fastest matrix product that was `measured` on the card.
+    At the published rate, or at the fastest matrix product that was `measured` on the card. What
+    all prompts begin with is computed once.
     """
     prompt = question.prompt or question.context
     per_token = forward_flop_per_token(question.trace, max(1, prompt // 2)).value
     spared = 2 * vocabulary(question.trace) * hidden_size(question.trace)
+    shared, rows = min(question.shared, prompt), question.batch * question.rows
     ways = question.devices if question.engine.split == "tensor" else 1
     fastest = peak(accelerator, rate(question, accelerator)).value
     if measured:
         fastest = (accelerator.measured_matmul_tflops or 0) * 1e12
     return term(
         "time to first token",
-        "max(sequences * (prompt * flop_per_token - (prompt - 1) * head) / (devices * peak), "
-        "weight_bytes / (devices * bandwidth)) + bus_bytes / bus",
+        "max(((shared + sequences * (prompt - shared)) * (flop_per_token - head) "
+        "+ sequences * head) / (devices * peak), weight_bytes / (devices * bandwidth)) "
+        "+ bus_bytes / bus",
         unit="seconds", grade="formula", source="roofline, Williams et al. 2009",
         note="a bound: at the " + ("rate measured" if measured else "full rate of the card")
         + ", nothing waiting",
-        sequences=question.batch, prompt=prompt, flop_per_token=per_token, head=spared,
+        sequences=rows, prompt=prompt, shared=shared, flop_per_token=per_token, head=spared,
         peak=fastest, devices=ways,
-        weight_bytes=_read(question, prompt * question.batch),
+        weight_bytes=_read(question, shared + rows * (prompt - shared)),
         bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=BUS.value,
     )  # fmt: skip
 
@@ -249,22 +252,24 @@ FULL = Term(
 
 
 def tokens_per_second(question: Serving, accelerator: Accelerator, share: Term = FULL) -> Term:
-    """Tokens of all sequences together per second at full context.
+    """Tokens of all sequences together per second at full context, of several beams those of one.
 
     No more than memory gives at that `share` of its bandwidth.
     """
+    rows = question.batch * question.rows
     ways = question.devices if question.engine.split == "tensor" else 1
     flop = forward_flop_per_token(question.trace, question.context).value
     cached = sum(int(part.value) for part in cache_of(question))
     return term(
         "tokens per second",
-        "sequences / (max(sequences * flop_per_token / (devices * peak), "
+        "sequences / (max(rows * flop_per_token / (devices * peak), "
         "(weight_bytes / devices + cache_bytes) / (share * bandwidth)) + bus_bytes / bus)",
         unit="tokens/s", grade=share.grade, source=share.source,
         note=f"every weight and the whole cache read once per token; {share.note}",
-        sequences=question.batch, flop_per_token=flop, devices=ways, share=share.value,
+        sequences=question.batch if question.reordered else rows, rows=rows,
+        flop_per_token=flop, devices=ways, share=share.value,
         peak=peak(accelerator, rate(question, accelerator)).value,
-        weight_bytes=_read(question, question.batch), cache_bytes=cached,
+        weight_bytes=_read(question, rows), cache_bytes=cached,
         bandwidth=bandwidth(accelerator).value, bus_bytes=bus_bytes(question).value, bus=BUS.value,
     )  # fmt: skip
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from llmsize.anatomy import LoRA
+from llmsize.anatomy.config import Config
 from llmsize.anatomy.parameters import hidden_size
 from llmsize.anatomy.towers import towers
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import paged_sequences, pool_tokens
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
-from llmsize.memory.serving.question import PLAIN_SERVER, Serving, serving
-from llmsize.memory.weights import one_by_one
+from llmsize.memory.serving.question import PLAIN_SERVER, Serving, has_encoder, serving
+from llmsize.memory.weights import one_by_one, query_heads
 from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, term, total
 
 __all__ = [
     "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "apart", "cache_of", "fullest",
-    "need", "pool", "serving",
+    "has_encoder", "need", "pool", "serving",
 ]  # fmt: skip
 
 ELSEWHERE = ("host", "disk")
@@ -174,7 +175,7 @@ def _check(question: Serving) -> None:
             hint="vLLM, SGLang and TensorRT-LLM share one that is no longer than the context",
         )
     if engine.split == "tensor":
-        _check_heads(kv_heads_of(question), question.devices)
+        _check_heads(question)
 
 
 def _check_host(question: Serving) -> None:
@@ -195,11 +196,21 @@ def _check_host(question: Serving) -> None:
         )
 
 
-def _check_heads(heads: int, devices: int) -> None:
-    fewer, more = sorted((max(heads, 1), devices))
-    if heads > 1 and more % fewer:
+def _check_heads(question: Serving) -> None:
+    """Raise `LLMSizeError` for heads that tensor parallelism does not divide evenly."""
+    devices, kv_heads = question.devices, kv_heads_of(question)
+    config = Config(question.architecture.config, question.architecture.name)
+    heads = query_heads(config) if kv_heads else 0
+    if heads % devices:  # vLLM v0.19.0, config/model.py (verify_with_parallel_config)
+        most = max(n for n in range(1, devices) if heads % n == 0)
         raise LLMSizeError(
-            f"{heads} KV heads are not divided by {devices} devices",
+            f"{heads} heads are not divided by {devices} devices",
+            hint=f"{question.engine.title} divides them evenly: take {most}, or `--stages`",
+        )
+    fewer, more = sorted((max(kv_heads, 1), devices))
+    if kv_heads > 1 and more % fewer:
+        raise LLMSizeError(
+            f"{kv_heads} KV heads are not divided by {devices} devices",
             hint="take a number of devices that divides them, or a multiple of them",
         )
 

@@ -73,7 +73,8 @@ def activations(
     """
     every = question.engine.all_logits
     chunk = question.engine.prefill
-    prompt = min(question.prompt or question.context, chunk or question.context)
+    prompt = question.prompt or question.context
+    prompt = min(prompt, chunk or prompt)
     setting = Setting(
         batch=question.batch * question.rows, sequence=prompt, format=_computed(question.format),
         last_logits=True,

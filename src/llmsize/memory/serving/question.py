@@ -50,7 +50,8 @@ class Serving:
     file: Model | None = None
     """The GGUF file, for llama.cpp."""
     context: int = 4096
-    """Tokens of each sequence, prompt and answer together."""
+    """Tokens of each sequence, prompt and answer together; where an encoder reads the prompt, those
+    of the decoder alone."""
     prompt: int = 0
     """Tokens of each prompt; 0 for the whole context."""
     batch: int = 1
@@ -98,6 +99,11 @@ class Serving:
     def policy(self) -> CachePolicy:
         """How the engine keeps the cache."""
         return CachePolicy(self.engine.token_block, self.engine.windows, self.engine.latent)
+
+
+def has_encoder(trace: Trace) -> bool:
+    """Whether an encoder reads the prompt, which is then no part of the decoder's tokens."""
+    return any(cache.kind == "cross" for cache in trace.layer_caches())
 
 
 def serving(
