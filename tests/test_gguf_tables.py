@@ -24,7 +24,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory.kv_cache import CachePolicy, kv_cache
-from llmsize.memory.llamacpp.buffers import buffers, layer_places, memory, most_gpu_layers
+from llmsize.memory.llamacpp.buffers import buffers, layer_places, memory
 from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.llamacpp.gguf import gguf, model
 from llmsize.memory.weights import Recipe
@@ -182,15 +182,6 @@ def test_a_split_gives_each_device_its_share_of_the_layers() -> None:
     """`--tensor-split 3,1` of 16 layers and the output: the first three quarters on the first."""
     places = layer_places(16, Server(4096, devices=2, tensor_split=(3.0, 1.0)))
     assert places == [0] * 13 + [1] * 4
-
-
-def test_the_most_gpu_layers_fit_and_one_more_does_not() -> None:
-    """`-ngl` for a card of 4 GiB: the search ends at the last setting that fits."""
-    file = model(architecture("llama-3.1-8b"), trace("llama-3.1-8b"), recipe("Q4_K_M"), format_of)
-    server = Server(8192)
-    found = most_gpu_layers(file, server, 4 * GIB)
-    held = [buffers(file, replace(server, gpu_layers=n))[0].total for n in (found, found + 1)]
-    assert held[0] <= 4 * GIB < held[1]
 
 
 def test_the_buffers_add_up_by_place() -> None:

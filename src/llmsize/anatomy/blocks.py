@@ -38,9 +38,9 @@ def scaled_embeddings(t: Trace, x: Tensor) -> Tensor:
     return t.with_gradient(ops.scale(t, x))
 
 
-def positions(t: Trace, sequences: int = 1) -> Tensor:
-    """The position of each token of one sequence, or of each."""
-    counted = t.new("arange", (sequences, t.sequence), INT64)
+def positions(t: Trace) -> Tensor:
+    """The position of each token of a sequence."""
+    counted = t.new("arange", (1, t.sequence), INT64)
     shifted = t.new("add", counted.shape, INT64)
     del counted
     return shifted

@@ -161,7 +161,6 @@ def run(
     embedding: int = 0,
     rows: int = 0,
     masking: Masking = "as needed",
-    padded_positions: bool = False,
     handed_positions: bool = True,
     rope: rotary.Rope = ROPE,
     head_bias: bool = False,
@@ -174,14 +173,13 @@ def run(
     first layer's input of the token embeddings, which the model may hold beside it
     (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
     are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
-    With `padded_positions` each sequence has its own; recomputed layers keep them if
-    `handed_positions`.
+    Recomputed layers keep positions that they are handed (`handed_positions`).
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
     embeddings = begin(tokens)
     tokens = tokens if holds_tokens else embeddings
-    held = [blocks.positions(t, t.batch if padded_positions else 1)]
+    held = [blocks.positions(t)]
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}

@@ -5,7 +5,7 @@ transformers v5.23, models/bamba/modeling_bamba.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, state_space
+from llmsize.anatomy import blocks, decoder, mamba2
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names
 from llmsize.anatomy.families.granite_hybrid import read_mamba2
@@ -30,7 +30,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: (
                 decoder.attention(t, s, x, around, bias=bias)
                 if kind[0] == "attention"
-                else state_space.mamba2(t, mixer, x, "mamba")
+                else mamba2.mixer(t, mixer, x, "mamba")
             ),
             lambda x: decoder.gated(t, s, x, name="feed_forward", bias=mlp_bias),
             names=("input_layernorm", "pre_ff_layernorm"),

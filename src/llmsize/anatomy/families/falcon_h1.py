@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder, state_space
+from llmsize.anatomy import blocks, decoder, mamba2
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
-from llmsize.anatomy.state_space import Mamba2
+from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -27,7 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
         x = blocks.rms_norm(t, x, "input_layernorm")
-        mixed = state_space.mamba2(t, mixer, x, "mamba")
+        mixed = mamba2.mixer(t, mixer, x, "mamba")
         mixed = ops.scale(t, mixed)
         attended = attention(t, s, ops.scale(t, x), around, bias)
         attended = ops.scale(t, attended)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import decoder, mixture, state_space
+from llmsize.anatomy import decoder, mamba2, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families.granite import scaled_residuals
+from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -37,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: (
-                state_space.mamba2(t, mixer, x, "mamba")
+                mamba2.mixer(t, mixer, x, "mamba")
                 if kind == "mamba"
                 else decoder.attention(t, s, x, around, bias=bias, position=rotated)
             ),

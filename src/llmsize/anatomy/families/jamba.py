@@ -5,7 +5,7 @@ transformers v5.23, models/jamba/modeling_jamba.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, state_space
+from llmsize.anatomy import blocks, decoder, mamba, mixture
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -28,7 +28,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: (
                 decoder.attention(t, s, x, around, position=False)
                 if attends
-                else state_space.mamba(t, mixer, x, "mamba")
+                else mamba.mixer(t, mixer, x, "mamba")
             ),
             lambda x: (
                 mixture.feed(
@@ -49,10 +49,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(t, s, block, kinds, names=NAMES)
 
 
-def read_mamba(c: Config, hidden: int) -> state_space.Mamba:
+def read_mamba(c: Config, hidden: int) -> mamba.Mamba:
     """The mixer from a `config.json`."""
     rank = c.value("mamba_dt_rank")
-    return state_space.Mamba(
+    return mamba.Mamba(
         hidden=hidden,
         inner=Dim(c.size("mamba_expand", default=2) * hidden, "inner"),
         state=Dim(c.size("mamba_d_state", default=16), "state"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from llmsize.anatomy import blocks, state_space
+from llmsize.anatomy import blocks, mamba, mamba2
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families.llama4 import norm_without_weights as normalised
@@ -53,7 +53,7 @@ def first(c: Config, hidden: int) -> Callable[[Trace, Tensor], Tensor]:
     rank = c.value("time_step_rank")
     expanded = c.size("expand", default=2) * hidden
     inner = Dim(c.size("intermediate_size", default=expanded), "inner")
-    m = state_space.Mamba(
+    m = mamba.Mamba(
         hidden=hidden,
         inner=inner,
         state=Dim(c.size("state_size", default=16), "state"),
@@ -65,7 +65,7 @@ def first(c: Config, hidden: int) -> Callable[[Trace, Tensor], Tensor]:
         if c.text("model_type") == "falcon_mamba"
         else None,
     )
-    return lambda t, x: state_space.mamba(t, m, x, "mixer")
+    return lambda t, x: mamba.mixer(t, m, x, "mixer")
 
 
 def norm_without_weights(inner: int, t: Trace, x: Tensor, name: str) -> Tensor:
@@ -79,7 +79,7 @@ def second(c: Config, hidden: int) -> Callable[[Trace, Tensor], Tensor]:
     """Mamba-2's mixer, from a `config.json`."""
     inner = c.size("expand", default=2) * hidden
     head_dim = c.size("head_dim", default=64)
-    m = state_space.Mamba2(
+    m = mamba2.Mamba2(
         hidden=hidden,
         heads=Dim(c.size("num_heads", default=inner // head_dim), "heads"),
         head_dim=Dim(head_dim, "head_dim"),
@@ -90,4 +90,4 @@ def second(c: Config, hidden: int) -> Callable[[Trace, Tensor], Tensor]:
         conv_bias=c.flag("use_conv_bias", default=True),
         chunk=c.size("chunk_size", default=256),
     )
-    return lambda t, x: state_space.mamba2(t, m, x, "mixer")
+    return lambda t, x: mamba2.mixer(t, m, x, "mixer")

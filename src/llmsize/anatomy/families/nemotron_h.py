@@ -5,12 +5,12 @@ transformers v5.23, models/nemotron_h/modeling_nemotron_h.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, state_space
+from llmsize.anatomy import blocks, decoder, mamba2, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.state_space import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -38,7 +38,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         residual = x
         x = norm(t, x, "norm")
         if kind == "mamba":
-            x = state_space.mamba2(t, mixer, x, "mixer")
+            x = mamba2.mixer(t, mixer, x, "mixer")
         elif kind == "attention":
             x = decoder.attention(t, s, x, around, position=False, name="mixer")
         elif kind == "moe" and m is not None:

@@ -111,26 +111,6 @@ def memory(model: Model, server: Server, device: Memory = CUDA) -> Term:
     )
 
 
-def most_gpu_layers(model: Model, server: Server, room: int, device: Memory = CUDA) -> int:
-    """The most layers (`-ngl`, the output matrix included) with at most `room` bytes per device.
-
-    `room` is what the card has for the three buffers, without context and libraries. 0 if even
-    computing with weights in host memory does not fit.
-    """
-
-    def fits(layers: int) -> bool:
-        *devices, _ = buffers(model, replace(server, gpu_layers=layers), device)
-        return max(place.total for place in devices) <= room
-
-    if not server.devices:
-        return 0
-    low, high = 0, len(model.decoder.layers) + 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
 def check(server: Server) -> None:
     """Raise `LLMSizeError` for options that llama.cpp refuses, or that make no sense."""
     counts = (server.context, server.ubatch, server.sequences)
