@@ -110,6 +110,15 @@ def test_few_kv_heads_are_on_every_device() -> None:
     assert by_devices[1] == 2 * by_devices[2] == 2 * by_devices[4] == 2 * by_devices[8]
 
 
+@pytest.mark.parametrize(("engine", "bytes_of_a_key"), [("vllm", 132), ("transformers", 256)])
+def test_keys_of_an_indexer_are_in_fp8_where_the_engine_has_them_so(
+    engine: str, bytes_of_a_key: int
+) -> None:
+    """DeepSeek-V3.2: 61 latents of 576 × 2 bytes, and 128 bytes with a scale or 256."""
+    cached = cache_gib(served("deepseek-v3.2", engine, context=4096)) * GIB
+    assert cached == 4096 * 61 * (576 * 2 + bytes_of_a_key)
+
+
 def test_heads_are_divided_evenly() -> None:
     """vLLM: attention heads (28) "must be divisible by tensor parallel size (8)"."""
     with pytest.raises(LLMSizeError, match="28 heads are not divided by 8 devices"):

@@ -39,6 +39,8 @@ class Engine:
     draft_gap: int | None = 0
     """By how many entries the vocabulary of a draft model may differ from the model's; nothing for
     any, where drafted tokens are translated."""
+    index_keys: str = ""
+    """The format of what indexers keep of a token; empty for that of the cache."""
     kv_formats: tuple[str, ...] = ()
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""

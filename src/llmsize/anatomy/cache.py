@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["full", "window", "latent", "cross", "recurrent", "none"]
-"""Every token; the last `window` tokens; one compressed vector per token; the encoder's tokens; a
-state whose size does not depend on the tokens; nothing."""
+Kind = Literal["full", "window", "latent", "index", "cross", "recurrent", "none"]
+"""Every token; the last `window` tokens; one compressed vector per token; the key by which an
+indexer chooses tokens; the encoder's tokens; a state whose size does not depend on the tokens;
+nothing."""
 
 
 class LayerCache(NamedTuple):

@@ -190,6 +190,7 @@ KINDS = {
     "full": "attention to all tokens",
     "window": "attention to a window",
     "latent": "latent attention",
+    "index": "an indexer",
     "cross": "attention to the encoder",
     "recurrent": "recurrent",
     "none": "keys of an earlier layer",
@@ -222,7 +223,10 @@ def _keeps(cache: LayerCache) -> str:
 def _cache(caches: tuple[LayerCache, ...]) -> Table:
     """Bytes of the cache: of one more token, and of a sequence whatever its length."""
     rows = []
-    for name, kinds in (("each token", ("full", "latent")), ("and within windows", ("window",))):
+    for name, kinds in (
+        ("each token", ("full", "latent", "index")),
+        ("and within windows", ("window",)),
+    ):
         parts = [
             _per_token(cache, layers)
             for cache, layers in Counter(caches).items()

@@ -21,6 +21,8 @@ class CachePolicy(NamedTuple):
     """Whether a window layer keeps its window or room for every token."""
     latent: Literal["latent", "expanded"] = "latent"
     """Whether a latent is cached as it is or decompressed into every head's key and value."""
+    index_keys: Format | None = None
+    """The format of the keys of indexers; that of all keys unless given."""
 
 
 AS_ASKED = CachePolicy()
@@ -44,10 +46,13 @@ def token_bytes(
 ) -> int:
     """Bytes that one token takes in `layer` on one device.
 
-    With more devices than heads every device keeps a whole head; a latent is on every device.
+    With more devices than heads every device keeps a whole head; a latent is on every device, and
+    so is what an indexer keeps.
     """
     if layer.kind in ("recurrent", "none"):
         return 0
+    if layer.kind == "index":
+        return stored_bytes(policy.index_keys or keys, layer.key_dim)
     if layer.kind == "latent":
         if policy.latent == "expanded":
             return stored_bytes(keys, layer.expanded // tensor_parallel)
@@ -117,10 +122,11 @@ def pool_token_bytes(
 
     Layers of different kinds share the pool in groups of as many layers as the rarer kind has; the
     last group is padded, and a window is charged as if it kept every token. vLLM 0.19,
-    v1/core/kv_cache_utils.py, `_get_kv_cache_groups_uniform_page_size`.
+    v1/core/kv_cache_utils.py, `_get_kv_cache_groups_uniform_page_size`; latents and an indexer's
+    keys are of one kind there.
     """
     counts = Counter(layer for layer in layers if layer.kind not in ("recurrent", "none"))
-    if len(counts) > 1:
+    if len(counts) > 1 and not any(layer.kind == "index" for layer in counts):
         fewest, most = min(counts.values()), max(counts.values())
         group = most if most < 1.25 * fewest else fewest
         counts = Counter({layer: -(-count // group) * group for layer, count in counts.items()})

@@ -309,7 +309,7 @@ def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: 
     q_turned, k_turned = i.turn(t, q_turned, k_turned, rotary.by_token(rotation))
     q = ops.cat(t, (q_turned, q_plain))
     k = ops.cat(t, (k_turned, k_plain)).view(t.batch, 1, t.sequence, i.head_dim)
-    t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))
+    t.remember(LayerCache("index", 1, i.head_dim))
     k = blocks.grown(t, k)
     keys = ops.transpose(t, k, -1, -2)
     scores = ops.scale(t, ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32)))

@@ -67,7 +67,7 @@ def index(t: Trace, i: Indexer, x: Tensor) -> None:
     k = t.linear(x, "self_attn.indexer.k_proj", i.head_dim, role="indexer")
     q = gemma_norm(t, ops.split_heads(t, q, i.heads), "self_attn.indexer.q_norm")
     k = gemma_norm(t, k, "self_attn.indexer.k_norm")
-    t.remember(LayerCache("latent", 1, i.head_dim, expanded=i.head_dim))
+    t.remember(LayerCache("index", 1, i.head_dim))
     del q, k
 
 

@@ -49,6 +49,8 @@ class Serving:
     """How they were quantized, if they are."""
     file: Model | None = None
     """The GGUF file, for llama.cpp."""
+    index_keys: Format | None = None
+    """The format of the keys of indexers, where it is not that of the others."""
     context: int = 4096
     """Tokens of each sequence, prompt and answer together; where an encoder reads the prompt, those
     of the decoder alone."""
@@ -98,7 +100,8 @@ class Serving:
     @property
     def policy(self) -> CachePolicy:
         """How the engine keeps the cache."""
-        return CachePolicy(self.engine.token_block, self.engine.windows, self.engine.latent)
+        engine = self.engine
+        return CachePolicy(engine.token_block, engine.windows, engine.latent, self.index_keys)
 
 
 def has_encoder(trace: Trace) -> bool:
@@ -150,7 +153,10 @@ def serving(
         )
     if not gguf and recipe and recipe.name in engine.unties:
         stored = _untied(stored)
-    return Serving(architecture, trace, engine, stored, format, keys, values, recipe, file)
+    index_keys = format_of(engine.index_keys) if engine.index_keys else None
+    return Serving(
+        architecture, trace, engine, stored, format, keys, values, recipe, file, index_keys
+    )  # fmt: skip
 
 
 def _said(roles: tuple[str, ...]) -> str:
