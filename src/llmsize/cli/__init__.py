@@ -96,7 +96,10 @@ def _invoke(words: Sequence[str]) -> int:
         return code
     from llmsize.cli.application import application
 
-    made = application([asked] if only else known)
+    needed = [asked] if only else known
+    if list(words) == ["--version"]:
+        needed = []
+    made = application(needed)
     exit_code = made(args=list(words), prog_name="llmsize", standalone_mode=False)
     return exit_code if isinstance(exit_code, int) else 0
 
