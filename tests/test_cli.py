@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from asking import answered, refused
 
 from llmsize import __version__
 from llmsize.cli import commands, run
@@ -89,6 +90,32 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     """`llmsize schema` prints the JSON Schema of the documents."""
     assert run(["schema"]) == 0
     assert "headline" in json.loads(capsys.readouterr().out)["properties"]
+
+
+@pytest.mark.parametrize(
+    ("line", "having"),
+    [("train --params 7B", "`estimate`"), ("estimate gpt2 --gpu t4", "`fits`"),
+     ("infer gpt2 --method lora", "`train`")],
+)  # fmt: skip
+def test_an_option_of_another_command_is_known(
+    line: str, having: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who mixes commands up is told which one takes the option."""
+    assert having in refused(capsys, *line.split()).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(["estimate", "gpt2"], "context"), (["infer", "gpt2"], "context"),
+     (["fits", "gpt2", "--vram", "8GB"], "context"), (["train", "gpt2"], "seq_len")],
+)  # fmt: skip
+def test_a_model_is_asked_about_the_tokens_that_it_takes(
+    words: list[str], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2 has 1,024 positions; both names of the option say something else, in every command."""
+    assert answered(capsys, *words)["question"][key] == 1024
+    for name in ("--context", "--seq-len"):
+        assert answered(capsys, *words, name, "2048")["question"][key] == 2048
 
 
 def test_signs_that_an_encoding_lacks_stay_apart() -> None:

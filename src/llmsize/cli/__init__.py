@@ -129,7 +129,22 @@ def _misused(failure: Exception) -> int:
         return MISUSE
     where = getattr(getattr(failure, "ctx", None), "command_path", "llmsize")
     error, hint = _in_two(" ".join(message.split()))
-    return _fail(error[:1].lower() + error[1:], hint or f"see `{where} --help`", MISUSE)
+    if hasattr(failure, "possibilities"):  # there is no such option
+        hint = _having(getattr(failure, "option_name", "")) or hint
+    hint = hint or f"see `{where} --help`"
+    return _fail(error[:1].lower() + error[1:], hint, MISUSE)
+
+
+def _having(option: str) -> str:
+    """Which commands have an option that the one that was asked has not; empty if none has."""
+    from llmsize.cli import answering
+
+    found = [
+        f"`{name}`" for name in commands()
+        for parameter in answering.parameters(answering.load(name)[1])
+        if option in parameter.annotation.__metadata__[0].names
+    ]  # fmt: skip
+    return f"an option of {', '.join(found)}" if found else ""
 
 
 def _in_two(message: str) -> tuple[str, str]:

@@ -40,8 +40,6 @@ EXAMPLES = (
     "llmsize estimate --params 2B --dtype fp32 --convention article",
 )
 
-CONTEXT = 4096
-"""Tokens where none are asked for, or fewer if the model has fewer."""
 QLORA_BASE = "nf4"
 STATES = ("weights", "gradients", "optimizer states")
 """What a training step starts from: the model states of the ZeRO paper (arXiv:1910.02054)."""
@@ -189,8 +187,8 @@ def _workload(
     storage, told = _storage(subject, dtype, presets.get(Precision, recipe) if recipe else None)
     assumed = [*told]
     if context is None:
-        limit = subject.architecture.context_length
-        context = min(CONTEXT, limit) if limit and not subject.assumed else CONTEXT
+        shape = subject.architecture
+        context = options.CONTEXT if subject.assumed else options.usual_length(shape)
         assumed.append(f"{context:,} tokens in each sequence")
     precision = presets.get(Precision, recipe or default_precision(storage))
     check_recipe(precision, storage.format)

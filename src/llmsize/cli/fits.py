@@ -116,13 +116,18 @@ class Use(NamedTuple):
     dtype: options.Dtype = ""
     job: JobName = "inference"
     batch: options.Batch = 1
-    context: options.Context = 4096
+    context: options.OptionalContext = None
     rank: Rank = ADAPTERS.rank
     engine: EngineName = ""
 
+    def about(self, model: Architecture | None = None) -> Use:
+        """With the tokens that are usual for that model, or for any, where none are asked for."""
+        usual = options.usual_length(model) if model else options.CONTEXT
+        return self._replace(context=self.context or usual)
+
     def workload(self, storage: Storage) -> Workload:
         """The same with the weights stored in that way."""
-        made = workload(storage, self.batch, self.context, self.engine)
+        made = workload(storage, self.batch, self.context or options.CONTEXT, self.engine)
         return made._replace(lora=replace(made.lora, rank=self.rank))
 
     def question(self, **first: str | int | None) -> dict[str, str | int | None]:
@@ -242,6 +247,7 @@ def _check_base(storage: Storage, job: str) -> None:
 def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool) -> Estimate:
     """Whether one model fits, part by part, and what to do if it does not."""
     architecture, job = options.architecture(name), JOB_NAMES[use.job]
+    use = use.about(architecture)
     question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
     model, work = _asked(architecture, use, machine.accelerator)
     work = on(machine, work)
@@ -433,7 +439,9 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
     if name is None:
         raise LLMSizeError("`--which` needs a model", hint="`llmsize fits llama-2-7b --which gpu`")
     job = JOB_NAMES[use.job]
-    model, work = _asked(options.architecture(name), use)
+    architecture = options.architecture(name)
+    use = use.about(architecture)
+    model, work = _asked(architecture, use)
     need = lru_cache(maxsize=64)(lambda devices: int(need_of(model, work, job, devices).value))
     offers = [
         machine for machine in OFFERS[kind]()
@@ -509,6 +517,7 @@ def _band(work: Workload, job: Job) -> str:
 
 def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     """The largest count for every format and job, and the presets that fit for one job."""
+    use = use.about()
     job, engine = JOB_NAMES[use.job], presets.get(Engine, use.engine) if use.engine else None
     ways = {use.dtype: use.dtype} if use.dtype else catalogue.storages(engine)
     works = {

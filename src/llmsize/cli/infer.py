@@ -59,7 +59,8 @@ EngineName = Annotated[str, Option(
     "--engine", metavar="NAME", help="See `llmsize show engines`.",
     autocompletion=options.completing("engines"))]
 Contexts = Annotated[str, Option(
-    "--context", metavar="TOKENS",
+    "--context", "--seq-len", metavar="TOKENS",
+    show_default="4096, or the model's own if fewer",
     help="Tokens per sequence; `4096,32768` or `4096:131072:x2` for a table.")]
 Prompt = Annotated[int | None, counting(
     "--prompt", what="prompt", metavar="TOKENS", show_default="the whole context",
@@ -123,7 +124,7 @@ Fit = Annotated[str | None, choosing(
 class Load(NamedTuple):
     """What is asked at once."""
 
-    context: Contexts = "4096"
+    context: Contexts = ""
     prompt: Prompt = None
     batch: Batches = "1"
     beams: Beams = 1
@@ -237,7 +238,8 @@ class Asked(NamedTuple):
 
 def _settings(load: Load, formats: Formats, subject: Subject) -> Iterator[Setting]:
     """Every combination of what is asked for."""
-    contexts, batches = _values(load.context, "context"), _values(load.batch, "batch")
+    asked = load.context or str(options.usual_length(subject.architecture))
+    contexts, batches = _values(asked, "context"), _values(load.batch, "batch")
     _check_lengths(load, contexts, apart=has_encoder(subject.trace))
     for stored in options.names(formats.quant) or (own_recipe(subject),):
         for context, batch in product(contexts, batches):

@@ -92,9 +92,15 @@ Dtype = Annotated[
 Batch = Annotated[
     int, counting("--batch", what="number of sequences", help="Sequences at once.", metavar="N")
 ]
-_CONTEXT = counting("--context", what="context", help="Tokens per sequence.", metavar="TOKENS")
-Context = Annotated[int, _CONTEXT]
-OptionalContext = Annotated[int | None, _CONTEXT]
+CONTEXT = 4096
+"""Tokens of a sequence where none are asked for, or fewer if the model has fewer positions."""
+OptionalContext = Annotated[
+    int | None,
+    counting(
+        "--context", "--seq-len", what="context", help="Tokens per sequence.", metavar="TOKENS",
+        show_default="4096, or the model's own if fewer",
+    ),
+]  # fmt: skip
 
 
 def storage(text: str, *, served: bool = False) -> Storage:
@@ -201,6 +207,11 @@ def requantized(architecture: Architecture, name: str) -> tuple[str, ...]:
         return ()
     method = printable(str(architecture.stored.get("quant_method", "quantized")), 40)
     return (f"training starts from weights in {name}; those of the checkpoint are in {method}",)
+
+
+def usual_length(architecture: Architecture, most: int = CONTEXT) -> int:
+    """Tokens of a sequence where none are asked for: so many, or the positions that there are."""
+    return min(most, architecture.context_length or most)
 
 
 def beyond_positions(architecture: Architecture, tokens: int) -> tuple[str, ...]:

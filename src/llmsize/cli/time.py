@@ -45,16 +45,13 @@ EXAMPLES = (
     "llmsize time --params 8B --trained 40M --tokens 50M --gpu rtx-4090",
 )
 
-SEQUENCE = 4096
-"""Tokens that attention sees where nothing else is said."""
-
 POWER = "Power is the rated power of the devices; hosts, network and cooling come on top."
 
 SequenceLength = Annotated[
     int | None,
     counting(
-        "--seq-len", what="sequence length", metavar="TOKENS",
-        help="Tokens per training sequence.", show_default="4096",
+        "--seq-len", "--context", what="sequence length", metavar="TOKENS",
+        help="Tokens per training sequence.", show_default="4096, or the model's own if fewer",
     ),
 ]  # fmt: skip
 Trained = Annotated[
@@ -207,7 +204,7 @@ def _by_anatomy(
     architecture: Architecture, choices: Choices, tokens: float, seq_len: int | None
 ) -> list[Term]:
     """FLOP of the run by what its tokens meet and what wants gradients, then by 6ND."""
-    context = seq_len or min(SEQUENCE, architecture.context_length or SEQUENCE)
+    context = seq_len or options.usual_length(architecture)
     run = training_run(
         choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
         presets.get(Optimizer, METHODS[choices.method].optimizer or "adamw"),

@@ -47,6 +47,8 @@ EXAMPLES = (
     "llmsize train qwen2.5-7b --offload optimizer --changes",
 )
 
+SEQUENCE = 2048
+"""Tokens of a sequence where none are asked for, or fewer if the model has fewer positions."""
 FITTED = {"batch": "batch", "seq-len": "sequence", "rank": "rank"}
 """What `--fit` solves for, and the field of `Choices` that it is."""
 
@@ -58,8 +60,9 @@ TrainedFormat = Annotated[str, Option(
 MethodName = Annotated[str, Option(
     "--method", help="`full`, `lora`, `qlora`, …: `llmsize show methods`.", metavar="NAME",
     autocompletion=options.completing("methods"))]
-Length = Annotated[int, counting(
-    "--seq-len", what="sequence length", help="Tokens per sequence.", metavar="TOKENS")]
+Length = Annotated[int | None, counting(
+    "--seq-len", "--context", what="sequence length", help="Tokens per sequence.",
+    metavar="TOKENS", show_default="2048, or the model's own if fewer")]
 PrecisionName = Annotated[str, Option(
     "--recipe", metavar="NAME",
     help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
@@ -176,7 +179,7 @@ class Knobs(NamedTuple):
     """One step."""
 
     batch: Batch = 1
-    sequence: Length = 2048
+    sequence: Length = None
     accumulate: Accumulate = 1
     padded: Padded = False
     dtype: TrainedFormat = ""
@@ -264,7 +267,8 @@ def _question(
     if method.name in QUANTIZED and "base" not in given:
         given["base"] = presets.get(Format, "nf4")
     replicas = machine.devices if machine else gpus
-    choices = _choices(step, method=method.name, replicas=replicas, **given)
+    sequence = knobs.sequence or options.usual_length(architecture, SEQUENCE)
+    choices = _choices(step, method=method.name, replicas=replicas, sequence=sequence, **given)
     if choices.format not in TRAINED:
         raise LLMSizeError(
             f"weights in {choices.format.name} are not trained",
@@ -283,7 +287,7 @@ def _choices(step: Step, **given: Any) -> Choices:
     """What every method and objective has, beside what is given for some."""
     knobs, savings, aim = step.knobs, step.savings, step.aim
     return Choices(
-        objective=aim.objective, batch=knobs.batch, sequence=knobs.sequence,
+        objective=aim.objective, batch=knobs.batch,
         format=presets.get(Format, knobs.dtype), padded=knobs.padded, attention=knobs.attention,
         accumulation=knobs.accumulate, compiled=knobs.compiled, recompute=savings.recompute,
         recompute_every=savings.every, offload_checkpoints=savings.offload_checkpoints,
