@@ -252,3 +252,11 @@ def test_no_speed_is_measured_where_the_host_computes(capsys: pytest.CaptureFixt
     for layers, measured in (("20", False), ("33", True)):
         rows = answer(capsys, *words, "--gpu-layers", layers)["answer"][1]["rows"]
         assert ("value" in rows[1]["cells"]["as measured"]) is measured
+
+
+def test_a_change_is_named_beside_experts_on_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM leaves experts or bytes to the host, so a change replaces what was asked for."""
+    words = ("qwen3-235b-a22b", "--engine", "vllm", "--gpu", "h100", "--gpus", "4")
+    said = answer(capsys, *words, "--cpu-moe", "3")
+    assert said["verdict"] is False
+    assert said["notes"][-1].startswith("to make it fit: ")

@@ -121,7 +121,7 @@ def test_keys_of_an_indexer_are_in_fp8_where_the_engine_has_them_so(
 
 def test_heads_are_divided_evenly() -> None:
     """vLLM: attention heads (28) "must be divisible by tensor parallel size (8)"."""
-    with pytest.raises(LLMSizeError, match="28 heads are not divided by 8 devices"):
+    with pytest.raises(LLMSizeError, match="28 heads and 4 KV heads are not divided by 8"):
         need(served("qwen2.5-7b", "vllm", devices=8))
     assert len(need(served("qwen2.5-7b", "vllm", devices=4, stages=2))) == 2
 

@@ -210,7 +210,7 @@ def _notes(
         yield f"{format_bytes(crossing)} cross the bus for every token"
     if question.host_experts and not _mixed(question):
         yield "no layer has experts: `--cpu-moe` changes nothing"
-    elif _host_computes(question):
+    elif subject.accelerator is not None and _host_computes(question):
         yield "the bounds leave out how slow the host computes with what it holds"
     if budget is not None and fits is False:
         yield _advice(subject, question, name, budget)

@@ -123,7 +123,7 @@ def _to_host(question: Serving, budget: Budget) -> Iterator[Change[Serving]]:
         yield Change(
             f"keep the experts of {layers} layers in host memory (`--cpu-moe {layers}`)", 3.8,
             "speed: those experts run from host memory",
-            lambda q: replace(q, host_experts=layers),
+            lambda q: replace(q, host_experts=layers, host_bytes=0),
         )  # fmt: skip
     split = largest_that_fits(question, "gpu-layers", budget) if "layers" in ways else None
     if split and split.gpu_layers:
@@ -143,7 +143,7 @@ def least_on_host(question: Serving, budget: Budget) -> Serving | None:
     """The question with the fewest GiB of parameters in host memory that fits, if one does."""
 
     def changed(gib: int) -> Serving:
-        return replace(question, host_bytes=gib * GIB)
+        return replace(question, host_bytes=gib * GIB, host_experts=0)
 
     found = smallest(lambda gib: fits(changed(gib), budget),
                      highest=stored_bytes_of(question) // GIB + 1)  # fmt: skip
@@ -156,7 +156,7 @@ def _experts_on_host(question: Serving, budget: Budget) -> int:
         return 0
 
     def holds(layers: int) -> bool:
-        return fits(replace(question, host_experts=layers), budget)
+        return fits(replace(question, host_experts=layers, host_bytes=0), budget)
 
     return smallest(holds, highest=question.trace.depth) or 0
 

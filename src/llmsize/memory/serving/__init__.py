@@ -197,22 +197,26 @@ def _check_host(question: Serving) -> None:
 
 
 def _check_heads(question: Serving) -> None:
-    """Raise `LLMSizeError` for heads that tensor parallelism does not divide evenly."""
-    devices, kv_heads = question.devices, kv_heads_of(question)
+    """Raise `LLMSizeError` for heads that tensor parallelism does not divide evenly.
+
+    Those of queries by the devices, and KV heads by them or they by KV heads: vLLM v0.19.0,
+    config/model.py (`verify_with_parallel_config`) and model_executor/models/llama.py.
+    """
+    kv_heads = kv_heads_of(question)
     config = Config(question.architecture.config, question.architecture.name)
     heads = query_heads(config) if kv_heads else 0
-    if heads % devices:  # vLLM v0.19.0, config/model.py (verify_with_parallel_config)
-        most = max(n for n in range(1, devices) if heads % n == 0)
-        raise LLMSizeError(
-            f"{heads} heads are not divided by {devices} devices",
-            hint=f"{question.engine.title} divides them evenly: take {most}, or `--stages`",
-        )
-    fewer, more = sorted((max(kv_heads, 1), devices))
-    if kv_heads > 1 and more % fewer:
-        raise LLMSizeError(
-            f"{kv_heads} KV heads are not divided by {devices} devices",
-            hint="take a number of devices that divides them, or a multiple of them",
-        )
+
+    def divided(devices: int) -> bool:
+        fewer, more = sorted((max(kv_heads, 1), devices))
+        return heads % devices == 0 and (kv_heads < 2 or more % fewer == 0)
+
+    if divided(question.devices):
+        return
+    most = max(filter(divided, range(1, question.devices)))
+    raise LLMSizeError(
+        f"{heads} heads and {kv_heads} KV heads are not divided by {question.devices} devices",
+        hint=f"{question.engine.title} divides them evenly: take {most}, or `--stages`",
+    )
 
 
 def outside_share(place: Term) -> int:
