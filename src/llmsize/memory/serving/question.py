@@ -118,6 +118,29 @@ def serving(
     Raises `LLMSizeError` for a model that writes no text, and for a recipe that the engine cannot
     load or that stores nothing of the model.
     """
+    _check_runs(architecture, trace, engine, recipe, format)
+    if recipe is not None:
+        recipe = _loaded(recipe, engine)
+    file = None
+    if recipe is not None and engine.allocation == "buffers":
+        from llmsize.memory.llamacpp.gguf import model
+
+        file = model(architecture, trace, recipe, format_of)
+        stored: Stored = file.tensors
+    elif recipe is not None:
+        stored = _quantized(architecture, trace, engine, recipe, format_of, format)
+    else:
+        stored = tuple((w, format) for w in folded_checkpoint(architecture, trace).weights)
+    index_keys = format_of(engine.index_keys) if engine.index_keys else None
+    return Serving(
+        architecture, trace, engine, stored, format, keys, values, recipe, file, index_keys
+    )  # fmt: skip
+
+
+def _check_runs(
+    architecture: Architecture, trace: Trace, engine: Engine, recipe: Recipe | None, format: Format
+) -> None:
+    """Raise `LLMSizeError` for a model that writes nothing, or weights that the engine has not."""
     if not trace.caches:
         raise LLMSizeError(
             f"`{architecture.name}` keeps nothing of its tokens: an encoder, which writes no text",
@@ -130,33 +153,28 @@ def serving(
             hint="llama.cpp and Ollama run GGUF types such as `q4_k_m`; the other engines run "
             "`nf4`, `awq`, `gptq`, `fp8`, …",
         )
-    file = None
-    if recipe is not None and engine.quantizes:
-        recipe = replace(recipe, quantizes=(*recipe.quantizes, *engine.quantizes))
-    if recipe is not None and engine.stacks_experts:
-        recipe = without_experts(recipe)
-    if recipe is None:
-        tensors = folded_checkpoint(architecture, trace).weights
-        stored: Stored = tuple((weight, format) for weight in tensors)
-    elif gguf:
-        from llmsize.memory.llamacpp.gguf import model
 
-        file = model(architecture, trace, recipe, format_of)
-        stored = file.tensors
-    else:
-        tensors_of = checkpoint if tells_layers_apart(recipe) else folded_checkpoint
-        stored = tuple(formats_of(tensors_of(architecture, trace), recipe, format_of, own=format))
-    if recipe is not None and not gguf and all(kept == format for _, kept in stored):
+
+def _loaded(recipe: Recipe, engine: Engine) -> Recipe:
+    """The recipe as the engine loads it: what it quantizes besides, and what it leaves alone."""
+    if engine.quantizes:
+        recipe = replace(recipe, quantizes=(*recipe.quantizes, *engine.quantizes))
+    return without_experts(recipe) if engine.stacks_experts else recipe
+
+
+def _quantized(
+    architecture: Architecture, trace: Trace, engine: Engine, recipe: Recipe,
+    format_of: FormatOf, format: Format,
+) -> Stored:  # fmt: skip
+    """The weights and how a checkpoint stores them; `format` is that of what is left alone."""
+    tensors_of = checkpoint if tells_layers_apart(recipe) else folded_checkpoint
+    stored = tuple(formats_of(tensors_of(architecture, trace), recipe, format_of, own=format))
+    if all(kept == format for _, kept in stored):
         raise LLMSizeError(
             f"`{recipe.name}` is for {_said(recipe.quantizes)}, which {architecture.name} has not",
             hint="`llmsize show recipes` names others",
         )
-    if not gguf and recipe and recipe.name in engine.unties:
-        stored = _untied(stored)
-    index_keys = format_of(engine.index_keys) if engine.index_keys else None
-    return Serving(
-        architecture, trace, engine, stored, format, keys, values, recipe, file, index_keys
-    )  # fmt: skip
+    return _untied(stored) if recipe.name in engine.unties else stored
 
 
 def _said(roles: tuple[str, ...]) -> str:
