@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from llmsize.formats import stored_bytes
 from llmsize.memory.llamacpp.cache import Memory, aligned
 from llmsize.memory.llamacpp.tensors import IN_PLACE, Tensor, flash_scratch
+from llmsize.quick_dataclasses import dataclass
 
 ENDLESS = 1 << 62
 
@@ -59,18 +60,15 @@ class Arena:
             self.free[index : index + 2] = [(start, room + more)]
 
 
+@dataclass(slots=True)
 class Use:
     """What is left to do with a tensor, and where it is."""
 
-    __slots__ = ("children", "device", "owned", "start", "views")
-
-    def __init__(self) -> None:
-        """Nothing is known yet: a graph has thousands of these, so they are no dataclass."""
-        self.children = 0
-        self.views = 0
-        self.device = -1
-        self.start = 0
-        self.owned = False
+    children: int = 0
+    views: int = 0
+    device: int = -1
+    start: int = 0
+    owned: bool = False
 
 
 def allocation(tensor: Tensor, memory: Memory) -> int:
