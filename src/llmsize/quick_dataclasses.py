@@ -78,10 +78,12 @@ def _complete(kind: Any, values: Sequence[object], named: dict[str, object]) -> 
     for name, field in shape.named[len(values) :]:
         if name in named:
             made.append(named.pop(name))
-        elif field.required:
+        elif field.factory:
+            made.append(field.factory())
+        elif field.default is _REQUIRED:
             raise TypeError(f"{kind.__name__}: `{name}` is missing")
         else:
-            made.append(field.factory() if field.factory else field.default)
+            made.append(field.default)
     if named:
         raise TypeError(f"{kind.__name__}: no `{next(iter(named))}`, or it is given twice")
     if len(values) > len(shape.named):

@@ -79,7 +79,7 @@ def term(
 
 def fact(name: str, value: Number, *, unit: str, source: str, grade: Grade = "exact") -> Term:
     """A number that was read, not computed."""
-    return Term(name, value, unit, source=source, grade=grade)
+    return Term(name, value, unit, "", {}, source, grade)
 
 
 def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
@@ -93,7 +93,7 @@ def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
     value = sum(part.value for part in parts)
     large = [p.grade for p in parts if abs(p.value) >= LARGE_PART * abs(value)] or ["exact"]
     grade = max(large, key=GRADES.index)
-    return Term(name, value, units.pop(), grade=grade, parts=parts, note=note)
+    return Term(name, value, units.pop(), "", {}, "", grade, parts, note)
 
 
 def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:

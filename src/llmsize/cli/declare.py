@@ -112,4 +112,4 @@ def headed(declared: Declared, heading: str) -> Declared:
 
 def is_group(annotation: object) -> bool:
     """Whether a parameter so annotated stands for the options that its fields are."""
-    return hasattr(annotation, "_fields")
+    return isinstance(annotation, type) and hasattr(annotation, "_fields")
