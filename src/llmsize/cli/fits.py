@@ -331,7 +331,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
         return (*_smaller_served(model, work, machine), *told)
     if machine.devices > 1:
         return tuple(told)
-    from llmsize.cli.train import advice, remedy
+    from llmsize.cli.train_answer import advice, remedy
 
     question = step(model.architecture, work, job)
     several = remedy(question, budget)

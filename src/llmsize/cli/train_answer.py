@@ -1,0 +1,278 @@
+"""What `llmsize train` answers: the peak, its timeline, what was assumed, and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmsize import presets
+from llmsize.anatomy import Setting, traced
+from llmsize.answer import Cell, Estimate, Row, Table
+from llmsize.architecture import Architecture
+from llmsize.cli import options
+from llmsize.errors import LLMSizeError
+from llmsize.formats import FP32, Format
+from llmsize.memory.host import bus_traffic, evictable, host_memory
+from llmsize.memory.methods import (
+    method_named,
+)
+from llmsize.memory.objectives import OBJECTIVES
+from llmsize.memory.peak import device_memory
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
+from llmsize.memory.training_run import training_run
+from llmsize.optimizers import DTYPE, Optimizer
+from llmsize.planning import changes as planning
+from llmsize.planning.slowdown import slowdown
+from llmsize.planning.training import Question, changes, host_need, need
+from llmsize.stack import Stack
+from llmsize.term import Term
+from llmsize.units import format_bytes, format_count, format_share
+
+
+def estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
+    """The peak, what waits in host memory, and, if asked for, the timeline and the changes."""
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    step = training_step(question.architecture, run)
+    memory, host = device_memory(step, question.stack), host_memory(question.architecture, run)
+    fits = None if budget is None else memory.value <= budget
+    choices = question.choices
+    answer = [_table(memory), *_host_tables(host, question.architecture, run)]
+    if timeline:
+        answer.append(_timeline(step))
+    if every or fits is False:
+        answer.append(_changes(question, budget))
+    return Estimate(
+        command="train",
+        question={
+            "model": question.architecture.name, "method": choices.method,
+            "objective": choices.objective, "batch": choices.batch,
+            "seq_len": choices.sequence, "dtype": choices.format.name,
+            "recipe": question.precision.name, "optimizer": question.optimizer.name,
+            "stack": question.stack.name, "recompute": choices.recompute,
+            "rank": choices.rank if "rank" in method_named(choices.method).takes else None,
+            "accumulate": choices.accumulation, "offload": choices.offload,
+            "gpus": choices.replicas, "memory_bytes": budget,
+        },
+        headline=_headline(question, memory, host, budget),
+        answer=tuple(answer),
+        assumptions=_assumptions(question),
+        notes=(*_notes(question, step, memory, budget), *_of_precision(question, run.setting)),
+        verdict=fits,
+    )  # fmt: skip
+
+
+def _subject(question: Question) -> str:
+    """What is trained how, in a few words."""
+    choices = question.choices
+    aim = "" if choices.objective == "sft" else f" for {choices.objective}"
+    what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
+    return what + f"{choices.batch:,} × {choices.sequence:,} tokens"
+
+
+def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
+    choices, what = question.choices, _subject(question)
+    where = f"each of {choices.replicas:,} devices" if choices.replicas > 1 else "the device"
+    said = f"{what}: {format_bytes(memory.value)} on {where}"
+    if host.value:
+        said += f" and {format_bytes(host.value)} in host memory"
+    if budget is None:
+        return said
+    verdict = "fits" if memory.value <= budget else "does not fit"
+    return f"{said}, {verdict} in {format_bytes(budget)}"
+
+
+def _table(memory: Term) -> Table:
+    """The parts of the device memory, largest moment first."""
+    allocated, *beside = memory.parts
+    rows = [*_rows(allocated)]
+    rows.append(Row("allocated at the peak", {"memory": allocated}))
+    rows += [Row(part.name, {"memory": part}) for part in beside]
+    rows.append(Row("device memory", {"memory": memory}))
+    return Table("memory at the peak of the step", ("memory",), tuple(rows), heading="what")
+
+
+def _host_tables(host: Term, architecture: Architecture, run: TrainingRun) -> Iterator[Table]:
+    """What lives in host memory, and what crosses the bus; nothing where nothing does."""
+    if host.value:
+        yield Table("host memory", ("memory",), (*_rows(host), Row(host.name, {"memory": host})),
+                    heading="what")  # fmt: skip
+        crossing = bus_traffic(architecture, run)
+        yield Table("over the bus in a step", ("bytes",),
+                    (*(Row(part.name, {"bytes": part}) for part in crossing.parts),
+                     Row("altogether", {"bytes": crossing})), heading="what")  # fmt: skip
+    if paged := evictable(architecture, run):
+        yield Table("paging", ("memory",), (Row(paged.name, {"memory": paged}),), heading="what")
+
+
+def _rows(memory: Term) -> tuple[Row, ...]:
+    return tuple(Row(part.name, {"memory": part}) for part in memory.parts)
+
+
+def _timeline(step: TrainingStep) -> Table:
+    """What is alive along the step, with a bar for each stretch."""
+    top = max(point.highest for point in step.timeline)
+    rows = [
+        Row(
+            f"{point.phase}: {point.place}",
+            {
+                "alive after": Term("alive after", point.after, "bytes"),
+                "highest": Term("highest", point.highest, "bytes"),
+                "": "█" * max(1, round(24 * point.highest / top)),
+            },
+        )
+        for point in step.timeline
+    ]
+    return Table("timeline", ("alive after", "highest", ""), tuple(rows), heading="when")
+
+
+def _changes(question: Question, budget: int | None) -> Table:
+    """What each change alone would save, the most first."""
+    rows = []
+    for saving in planning.ranked(question, _known_changes(), need):
+        changed = saving.change.apply(question)
+        cells: dict[str, Cell] = {
+            "then": saving.then,
+            "saves": Term("saves", saving.saved, "bytes", grade=saving.then.grade),
+            "costs": _costs(question, changed, saving.change),
+        }
+        if (host := host_need(changed)).value:
+            cells["host memory"] = host
+        if budget is not None:
+            cells["fits"] = "yes" if saving.then.value <= budget else "no"
+        rows.append(Row(saving.change.name, cells))
+    fits = ("fits",) if budget is not None else ()
+    columns = ("then", "saves", "host memory", *fits, "costs")
+    return Table("changes, each alone", columns, tuple(rows), heading="what")
+
+
+def _costs(question: Question, changed: Question, *done: planning.Change[Question]) -> str:
+    """What changes give up, and what takes longer with them."""
+    given_up = (change.costs for change in done)
+    return ", ".join((*filter(None, given_up), *slowdown(question, changed)))
+
+
+def _known_changes() -> tuple[planning.Change[Question], ...]:
+    return changes(
+        eight_bit=presets.get(Optimizer, "adamw-8bit"),
+        base=lambda: presets.get(Format, "nf4"),
+        liger=presets.get(Stack, "liger"),
+    )
+
+
+def _assumptions(question: Question) -> tuple[str, ...]:
+    """Where the numbers come from that are not counted."""
+    stack, model, choices = question.stack, question.architecture, question.choices
+    told = [
+        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, "
+        f"slack {format_share(stack.allocator_slack)} and context {format_bytes(stack.context)} "
+        "are fitted"
+    ]
+    told += options.language_model_alone(model)
+    told += options.beyond_positions(model, choices.sequence)
+    told += options.requantized(model, (choices.base or choices.format).name)
+    if choices.base is not None and not choices.upcast:
+        told.append(
+            f"embeddings, head and norms stay in {choices.format.name}: peft's "
+            "prepare_model_for_kbit_training keeps them in fp32 (`--upcast`), TRL does not call it"
+        )
+    if note := OBJECTIVES[choices.objective].note:
+        told.append(note)
+    if choices.replicas > 1:
+        told.append(
+            "data parallel (DDP): every device has a copy of everything and a batch of its own; "
+            "`llmsize fits --gpus` counts what ZeRO-3 divides"
+        )
+    return (*told, *_of_kernels(question))
+
+
+def _of_kernels(question: Question) -> Iterator[str]:
+    """What is special about experts and about recurrent layers, if there are any."""
+    weights = traced(question.architecture).weights.values()
+    if question.choices.base is not None and any(weight.experts for weight in weights):
+        yield ("the experts of a layer are one tensor, which is not quantized: they stay in "
+               f"{question.choices.format.name}")  # fmt: skip
+    if any(weight.role == "ssm" for weight in weights):
+        yield (
+            "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
+            "flash-linear-attention; without them transformers keeps much more (--stack "
+            "transformers)"
+            if question.stack.fused_recurrence
+            else "recurrent layers run in PyTorch, as transformers has them without the kernels "
+            "of mamba-ssm and flash-linear-attention, which keep much less (--stack "
+            "transformers-kernels)"
+        )
+
+
+def _notes(
+    question: Question, step: TrainingStep, memory: Term, budget: int | None
+) -> tuple[str, ...]:
+    where = f"layer {step.place}" if step.place else "outside of the layers"
+    pass_ = step.phase in ("forward", "backward")
+    told = [
+        f"the peak is in the {step.phase}"
+        + (f" pass, at {step.moment.operation}, {where}" if pass_ else ""),
+        f"{format_count(step.trained)} parameters are trained",
+    ]
+    if step.stages:
+        highest = ", ".join(f"{name} {format_bytes(size)}" for name, size in step.peaks.items())
+        told.append(f"the highest of each moment: {highest}")
+    if budget is not None and memory.value > budget:
+        if question.optimizer.pageable:
+            states = step.static.part("optimizer states").value
+            told.append(
+                f"the driver may page {format_bytes(states)} of states out to the host, which "
+                f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
+            )
+        told.append(advice(question, remedy(question, budget)))
+    return tuple(told)
+
+
+def _of_precision(question: Question, setting: Setting) -> Iterator[str]:
+    """What a usual run keeps, or computes, in another format than this one."""
+    method, precision = method_named(question.choices.method), question.precision
+    if question.choices.format == FP32:
+        return
+    if method.name == "full" and precision.weights == DTYPE and not precision.master:
+        yield (f"training keeps {precision.title} (`--recipe {precision.name}`); `estimate` and "
+               "`fits` count an fp32 master copy (`--recipe mixed`)")  # fmt: skip
+    wide = setting.adapter is not None and setting.adapter.format == FP32
+    if wide and "rank" in method.takes and not precision.autocast:
+        yield ("fp32 adapters are computed in fp32; under autocast, as by the Trainer's "
+               "`bf16=True`, in 16 bit (`--recipe amp`)")  # fmt: skip
+
+
+def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], ...]:
+    """The cheapest change that makes it fit, or the cheapest combination; none if nothing does."""
+    known = _known_changes()
+
+    def enough(changed: Question) -> bool:
+        try:
+            return need(changed).value <= budget
+        except LLMSizeError:
+            return False  # what does not go together
+
+    one = planning.single(question, known, enough)
+    return (one,) if one else planning.combination(question, known, enough) or ()
+
+
+def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:
+    """A remedy in words: what it takes, and what it costs."""
+    if not several:
+        return "no change that llmsize knows makes it fit"
+    changed = planning.applied(question, several)
+    done = " and ".join(change.name for change in several)
+    costs = _costs(question, changed, *several)
+    takes = format_bytes(need(changed).value)
+    if (host := host_need(changed)).value:
+        takes += f" and {format_bytes(host.value)} in host memory"
+    return f"to make it fit: {done} ({takes}; costs {costs})"
+
+
+def drawn(question: Question, file: str, *, timeline: bool) -> str:
+    """The timeline as a file."""
+    from llmsize.memory.timeline_chart import timeline_chart
+
+    if not timeline:
+        raise LLMSizeError("only a timeline is drawn into a file", hint="add `--timeline`")
+    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    step = training_step(question.architecture, run)
+    return options.drawn_into([timeline_chart(step, _subject(question))], file)
