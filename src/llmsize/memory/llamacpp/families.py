@@ -165,7 +165,7 @@ def _apart(trace: Trace) -> tuple[tuple[LayerCache, ...], dict[int, LayerCache]]
     caches: dict[int, LayerCache] = {}
     indexed: dict[int, LayerCache] = {}
     for layer, cache in trace.numbered_caches():
-        (indexed if layer in caches else caches)[layer] = cache
+        (indexed if cache.kind == "index" else caches)[layer] = cache
     return tuple(caches.values()), indexed
 
 

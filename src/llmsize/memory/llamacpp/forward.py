@@ -122,16 +122,11 @@ class Forward(Builder):
     def run(self) -> Graph:
         """The graph from tokens to logits."""
         server, decoder = self.server, self.decoder
-        tokens = ops.given(INT32, self.tokens)
-        x = self.graph.expand(ops.get_rows(self.weights["token_embd.weight"], tokens))
-        self.graph.expand(ops.given(FP32, x.shape[0], self.tokens))
         positions = ops.given(INT32, self.tokens * decoder.positions)
+        x = self._embedded(positions)
         predicted = self.tokens if server.logits_of_all else min(server.sequences, self.tokens)
         rows = ops.given(INT32, predicted)
         inputs: dict[str, Inputs] = {}
-        if self.has("position_embd"):
-            x = ops.apply("add", x, ops.get_rows(self.needed("position_embd"), positions))
-        x = self.norm(x, "token_embd_norm")
         if self.has("per_layer_token_embd"):
             self.own_inputs = own_inputs(self, x)
         streams = self.has("altup_proj")
@@ -155,6 +150,15 @@ class Forward(Builder):
             x = self.norm(x, "output_norm")
         self.graph.expand(self.linear(x, "output"))
         return self.graph
+
+    def _embedded(self, positions: Tensor) -> Tensor:
+        """The tokens as vectors; of the input for vectors in their place llama.cpp keeps room."""
+        tokens = ops.given(INT32, self.tokens)
+        x = self.graph.expand(ops.get_rows(self.needed("token_embd"), tokens))
+        self.graph.expand(ops.given(FP32, x.shape[0], self.tokens))
+        if self.has("position_embd"):
+            x = ops.apply("add", x, ops.get_rows(self.needed("position_embd"), positions))
+        return self.norm(x, "token_embd_norm")
 
     def _inputs(self, cache: LayerCache, positions: Tensor, rows: Tensor) -> Inputs:
         server, tokens = self.server, self.tokens
