@@ -214,7 +214,7 @@ def eager(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     dropout: float = 0.0,
     softcap: bool = False,
@@ -228,8 +228,8 @@ def eager(
         weights = ops.scale(t, weights)
         weights = ops.tanh(t, weights)
         weights = ops.scale(t, weights)
-    weights = ops.add(t, weights, mask)
-    weights = ops.to(t, ops.softmax(t, weights, softmax_format), v.format)
+    weights = weights if mask is None else ops.add(t, weights, mask)
+    weights = ops.to(t, ops.softmax(t, weights, softmax_format), q.format)
     t.attention_weights = weights = ops.dropout(t, weights, dropout)
     by_token = ops.contiguous(t, ops.transpose(t, ops.matmul(t, weights, values), 1, 2))
     return ops.transpose(t, by_token, 1, 2)

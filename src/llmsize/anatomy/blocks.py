@@ -116,18 +116,20 @@ def attend(
     *,
     dropout: float = 0.0,
     softcap: bool = False,
+    softmax_format: Format | None = FP32,
 ) -> Tensor:
     """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads.
 
     `dropout` is the share of weights that training leaves out. No fused kernel limits scores: with
-    a `softcap` attention is written out.
+    a `softcap` attention is written out, with a softmax in that format.
     """
     groups = q.shape[1] // k.shape[1]
     if t.setting.repeats_keys and groups > 1:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention == "eager" or softcap:
-        assert mask is not None
-        out = attention.eager(t, q, k, v, mask, dropout=dropout, softcap=softcap)
+        out = attention.eager(
+            t, q, k, v, mask, dropout=dropout, softcap=softcap, softmax_format=softmax_format
+        )
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
     adapter = t.attending

@@ -130,7 +130,9 @@ def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor
         x = blocks.layer_norm(t, x, f"{prefix}.layernorm_embedding")
     x = ops.dropout(t, x, s.dropout)
     block = partial(layer, t, family, s, mask, encoded)
-    x = t.layers(f"{prefix}.layers", block, x, ["full"] * s.layers, mask, encoded)
+    # the gradient of what is encoded begins in the last layer; the others add to it
+    kinds = ["full"] * (s.layers - 1) + ["last"]
+    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded)
     return blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
 
 
@@ -190,7 +192,7 @@ def attention(
         t.remember(LayerCache("cross", s.heads, head_dim, head_dim))
     elif s.decodes:
         k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
+    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout, softmax_format=None)
     return t.linear(out, f"{name}.out_proj", s.hidden, bias=True, role="o")
 
 

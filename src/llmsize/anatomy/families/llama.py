@@ -54,7 +54,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     dropout = c.number("residual_dropout", default=DROPOUT.get(family, 0.0))
     output_field, biased, output_biased = BIASED.get(family, ("attention_bias", False, False))
     bias = c.flag("attention_bias", "qkv_bias", "use_bias", default=biased)
-    output_bias = c.flag(output_field, "use_bias", default=output_biased)
+    output_bias = family != "helium" and c.flag(output_field, "use_bias", default=output_biased)
     mlp_bias = c.flag("mlp_bias", "use_bias", "bias")
 
     attend = partial(

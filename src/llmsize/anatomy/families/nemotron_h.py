@@ -33,6 +33,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     m = mixture.read_corrected(c) if "moe" in kinds else None
     latent = Dim(c.count("moe_latent_size"), "latent")
     shared = Dim(c.count("moe_shared_expert_intermediate_size"), "shared_width")
+    bias = c.flag("mlp_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
@@ -42,9 +43,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         elif kind == "attention":
             x = decoder.attention(t, s, x, around, position=False, name="mixer")
         elif kind == "moe" and m is not None:
-            x = feed(t, s, m, x, latent, shared)
+            x = feed(t, s, m, x, latent, shared, bias)
         else:
-            x = plain(t, s, x, "mixer", s.intermediate, "")
+            x = plain(t, s, x, "mixer", s.intermediate, "", bias)
         return ops.add(t, residual, x)
 
     return decoder.run(t, s, block, kinds, norm=norm, names=NAMES, end=(blocks.in_fp32,))
@@ -88,23 +89,23 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
     )
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, latent: int, shared: int) -> Tensor:
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, latent: int, shared: int, bias: bool) -> Tensor:
     """Ungated experts, in a narrower space if there is a `latent`, and one for every token."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     weights = mixture.route(t, m, tokens, "mixer.gate")
     if latent:
-        tokens = t.linear(tokens, "mixer.fc1_latent_proj", latent, role="up")
+        tokens = t.linear(tokens, "mixer.fc1_latent_proj", latent, bias=bias, role="up")
     routed = mixture.run_experts(
         t, s, m, tokens, weights, "mixer.experts", gated=False, inner=latent
     )
     if latent:
-        routed = t.linear(routed, "mixer.fc2_latent_proj", s.hidden, role="down")
-    beside = plain(t, s, x, "mixer.shared_experts", shared, "shared_")
+        routed = t.linear(routed, "mixer.fc2_latent_proj", s.hidden, bias=bias, role="down")
+    beside = plain(t, s, x, "mixer.shared_experts", shared, "shared_", bias)
     return ops.add(t, routed.view(*x.shape), beside)
 
 
-def plain(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str) -> Tensor:
+def plain(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str, bias: bool) -> Tensor:
     """Two linear layers around the activation."""
-    x = t.linear(x, f"{name}.up_proj", width, role=f"{role}up")
+    x = t.linear(x, f"{name}.up_proj", width, bias=bias, role=f"{role}up")
     x = s.activation(t, x)
-    return t.linear(x, f"{name}.down_proj", s.hidden, role=f"{role}down")
+    return t.linear(x, f"{name}.down_proj", s.hidden, bias=bias, role=f"{role}down")
