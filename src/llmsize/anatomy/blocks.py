@@ -19,7 +19,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import printable
-from llmsize.formats import BOOL, FP32, INT64
+from llmsize.formats import BOOL, FP32, INT64, Format
 
 
 def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
