@@ -11,7 +11,7 @@ from functools import lru_cache
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.architecture import Architecture
 from llmsize.formats import INT64
-from llmsize.memory.timeline import Moment, Stretch, peak, stretches
+from llmsize.memory.timeline import Stretch, crest, stretches
 from llmsize.quick_dataclasses import dataclass
 
 
@@ -23,12 +23,10 @@ class Generation:
     buffers: int
     cache: int
     """Keys and values of the prompt that later tokens can see, and recurrent states."""
-    prefill: Moment
-    """The highest moment of the prompt's pass, without weights and buffers."""
-    decode: Moment
     prefill_peak: int
-    """Everything allocated at that moment."""
+    """Everything allocated at the highest moment of the prompt's pass, …"""
     decode_peak: int
+    """… and at that of the next token's."""
 
 
 @lru_cache(maxsize=8)
@@ -43,19 +41,18 @@ def generation(architecture: Architecture, setting: Setting) -> Generation:
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
     static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence
-    kept = [(change * p.times, w) for p in prompt_parts for change, w in p.lasting()
-            if w.role == "cache"]  # fmt: skip
+    kept = [(change * part.times, what) for part in prompt_parts for passage in part.passages
+            for change, what in passage.events if what.role == "cache"]  # fmt: skip
     stored = sum(change for change, _ in kept)
     states = sum(change for change, what in kept if what.operation == "state")
-    prefill, decode = peak(prompt_parts), peak(token_parts)
     return Generation(
         weights=weights,
         buffers=prompt.buffers,
         cache=_nominal(prompt, setting) + states,
-        prefill=prefill,
-        decode=decode,
-        prefill_peak=static + prefill.bytes,
-        decode_peak=static + INT64.block_bytes * setting.batch + stored + decode.bytes,
+        prefill_peak=static + crest(prompt_parts).bytes,
+        decode_peak=(
+            static + INT64.block_bytes * setting.batch + stored + crest(token_parts).bytes
+        ),
     )
 
 

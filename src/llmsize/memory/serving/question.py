@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from llmsize.anatomy import Trace
@@ -91,11 +93,12 @@ class Serving:
             from llmsize.memory.llamacpp.families import layer_caches  # large
 
             return layer_caches(self.architecture, self.trace)
-        return tuple(self.trace.layer_caches())
+        return tuple([cache for _, cache in _numbered_caches(self.trace)])
 
     def caches(self, first: int, end: int) -> tuple[LayerCache, ...]:
         """What the layers from `first` up to `end` cache."""
-        return tuple(c for index, c in self.trace.numbered_caches() if first <= index < end)
+        found = _numbered_caches(self.trace)
+        return tuple([cache for index, cache in found if first <= index < end])
 
     @property
     def policy(self) -> CachePolicy:
@@ -107,6 +110,11 @@ class Serving:
 def has_encoder(trace: Trace) -> bool:
     """Whether an encoder reads the prompt, which is then no part of the decoder's tokens."""
     return any(cache.kind == "cross" for cache in trace.layer_caches())
+
+
+@lru_cache(maxsize=8)
+def _numbered_caches(trace: Trace) -> Sequence[tuple[int, LayerCache]]:
+    return trace.numbered_caches()  # which the parts of one answer ask for again and again
 
 
 def serving(
