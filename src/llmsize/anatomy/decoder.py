@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks, rotary
+from llmsize.anatomy import blocks, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.blocks import Masking
 from llmsize.anatomy.config import Config
@@ -193,7 +193,9 @@ def run(
         returned.clear()
     del tokens, embeddings, held, masks, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
-    return blocks.causal_lm(t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end
+    )
 
 
 def _within(

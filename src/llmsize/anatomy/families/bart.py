@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from llmsize.anatomy import blocks
+from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -101,7 +101,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     decoded = run(t, family, decoder, shifted, encoded)
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
-    result = blocks.causal_lm(
+    result = lm_head.causal_lm(
         t, decoded, decoder.vocabulary, tied="model.shared", loss=t5.loss,
         end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
     )  # fmt: skip

@@ -5,12 +5,11 @@ transformers v5.23, models/beam/modeling_beam.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mixture, rotary
+from llmsize.anatomy import blocks, decoder, lm_head, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -45,13 +44,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(reach, sparse, strict=True))
     return decoder.run(
         t, s, block, kinds, norm=fp32_norm, windows=reach,
-        rope=rotary.Rope(format=FP32, apart=True), end=(in_fp32, *blocks.SOFTCAP) if capped else (),
+        rope=rotary.Rope(format=FP32, apart=True),
+        end=(lm_head.in_fp32, *lm_head.SOFTCAP) if capped else (),
     )  # fmt: skip
-
-
-def in_fp32(t: Tape, x: Tensor) -> Tensor:
-    """Logits in fp32, in which they are kept within bounds."""
-    return ops.to(t, x, FP32)
 
 
 def scaled_sum(t: Trace, x: Tensor, residual: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ transformers v5.23, models/bloom/modeling_bloom.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
@@ -25,7 +25,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     fields["intermediate_size"] = 4 * c.size("hidden_size", "n_embed")
     s = decoder.read(Config(fields, c.model), tied=True, rotary=0.0)
     x = model(t, s, c.number("hidden_dropout"), c.flag("apply_residual_connection_post_layernorm"))
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, dropout: float, after_norm: bool) -> Tensor:

@@ -6,7 +6,7 @@ transformers v5.23, models/falcon/modeling_falcon.py.
 from __future__ import annotations
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks, decoder, rotary
+from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -51,7 +51,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )
     s = sizes(c, new)
     x = model(t, s, b)
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

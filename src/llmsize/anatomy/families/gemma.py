@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder, rotary
+from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, gemma_norm
 from llmsize.anatomy.tensor import Tensor
@@ -58,7 +58,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: scaled(t, x),
         rope=rotary.Rope(apart=family in NORMED_HEADS), masking="eager" if softcap else "as needed",
-        end=blocks.SOFTCAP if capped else (),
+        end=lm_head.SOFTCAP if capped else (),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture, rotary
+from llmsize.anatomy import blocks, decoder, lm_head, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -89,8 +89,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = model(t, s, c)
     tied = "model.embed_tokens" if s.sizes.tied else ""
     capped = c.number("final_logit_softcapping", default=30.0) > 0
-    end = blocks.SOFTCAP if capped else ()
-    return blocks.causal_lm(t, x, s.sizes.vocabulary, tied=tied, end=end)
+    end = lm_head.SOFTCAP if capped else ()
+    return lm_head.causal_lm(t, x, s.sizes.vocabulary, tied=tied, end=end)
 
 
 def model(t: Trace, s: Shape, c: Config) -> Tensor:

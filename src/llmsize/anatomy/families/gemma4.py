@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture, rotary
+from llmsize.anatomy import blocks, decoder, lm_head, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -115,8 +115,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s, c)
     tied = "model.embed_tokens" if s.local.tied else ""
-    return blocks.causal_lm(
-        t, x, s.local.vocabulary, tied=tied, end=blocks.SOFTCAP if s.capped else ()
+    return lm_head.causal_lm(
+        t, x, s.local.vocabulary, tied=tied, end=lm_head.SOFTCAP if s.capped else ()
     )
 
 

@@ -5,7 +5,7 @@ transformers v5.23, models/gpt2/modeling_gpt2.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import attention, blocks
+from llmsize.anatomy import attention, blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -54,7 +54,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s)
-    return blocks.causal_lm(t, x, s.vocabulary, tied="transformer.wte" if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied="transformer.wte" if s.tied else "")
 
 
 def model(t: Trace, s: Shape) -> Tensor:

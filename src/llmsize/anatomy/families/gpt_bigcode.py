@@ -5,7 +5,7 @@ transformers v5.23, models/gpt_bigcode/modeling_gpt_bigcode.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         attention_dropout=0.1,
     )  # fmt: skip
     x = model(t, s, c)
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import MOST, Config
 from llmsize.anatomy.decoder import Sizes
@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.changed(intermediate_size=inner), tied=True, activation="gelu_new", rotary=0.0
     )
     x = model(t, s, c, c.number("resid_dropout"))
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, c: Config, dropout: float) -> Tensor:

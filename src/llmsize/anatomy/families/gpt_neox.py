@@ -5,7 +5,7 @@ transformers v5.23, models/gpt_neox/modeling_gpt_neox.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, rotary
+from llmsize.anatomy import blocks, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -56,7 +56,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s)
     tied = "gpt_neox.embed_in" if s.tied else ""
-    return blocks.causal_lm(t, x, s.vocabulary, head="embed_out", tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, head="embed_out", tied=tied)
 
 
 def model(t: Trace, s: Shape) -> Tensor:

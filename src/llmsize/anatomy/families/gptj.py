@@ -5,7 +5,7 @@ transformers v5.23, models/gptj/modeling_gptj.py, models/codegen/modeling_codege
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -31,7 +31,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error(f"has {heads} heads, not a multiple of 4", "correct `n_head`")
     x = model(t, s, c, grouped)
     tied = EMBEDDING if s.tied else ""
-    return blocks.causal_lm(t, x, s.vocabulary, tied=tied, bias=True)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=True)
 
 
 def model(t: Trace, s: Sizes, c: Config, grouped: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from llmsize.anatomy import blocks, mamba, mamba2
+from llmsize.anatomy import blocks, lm_head, mamba, mamba2
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families.llama4 import norm_without_weights as normalised
@@ -36,15 +36,15 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     embeddings = blocks.embed(t, "backbone.embeddings", vocabulary, hidden)
     x = t.layers("backbone.layers", block, embeddings, ["mixer"] * layers)
-    x = blocks.asked_for(t, blocks.rms_norm(t, x, "backbone.norm_f"))
+    x = lm_head.asked_for(t, blocks.rms_norm(t, x, "backbone.norm_f"))
     del embeddings
     tied = c.flag("tie_word_embeddings", default=c.text("model_type") != "mamba2")
-    return blocks.causal_lm(
+    return lm_head.causal_lm(
         t,
         ops.to(t, x, t.setting.format),
         vocabulary,
         tied="backbone.embeddings" if tied else "",
-        end=(blocks.in_fp32,),
+        end=(lm_head.in_fp32,),
     )
 
 

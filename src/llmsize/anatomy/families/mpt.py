@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -32,7 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     clipped = inside.number("clip_qkv") > 0
     x = model(t, s, c.size("max_seq_len", default=2048), clipped)
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, longest: int, clipped: bool) -> Tensor:

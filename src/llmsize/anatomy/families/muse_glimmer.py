@@ -5,7 +5,7 @@ transformers v5.23, models/muse_glimmer/modeling_muse_glimmer.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
@@ -35,7 +35,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda i: (s.layers - 1 - i) % PERIOD > 0)
     return decoder.run(
         t, s, block, list(zip(reach, rotating(c, s.layers), strict=True)), windows=reach,
-        norm=power_norm, begin=lambda x: power_norm(t, x), end=(ops.scale, *blocks.SOFTCAP),
+        norm=power_norm, begin=lambda x: power_norm(t, x), end=(ops.scale, *lm_head.SOFTCAP),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
@@ -34,7 +34,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     return decoder.run(
         t, s, block, ["full"] * s.layers, norm=norm, begin=partial(norm_without_weights, t),
-        holds_tokens=True, end=blocks.SOFTCAP if capped else (),
+        holds_tokens=True, end=lm_head.SOFTCAP if capped else (),
     )  # fmt: skip
 
 

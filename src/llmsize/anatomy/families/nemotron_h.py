@@ -5,7 +5,7 @@ transformers v5.23, models/nemotron_h/modeling_nemotron_h.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, mamba2, mixture
+from llmsize.anatomy import decoder, lm_head, mamba2, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Names, Sizes
@@ -48,7 +48,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             x = plain(t, s, x, "mixer", s.intermediate, "", bias)
         return ops.add(t, residual, x)
 
-    return decoder.run(t, s, block, kinds, norm=norm, names=NAMES, end=(blocks.in_fp32,))
+    return decoder.run(t, s, block, kinds, norm=norm, names=NAMES, end=(lm_head.in_fp32,))
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:

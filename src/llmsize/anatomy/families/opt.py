@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -60,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True, activation="relu", rotary=0.0)
     x = model(t, s, read(c, s.hidden))
     tied = f"{DECODER}.embed_tokens" if s.tied else ""
-    return blocks.causal_lm(t, x, s.vocabulary, tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied)
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks
+from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -71,7 +71,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
     x = ops.scale(t, decoded) if s.scaled else decoded
-    result = blocks.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
+    result = lm_head.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     return result
@@ -80,7 +80,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 def loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss in the format of the logits, of labels that are not shifted."""
     if t.setting.loss == "chunked" or t.setting.compiled_loss:
-        return blocks.causal_lm_loss(t, logits)
+        return lm_head.causal_lm_loss(t, logits)
     return ops.cross_entropy(t, logits, Tensor((t.batch, t.sequence), INT64, None))
 
 

@@ -5,7 +5,7 @@ transformers v5.23, models/xglm/modeling_xglm.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
@@ -23,7 +23,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True, activation="gelu", rotary=0.0, attention_dropout=0.1)
     x = model(t, s, c)
-    return blocks.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

@@ -1,0 +1,139 @@
+"""The head of a language model and its loss: from the last hidden states to logits or a number.
+
+transformers v5.23: src/transformers/models/llama/modeling_llama.py, loss/loss_utils.py, and the
+losses of trainers that do not make all logits at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from llmsize.anatomy import objectives
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Activation
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32, INT64
+
+
+def causal_lm(
+    t: Trace,
+    hidden: Tensor,
+    vocabulary: int,
+    *,
+    head: str = "lm_head",
+    tied: str = "",
+    bias: bool = False,
+    end: Sequence[Activation] = (),
+    loss: Callable[[Trace, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The language-model head, and the loss if labels are given; returns the loss or the logits.
+
+    `tied` names the embedding whose weight the head shares, if it has none of its own. `end` is
+    what happens to the logits before anybody sees them, `loss` what makes the loss of them if it
+    is not that of the next token.
+    """
+    if t.setting.objective == "score":
+        return objectives.score(t, hidden)
+    tiled = t.setting.training and t.setting.loss == "tiled"
+    if t.setting.objective == "log-probabilities" or (tiled and t.setting.objective == "tokens"):
+        return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
+    if t.setting.training and t.setting.loss == "fused_linear":
+        weight = _head(t, hidden, vocabulary, head, tied)
+        return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
+    hidden = asked_for(t, hidden)
+    project = partial(_logits, t, vocabulary, head, tied, bias, end)
+    if t.setting.objective == "policy":
+        return objectives.policy_logits(t, project(hidden))
+    if t.setting.training and t.setting.loss == "chunked":
+        return chunked_loss(t, hidden, project)
+    logits = project(hidden)
+    if t.setting.keep_outputs or not t.setting.training:
+        t.outputs = (logits,)
+    return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+
+
+def _logits(
+    t: Trace,
+    vocabulary: int,
+    head: str,
+    tied: str,
+    bias: bool,
+    end: Sequence[Activation],
+    hidden: Tensor,
+) -> Tensor:
+    if tied:
+        offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
+        table = t.table(t.weights[-1, f"{tied}.weight"])
+        logits = ops.linear(t, hidden, table, offset)
+    else:
+        logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
+    for step in end:
+        logits = step(t, logits)
+    return logits
+
+
+def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
+    """The weight of the head, or of the embedding that it shares."""
+    if tied:
+        return t.table(t.weights[-1, f"{tied}.weight"])
+    return t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+
+
+def asked_for(t: Trace, hidden: Tensor) -> Tensor:
+    """What the head is given: all tokens, or a view of the last one."""
+    if not t.setting.last_logits:
+        return hidden
+    return Tensor((t.batch, 1, hidden.shape[-1]), hidden.format, hidden.storage, hidden.node)
+
+
+def in_fp32(t: Tape, x: Tensor) -> Tensor:
+    """`x` in fp32."""
+    return ops.to(t, x, FP32)
+
+
+SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
+"""Logits kept within bounds by a scaled tanh (Gemma 2)."""
+
+
+def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
+    """The loss of the labels shifted by one token; transformers computes it in fp32."""
+    if t.setting.compiled_loss:
+        scores = ops.to(t, logits, FP32) if t.setting.fp32_logits else logits
+        return ops.compiled_cross_entropy(t, scores, shifted_labels(t))
+    scores = ops.to(t, logits, FP32)
+    if t.setting.shifts_logits:
+        kept = ops.copy(t, ops.narrow(t, scores, 1, t.sequence - 1))
+        labels = t.new("copy", (t.batch, t.sequence - 1), INT64)
+        return ops.cross_entropy(t, kept, labels)
+    labels = t.new("pad", (t.batch, t.sequence + 1), INT64)
+    targets = t.new("copy", (t.batch, t.sequence), INT64) if t.batch > 1 else labels
+    loss = ops.cross_entropy(t, scores, targets)
+    del labels
+    return loss
+
+
+def shifted_labels(t: Trace) -> Tensor:
+    """What each token should be followed by."""
+    return t.new("copy", (t.batch, t.sequence), INT64)
+
+
+def chunked_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The head and the loss of some tokens at a time: torchtune's CEWithChunkedOutputLoss.
+
+    The logits of all chunks are there before the first loss; the loss makes each of them fp32.
+    """
+    size = -(-t.sequence // t.setting.loss_chunks)
+    sizes = [min(size, t.sequence - start) for start in range(0, t.sequence, size)]
+    parts = [project(ops.contiguous(t, part)) for part in ops.split(t, hidden, *sizes, dim=1)]
+    targets, total = shifted_labels(t), None
+    for part in parts:
+        if t.setting.compiled_loss:
+            loss = ops.compiled_cross_entropy(t, part, targets)
+        else:
+            loss = ops.cross_entropy(t, ops.to(t, part, FP32), targets)
+        total = loss if total is None else ops.add(t, total, loss)
+    assert total is not None
+    return total
