@@ -79,16 +79,9 @@ def mixer(t: Trace, m: Mamba2, hidden: Tensor, name: str) -> Tensor:
     x = ops.transpose(t, x, 1, 2)
     x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
     x = recurrent.without_padding(t, ops.transpose(t, x, 1, 2))
-    hidden, into, out_of = ops.split(t, x, m.inner, shared, shared)
-    offset = t.weight(f"{name}.dt_bias", (m.heads,), "ssm")
-    skip = t.weight(f"{name}.D", (m.heads,), "ssm")
+    del hidden
+    parts = by_heads(t, m, x, steps, decay, name)
     recurrent.remember(t, m.inner * m.state, m.inner + 2 * shared, m.kernel)
-    by_head = (t.batch, t.sequence, m.heads, m.head_dim)
-    by_group = (t.batch, t.sequence, m.groups, m.state)
-    parts = Parts(
-        ops.reshape(t, hidden, *by_head), steps, decay,
-        ops.reshape(t, into, *by_group), ops.reshape(t, out_of, *by_group), offset, skip,
-    )  # fmt: skip
     scanned = None
     if recurrent.continues(t):
         out = chunk_update(t, m, parts)
@@ -205,6 +198,19 @@ def chunk_scan(t: Trace, m: Mamba2, c: Parts) -> tuple[Tensor, Tensor | None]:
     if padded > tokens:
         out = ops.narrow(t, out, 1, tokens)
     return out, last if t.setting.cache else None
+
+
+def by_heads(t: Trace, m: Mamba2, x: Tensor, steps: Tensor, decay: Tensor, name: str) -> Parts:
+    """What the convolution gives, by heads and by groups of heads, with the weights of the scan."""
+    x, into, out_of = ops.split(t, x, m.inner, m.groups * m.state, m.groups * m.state)
+    offset = t.weight(f"{name}.dt_bias", (m.heads,), "ssm")
+    skip = t.weight(f"{name}.D", (m.heads,), "ssm")
+    by_head = (t.batch, t.sequence, m.heads, m.head_dim)
+    by_group = (t.batch, t.sequence, m.groups, m.state)
+    return Parts(
+        ops.reshape(t, x, *by_head), steps, decay,
+        ops.reshape(t, into, *by_group), ops.reshape(t, out_of, *by_group), offset, skip,
+    )  # fmt: skip
 
 
 def chunk_update(t: Trace, m: Mamba2, c: Parts) -> Tensor:
