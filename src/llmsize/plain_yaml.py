@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import dropwhile
-from typing import Any, NamedTuple
+from typing import Any
+
+from llmsize.quick_tuples import NamedTuple
 
 
 def read(text: str) -> Any:

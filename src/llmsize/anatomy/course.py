@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
+
+from llmsize.quick_tuples import NamedTuple
 
 
 class Turn(NamedTuple):

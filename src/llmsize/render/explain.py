@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from llmsize.answer import Estimate, Table
+from llmsize.quick_tuples import NamedTuple
 from llmsize.render import values
 from llmsize.term import Number, Term
 
