@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import CachePolicy, paged_sequences
 from llmsize.memory.serving import Serving, fullest, need, pool, serving
+from llmsize.memory.serving.pooled import edges
 from llmsize.memory.weights import Recipe
 from llmsize.term import evaluate
 from llmsize.units import GIB
@@ -124,6 +126,21 @@ def test_heads_are_divided_evenly() -> None:
     with pytest.raises(LLMSizeError, match="28 heads and 4 KV heads are not divided by 8"):
         need(served("qwen2.5-7b", "vllm", devices=8))
     assert len(need(served("qwen2.5-7b", "vllm", devices=4, stages=2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "lengths"),
+    [
+        ("vllm", [5, 6, 6, 5]),
+        ("vllm-0.6", [5, 5, 5, 7]),
+        ("sglang", [5, 5, 6, 6]),
+        ("tensorrt-llm", [6, 6, 5, 5]),
+    ],
+)
+def test_layers_over_stages_are_the_engine_s_own(engine: str, lengths: list[int]) -> None:
+    """TinyLlama's 22 layers over 4 stages; vLLM has the example in its own documentation."""
+    ends = edges(served("tinyllama-1.1b", engine, stages=4))
+    assert [end - first for first, end in pairwise(ends)] == lengths
 
 
 @pytest.mark.parametrize(

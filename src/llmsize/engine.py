@@ -70,6 +70,9 @@ class Engine:
     """Families whose towers every device has whole; the others are divided as the model is."""
     split: Literal["layers", "tensor", "none"] = "none"
     """How several devices share a model."""
+    longer_stages: Literal["first", "last", "inner", "final"] = "first"
+    """Which stages of a pipeline have a layer more, where layers are not divided evenly: the
+    `first`, the `last`, the `inner` from the last but one back; or the `final` one has all."""
     state_pages: int = 0
     """Pages of the pool that the state of one sequence takes in every group of recurrent layers; a
     page holds as many tokens as a state has room for. 0 where states are outside of the pool."""

@@ -5,7 +5,7 @@ The pool is what weights and the warm-up leave of the engine's share of a device
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from llmsize.anatomy import Trace
 from llmsize.anatomy.config import Config
@@ -26,9 +26,8 @@ TRITON = (
 def places(question: Serving) -> tuple[Term, ...]:
     """One device of every stage of the pipeline; the devices of a stage hold the same."""
     layers = question.trace.depth
-    edges = [round(layers * stage / question.stages) for stage in range(question.stages + 1)]
     places, on_host = [], 0
-    for stage, (first, end) in enumerate(pairwise(edges)):
+    for stage, (first, end) in enumerate(pairwise(edges(question))):
         own = replace(question, weights=within(question, first, end))
         stored, away = apart(own, own.weights)
         kept = (weights_of(own, stored), *beside_weights(own, stored, end - first))
@@ -46,6 +45,16 @@ def places(question: Serving) -> tuple[Term, ...]:
         offloaded = fact("weights", on_host, unit="bytes", source=UVA)
         places.append(total("host", offloaded))
     return tuple(places)
+
+
+def edges(question: Serving) -> list[int]:
+    """The first layer of every stage, and their number."""
+    each, more = divmod(question.trace.depth, question.stages)
+    lengths = [each] * question.stages
+    for index in range(more):
+        places = {"first": index, "last": -1 - index, "inner": -2 - index, "final": -1}
+        lengths[places[question.engine.longer_stages]] += 1
+    return [0, *accumulate(lengths)]
 
 
 def warm_up(question: Serving, *, last: bool = True) -> Term:
