@@ -1,6 +1,7 @@
 """`llmsize advise` on the situations that people start from: the plan has to make sense."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ def test_alpaca_takes_three_hours_and_a_hundred_dollars(
     assert 2 < best["time"]["value"] / 3600 < 4
     assert 60 < best["cost"]["value"] < 130
     assert best["verdict"] == "fits"
+
+
+def test_packing_short_samples_would_change_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """8N FLOP a token, by half of what eight A100 do: minutes, where a sample at a time is hours.
+
+    The gradient is 4N and both passes forward 2N each (Korthikanti et al. 2022, section 5).
+    """
+    words = "llama-7b --gpu a100 --gpus 8 --task finetune --samples 52000 --tokens 6.8M --epochs 3"
+    assert run(["advise", *words.split(), "--format", "json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    note = next(note for note in notes if note.startswith("samples packed"))
+    minutes = 8 * 6.74e9 * 3 * 6.8e6 / (8 * 0.5 * 312e12) / 60
+    told = re.search(r"([\d.]+) minutes", note)
+    assert told and float(told[1]) == pytest.approx(minutes, rel=0.02)
 
 
 def test_falcon_40b_by_qlora_wants_a_card_of_the_30_gb_class(

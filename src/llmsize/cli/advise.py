@@ -287,7 +287,8 @@ def _have(machine: Machine | None, goal: Goal, mfu: float | None, price: Term | 
     return Resources(
         machine, goal.days, peak(accelerator, format),
         machines.efficiency(accelerator, format, mfu), bandwidth(accelerator).value,
-        _tokens(goal.tokens, goal.data), goal.samples, goal.epochs, price=price,
+        _tokens(goal.tokens, goal.data), goal.samples, goal.epochs,
+        goal.context or TRAINED_CONTEXT, price=price,
     )  # fmt: skip
 
 
@@ -347,11 +348,16 @@ def _options(
     for way in case.storages:
         if way in planning.WAYS[case.task]:
             for choice in _search(case, way):
-                layers = choice.model.config.get("num_hidden_layers") or 32
-                active = count(traced(choice.model).weights.values()).active
-                yield planning.adapt(case.have, way, choice, int(layers), active, named=case.named)
+                layers, active = _size(choice.model)
+                yield planning.adapt(case.have, way, choice, layers, active, named=case.named)
     if planned is not None and isinstance(ranges["full", PLAIN], Term):
         yield planning.scratch(planned)
+
+
+def _size(model: Architecture) -> tuple[int, int]:
+    """Its layers, and the parameters that one token meets."""
+    trace = traced(model)
+    return trace.depth, count(trace.weights.values()).active
 
 
 def _search(case: Case, way: Way) -> list[Choice]:
@@ -518,8 +524,20 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
         "recomputed; LoRA of rank 16 on every linear layer",
     )
-    serving = (_serving(case),) if "serve" in case.ways else ()
-    return (*(training if set(case.ways) != {"serve"} else ()), *serving)
+    told = (*training, *_tuned_on(case)) if set(case.ways) != {"serve"} else ()
+    return (*told, _serving(case)) if "serve" in case.ways else told
+
+
+def _tuned_on(case: Case) -> Iterator[str]:
+    """How the text at hand comes to the devices."""
+    tokens, samples, passes = case.have.tokens, case.have.samples, case.have.epochs
+    if tokens and samples:
+        yield (
+            f"tuning {passes:g} × on {samples:,} samples of {tokens / samples:,.0f} tokens, one at "
+            "a time on each device, where short ones wait for kernels to be launched"
+        )
+    elif tokens:
+        yield f"tuning {passes:g} × on {format_count(tokens)} tokens, packed into such sequences"
 
 
 def _serving(case: Case) -> str:
@@ -549,6 +567,7 @@ def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> It
                 f"more text: beyond {planning.REPEATABLE_EPOCHS} passes repetition adds little; "
                 f"{format_count(planned.plan.tokens / planning.REPEATABLE_EPOCHS)} tokens would do"
             )
+    yield from _packed(case, found)
     tuned = next((option for option in found if option.way == "qlora"), None)
     if tuned is not None:
         model = next(model for model in case.models if model.name == tuned.subject)
@@ -556,3 +575,21 @@ def _changes(case: Case, found: list[Option], planned: Pretraining | None) -> It
         more = int(need_of(overview.subject(model), work, "LoRA", devices).value)
         if more > case.have.machine.usable.value:
             yield f"{format_bytes(more)} on each device: LoRA of {model.name} without quantizing it"
+
+
+def _packed(case: Case, found: list[Option]) -> Iterator[str]:
+    """How long the best way of tuning would take if samples were joined into full sequences."""
+    best = next((option for option in found if option.seconds), None)
+    if best is None or best.seconds is None or not case.have.samples:
+        return
+    if best.way == "serve" or best.way == "scratch":
+        return
+    model = next(model for model in case.models if model.name == best.subject)
+    layers, active = _size(model)
+    time = planning.tuning_time(replace(case.have, samples=None), best.way, active, layers)
+    if time.value < best.seconds.value:
+        yield (
+            f"samples packed into sequences of {case.have.context:,} tokens: "
+            f"{format_duration(time.value)}, instead of {format_duration(best.seconds.value)} one "
+            f"by one, for {TITLES[best.way]} of {best.subject}"
+        )

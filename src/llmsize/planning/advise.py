@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from llmsize.errors import LLMSizeError
 from llmsize.hardware import Machine
 from llmsize.planning.catalogue import Choice, parameters
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
@@ -171,7 +172,7 @@ def adapt(
     model = choice.model
     seconds = None
     if way != "serve" and have.tokens:
-        seconds = _tuning_time(have, way, active, layers)
+        seconds = tuning_time(have, way, active, layers)
     why = "the model that was named"
     if not named:
         known = ", ".join(filter(None, (model.released, model.licence)))
@@ -186,9 +187,13 @@ def adapt(
     )  # fmt: skip
 
 
-def _tuning_time(have: Resources, method: Method, parameters: float, layers: int) -> Term:
-    """Seconds for the epochs over the tokens, one sample a step or packed into full sequences."""
-    assert have.tokens is not None
+def tuning_time(have: Resources, method: Method, parameters: float, layers: int) -> Term:
+    """Seconds for the epochs over the tokens, one sample a step or packed into full sequences.
+
+    Raises `LLMSizeError` where there are no tokens.
+    """
+    if have.tokens is None:
+        raise LLMSizeError("tuning on what?", hint="give `--tokens` or `--data`")
     samples = have.samples or max(have.tokens / have.context, 1)
     step = step_seconds(
         method, parameters=parameters, layers=layers, tokens=have.tokens / samples,
