@@ -47,7 +47,7 @@ def make_config(values: dict[str, Any]) -> Any:
     return AutoConfig.for_model(values["model_type"], **rest)
 
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
 """Types that the masked-language-model head is for, unless `architectures` names a classifier."""
 
 

@@ -54,6 +54,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Value]] = {
     "blenderbot-small": {
         "decoder_ffn_dim": 2048, "encoder_ffn_dim": 2048, "max_position_embeddings": 512,
     },
+    "camembert": {"intermediate_size": 3072},
     "codegen": {"rotary_dim": 64},
     "cohere": {"intermediate_size": 22_528},
     "cohere2": {"intermediate_size": 22_528, "sliding_window": 4096},
@@ -263,6 +264,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Value]] = {
         "num_local_experts": 8,
     },
     "mllama_text_model": {"intermediate_size": 14_336, "num_key_value_heads": 8},
+    "mt5": {"d_ff": 1024, "d_kv": 64},
     "muse_glimmer_text": {
         "head_dim": 128, "intermediate_size": 19_968, "num_key_value_heads": 2,
         "sliding_window": 2048,
@@ -333,6 +335,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Value]] = {
     "stablelm": {"intermediate_size": 6912, "num_key_value_heads": 32},
     "starcoder2": {"intermediate_size": 12_288, "num_key_value_heads": 2},
     "t5": {"d_ff": 2048, "d_kv": 64},
+    "umt5": {"d_ff": 1024, "d_kv": 64},
     "vaultgemma": {
         "head_dim": 256, "intermediate_size": 9216, "num_key_value_heads": 4,
         "sliding_window": 4096,

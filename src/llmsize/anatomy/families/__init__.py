@@ -25,7 +25,7 @@ TYPES = {
     "beam": ("beam",),
     "biogpt": ("biogpt",),
     "bitnet": ("bitnet",),
-    "bert": ("bert", "roberta", "xlm-roberta"),
+    "bert": ("bert", "roberta", "xlm-roberta", "camembert"),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2", "cohere2_moe"),
     "dbrx": ("dbrx",),
@@ -95,7 +95,7 @@ TYPES = {
     "qwen3_next": ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
-    "t5": ("t5",),
+    "t5": ("t5", "mt5", "umt5"),
     "xglm": ("xglm",),
     "zaya": ("zaya",),
 }  # fmt: skip

@@ -1,6 +1,7 @@
-"""T5, Flan-T5 and the first of their kind: an encoder and a decoder that reads it.
+"""T5, Flan-T5, mT5 and UMT5: an encoder and a decoder that reads it.
 
-transformers v5.23, models/t5/modeling_t5.py. Both stacks are given the same number of tokens.
+transformers v5.23, models/t5/modeling_t5.py, models/mt5, models/umt5. Both stacks are given the
+same number of tokens.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ class Shape:
     gated: bool
     activation: blocks.Activation
     dropout: float
+    apart: bool
+    """Whether every layer has biases of its own (UMT5)."""
 
 
 def read(c: Config) -> Shape:
-    """The shape from a `config.json`."""
-    kind = c.text("feed_forward_proj", default="relu")
+    """The shape from a `config.json`; later versions are tied whatever theirs says."""
+    family = c.text("model_type")
+    kind = c.text("feed_forward_proj", default="relu" if family == "t5" else "gated-gelu")
     gated = kind.startswith("gated-")
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     layers = c.few("num_layers")
-    tied = c.flag("tie_word_embeddings", default=True)
+    tied = family != "t5" or c.flag("tie_word_embeddings", default=True)
     return Shape(
         encoder_layers=layers,
         decoder_layers=c.few("num_decoder_layers", default=layers),
@@ -57,10 +61,11 @@ def read(c: Config) -> Shape:
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         buckets=Dim(c.size("relative_attention_num_buckets", default=32), "buckets"),
         tied=tied,
-        scaled=c.flag("scale_decoder_outputs", default=tied),
+        scaled=family != "mt5" and c.flag("scale_decoder_outputs", default=tied),
         gated=gated,
         activation=blocks.activation(Config({"name": name}, c.model), "name", default="relu"),
         dropout=c.number("dropout_rate", default=0.1),
+        apart=family == "umt5",
     )
 
 
@@ -96,17 +101,19 @@ def stack(
     mask = blocks.mask(t) if decodes or t.setting.padded else None
     biases: list[Tensor] = []  # made by the first layer for all
 
-    def block(x: Tensor, first: bool) -> Tensor:
+    def block(x: Tensor, kind: tuple[bool, bool]) -> Tensor:
+        first, _ = kind
         own = biases[0] if not first else None
         x, own = layer(t, s, x, mask, own, decodes=decodes)
         across = biases[1] if not first and decodes else None
         if encoded is not None:
             x, across = cross_layer(t, s, x, encoded, across)
         x = feed(t, s, x, f"layer.{2 if decodes else 1}")
-        biases[:] = [own] if across is None else [own, across]
+        biases[:] = [bias for bias in (own, across) if bias is not None]
         return x
 
-    kinds = [index == 0 for index in range(layers)]
+    # the gradient of what is encoded begins in the last layer; the others add to it
+    kinds = [(s.apart or index == 0, index == layers - 1) for index in range(layers)]
     embedded = [ops.dropout(t, embeddings, s.dropout)]
     x = t.layers(f"{name}.block", block, embedded.pop(), kinds, mask, carried=biases)
     x = ops.dropout(t, norm(t, x, f"{name}.final_layer_norm"), s.dropout)
@@ -116,8 +123,8 @@ def stack(
 
 def layer(
     t: Trace, s: Shape, x: Tensor, mask: Tensor | None, bias: Tensor | None, *, decodes: bool
-) -> tuple[Tensor, Tensor]:
-    """Self-attention, added to the residual, and its bias."""
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention, added to the residual, and its bias if others share it."""
     normed = norm(t, x, "layer.0.layer_norm")
     if decodes:
         t.remember(LayerCache("full", s.heads, s.head_dim, s.head_dim))
@@ -129,8 +136,8 @@ def layer(
 
 def cross_layer(
     t: Trace, s: Shape, x: Tensor, encoded: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention to what the encoder gives, added to the residual, and its bias."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attention to what the encoder gives, added to the residual, and its bias if shared."""
     normed = norm(t, x, "layer.1.layer_norm")
     t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
     made = partial(no_bias, t, s)
@@ -149,22 +156,23 @@ def attention(
     bias: Tensor | Callable[[], Tensor],
     *,
     causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attention from `x` to `source`, and its bias, which is made if need be."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attention from `x` to `source`, and its bias, which is made if need be, if it is shared."""
     width = s.heads * s.head_dim
     q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
     k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
     v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
     added = bias if isinstance(bias, Tensor) else bias()
     out = attend(t, s, q, k, v, added, mask, causal=causal)
-    return t.linear(out, f"{name}.o", s.hidden, role="o"), added
+    return t.linear(out, f"{name}.o", s.hidden, role="o"), None if s.apart else added
 
 
 def no_bias(t: Trace, s: Shape) -> Tensor:
     """Zeros for the encoder's tokens; a checkpointed layer asks for their gradient."""
     shape = (1, s.heads, t.sequence, t.sequence)
     zeros = t.new("zeros", shape, t.autocast or t.setting.format)
-    return t.with_gradient(zeros) if t.grad and t.setting.checkpoint_every else zeros
+    wanted = t.grad and t.setting.checkpoint_every and not s.apart
+    return t.with_gradient(zeros) if wanted else zeros
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:
