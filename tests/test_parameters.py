@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tables.models import configured
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.anatomy.parameters import Parameters, by_component, count
@@ -50,13 +51,8 @@ def test_counts_equal_the_instantiated_model(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", CONFIGURED, ids=lambda row: row["hf_id"])
 def test_counts_equal_the_published_configurations(row: dict[str, Any]) -> None:
     """A published `config.json`, sparse as it may be, leads to the count of its model."""
-    hub_id, config = row["hf_id"], row["config"]
-    if isinstance(config, dict):
-        model = Architecture(hub_id, row["model_type"], config, source="")
-    else:  # the row points to the defaults of transformers, which the preset spells out
-        model = next(model for model in MODELS.values() if model.hub_id == hub_id)
-    parameters = counted(model)
-    missing = NORMS_LEFT_OUT.get(hub_id, 0)
+    parameters = counted(configured(row))
+    missing = NORMS_LEFT_OUT.get(row["hf_id"], 0)
     assert parameters.total == row["params_total"] + missing
     assert parameters.active == (row["params_active"] or row["params_total"]) + missing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,30 @@ def param_counts(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
                 yield Answer(row["model"], column, int(row[column]), got)
 
 
-def model_configs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Answer]:
-    """Totals and active parameters of published configurations.
+OF_THE_CLASS = {
+    "moonshotai/Kimi-Linear-48B-A3B-Instruct": {
+        "layer_types": ["full_attention" if i and i % 4 == 0 else "linear_attention"
+                        for i in range(27)],
+    },
+}  # fmt: skip
+"""Defaults of transformers that the Hub's configuration, and so the preset, has otherwise: the
+class has full attention in six layers, the checkpoint in seven."""
 
-    A row without one points to the defaults of transformers, which the presets spell out.
-    """
+
+def configured(row: Mapping[str, Any]) -> Architecture:
+    """The model of a row; one without a configuration points to the defaults of transformers."""
+    if isinstance(row["config"], dict):
+        given = {"model_type": row["model_type"], **row["config"]}
+        return architecture(given, "model_configs.json", row["hf_id"])
+    preset = presets.get(Architecture, row["hf_id"])
+    return replace(preset, config={**preset.config, **OF_THE_CLASS.get(row["hf_id"], {})})
+
+
+def model_configs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Answer]:
+    """Totals and active parameters of published configurations."""
     for row in rows:
-        config = row["config"]
         try:
-            if isinstance(config, dict):
-                given = {"model_type": row["model_type"], **config}
-                model = architecture(given, "model_configs.json", row["hf_id"])
-            else:
-                model = presets.get(Architecture, row["hf_id"])
-            counted = count(traced(model).weights.values())
+            counted = count(traced(configured(row)).weights.values())
         except LLMSizeError:
             counted = None
         yield Answer(row["hf_id"], "params_total", row["params_total"], counted and counted.total)
