@@ -155,6 +155,7 @@ def test_a_picture_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFi
         "loss-vs-params --from 1T --to 1B",
         "loss-vs-params --from 0",
         "isoflop --law gpt3",
+        "isoloss --law twenty",
         "isoflop --compute abc",
         "memory-vs-context",
         "memory-vs-context no-such-model",

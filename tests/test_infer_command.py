@@ -260,3 +260,17 @@ def test_a_change_is_named_beside_experts_on_the_host(capsys: pytest.CaptureFixt
     said = answer(capsys, *words, "--cpu-moe", "3")
     assert said["verdict"] is False
     assert said["notes"][-1].startswith("to make it fit: ")
+
+
+def test_a_recurrent_model_has_beams_without_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Mamba keeps a state for each beam; there are no keys that change places."""
+    alone, four = (
+        answered(capsys, "infer", "mamba-130m", "--context", "256", "--beams", beams)
+        for beams in ("1", "4")
+    )
+    states = [
+        next(row for row in found["answer"][0]["rows"] if row["name"] == "recurrent state")
+        for found in (alone, four)
+    ]
+    sizes = [state["cells"]["GPU 0"]["value"] for state in states]
+    assert sizes[1] == 4 * sizes[0]

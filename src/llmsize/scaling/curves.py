@@ -30,10 +30,7 @@ def loss_by(laws: Sequence[ScalingLaw], letter: str, xs: Sequence[float]) -> Cha
 
 def isoflop(law: ScalingLaw, budgets: Sequence[float], sizes: Sequence[float]) -> Chart:
     """The valley of each budget: the loss of every size of model that it can train."""
-    if "L | N, D" not in relations(law):
-        raise LLMSizeError(
-            f"`{law.name}` has no loss of parameters and tokens", hint="try --law chinchilla"
-        )
+    _check_loss(law)
     series = [
         Series(f"{c:.2g} FLOP", _points(same_compute(law, c, sizes), "loss")) for c in budgets
     ]
@@ -43,12 +40,20 @@ def isoflop(law: ScalingLaw, budgets: Sequence[float], sizes: Sequence[float]) -
 
 def isoloss(law: ScalingLaw, budgets: Sequence[float], sizes: Sequence[float]) -> Chart:
     """The trade at the loss of each budget's optimum: tokens that each size of model needs."""
+    _check_loss(law)
     best = [allocate(law, c) for c in budgets]
     series = [
         Series(f"loss {found.loss:.3f}", _points(same_loss(law, found, sizes), "tokens"))
         for found in best
     ]
     return Chart(f"Equal loss, {law.name}", PARAMETERS, TOKENS, tuple(series))
+
+
+def _check_loss(law: ScalingLaw) -> None:
+    if "L | N, D" not in relations(law):
+        raise LLMSizeError(
+            f"`{law.name}` has no loss of parameters and tokens", hint="try --law chinchilla"
+        )
 
 
 def _points(found: Sequence[Allocation], what: str) -> tuple[tuple[float, float], ...]:

@@ -133,11 +133,12 @@ def _reordering(question: Serving) -> int:
     """The keys of a layer in their new order, before the old ones go."""
     if not question.reordered:
         return 0
-    return max(
+    keys = (
         int(layers[0].value) * layer.key_dim // (layer.key_dim + layer.value_dim)
         for layer in question.layers if layer.key_dim
         for layers in [cache_of(question, (layer,))]
     )  # fmt: skip
+    return max(keys, default=0)  # a recurrent model has none
 
 
 def _unpacked(question: Serving) -> Iterator[Term]:
