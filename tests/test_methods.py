@@ -188,6 +188,16 @@ def test_every_method_has_a_source_and_runs_or_says_why(name: str) -> None:
     assert training_step(presets.get(Architecture, "qwen2.5-0.5b"), step).trained > 0
 
 
+@pytest.mark.parametrize(
+    ("model", "trained"),
+    [("opt-125m", 12 * 16 * (4 * 768 + 3072 + 768)), ("qwen2.5-0.5b", 24 * 16 * 12_672)],
+)
+def test_parts_are_summed_whatever_shape_the_tokens_have(model: str, trained: int) -> None:
+    """MiSS has a row of outputs for each of its ranks; OPT folds sequences before its MLP."""
+    step = training_step(presets.get(Architecture, model), run_of(Choices("miss", sequence=32)))
+    assert step.trained == trained
+
+
 def test_an_option_that_a_method_has_not_is_refused() -> None:
     """IA3 has no rank, and the message says what it has."""
     with pytest.raises(LLMSizeError, match="`ia3` has no rank"):

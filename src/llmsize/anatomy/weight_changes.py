@@ -6,7 +6,7 @@ LoKr), one turns the layer's input (BOFT), others stay small (VeRA, MiSS).
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy import operations as ops
@@ -210,9 +210,10 @@ def _sum_of_parts(t: Tape, x: Tensor) -> Tensor:
 
 
 def _same_for_parts(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad, (batch, sequence, parts, size) = first(grads), node.context
-    strides = (sequence * size, size, 0, 1)
-    return (Tensor((batch, sequence, parts, size), grad.format, grad.storage, strides=strides),)
+    grad, shape = first(grads), node.context
+    tokens, size = shape[:-2], shape[-1]
+    strides = (*(size * prod(tokens[at + 1 :]) for at in range(len(tokens))), 0, 1)
+    return (Tensor(shape, grad.format, grad.storage, strides=strides),)
 
 
 class BOFT(Adapter):
