@@ -92,7 +92,7 @@ def _complete(kind: Any, values: Sequence[object], named: dict[str, object]) -> 
 
 
 def _comparing(shape: _Shape, frozen: bool) -> dict[str, Any]:
-    """The methods that compare and hash, with what they need at hand: formats do it a lot."""
+    """The methods that compare and hash, with what they need at hand."""
     values, hashed = shape.values, shape.hashed
 
     def equal(self: object, other: object) -> Any:
