@@ -167,6 +167,7 @@ def run(
     head_bias: bool = False,
     end: Sequence[blocks.Activation] = (),
     returned: list[Tensor] | None = None,
+    spare_mask: bool = False,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
@@ -174,7 +175,8 @@ def run(
     first layer's input of the token embeddings, which the model may hold beside it
     (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
     are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
-    Recomputed layers keep positions that they are handed (`handed_positions`).
+    Recomputed layers keep positions that they are handed (`handed_positions`). A
+    `spare_mask` is that of a window which all tokens outgrow, made though no layer is given it.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
@@ -184,6 +186,7 @@ def run(
     if masking == "alibi":
         held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
+    spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
     around = Around(rotary.tables(t, rope, embeddings, s.rotary, s.local_rotary, used), masks, [])
     x = t.layers(
         names.layers, partial(_within, block, around), embeddings, kinds,
@@ -192,7 +195,7 @@ def run(
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()
-    del tokens, embeddings, held, masks, around  # the model returns before its head begins
+    del tokens, embeddings, held, masks, spare, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(
         t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end

@@ -97,12 +97,15 @@ EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe")
 
 
 def windows(c: Config, layers: int) -> list[int]:
-    """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use."""
+    """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use, and
+    Qwen2-MoE's of every other lower one."""
     family = c.text("model_type")
     if family == "mistral" and "sliding_window" not in c.fields:
         return [4096] * layers
     if family.startswith("qwen") or family == "mimo":
         first = c.count("max_window_layers", default=28)
         in_use = c.flag("use_sliding_window")
+        if family == "qwen2_moe":
+            return decoder.windows(c, layers, lambda i: in_use and i % 2 == 0 and i < first)
         return decoder.windows(c, layers, lambda layer: in_use and layer >= first)
     return decoder.windows(c, layers, lambda layer: family in EVERYWHERE)

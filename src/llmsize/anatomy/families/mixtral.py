@@ -49,11 +49,13 @@ class Type:
     """Rotary embedding of q and k, if not the usual one."""
     sampled: bool = False
     """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
+    masks_windows: bool = False
+    """Whether a mask for windows is made though no layer has one."""
 
 
 TYPES = {
     "mixtral": Type(wide=True, normed=True, once_linear=True),
-    "qwen2_moe": Type(biased=True, output_biased=False),
+    "qwen2_moe": Type(biased=True, output_biased=False, masks_windows=True),
     "qwen3_moe": Type(head_norm=blocks.rms_norm, once_linear=True),
     "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
     "qwen3_omni_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
@@ -108,6 +110,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         kinds,
         norm=family.norm,
         windows=reach,
+        spare_mask=family.masks_windows and not any(reach),
         rope=rotary.read(c),
         head_bias=c.flag("lm_head_bias"),
     )
