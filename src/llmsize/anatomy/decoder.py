@@ -175,8 +175,9 @@ def run(
     first layer's input of the token embeddings, which the model may hold beside it
     (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
     are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
-    Recomputed layers keep positions that they are handed (`handed_positions`). A
-    `spare_mask` is that of a window which all tokens outgrow, made though no layer is given it.
+    Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
+    the last layer `returned` beside its output. A `spare_mask` is that of a window which all tokens
+    outgrow, made though no layer is given it.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
