@@ -85,11 +85,10 @@ def test_a_pattern_is_traced_once() -> None:
 
 
 def test_neighbours_that_look_alike_are_traced_once() -> None:
-    """Where a layer cannot tell a local from a global neighbour, the first, one of each kind and
-    the last do."""
+    """Where a layer cannot tell a local from a global neighbour, one of each kind does."""
     turns = course.course((("l",) * 5 + ("g",)) * 10 + ("l", "l"))
     shown = course.shown_by(turns, seen=[()] * len(turns))
-    assert [turns[n].kind for n in sorted(set(shown))] == ["l", "l", "g", "l"]
+    assert [turns[n].kind for n in sorted(set(shown))] == ["l", "g"]
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
@@ -164,7 +163,8 @@ def _weights(model: Architecture, *, outline: bool) -> list[object]:
 
 def _step(model: Architecture, setting: Setting) -> TrainingStep:
     precision, optimizer = presets.get(Precision, "bf16"), presets.get(Optimizer, "adamw")
-    return training_step(model, TrainingRun(precision, optimizer, setting))
+    traced = training_step.__wrapped__  # not what was remembered of the same step
+    return traced(model, TrainingRun(precision, optimizer, setting))
 
 
 def _reasons(step: TrainingStep) -> Counter[str]:

@@ -145,7 +145,7 @@ def backward(tape: Tape, output: Tensor) -> None:
     while nodes:
         current = nodes.pop()
         if current.layer != tape.layer:
-            if current.layer >= 0:
+            if current.layer >= 0 or len(current.grads) == 1:  # prefixes have one for each layer
                 hand_on(current.grads)
             tape.enter(current.layer)
         if current.grads:
@@ -160,10 +160,10 @@ def backward(tape: Tape, output: Tensor) -> None:
 
 
 def hand_on(grads: Sequence[Tensor | None]) -> None:
-    """Call the gradients that come to a layer the same, whichever layer or head they are from."""
+    """Call what one layer sends the next the same as what comes from the head."""
     for grad in grads:
         if grad is not None and grad.storage is not None:
-            grad.storage.hand_on("hidden_states_gradient")
+            grad.storage.hand_on("hidden_states_gradient", grad.shape)
 
 
 def run(tape: Tape, node: Node) -> None:

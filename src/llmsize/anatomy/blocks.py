@@ -142,6 +142,7 @@ def hand_back(t: Trace, returned: list[Tensor], weights: Tensor | None) -> None:
     """
     if not t.replaying:
         returned[:] = [] if weights is None else [weights]
+        t.handing_back = bool(returned)
 
 
 Activation = Callable[[Trace, Tensor], Tensor]

@@ -64,9 +64,9 @@ def shown_by(
 ) -> list[int]:
     """For each turn the number of one of its kind, between neighbours that look like its own.
 
-    `seen` is what of each turn its neighbours can tell, and then what is after the last looks like
-    it; without it they tell all. Few turns do for all, and follow each other as turns do. The
-    first that stand `apart` are shown by none but themselves.
+    `seen` is what of each turn its neighbours can tell, and then what is before the first and after
+    the last looks like those; without it they tell all. Few turns do for all, and follow each other
+    as turns do. The first that stand `apart` are shown by none but themselves.
     """
     kinds = tuple([turn.kind for turn in turns])
     return _shown_by(kinds, None if seen is None else tuple(seen), apart)
@@ -77,9 +77,9 @@ def _shown_by(
     kinds: tuple[Hashable, ...], seen: tuple[Hashable, ...] | None, apart: int
 ) -> list[int]:
     marked = [(kind, number if number < apart else -1) for number, kind in enumerate(kinds)]
-    after = None if seen is None else seen[-1]
+    before, after = (seen[0], seen[-1]) if seen else (None, None)
     seen = seen or tuple(marked)
-    around = list(zip([None, *seen], marked, [*seen[1:], after], strict=False))
+    around = list(zip([before, *seen], marked, [*seen[1:], after], strict=False))
     path: list[int] = []
     for number, turn in enumerate(around):
         path.append(number)

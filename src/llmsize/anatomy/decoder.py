@@ -168,6 +168,7 @@ def run(
     end: Sequence[blocks.Activation] = (),
     returned: list[Tensor] | None = None,
     spare_mask: bool = False,
+    carrying: bool = False,
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
@@ -178,6 +179,7 @@ def run(
     Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
     the last layer `returned` beside its output. A `spare_mask` is that of a window which all tokens
     outgrow, made though no layer is given it.
+    Blocks that are `carrying` hand each other more than the residual stream.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
@@ -191,8 +193,9 @@ def run(
     around = Around(rotary.tables(t, rope, embeddings, s.rotary, s.local_rotary, used), masks, [])
     x = t.layers(
         names.layers, partial(_within, block, around), embeddings, kinds,
-        *(held if handed_positions else held[1:]), carried=around.carried,
+        *(held if handed_positions else held[1:]), carried=around.carried if carrying else None,
     )  # fmt: skip
+    assert carrying or not around.carried, "blocks carry something that their family does not say"
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()

@@ -203,9 +203,9 @@ def chosen(t: Trace, m: Mixture, logits: Tensor, *, bounded: bool = False) -> tu
 
 def corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
     """The experts whose score with its correction is highest; no gradient passes here."""
-    if m.correction in ("alike", "fp32") and not t.replaying:  # a buffer in every such layer
+    if m.correction in ("alike", "fp32"):
         format = FP32 if m.correction == "fp32" else t.setting.format
-        t.buffers += len(t.places[t.layer].indices) * m.count * format.block_bytes
+        t.add_buffer(m.count * format.block_bytes)
     corrected = t.new("add", scores.shape, scores.format)
     masked = t.new("masked_fill", scores.shape, scores.format)
     values = t.new("topk", (scores.shape[0], m.chosen), scores.format)

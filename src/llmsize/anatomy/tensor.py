@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import prod
 from typing import TYPE_CHECKING, Literal
+from weakref import ref
 
 from llmsize.anatomy.layout import Strides
 from llmsize.formats import Format, stored_bytes
@@ -100,10 +101,17 @@ class Storage:
             if self.others is not None:
                 self.others.becomes(role)
 
-    def hand_on(self, operation: str) -> None:
-        """From now on it is what one layer hands another."""
-        _, _, _, shape, format = self.what
-        self._is_now(make(What, ("temporary", operation, HANDED_ON, shape, format)))
+    def hand_on(self, operation: str, shape: Shape, layer: int = HANDED_ON) -> None:
+        """From now on it is what layers hand each other."""
+        self._is_now(make(What, (self.what.role, operation, layer, shape, self.what.format)))
+
+    def lend(self, operation: str, shape: Shape) -> Lent:
+        """Its bytes as what the first layer is handed, until that is let go of."""
+        role, _, _, _, format = self.what
+        size, self.bytes = self.bytes, 0
+        self.events.append((-size, self.what))
+        what = make(What, (role, operation, HANDED_ON, shape, format))
+        return Lent(self.events, what, size, self)
 
     def _is_now(self, what: What) -> None:
         self.events += ((-self.bytes, self.what), (self.bytes, what))
@@ -113,6 +121,24 @@ class Storage:
         """From now on it waits for the backward pass, if nothing else holds it yet."""
         if self.what.role == "temporary":
             self.becomes("kept")
+
+
+class Lent(Storage):
+    """The bytes of another storage, which has them back if it outlives this one."""
+
+    __slots__ = ("lender",)
+
+    def __init__(self, events: list[Event], what: What, size: int, lender: Storage) -> None:
+        """Take over the bytes of `lender`."""
+        super().__init__(events, what, size)
+        self.lender = ref(lender)
+
+    def __del__(self) -> None:
+        self.events.append((-self.bytes, self.what))
+        lender = self.lender()
+        if lender is not None:
+            lender.bytes = self.bytes
+            lender.events.append((lender.bytes, lender.what))
 
 
 class Others(Storage):

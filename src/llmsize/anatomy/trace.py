@@ -111,11 +111,11 @@ class Place(NamedTuple):
 
     prefix: str
     """Of its weights' names; `{}` stands for the layer's index."""
-    indices: Sequence[int]
+    indices: list[int]
     """Indices of the layers it stands for; empty outside of the layers."""
 
 
-OUTSIDE = Place("", ())
+OUTSIDE = Place("", [])
 
 CLASSIFIERS = frozenset(("classifier", "score"))
 """Modules that peft trains beside adapters wherever there are some (peft v0.21, peft_model.py,
@@ -158,7 +158,11 @@ class Trace(Tape):
     classifies: bool = False
     """Whether there is one label for each sequence in place of one for each token."""
     buffers: int = 0
-    """Bytes of the model's buffers: constants beside the weights."""
+    """Bytes of constants beside the weights, without those that layers have of their own."""
+    own_buffers: dict[int, int] = field(default_factory=dict)
+    """Bytes of constants that each traced layer has, and every one that it stands for."""
+    handing_back: bool = False
+    """Whether the last layer left something beside its result, which the next lets go of."""
     rotated: list[int] = field(default_factory=list)
     """Channels that are rotated, for each kind of layer whose angles are made apart; first those
     of layers that see every token."""
@@ -221,7 +225,13 @@ class Trace(Tape):
     def add_buffer(self, size: int) -> None:
         """Count a constant of that many bytes in every layer like the one at work."""
         if not self.replaying:
-            self.buffers += len(self.places[self.layer].indices) * size
+            self.own_buffers[self.layer] = self.own_buffers.get(self.layer, 0) + size
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the model's buffers: constants beside the weights."""
+        own = (len(self.places[layer].indices) * size for layer, size in self.own_buffers.items())
+        return self.buffers + sum(own)
 
     def share_buffer(self, name: str, *shape: int) -> None:
         """Count an fp32 constant that layers share: as large as the largest of them needs."""
@@ -397,9 +407,9 @@ class Trace(Tape):
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive, and what is in
-        `carried`, by which blocks hand something to the next beside `x`. If the first leaves that
-        empty, and blocks are not `sharing` what gradients flow to, layers cannot tell of what
-        kinds their neighbours are.
+        `carried`, by which blocks hand something to the next beside `x`. If there is no such list
+        or the first leaves it empty, and blocks are not `sharing` what gradients flow to, layers
+        cannot tell of what kinds their neighbours are.
         """
         handed = [] if carried is None else carried
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
@@ -411,11 +421,16 @@ class Trace(Tape):
         turns = one_of_each(marked) if self.outline else course(marked)
         first, settled = len(self.course), self.outline
         shown = self._follow(prefix, first, turns, range(len(turns)))
+        x, self.handing_back = _lent(x), False
+        entered: Hashable = None
         for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
-            if not settled and self._is_settled(x, carried, number):
+            before, entered = entered, (x.format, x.shape, x.strides, x.node is not None)
+            if number and not settled and self._is_settled(x, carried):
                 settled = True
+                alone = carried is None and not sharing and not self.handing_back
+                apart = number - 1 if alone and before == entered else number
                 seen = None if carried or sharing else [turn.kind[1:] for turn in turns]
-                shown = self._follow(prefix, first, turns, shown_by(turns, number, seen))
+                shown = self._follow(prefix, first, turns, shown_by(turns, apart, seen))
             if shown[number] != number:
                 continue
             self.enter(first + number)
@@ -427,21 +442,22 @@ class Trace(Tape):
             else:
                 x = block(x, kind)
             self.attention_weights = None
+            if x.storage is not None:
+                x.storage.hand_on(HIDDEN_STATES, x.shape, first + number)
         handed.clear()
         self.enter(-1)
         return x
 
-    def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None, number: int) -> bool:
+    def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None) -> bool:
         """Whether layers from this turn on are alike if they are of one kind and their neighbours
         look alike.
 
-        Not before it is known what is carried, nor before something is trained; nor where some
-        layers run again and what is carried comes from further away.
+        Not before something is trained, nor where some layers run again and what is carried comes
+        from further away.
         """
         trained = x.node is not None or not self.grad
         some = self.setting.checkpoint_every > 1
-        unknown = not number
-        return trained and not unknown and not (some and carried)
+        return trained and not (some and carried)
 
     def _follow(
         self, prefix: str, first: int, turns: Sequence[Turn], shown: Sequence[int]
@@ -455,8 +471,20 @@ class Trace(Tape):
         for turn in self.course[first:]:
             stands_for.setdefault(turn.layer, []).extend(turn.indices)
         for number, indices in stands_for.items():
-            self.places[number] = Place(f"{prefix}.{{}}.", sorted(indices))
+            place = self.places.setdefault(number, Place(f"{prefix}.{{}}.", []))
+            place.indices[:] = sorted(indices)  # weights that are there already know the list
         return shown
+
+
+HIDDEN_STATES = "hidden_states"
+
+
+def _lent(x: Tensor) -> Tensor:
+    """`x` as layers hand it to each other: no layer's own, and of no one else who holds it."""
+    if x.storage is None:
+        return x
+    storage = x.storage.lend(HIDDEN_STATES, x.shape)
+    return Tensor(x.shape, x.format, storage, x.node, x.slot, x.strides, x.own)
 
 
 def _applied(

@@ -40,14 +40,14 @@ def generation(architecture: Architecture, setting: Setting) -> Generation:
     token = setting._replace(sequence=1, past=setting.sequence, last_logits=True)
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
-    static = weights + prompt.buffers + INT64.block_bytes * setting.batch * setting.sequence
+    static = weights + prompt.buffer_bytes + INT64.block_bytes * setting.batch * setting.sequence
     kept = [(change * part.times, what) for part in prompt_parts for passage in part.passages
             for change, what in passage.events if what.role == "cache"]  # fmt: skip
     stored = sum(change for change, _ in kept)
     states = sum(change for change, what in kept if what.operation == "state")
     return Generation(
         weights=weights,
-        buffers=prompt.buffers,
+        buffers=prompt.buffer_bytes,
         cache=_nominal(prompt, setting) + states,
         prefill_peak=static + crest(prompt_parts).bytes,
         decode_peak=(

@@ -54,7 +54,7 @@ def _weights(weights: Iterable[Parameter], run: TrainingRun) -> Term:
 
 
 def _buffers(trace: Trace) -> Term:
-    return counted("buffers", trace.buffers, "inverse frequencies of the rotary embedding")
+    return counted("buffers", trace.buffer_bytes, "inverse frequencies of the rotary embedding")
 
 
 def at_work(weights: Iterable[Parameter], setting: Setting) -> int:

@@ -8,7 +8,7 @@ from itertools import accumulate, groupby, pairwise
 
 from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
-from llmsize.anatomy.tensor import OUTSIDE, Event, What
+from llmsize.anatomy.tensor import HANDED_ON, OUTSIDE, Event, What
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term
@@ -24,10 +24,11 @@ def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term
 class Passage:
     """What happens in one traced layer, or outside of the layers, in one go."""
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        """Fold `events`."""
+    def __init__(self, events: Sequence[Event], layer: int = OUTSIDE) -> None:
+        """Fold the `events` of a traced layer."""
         levels = [0, *accumulate([change for change, _ in events])]
         self.events = events
+        self.layer = layer
         self.net = levels[-1]
         """Bytes that are alive after it and were not before."""
         self.crest = max(levels)
@@ -47,9 +48,17 @@ class Passage:
 
     @cached_property
     def _own(self) -> Passage | None:
-        """What is the layer's own, unless all of it is: what refers to itself is freed late."""
-        own = [event for event in self.events if event[1].layer != OUTSIDE]
-        return Passage(own) if len(own) < len(self.events) else None
+        """What is the layer's own, unless all of it is: what refers to itself is freed late.
+
+        What it is handed is of a layer, too.
+        """
+        if all(what.layer >= 0 for _, what in self.events):
+            return None
+        handed = {id(what): what for _, what in self.events if what.layer == HANDED_ON}
+        made = {key: what._replace(layer=self.layer) for key, what in handed.items()}
+        own = [(size, made.get(id(what), what)) for size, what in self.events
+               if what.layer != OUTSIDE]  # fmt: skip
+        return Passage(own, self.layer)
 
 
 class Stretch(NamedTuple):
@@ -91,7 +100,7 @@ def stretches(trace: Trace) -> Iterator[Stretch]:
     """The tape in stretches, for all layers; those of a pattern that repeats are one."""
     passed: dict[int, Passage] = {}
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
-        passage = Passage(trace.events[segment.start : after.start])
+        passage = Passage(trace.events[segment.start : after.start], segment.layer)
         if segment.layer >= 0:
             passed[segment.layer] = passage
         elif passage.events:

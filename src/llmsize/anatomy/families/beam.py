@@ -43,7 +43,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     sparse = mixture.sparse_layers(c, s.layers, 3)
     kinds = list(zip(reach, sparse, strict=True))
     return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, windows=reach,
+        t, s, block, kinds, norm=fp32_norm, windows=reach, carrying=True,
         rope=rotary.Rope(format=FP32, apart=True),
         end=(lm_head.in_fp32, *lm_head.SOFTCAP) if capped else (),
     )  # fmt: skip

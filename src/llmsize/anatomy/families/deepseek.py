@@ -143,7 +143,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
     rope = rotary.Rope(rotary.complex_table if family.complex_turn else rotary.table)
     masking: blocks.Masking = "always" if indexer else "as needed"
-    return decoder.run(t, s, block, kinds, rope=rope, masking=masking)
+    return decoder.run(
+        t, s, block, kinds, rope=rope, masking=masking,
+        carrying=indexer is not None and indexer.shared,
+    )  # fmt: skip
 
 
 def read_mixture(c: Config, family: Type) -> Mixture:

@@ -92,7 +92,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(ratio, i < e.hashed) for i, ratio in enumerate(ratios(c, s.layers))]
     return decoder.run(
         t, s, block, kinds, norm=end, windows=(e.window,), begin=begin, masking="eager",
-        rope=rotary.Rope(tables),
+        rope=rotary.Rope(tables), carrying=True,
     )  # fmt: skip
 
 
@@ -293,8 +293,7 @@ def compressor(
     gate = t.linear(x, f"{name}.gate_proj", series * channels, role=role)
     place = t.weight(f"{name}.position_bias", (ratio, series * channels), role)
     t.weight(f"{name}.kv_norm.weight", (channels,), "norm")
-    if not t.replaying:  # inverse frequencies, as those of the model
-        t.buffers += len(t.places[t.layer].indices) * 2 * FP32.block_bytes * rotated
+    t.add_buffer(2 * FP32.block_bytes * rotated)  # inverse frequencies, as those of the model
     t.remember(LayerCache("full", 1, channels, 0, every=ratio))
     if not count:
         return t.new("new_zeros", (t.batch, 1, 0, channels), x.format)

@@ -233,8 +233,7 @@ def modalities(t: Trace, s: Shape, x: Tensor) -> Tensor:
 def predict(t: Trace, s: Shape, x: Tensor) -> Tensor:
     """Every stream as a mixture of all of them."""
     n = s.streams
-    if not t.replaying:  # the scale of the router's input, in every layer
-        t.buffers += len(t.places[t.layer].indices) * t.setting.format.block_bytes
+    t.add_buffer(t.setting.format.block_bytes)  # the scale of the router's input
     weights = modalities(t, s, ops.select(t, x, 0))
     weights = t.linear(weights, "altup.prediction_coefs", n * n, role="router")
     weights = ops.transpose(t, ops.reshape(t, weights, t.batch, t.sequence, n, n), 2, 3)

@@ -166,8 +166,7 @@ def last_token(t: Trace, x: Tensor) -> Tensor:
 
 def scaled_in_place(t: Trace, x: Tensor) -> Tensor:
     """What a layer gives times a number, which is a buffer of the layer's."""
-    if not t.replaying:
-        t.buffers += len(t.places[t.layer].indices) * t.setting.format.block_bytes
+    t.add_buffer(t.setting.format.block_bytes)
     return ops.scale_in_place(t, x)
 
 

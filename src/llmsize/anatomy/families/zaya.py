@@ -48,7 +48,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, kinds, windows={window if local else 0 for _, local in kinds}, norm=end,
         begin=begin, rope=rotary.Rope(format=narrow, apart=True),
-        handed_positions=False, head_bias=c.flag("lm_head_bias"),
+        handed_positions=False, carrying=True, head_bias=c.flag("lm_head_bias"),
     )  # fmt: skip
 
 
@@ -154,8 +154,7 @@ def route(
     t: Trace, m: Mixture, x: Tensor, router: int, carried: list[Tensor], first: bool
 ) -> mixture.Routing:
     """A small network whose hidden state each layer hands to the next."""
-    if not t.replaying:
-        t.buffers += len(t.places[t.layer].indices) * (m.count + 1) * FP32.block_bytes
+    t.add_buffer((m.count + 1) * FP32.block_bytes)
     hidden = t.linear(x, "mlp.gate.down_proj", router, bias=True, role="router")
     before = carried.pop() if carried else None
     if not first and before is not None:
