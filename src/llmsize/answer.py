@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsize import __version__
 from llmsize.quick_dataclasses import dataclass
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import dropwhile
-from typing import Any
-
-from llmsize.quick_tuples import NamedTuple
+from typing import Any, NamedTuple
 
 
 def read(text: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from keyword import iskeyword
+from types import CodeType
 from typing import Any, Literal
 
 from llmsize.errors import LLMSizeError
@@ -101,12 +101,12 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
 
     Raises `LLMSizeError` where it has none, as where it divides by nothing.
     """
-    function, names, divides = _compiled(formula)
+    code, names, divides = _compiled(formula)
     if names != inputs.keys():
         missing, spare = names - inputs.keys(), inputs.keys() - names
         raise ValueError(f"`{formula}`: missing {sorted(missing)}, spare {sorted(spare)}")
     try:
-        result = function(**(_exact(inputs) if divides else inputs))
+        result = _run(code, _exact(inputs) if divides else inputs)
     except ArithmeticError as failure:
         raise LLMSizeError(
             f"`{formula}` has no value: {failure}",
@@ -116,6 +116,10 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
         return int(result) if result.denominator == 1 else float(result)
     assert isinstance(result, int | float)
     return result
+
+
+def _run(code: CodeType, values: Mapping[str, object]) -> Any:
+    return eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
 
 
 def _exact(inputs: Mapping[str, Number]) -> dict[str, object]:
@@ -130,20 +134,15 @@ _DIGITS = frozenset("0123456789_.e")
 
 
 @lru_cache(maxsize=512)
-def _compiled(formula: str) -> tuple[Callable[..., Any], frozenset[str], bool]:
-    """What computes it, its inputs, and whether it divides; a `ValueError` if it is no arithmetic.
+def _compiled(formula: str) -> tuple[CodeType, frozenset[str], bool]:
+    """Its code, its inputs, and whether it divides; a `ValueError` if it is not arithmetic.
 
-    Between the signs of arithmetic stand names and numbers, and no word of Python. A function is
-    made of it, because `compile` would build all classes of syntax trees first.
+    Between the signs of arithmetic stand numbers and what the code looks up, and no other word.
     """
+    code = compile(formula, formula, "eval")
     words = formula.translate(_SIGNS).split()
     names = frozenset(word for word in words if not word[0].isdigit())
     numbers = "".join(word for word in words if word[0].isdigit())
-    if not all(map(str.isidentifier, names)) or any(map(iskeyword, names)):
+    if names != frozenset(code.co_names) or not _DIGITS.issuperset(numbers):
         raise ValueError(f"`{formula}` is not arithmetic")
-    if not _DIGITS.issuperset(numbers):
-        raise ValueError(f"`{formula}` has a number that is none")
-    inputs = names - _FUNCTIONS.keys()
-    known = {"__builtins__": {}, **_FUNCTIONS}
-    function = eval(f"lambda {', '.join(inputs)}: ({formula})", known)  # noqa: S307
-    return function, inputs, "/" in formula.replace("//", "")
+    return code, names - _FUNCTIONS.keys(), "/" in formula.replace("//", "")

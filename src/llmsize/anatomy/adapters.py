@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.tape import Parameter
@@ -17,7 +17,6 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.quick_dataclasses import dataclass
-from llmsize.quick_tuples import NamedTuple
 
 if TYPE_CHECKING:
     from llmsize.anatomy.config import Config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from llmsize.quick_tuples import NamedTuple
+from typing import Literal, NamedTuple
 
 Kind = Literal["full", "window", "latent", "index", "cross", "recurrent", "none"]
 """Every token; the last `window` tokens; one compressed vector per token; the key by which an

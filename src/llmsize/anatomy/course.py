@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
-
-from llmsize.quick_tuples import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Turn(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, lm_head, rotary
@@ -19,7 +19,6 @@ from llmsize.anatomy.rotary import Rotation, Turn, rotated
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
-from llmsize.quick_tuples import NamedTuple
 
 Norm = Callable[[Trace, Tensor, str], Tensor]
 """Normalises the last dimension with the weights of that name."""

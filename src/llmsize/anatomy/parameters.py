@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
+from typing import NamedTuple
 
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Shape, named
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import LLMSizeError
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, total
 
 COMPONENTS = {

@@ -7,13 +7,13 @@ as long as there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, Format
-from llmsize.quick_tuples import NamedTuple
 
 
 class Rotation(NamedTuple):

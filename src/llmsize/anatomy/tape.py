@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 from sys import getrefcount
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
 from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What, make
 from llmsize.formats import Format, stored_bytes
 from llmsize.quick_dataclasses import dataclass, field
-from llmsize.quick_tuples import NamedTuple
 
 
 class Parameter(Tensor):

@@ -8,12 +8,11 @@ because a family's forward pass holds its tensors in the same variables.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from weakref import ref
 
 from llmsize.anatomy.layout import Strides
 from llmsize.formats import Format, stored_bytes
-from llmsize.quick_tuples import NamedTuple
 
 if TYPE_CHECKING:
     from llmsize.anatomy.autograd import Node

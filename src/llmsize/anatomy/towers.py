@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmsize.anatomy.config import Config
-from llmsize.quick_tuples import NamedTuple
 
 WHOLE = "multimodal_config"
 """Where a language model's configuration keeps the plain fields of the model that it is part of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Adapter, Linear
@@ -16,7 +16,6 @@ from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
-from llmsize.quick_tuples import NamedTuple
 from llmsize.stack import Loss
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from llmsize import presets
 from llmsize.answer import Drawn, Estimate
@@ -98,18 +98,12 @@ def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 @cache
 def _evaluated(command: Callable[..., Any]) -> list[Parameter]:
     """The parameters as a command or a group is written, their annotations evaluated."""
-    given, names = defaults(command), vars(sys.modules[command.__module__])
+    hints, given = get_type_hints(command, include_extras=True), defaults(command)
     return [
-        Parameter(name, _evaluate(annotation, names), given.get(name, REQUIRED))
-        for name, annotation in command.__annotations__.items()
+        Parameter(name, annotation, given.get(name, REQUIRED))
+        for name, annotation in hints.items()
         if name != "return"
     ]
-
-
-def _evaluate(annotation: object, names: dict[str, Any]) -> object:
-    """An annotation as it is written in a module with those names; `get_type_hints` is slower."""
-    text = getattr(annotation, "__forward_arg__", annotation)  # as `typing.NamedTuple` keeps it
-    return eval(text, names) if isinstance(text, str) else text  # noqa: S307
 
 
 def _options(command: Callable[..., Any]) -> Iterator[Parameter]:

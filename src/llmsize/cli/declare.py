@@ -9,11 +9,10 @@ below the first line of its docstring. A field may be a group itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsize import units
 from llmsize.errors import one_of, quoted
-from llmsize.quick_tuples import NamedTuple
 
 if TYPE_CHECKING:
     import inspect

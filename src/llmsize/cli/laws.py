@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from llmsize import presets, units
 from llmsize.cli.declare import Option, counting
 from llmsize.cli.options import completing
 from llmsize.errors import LLMSizeError
-from llmsize.quick_tuples import NamedTuple
 from llmsize.scaling.laws import ScalingLaw, additive
 
 _SCALING = "Training run"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format, stored_bytes
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, term, total
 
 

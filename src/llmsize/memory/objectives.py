@@ -8,7 +8,7 @@ their turn before it, and the peak of the step is the highest of all moments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.trace import Objective as Head
@@ -17,7 +17,6 @@ from llmsize.errors import LLMSizeError, one_of
 from llmsize.formats import FP32, INT64
 from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted, peak, stretches
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, total
 
 Reference = Literal["model", "adapter", "precomputed", "none"]

@@ -8,7 +8,7 @@ memory follow published rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
@@ -27,7 +27,6 @@ from llmsize.memory.weights import (
 )
 from llmsize.optimizers import Optimizer, Precision, kept_format, state_bytes, state_format
 from llmsize.quick_dataclasses import replace
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Grade, Term, fact, term, total
 
 if TYPE_CHECKING:

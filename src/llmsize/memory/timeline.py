@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
+from typing import NamedTuple
 
 from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
 from llmsize.anatomy.tensor import HANDED_ON, OUTSIDE, Event, What
 from llmsize.anatomy.trace import Trace
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term
 
 ANATOMY = "the anatomy of the model"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
@@ -32,7 +32,6 @@ from llmsize.memory.states import (
 )
 from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, total
 
 Offload = Literal["none", "optimizer", "parameters"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.trace import Trace
@@ -13,7 +13,6 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, did_you_mean
 from llmsize.formats import Format, matrix_tensors
 from llmsize.quick_dataclasses import dataclass, field, replace
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, fact, total
 
 FormatOf = Callable[[str], Format]

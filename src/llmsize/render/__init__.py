@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from llmsize.answer import Estimate
-from llmsize.quick_tuples import NamedTuple
 
 OutputFormat = Literal["table", "plain", "json", "csv", "markdown"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)

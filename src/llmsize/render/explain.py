@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.answer import Estimate, Table
-from llmsize.quick_tuples import NamedTuple
 from llmsize.render import values
 from llmsize.term import Number, Term
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from llmsize.answer import Absent, Cell, Estimate, Table
-from llmsize.quick_tuples import NamedTuple
 from llmsize.render import values
 from llmsize.term import Grade, Term
 

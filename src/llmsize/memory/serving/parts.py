@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
+from typing import NamedTuple
 
 from llmsize.anatomy.cache import LayerCache
 from llmsize.engine import Engine
@@ -11,7 +12,6 @@ from llmsize.formats import Format
 from llmsize.memory.kv_cache import kv_cache, pool_token_bytes
 from llmsize.memory.serving.question import Serving
 from llmsize.memory.weights import Stored, Weight, one_by_one, weight_bytes
-from llmsize.quick_tuples import NamedTuple
 from llmsize.term import Term, fact, term, total
 
 SHARDED = frozenset(
