@@ -54,7 +54,7 @@ def attend(
     whole = all(x.shape[-1] * x.format.block_bytes % ALIGNED_BYTES == 0 for x in (q, v))
     if groups == 1 and whole:
         return efficient(t, q, k, v, mask)
-    return math(t, q, k, v, mask, dropout)
+    return math(t, q, k, v, mask, dropout, repeated)
 
 
 def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -165,20 +165,28 @@ def causal(t: Tape, q: Tensor, k: Tensor) -> Tensor:
     return mask
 
 
-def math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def math(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, repeated: bool
+) -> Tensor:
     """The composite, in fp32 even under autocast: what products need of q, k and scores is kept.
 
     aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
     """
     autocast, t.autocast = t.autocast, None
     try:
-        return composite(t, q, k, v, mask, dropout)
+        return composite(t, q, k, v, mask, dropout, repeated)
     finally:
         t.autocast = autocast
 
 
 def composite(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    repeated: bool,
 ) -> Tensor:
     """Scaled q and k, scores, their softmax, weighted values; one token sees all before it."""
     format = q.format
@@ -188,8 +196,8 @@ def composite(
     if mask is None and q.shape[2] > 1:
         mask = causal(t, q, k)
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and k.shape[1] > 1:
-        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
+    if groups > 1 and repeated:
+        k, v = (ops.contiguous(t, ops.repeat(t, x, groups)) for x in (k, v))
     scores = ops.matmul(t, q, ops.scale(t, ops.transpose(t, k, -1, -2)))
     scores = scores if mask is None else ops.add(t, scores, mask)
     weights = safe_softmax(t, scores)

@@ -159,7 +159,9 @@ def attend(t: Trace, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor
         mask = t.new("ge", (1, 1, *bias.shape[2:]), BOOL)
     bias = ops.contiguous(t, ops.where(t, mask, bias))
     q, k, v, bias = (ops.cast(t, part) for part in (q, k, v, bias))
-    return kernels.math(t, q, k, v, bias, 0.0) if shared else kernels.efficient(t, q, k, v, bias)
+    if shared:
+        return kernels.math(t, q, k, v, bias, dropout=0.0, repeated=True)
+    return kernels.efficient(t, q, k, v, bias)
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
