@@ -69,11 +69,12 @@ def test_every_preset_counts_to_its_published_number(name: str) -> None:
 def test_counting_is_fast() -> None:
     """One model in a few milliseconds, so that all of them can be searched."""
     model = MODELS["deepseek-v3"]
+    outline = traced.__wrapped__  # not what was remembered of the same model
     times = []
     for _ in range(5):
-        start = time.perf_counter()
-        traced(model)
-        times.append(time.perf_counter() - start)
+        start = time.process_time()
+        outline(model)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
 
 
