@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.answers import Answer
-from benchmarks.tables.llamacpp import (
-    gguf_sizes,
-    llamacpp_buffers,
-    llamacpp_families,
-)
+from benchmarks.tables.llamacpp import gguf_sizes, llamacpp_buffers, llamacpp_families
 from benchmarks.tables.llamacpp import kv_cache as kv_cache_table
 from llmsize import presets
 from llmsize.anatomy import traced

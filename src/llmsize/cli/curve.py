@@ -118,7 +118,7 @@ def curve(
 
 
 def _check_used(picture: Picture, given: Mapping[str, object]) -> None:
-    """Raise `LLMSizeError` for what the picture says nothing about, and for a second law of one."""
+    """Raise `LLMSizeError` for what is given and the picture says nothing about."""
     for option, value in given.items():
         if value and option not in USES[picture]:
             having = ", ".join(name for name, used in USES.items() if option in used)

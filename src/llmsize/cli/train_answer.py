@@ -12,9 +12,7 @@ from llmsize.cli import options
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
-from llmsize.memory.methods import (
-    method_named,
-)
+from llmsize.memory.methods import method_named
 from llmsize.memory.objectives import OBJECTIVES
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
