@@ -30,7 +30,6 @@ Table = Callable[..., Iterable[Answer]]
 UNANSWERED = "  not answered"
 COLUMNS = ("cases", "answered", "median", "p90", "p95", "max", "bias", "≤1%", "≤3%", "≤5%", "≤10%")
 
-
 NO_MEASURE = {
     "accelerators.csv": "facts that presets repeat: tests/test_hardware.py compares each",
     "aws_instances.csv": "facts that presets repeat: tests/test_hardware.py compares each",
@@ -129,16 +128,17 @@ def _worst(quantity: str, case: dict[str, Any]) -> str:
     )
 
 
+_TRACED = "followed tensor by tensor on fake CUDA tensors"
 MEASURED_BY = {
-    "training_memory.csv": "steps of real transformers models, followed tensor by tensor on fake "
-    "CUDA tensors (`benchmarks/measure_trace.py`)",
-    "training_traces.csv": "the same of further families, with few layers each",
-    "encoder_traces.csv": "the same of encoders with either head",
-    "method_traces.csv": "the same with peft's methods",
-    "kernel_traces.csv": "the same with stand-ins that allocate what the kernels' sources do",
-    "objective_traces.csv": "heads of TRL's own code, likewise",
-    "objective_steps.csv": "steps of TRL's losses, likewise (`benchmarks/measure_objective.py`)",
-    "inference_memory.csv": "a prefill and one decoded token of real transformers models, likewise",
+    "training_memory.csv": f"steps of real transformers models, {_TRACED} "
+    "(`benchmarks/measure_trace.py`)",
+    "training_traces.csv": f"steps of further families with few layers each, {_TRACED}",
+    "encoder_traces.csv": f"steps of encoders with either head, {_TRACED}",
+    "method_traces.csv": f"steps with peft's methods, {_TRACED}",
+    "kernel_traces.csv": f"steps with stand-ins that allocate as kernels' sources do, {_TRACED}",
+    "objective_traces.csv": f"steps with heads of TRL's own code, {_TRACED}",
+    "objective_steps.csv": f"steps of TRL's losses, {_TRACED} (`benchmarks/measure_objective.py`)",
+    "inference_memory.csv": f"a prefill and one decoded token of transformers models, {_TRACED}",
     "feasible_training.csv": "llm-foundry's benchmarks, which ran on the cards they name",
     "measured_training.csv": "peaks that others published of real runs, grade A, on one device",
     "measured_inference.csv": "engines' own logs and drivers' readings that others published",
@@ -146,7 +146,7 @@ MEASURED_BY = {
     "kv_cache.csv": "llama.cpp's allocator in a dry run, and engines' logs",
     "llamacpp_buffers.csv": "llama.cpp's allocator in a dry run",
     "llamacpp_families.csv": "llama.cpp's own projection for further models",
-    "llamacpp_recurrent.csv": "the same for recurrent and hybrid ones",
+    "llamacpp_recurrent.csv": "llama.cpp's own projection for recurrent and hybrid models",
     "quant_formats.csv": "quantized layers that were counted, and format definitions",
     "param_counts.csv": "models instantiated by transformers, and published counts",
     "scaling_constants.csv": "papers and authors' code, each constant with its place",
