@@ -5,8 +5,11 @@ import re
 from typing import Any
 
 import pytest
+from asking import answered
 
 from llmsize.cli import run
+
+ON_TWO_T4 = ["advise", "--gpu", "t4", "--gpus", "2", "--days", "1", "--tokens", "1M"]
 
 
 def advice(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -37,23 +40,25 @@ def test_a_free_t4_tunes_a_7b_by_qlora(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_every_plan_can_be_asked_on_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command beside a plan needs the same bytes, and every command of the path runs."""
-    words = "--gpu t4 --gpus 2 --days 1 --tokens 1M"
-    assert run(["advise", *words.split(), "--format", "json"]) == 0
-    path, plans = json.loads(capsys.readouterr().out)["answer"]
+    """The command beside a plan needs the same bytes."""
+    _, plans = answered(capsys, *ON_TWO_T4)["answer"]
     commands = [row["cells"]["on its own"].split()[1:] for row in plans["rows"]]
     assert "fits" in {command[0] for command in commands}
     for row, command in zip(plans["rows"], commands, strict=True):
-        assert run([*command, "--format", "json"]) == 0
-        answer = json.loads(capsys.readouterr().out)["answer"]
+        answer = answered(capsys, *command)["answer"]
         if command[0] == "fits":
             needed = answer[0]["rows"][-1]["cells"]["bytes"]["value"]
             assert needed == row["cells"]["memory"]["value"]
+
+
+def test_every_step_of_the_path_can_be_asked_on_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command beside a step runs, and what QLoRA can train at most is the same count."""
+    path, _ = answered(capsys, *ON_TWO_T4)["answer"]
     steps = {row["name"]: row["cells"] for row in path["rows"]}
-    documents = {}
-    for line in {step["on its own"] for step in steps.values()}:
-        assert run([*line.split()[1:], "--format", "json"]) == 0
-        documents[line] = json.loads(capsys.readouterr().out)
+    lines = {step["on its own"] for step in steps.values()}
+    documents = {line: answered(capsys, *line.split()[1:]) for line in lines}
     most = steps["QLoRA, nf4: at most"]
     table = documents[most["on its own"]]["answer"][0]
     counts = {row["name"]: row["cells"] for row in table["rows"]}
