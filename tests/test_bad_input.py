@@ -9,7 +9,10 @@ import pytest
 import yaml
 from asking import refused
 
+from llmsize import presets
 from llmsize.cli import run
+from llmsize.errors import LLMSizeError
+from llmsize.formats import Format
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -253,6 +256,19 @@ def test_broken_presets(kind: str, capsys: pytest.CaptureFixture[str], tmp_path:
     path = folder / "mine.yaml"
     path.write_bytes(PRESETS[kind].encode("utf-8", "surrogateescape"))
     refused(capsys, "estimate", "mine", "--presets", str(tmp_path))
+
+
+def test_presets_beside_the_shipped_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder whose name only begins as that of the shipped presets is checked as any other."""
+    mine = tmp_path / "presets-of-mine"
+    (mine / "formats").mkdir(parents=True)
+    (mine / "formats" / "mine.yaml").write_text(
+        "block_elements: many\nblock_bytes: 1\nsource: none\n"
+    )
+    monkeypatch.setattr(presets, "shipped", lambda: str(tmp_path / "presets"))
+    monkeypatch.setattr(presets, "_extra", [str(mine)])
+    with pytest.raises(LLMSizeError, match="block_elements"):
+        presets.get(Format, "mine")
 
 
 SHIPPED = Path(__file__).parents[1] / "presets"

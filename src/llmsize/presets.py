@@ -183,7 +183,7 @@ def _made(kind: type[R], name: str, where: str, text: bytes) -> R:
 
 
 def _is_shipped(where: str) -> bool:
-    return where.startswith(shipped())
+    return where.startswith(shipped() + os.sep)
 
 
 def parse_yaml(text: bytes, where: str) -> object:
