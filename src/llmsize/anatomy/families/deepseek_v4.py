@@ -358,9 +358,7 @@ def route(t: Trace, s: Sizes, m: Mixture, tokens: Tensor, hashed: bool) -> mixtu
     logits = mixture.router_logits(t, m, tokens, "mlp.gate", bias=False)
     scores = ops.unary(t, "sqrt", ops.unary(t, "softplus", logits, keeps="input"), keeps="output")
     if hashed:
-        if not t.replaying:
-            rows = len(t.places[t.layer].indices) * s.vocabulary
-            t.buffers += rows * m.chosen * INT64.block_bytes
+        t.add_buffer(s.vocabulary * m.chosen * INT64.block_bytes)
         indices = t.new("index", (tokens.shape[0], m.chosen), INT64)
     else:
         indices = mixture.corrected_choice(t, m, scores)
