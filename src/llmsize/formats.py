@@ -78,8 +78,8 @@ def _count(format: Format, tensor: str, side: Mapping[str, int], rows: int, colu
     return -(-rows // side.get("rows", rows)) * -(-columns // side.get("columns", columns))
 
 
-def _plain(name: str, size: int, source: str, *aliases: str, title: str = "") -> Format:
-    return Format(name, 1, size, source, title, aliases)
+def _plain(name: str, size: int, source: str, *aliases: str) -> Format:
+    return Format(name, 1, size, source, aliases=aliases)
 
 
 FP64 = _plain("fp64", 8, IEEE, "float64", "double")

@@ -21,9 +21,9 @@ from llmsize.errors import printable
 from llmsize.formats import BOOL, FP32, INT64, Format
 
 
-def embed(t: Trace, name: str, rows: int, width: int, role: str = "embedding") -> Tensor:
+def embed(t: Trace, name: str, rows: int, width: int) -> Tensor:
     """Token embeddings: batch, sequence, width."""
-    table = t.weight(f"{name}.weight", (rows, width), role)
+    table = t.weight(f"{name}.weight", (rows, width), "embedding")
     x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
     x = t.with_gradient(x) if t.setting.input_gradients else x
     return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)

@@ -384,12 +384,10 @@ def projections(
     return q, k, v
 
 
-def attend_eager(
-    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, window: int = 0
-) -> Tensor:
+def attend_eager(t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention that the reference writes out in Python, whatever kernel is asked for."""
     assert mask is not None
-    k, v = blocks.remember(t, k, v, window)
+    k, v = blocks.remember(t, k, v)
     return ops.merge_heads(t, kernels.eager(t, q, k, v, mask))
 
 
@@ -431,15 +429,15 @@ def gated(
     return t.linear(product, down, s.hidden, bias=bias, role=f"{role}down")
 
 
-def gated_fused(t: Trace, s: Sizes, x: Tensor, *, name: str = "mlp") -> Tensor:
+def gated_fused(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     """The gated MLP with gate and up in one projection."""
-    both = t.linear(x, f"{name}.gate_up_proj", 2 * s.intermediate, role="gate_up")
+    both = t.linear(x, "mlp.gate_up_proj", 2 * s.intermediate, role="gate_up")
     gate, up = ops.split(t, both, s.intermediate, s.intermediate)
     if t.setting.fused_gate:
         product = ops.gated_product(t, gate, up)
     else:
         product = ops.mul(t, up, s.activation(t, gate))
-    return t.linear(product, f"{name}.down_proj", s.hidden, role="down")
+    return t.linear(product, "mlp.down_proj", s.hidden, role="down")
 
 
 def plain(

@@ -144,17 +144,15 @@ def feed(
     return x
 
 
-def route(
-    t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool = False, linear: bool = False
-) -> Routing:
+def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, linear: bool = False) -> Routing:
     """The weights of the chosen experts of each token.
 
     `linear` says that the router is a module of its own kind, which an adapter may sit beside.
     """
     if linear:
-        logits = t.linear(tokens, name, m.count, bias=bias, role="router")
+        logits = t.linear(tokens, name, m.count, role="router")
     else:
-        logits = router_logits(t, m, tokens, name, bias=bias)
+        logits = router_logits(t, m, tokens, name, bias=False)
     return choose(t, m, logits, tokens.format)
 
 

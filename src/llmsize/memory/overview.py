@@ -153,7 +153,7 @@ def full_training(model: Subject, work: Workload) -> Parts:
         "weights": uniform(model, weights, source=source),
         "gradients": uniform(model, gradients, name="gradients", source=source),
         "optimizer states": states(model, work.optimizer, precision, dtype),
-        "activations": activations(model, work, _full_run(work)),
+        "activations": activations(model, _full_run(work)),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -170,7 +170,7 @@ def lora_training(model: Subject, work: Workload) -> Parts:
         "weights": total("weights", stored(model, work.storage, work.format_of), added),
         "gradients": _per_parameter("gradients of the adapters", step.trained, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, step),
-        "activations": activations(model, work, _adapter_run(work)),
+        "activations": activations(model, _adapter_run(work)),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -326,7 +326,7 @@ def cache(model: Subject, work: Workload) -> Term:
     return _graded(made, model.grade)
 
 
-def activations(model: Subject, work: Workload, run: TrainingRun) -> Term:
+def activations(model: Subject, run: TrainingRun) -> Term:
     """What a training step needs at its peak beyond weights, gradients and optimizer states.
 
     Gradients appear as activations go, so this is less than all that the forward pass keeps.
