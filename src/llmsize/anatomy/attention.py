@@ -19,7 +19,10 @@ FLASH_HEAD_DIM = 256
 """Largest head that the flash kernel takes."""
 
 ALIGNED_BYTES = 16
-"""What a head's channels must fill whole numbers of for the memory-efficient kernel."""
+"""What a head's channels must fill whole numbers of for the memory-efficient kernel: 128 bits.
+
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, `minimum_gemm_alignment`.
+"""
 
 
 def attend(

@@ -12,12 +12,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy import recurrent, scan_kernels
 from llmsize.anatomy.decoder import Norm
 from llmsize.anatomy.loops import turns
-from llmsize.anatomy.scan_operations import (
-    exp,
-    softplus,
-    stack_turns,
-    unsqueeze,
-)
+from llmsize.anatomy.scan_operations import exp, softplus, stack_turns, unsqueeze
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32

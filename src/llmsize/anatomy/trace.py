@@ -13,7 +13,7 @@ from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
-from llmsize.anatomy.tensor import Dim, Shape, Tensor, What
+from llmsize.anatomy.tensor import OUTSIDE, Dim, Shape, Tensor, What
 from llmsize.formats import BF16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
@@ -114,8 +114,6 @@ class Place(NamedTuple):
     """Indices of the layers it stands for; empty outside of the layers."""
 
 
-OUTSIDE = Place("", [])
-
 CLASSIFIERS = frozenset(("classifier", "score"))
 """Modules that peft trains beside adapters wherever there are some (peft v0.21, peft_model.py,
 `PeftModelForSequenceClassification`)."""
@@ -138,8 +136,8 @@ class Trace(Tape):
     """Whether the routed experts were linear layers once, which adapters take them for."""
     setting: Setting = field(default_factory=Setting)
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
-    places: dict[int, Place] = field(default_factory=lambda: {-1: OUTSIDE})
-    """The traced layers, by their number; -1 is outside of the layers."""
+    places: dict[int, Place] = field(default_factory=lambda: {OUTSIDE: Place("", [])})
+    """The traced layers, by their number, and what is `OUTSIDE` of them."""
     course: list[Turn] = field(default_factory=list)
     """All layers of the model from first to last. A traced layer has the number of its turn."""
     outline: bool = False
@@ -444,7 +442,7 @@ class Trace(Tape):
             if x.storage is not None:
                 x.storage.hand_on(HIDDEN_STATES, x.shape, first + number)
         handed.clear()
-        self.enter(-1)
+        self.enter(OUTSIDE)
         return x
 
     def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None) -> bool:

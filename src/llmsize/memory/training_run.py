@@ -12,8 +12,8 @@ from llmsize.optimizers import Optimizer, Precision, check_recipe, kept_format, 
 from llmsize.stack import WEIGHT, Stack
 
 SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1), ("bmm", 1))
-"""What selective recomputation saves, and every how manieth of it: pytorch/torchtitan b5bcd76,
-torchtitan/distributed/activation_checkpoint.py."""
+"""Operations whose results selective recomputation saves, each time or every second time:
+pytorch/torchtitan b5bcd76, torchtitan/distributed/activation_checkpoint.py."""
 
 
 def training_run(

@@ -275,7 +275,7 @@ def _routing(architecture: Architecture) -> Routing:
 
 
 def _layer_norm(file: Checkpoint) -> bool:
-    """Whether norms are layer norms: those have biases, but for Cohere's and MPT's."""
+    """Whether norms are layer norms: those have biases, but for Cohere's, MPT's and OLMo's."""
     biased = any(
         w.role == "norm" and w.name.endswith(".bias") and ".indexer." not in w.name
         for w in file.weights
@@ -295,7 +295,7 @@ def _plain_norms(family: str, config: Config) -> frozenset[str]:
 
 
 def _unrotated(family: str, caches: tuple[LayerCache, ...]) -> frozenset[int]:
-    """Layers without rotary positions: every fourth, or those without a window."""
+    """Layers without rotary positions: all, every fourth, or those without a window."""
     # Baichuan's 13B, which llama.cpp knows by its layers, has biases of attention instead
     if family in UNROTATED or (family == "baichuan" and len(caches) != BAICHUAN_7B):
         return frozenset(range(len(caches)))
