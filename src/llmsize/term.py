@@ -79,6 +79,7 @@ def term(
 
 def fact(name: str, value: Number, *, unit: str, source: str, grade: Grade = "exact") -> Term:
     """A number that was read, not computed."""
+    # by place, here and in `total`: an answer makes many terms, and names take longer
     return Term(name, value, unit, "", {}, source, grade)
 
 

@@ -112,9 +112,9 @@ def complex_table(t: Trace, x: Tensor, channels: int, format: Format | None = No
     ones = t.new("ones_like", half, FP32)
     polar = t.new("polar", (1, t.sequence, channels), FP32)
     del ones
-    table = t.new("mul", polar.shape, FP32)
+    both = t.new("mul", polar.shape, FP32)
     del angles, polar
-    return Rotation(table, table)
+    return Rotation(both, both)
 
 
 def table_in_sections(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
@@ -260,10 +260,10 @@ def turn_halves(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Ten
 
 def turn_complex(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """`turn` of neighbouring channels as complex numbers in fp32, cast back (DeepSeek V2)."""
-    format, table = q.format, rotation.cosines
+    format, both = q.format, rotation.cosines
     q, k = ops.to(t, q, FP32), ops.to(t, k, FP32)
-    q_turned = ops.to(t, ops.mul_complex(t, q, table), format)
-    return q_turned, ops.to(t, ops.mul_complex(t, k, table), format)
+    q_turned = ops.to(t, ops.mul_complex(t, q, both), format)
+    return q_turned, ops.to(t, ops.mul_complex(t, k, both), format)
 
 
 def turn_and_cast(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:

@@ -52,8 +52,8 @@ def edges(question: Serving) -> list[int]:
     each, more = divmod(question.trace.depth, question.stages)
     lengths = [each] * question.stages
     for index in range(more):
-        places = {"first": index, "last": -1 - index, "inner": -2 - index, "final": -1}
-        lengths[places[question.engine.longer_stages]] += 1
+        longer = {"first": index, "last": -1 - index, "inner": -2 - index, "final": -1}
+        lengths[longer[question.engine.longer_stages]] += 1
     return [0, *accumulate(lengths)]
 
 
