@@ -170,6 +170,31 @@ def test_upcasting_doubles_what_is_not_quantized() -> None:
     assert weights[1] - weights[0] == 2 * (2 * 128_256 * 4096 + 65 * 4096)
 
 
+# Parameters of the linear modules of the 24 layers, and of all (transformers 5.23: modules whose
+# type is nn.Linear, less `get_keys_to_not_convert`); `dt_proj` is the fourth.
+MAMBA_130M = {"in_proj": 56_623_104, "x_proj": 2_949_120, "out_proj": 28_311_552}
+MAMBA_130M_ALL = 129_135_360
+
+
+@pytest.mark.parametrize(
+    ("stack", "called"),
+    [("transformers", tuple(MAMBA_130M)), ("transformers-kernels", ("in_proj",))],
+)
+def test_matrices_of_layers_that_mamba_calls_are_quantized(
+    stack: str, called: tuple[str, ...]
+) -> None:
+    """NF4 has half a byte and 1/16 of one for fp32 scales of 64, and a table of 16 a matrix.
+
+    Mamba multiplies by `dt_proj.weight` itself, its kernels by all behind `in_proj`: 16 bit.
+    """
+    packed = sum(MAMBA_130M[name] for name in called)
+    choices = Choices("qlora", base=presets.get(Format, "nf4"), rank=1, sequence=32)
+    step = training_step(presets.get(Architecture, "mamba-130m"), run_of(choices, stack=stack))
+    weights = step.static.part("weights").value - 4 * step.trained  # without fp32 adapters
+    tables = 24 * len(called) * 16 * 4
+    assert weights == packed * 9 // 16 + tables + 2 * (MAMBA_130M_ALL - packed)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_source_and_runs_or_says_why(name: str) -> None:
     """On Qwen2.5, which has biases, norms and a tied head, all but two methods run."""

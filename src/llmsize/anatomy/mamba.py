@@ -53,10 +53,8 @@ def mixer(t: Trace, m: Mamba, hidden: Tensor, name: str) -> Tensor:
     x = recurrent.convolve(t, x, f"{name}.conv1d", m.kernel, bias=m.conv_bias)
     x = recurrent.without_padding(t, ops.transpose(t, x, 1, 2))
     steps, into, out_of = selection(t, m, x, name)
-    weight = t.bare_weight(f"{name}.dt_proj", m.inner, m.rank, "ssm")
-    offset: Tensor = t.weight(f"{name}.dt_proj.bias", (m.inner,), "bias")
-    steps = ops.contiguous(t, ops.transpose(t, ops.linear(t, steps, weight), 1, 2))
-    offset = ops.to(t, offset, FP32)
+    steps = expanded(t, m, steps, f"{name}.dt_proj")
+    offset = ops.to(t, t.weight(f"{name}.dt_proj.bias", (m.inner,), "bias"), FP32)
     skip = t.weight(f"{name}.D", (m.inner,), "ssm")
     selected = Selected(steps, decay, into, out_of, gate, offset)
     if recurrent.continues(t):
@@ -123,6 +121,17 @@ def selection(t: Trace, m: Mamba, x: Tensor, name: str) -> Sequence[Tensor]:
         return parts
     names = ("dt_layernorm", "b_layernorm", "c_layernorm")
     return [m.norm(t, part, f"{name}.{n}") for part, n in zip(parts, names, strict=True)]
+
+
+def expanded(t: Trace, m: Mamba, steps: Tensor, name: str) -> Tensor:
+    """Time steps of every channel, without their bias: batch, channels, tokens."""
+    if t.setting.quantized is not None and m.norm is not None:
+        # Falcon-Mamba and Jamba call a quantized layer, and take its bias off again
+        both = t.linear(steps, name, m.inner, bias=True, role="ssm")
+        offset = t.weight(f"{name}.bias", (m.inner,), "bias")
+        return ops.transpose(t, ops.add(t, both, offset), 1, 2)
+    weight = t.bare_weight(name, m.inner, m.rank, "ssm")
+    return ops.contiguous(t, ops.transpose(t, ops.linear(t, steps, weight), 1, 2))
 
 
 def selective_scan(t: Trace, x: Tensor, s: Selected, skip: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from llmsize.quick_dataclasses import dataclass, field
 class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
-    __slots__ = ("chosen", "copied", "experts", "indices", "name", "role", "viewed")
+    __slots__ = ("chosen", "copied", "experts", "indices", "name", "quantized", "role", "viewed")
 
     def __init__(
         self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
@@ -33,6 +33,8 @@ class Parameter(Tensor):
         """Experts that one token is sent to."""
         self.copied = False
         """Whether it is a trained copy of a frozen weight that is there, too."""
+        self.quantized = False
+        """Whether it is stored packed, and dequantized as its layer is called."""
         self.viewed = False
         """Whether products take a view of it, of which autocast makes a copy for every use."""
 

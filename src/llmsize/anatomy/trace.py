@@ -121,7 +121,7 @@ CLASSIFIERS = frozenset(("classifier", "score"))
 
 QUANTIZED = frozenset(
     (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
-     *("shared_gate", "shared_up", "shared_down", "shared_gate_up"))
+     *("shared_gate", "shared_up", "shared_down", "shared_gate_up"), "ssm")
 )  # fmt: skip
 """Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
 
@@ -178,15 +178,20 @@ class Trace(Tape):
         chosen: int = 0,
         format: Format | None = None,
         fixed: bool = False,
+        linear: bool = False,
     ) -> Parameter:
         """The parameter `name` (relative to its layer), made when it is first asked for.
 
         `experts` says that its first dimension is routed experts, of which a token uses `chosen`.
-        It has a `format` of its own if the model says so; a `fixed` one is never trained.
+        It has a `format` of its own if the model says so; a `fixed` one is never trained. The
+        weight of a `linear` layer is used by calling that.
         """
         weight = self.weights.get((self.layer, name))
         if weight is None:
-            weight = self._weight(name, shape, format or self._format_of(role), role)
+            quantized = self._quantizes(role, linear=linear)
+            own = FP32 if self.setting.upcast and not quantized else self.setting.format
+            weight = self._weight(name, shape, format or own, role)
+            weight.quantized = quantized and len(shape) > 1
             weight.experts, weight.chosen = experts, chosen
             weight.copied = self._saves(name)
             if (self._trains(role) or weight.copied) and not fixed:
@@ -199,10 +204,6 @@ class Trace(Tape):
         head = self.setting.adapter is not None and self.layer < 0
         classifies = head and not CLASSIFIERS.isdisjoint(modules)
         return classifies or modules[-1] in self.setting.modules_to_save
-
-    def _format_of(self, role: str) -> Format:
-        wide = self.setting.upcast and not self._quantizes(role)
-        return FP32 if wide else self.setting.format
 
     def _trains(self, role: str) -> bool:
         setting = self.setting
@@ -356,9 +357,9 @@ class Trace(Tape):
         role: str,
         format: Format | None = None,
     ) -> Linear:
-        weight = self.weight(f"{name}.weight", shape, role, format=format)
+        weight = self.weight(f"{name}.weight", shape, role, format=format, linear=True)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
-        run = partial(_quantized if self._quantizes(role) else ops.linear, self)
+        run = partial(_quantized if weight.quantized else ops.linear, self)
         return Linear(name, role, weight, offset, out, partial(_applied, run, weight, offset, out))
 
     def bare_weight(self, name: str, out: int, width: int, role: str) -> Parameter:
@@ -370,13 +371,19 @@ class Trace(Tape):
 
     def whole(self, layer: Linear) -> Tensor:
         """The weight of a layer, brought back to 16 bit if it is quantized."""
-        if not self._quantizes(layer.role):
+        if not layer.weight.quantized:
             return layer.weight
         compute = self.autocast or self.setting.format
         return self.new("dequantize", layer.weight.shape, compute)
 
-    def _quantizes(self, role: str) -> bool:
-        return self.setting.quantized is not None and role in QUANTIZED
+    def _quantizes(self, role: str, *, linear: bool) -> bool:
+        """Whether bitsandbytes replaces the layer of a weight.
+
+        Recurrent layers have weights without one, and matrices that are used without theirs: a
+        packed one would fail there, so that it has to be among `llm_int8_skip_modules`.
+        """
+        replaced = role in QUANTIZED and (linear or role != "ssm")
+        return self.setting.quantized is not None and replaced
 
     def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
         """A parameter that is no linear layer, with its adapter added into a copy of it.

@@ -189,6 +189,10 @@ def _of_kernels(question: Question) -> Iterator[str]:
         yield ("the experts of a layer are one tensor, which is not quantized: they stay in "
                f"{question.choices.format.name}")  # fmt: skip
     if any(weight.role == "ssm" for weight in weights):
+        if question.choices.base is not None:
+            yield ("recurrent layers' matrices that the kernels, or transformers, use without "
+                   f"their layers stay in {question.choices.format.name}: a quantized one fails "
+                   "there (`llm_int8_skip_modules`)")  # fmt: skip
         yield (
             "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
             "flash-linear-attention; without them transformers keeps much more (--stack "

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from llmsize.anatomy import Setting, Trace
 from llmsize.anatomy.tape import Parameter
-from llmsize.anatomy.trace import QUANTIZED
 from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import counted
 from llmsize.optimizers import DTYPE, kept_format, projection_bytes, state_bytes
@@ -81,7 +80,7 @@ def at_work(weights: Iterable[Parameter], setting: Setting) -> int:
 
 def stored(weight: Parameter, setting: Setting) -> int:
     """Bytes of a weight where it lives, its scales included if it is quantized."""
-    if setting.quantized is not None and weight.role in QUANTIZED and len(weight.shape) > 1:
+    if setting.quantized is not None and weight.quantized:
         rows, columns = prod(weight.shape[:-1]), weight.shape[-1]
         return matrix_bytes(setting.quantized, rows, columns) * weight.copies
     return weight.bytes * weight.copies * (1 + weight.copied)

@@ -333,8 +333,8 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
 
 def _is_linear(weight: Parameter) -> bool:
     """Whether it is the matrix of a linear layer between embedding and head."""
-    recurrent = weight.role == "ssm" and weight.name.endswith(".weight")
-    return weight.role in QUANTIZED or (recurrent and len(weight.shape) == 2)
+    matrix = len(weight.shape) == 2 and weight.name.endswith(".weight")
+    return weight.role in QUANTIZED and matrix
 
 
 def _module(weight: Parameter) -> str:
