@@ -32,6 +32,7 @@ RUNS = [
 STORES = [
     ("vllm", "t4", "bf16", False), ("vllm", "a10", "bf16", True), ("vllm", "v100", "fp16", True),
     ("vllm", "v100", "awq-int4-g128", False), ("vllm", "t4", "awq-int4-g128", True),
+    ("vllm", "tpu-v5e", "awq-int4-g128", True), ("vllm", "trainium1", "awq-int4-g128", False),
     ("vllm", "v100", "gptq-int4-g128", True), ("vllm", "v100", "ct-w8a8", False),
     ("vllm", "a100", "fp8-channel", True), ("vllm", "v100", "fp8-channel", False),
     ("vllm", "t4", "fp8-channel", True), ("vllm-0.11", "t4", "fp8-channel", False),

@@ -107,6 +107,28 @@ def test_changes_are_shown_where_it_does_not_fit_and_on_request(
                 assert rows[name]["saves"]["value"] == needed - then
 
 
+@pytest.mark.parametrize(("card", "runs"), [("rtx-4090", True), ("tpu-v5e", False),
+                                            ("trainium1", False)])  # fmt: skip
+def test_no_change_names_what_the_card_does_not_run(
+    capsys: pytest.CaptureFixture[str], card: str, runs: bool
+) -> None:
+    """Neither bitsandbytes nor Liger has kernels for TPUs or Trainium, as their guides say."""
+    table = answer(capsys, "llama-3-8b", "--gpu", card, "--changes")["answer"][-1]
+    named = {row["name"] for row in table["rows"]}
+    foreign = {"train LoRA on an NF4 base", "use 8-bit optimizer states",
+               "fuse the loss with the head"}  # fmt: skip
+    assert named & foreign == (foreign if runs else set())
+    assert "train LoRA adapters only" in named
+
+
+def test_an_optimizer_without_kernels_for_the_card_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is not proposed there is not taken either."""
+    assert run(["train", "llama-2-7b", "--gpu", "tpu-v5e", "--optimizer", "adamw-8bit"]) == 2
+    assert "TPU v5e is of Google" in capsys.readouterr().err
+
+
 def test_an_impossible_change_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     """Prefix tuning cannot recompute; that it does not fit is still an answer."""
     found = answer(capsys, "smollm-135m", "--method", "prefix", "--vram", "1GB")

@@ -47,6 +47,8 @@ class Optimizer:
     """Roles of weights that are among the `others`: `embedding`, `head`, …"""
     pageable: bool = False
     """Whether the driver may move the states to host memory when the device is full."""
+    vendors: tuple[str, ...] = ()
+    """Makers of the accelerators that its library has kernels for; empty for any."""
     title: str = ""
     aliases: tuple[str, ...] = ()
     note: str = ""

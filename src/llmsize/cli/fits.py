@@ -333,7 +333,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
         return tuple(told)
     from llmsize.cli.train_answer import advice, remedy
 
-    question = step(model.architecture, work, job)
+    question = replace(step(model.architecture, work, job), accelerator=machine.accelerator)
     several = remedy(question, budget)
     told.insert(0, advice(question, several))
     if changes.applied(question, several).choices.offload == "none":

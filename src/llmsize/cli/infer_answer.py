@@ -15,7 +15,7 @@ from llmsize.memory.serving import ELSEWHERE, Serving, fullest, has_encoder, nee
 from llmsize.planning import changes as planning
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
-from llmsize.planning.support import check_draft
+from llmsize.planning.support import check_draft, obstacle_to
 from llmsize.term import Term, total
 from llmsize.throughput import Bandwidth, efficiency, measured_bandwidth
 from llmsize.units import format_bytes, format_count, format_share
@@ -237,7 +237,11 @@ def _log_lines(question: Serving, budget: Budget) -> Iterator[str]:
 
 def _advice(subject: Subject, question: Serving, name: str, budget: Budget) -> str:
     """The cheapest single change that makes it fit."""
-    kept = next((n for n in ("fp8", "q8_0") if n in question.engine.kv_formats), None)
+    formats = [presets.get(Format, n) for n in ("fp8", "q8_0") if n in question.engine.kv_formats]
+    card = subject.accelerator
+    kept = next(
+        (f for f in formats if card is None or not obstacle_to(f, question.engine, card)), None
+    )
     size = asking.stored_bytes_of(question)
     smaller: list[tuple[str, Serving]] = []
     for other in recipes(subject):
@@ -246,8 +250,7 @@ def _advice(subject: Subject, question: Serving, name: str, budget: Budget) -> s
             if asking.stored_bytes_of(made) < size:
                 smaller.append((other, made))
     known = asking.changes(
-        question, budget, smaller_cache=presets.get(Format, kept) if kept else None,
-        requantized=smaller,
+        question, budget, smaller_cache=kept, requantized=smaller,
     )  # fmt: skip
     change = planning.single(question, known, lambda changed: asking.fits(changed, budget))
     if change is None:

@@ -26,8 +26,8 @@ from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.training import Offload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import largest
-from llmsize.planning.support import check_support, computed_in
-from llmsize.planning.training import Question, need
+from llmsize.planning.support import computed_in
+from llmsize.planning.training import Question, check_runs, need
 from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 
@@ -266,13 +266,16 @@ def _question(
             f"weights in {choices.format.name} are not trained",
             hint="`--dtype fp32`, `fp16` or `bf16`; frozen ones are quantized by `--base`",
         )
-    stack, formats = presets.get(Stack, knobs.stack), filter(None, [choices.format, choices.base])
-    check_support(stack, machine.accelerator if machine else None, *formats)
     optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or "adamw")
     precision = presets.get(Precision, knobs.recipe)
     if precision.name == Knobs().recipe and choices.format == FP32:
         precision = presets.get(Precision, "fp32")  # the same bytes, by their name
-    return Question(architecture, choices, stack, precision, optimizer)
+    question = Question(
+        architecture, choices, presets.get(Stack, knobs.stack), precision, optimizer,
+        machine.accelerator if machine else None,
+    )  # fmt: skip
+    check_runs(question)
+    return question
 
 
 def _choices(step: Step, **given: Any) -> Choices:

@@ -13,6 +13,7 @@ from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, Format
 from llmsize.hardware import RATES, Accelerator, supports
+from llmsize.optimizers import Optimizer
 from llmsize.units import format_count
 
 BELOW_BF16 = (
@@ -49,10 +50,8 @@ def obstacle_to(format: Format, runtime: Runtime, accelerator: Accelerator) -> s
 
     A chip that is not NVIDIA's has no compute capability: of it the published rates are asked.
     """
-    if format.vendors and accelerator.vendor not in format.vendors:
-        makers = ", ".join(format.vendors)
-        return (f"{format.title or format.name} has kernels for accelerators of {makers}; "
-                f"{accelerator.title} is of {accelerator.vendor}")  # fmt: skip
+    if reason := lack_of_kernels(format, accelerator):
+        return reason
     begin = next((begin for begin in runtime.capability if format.name.startswith(begin)), None)
     if begin is None:
         return ""
@@ -63,6 +62,15 @@ def obstacle_to(format: Format, runtime: Runtime, accelerator: Accelerator) -> s
     if rate not in ("fp8", "fp4") or not accelerator.peak_tflops:
         return ""  # nothing is known, or the library has kernels for other units
     return "" if supports(accelerator, rate) else f"{accelerator.title} has no {rate} units"
+
+
+def lack_of_kernels(asked: Format | Optimizer, accelerator: Accelerator) -> str:
+    """Why a library has no kernels for a format or an optimizer there; empty if it has."""
+    if not asked.vendors or accelerator.vendor in asked.vendors:
+        return ""
+    makers = ", ".join(asked.vendors)
+    return (f"{asked.title or asked.name} has kernels for accelerators of {makers}; "
+            f"{accelerator.title} is of {accelerator.vendor}")  # fmt: skip
 
 
 def _below(runtime: Runtime, accelerator: Accelerator, what: str, subject: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import get_args
 
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.hardware import Accelerator
 from llmsize.memory.host import host_memory
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
@@ -13,6 +15,7 @@ from llmsize.memory.training import Offload, TrainingRun, training_step
 from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
+from llmsize.planning.support import check_support, lack_of_kernels
 from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.stack import Stack
 from llmsize.term import Term
@@ -30,10 +33,24 @@ class Question:
     stack: Stack
     precision: Precision
     optimizer: Optimizer
+    accelerator: Accelerator | None = None
+    """The card it runs on, where one is named."""
+
+
+def check_runs(question: Question) -> None:
+    """Raise `LLMSizeError` for software, formats or an optimizer that the card does not run."""
+    card, choices = question.accelerator, question.choices
+    check_support(question.stack, card, *filter(None, [choices.format, choices.base]))
+    if card is not None and (reason := lack_of_kernels(question.optimizer, card)):
+        raise LLMSizeError(reason, hint="name another optimizer: `llmsize show optimizers`")
 
 
 def need(question: Question) -> Term:
-    """The device memory of the step. Raises `LLMSizeError` for choices that do not go together."""
+    """The device memory of the step.
+
+    Raises `LLMSizeError` for choices that do not go together, or that the card does not run.
+    """
+    check_runs(question)
     return device_memory(training_step(question.architecture, run_of(question)), question.stack)
 
 
