@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def generation_step(run: Run, tokens: torch.Tensor, cache: Any) -> tuple[torch.T
     """Logits and cache after the given tokens."""
     options: dict[str, Any] = {"use_cache": True, "logits_to_keep": run.settings.logits_to_keep}
     if cache is not None:
-        options["past_key_values"] = cache
+        recurrent = "cache_params" in inspect.signature(run.model.forward).parameters
+        options["cache_params" if recurrent else "past_key_values"] = cache
     outputs = run.model(tokens, **options)
     return outputs.logits, first(outputs, "past_key_values", "cache_params", default=None)
 
