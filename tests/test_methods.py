@@ -170,29 +170,36 @@ def test_upcasting_doubles_what_is_not_quantized() -> None:
     assert weights[1] - weights[0] == 2 * (2 * 128_256 * 4096 + 65 * 4096)
 
 
-# Parameters of the linear modules of the 24 layers, and of all (transformers 5.23: modules whose
-# type is nn.Linear, less `get_keys_to_not_convert`); `dt_proj` is the fourth.
-MAMBA_130M = {"in_proj": 56_623_104, "x_proj": 2_949_120, "out_proj": 28_311_552}
-MAMBA_130M_ALL = 129_135_360
+# Parameters of the linear modules, all parameters and layers (transformers 5.23: modules whose type
+# is nn.Linear, less `get_keys_to_not_convert`). Mamba has a `dt_proj`, too.
+MAMBA = {"in_proj": 56_623_104, "x_proj": 2_949_120, "out_proj": 28_311_552}, 129_135_360, 24
+FALCON_MAMBA = {"in_proj": 4_294_967_296, "x_proj": 150_994_944, "dt_proj": 134_217_728,
+                "out_proj": 2_147_483_648}, 7_272_665_088, 64  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("stack", "called"),
-    [("transformers", tuple(MAMBA_130M)), ("transformers-kernels", ("in_proj",))],
+    ("name", "stack", "counts", "called"),
+    [
+        ("mamba-130m", "transformers", MAMBA, tuple(MAMBA[0])),
+        ("mamba-130m", "transformers-kernels", MAMBA, ("in_proj",)),
+        ("falcon-mamba-7b", "transformers", FALCON_MAMBA, tuple(FALCON_MAMBA[0])),
+    ],
 )
 def test_matrices_of_layers_that_mamba_calls_are_quantized(
-    stack: str, called: tuple[str, ...]
+    name: str, stack: str, counts: tuple[dict[str, int], int, int], called: tuple[str, ...]
 ) -> None:
     """NF4 has half a byte and 1/16 of one for fp32 scales of 64, and a table of 16 a matrix.
 
-    Mamba multiplies by `dt_proj.weight` itself, its kernels by all behind `in_proj`: 16 bit.
+    Mamba multiplies by `dt_proj.weight` itself, Falcon-Mamba calls a quantized `dt_proj`, and
+    kernels are handed all behind `in_proj`: what is not called stays in 16 bit.
     """
-    packed = sum(MAMBA_130M[name] for name in called)
+    linear, parameters, layers = counts
+    packed = sum(linear[module] for module in called)
     choices = Choices("qlora", base=presets.get(Format, "nf4"), rank=1, sequence=32)
-    step = training_step(presets.get(Architecture, "mamba-130m"), run_of(choices, stack=stack))
+    step = training_step(presets.get(Architecture, name), run_of(choices, stack=stack))
     weights = step.static.part("weights").value - 4 * step.trained  # without fp32 adapters
-    tables = 24 * len(called) * 16 * 4
-    assert weights == packed * 9 // 16 + tables + 2 * (MAMBA_130M_ALL - packed)
+    tables = layers * len(called) * 16 * 4
+    assert weights == packed * 9 // 16 + tables + 2 * (parameters - packed)
 
 
 @pytest.mark.parametrize("name", METHODS)
