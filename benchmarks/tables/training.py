@@ -22,8 +22,8 @@ from llmsize.stack import Stack
 
 BLOG_2023 = "hf-4bit-blog"
 """The post of 24 May 2023: with bitsandbytes 0.39.0, and a transformers that computes Llama's
-attention by nothing but eager operations (pull request 26572 is of December). Ranks and targets are
-in a gist that it links, and in no text that could be read."""
+attention by nothing but eager operations (pull request 26572 is of December). The post states
+neither ranks nor targets."""
 
 STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unsloth",
           "torchtitan": "torchtitan", "hf-docs": "transformers-4-torch-1",
