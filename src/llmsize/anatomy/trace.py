@@ -416,12 +416,7 @@ class Trace(Tape):
         cannot tell of what kinds their neighbours are.
         """
         handed = [] if carried is None else carried
-        every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
-        plain = self.setting.adapter.first if self.setting.adapter else 0
-        marked = tuple(
-            (kind, every > 0 and index % every == 0, index < frozen, index < plain)
-            for index, kind in enumerate(kinds)
-        )
+        marked = self._marked(kinds)
         turns = one_of_each(marked) if self.outline else course(marked)
         first, settled = len(self.course), self.outline
         shown = self._follow(prefix, first, turns, range(len(turns)))
@@ -451,6 +446,15 @@ class Trace(Tape):
         handed.clear()
         self.enter(OUTSIDE)
         return x
+
+    def _marked(self, kinds: Sequence[Kind]) -> tuple[tuple[Kind, bool, bool, bool], ...]:
+        """The kind of every layer, and whether it runs again, is frozen, and has no adapters."""
+        every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
+        plain = self.setting.adapter.first if self.setting.adapter else 0
+        return tuple(
+            (kind, every > 0 and index % every == 0, index < frozen, index < plain)
+            for index, kind in enumerate(kinds)
+        )
 
     def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None) -> bool:
         """Whether layers from this turn on are alike if they are of one kind and their neighbours
