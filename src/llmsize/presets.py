@@ -111,7 +111,6 @@ def _places() -> Iterator[str]:
     yield shipped()
 
 
-@lru_cache(maxsize=1)
 def user_folder() -> str:
     """The platform's configuration folder for the user's own presets; it need not exist."""
     if sys.platform == "win32":
