@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llmsize import presets
-from llmsize.architecture import Architecture
+from llmsize.architecture import Architecture, Default
 from llmsize.record import build
 
 MODELS = presets.every(Architecture)
@@ -19,6 +19,14 @@ def test_shipped_models_pass_the_check_that_a_users_own_must(name):
     entry = {field: getattr(MODELS[name], field) for field in fields}
     given = {field: value for field, value in entry.items() if value is not None}
     assert build(Architecture, name, given, where=name, check=True) == MODELS[name]
+
+
+@pytest.mark.parametrize("name", presets.names(Default))
+def test_shipped_defaults_pass_it_too(name):
+    """What a class takes for absent fields is numbers, flags and words."""
+    default = presets.get(Default, name)
+    given = {"fields": dict(default.fields), "source": default.source}
+    assert build(Default, name, given, where=name, check=True) == default
 
 
 def test_every_name_and_alias_means_one_model():

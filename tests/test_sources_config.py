@@ -42,6 +42,23 @@ def test_a_text_model_is_unfolded() -> None:
     assert found.config["vision_config"] == {"hidden_size": 1152}
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("qwen3", "head_dim", 128),
+        ("mixtral", "num_key_value_heads", 8),
+        ("bert", "intermediate_size", 3072),
+    ],
+)
+def test_an_absent_field_is_as_the_class_has_it(family: str, field: str, value: int) -> None:
+    """The defaults that transformers v5.23.0 documents; the answer says that they were taken."""
+    stated = {"model_type": family, "hidden_size": 512, "num_hidden_layers": 2}
+    found = architecture(stated, "a test", "m")
+    assert found.config[field] == value
+    assert f"{field} {value:,}" in found.note
+    assert architecture({**stated, field: 64}, "a test", "m").config[field] == 64
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_whole_model_decides_on_its_head(tied: bool) -> None:
     """Whether the head is tied is up to the model that has it, not to the language model inside

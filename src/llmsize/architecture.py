@@ -40,3 +40,17 @@ class Architecture:
     note: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`quantization_config` of the checkpoint, if it has one."""
+
+
+Value = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """What the class of a `model_type` takes for fields that a `config.json` does not state."""
+
+    name: str
+    """The `model_type`."""
+    fields: Mapping[str, Value] = field(hash=False)
+    """Those that shape the model, by name."""
+    source: str
