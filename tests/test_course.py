@@ -34,8 +34,10 @@ MODELS = (
     "qwen3-next-80b-a3b",
     "deepseek-v3",
     "lfm2-1.2b",
+    "gemma-4-26b-a4b",
+    "t5-small",
 )
-ATTENTION = LoRA(rank=8, targets=("o_proj", "out_proj"))
+ATTENTION = LoRA(rank=8, targets=("o_proj", "out_proj", "o"))
 SETTINGS = {
     "full": Setting(batch=2, sequence=512, training=True),
     "eager": Setting(batch=2, sequence=512, training=True, attention="eager", padded=True),
@@ -87,7 +89,7 @@ def test_a_pattern_is_traced_once() -> None:
 def test_neighbours_that_look_alike_are_traced_once() -> None:
     """Where a layer cannot tell a local from a global neighbour, one of each kind does."""
     turns = course.course((("l",) * 5 + ("g",)) * 10 + ("l", "l"))
-    shown = course.shown_by(turns, seen=[()] * len(turns))
+    shown = course.shown_by(turns, seen=[()] * (len(turns) + 2))
     assert [turns[n].kind for n in sorted(set(shown))] == ["l", "g"]
 
 

@@ -62,9 +62,9 @@ def shown_by(
 ) -> list[int]:
     """For each turn the number of one of its kind, between neighbours that look like its own.
 
-    `seen` is what of each turn its neighbours can tell, and then what is before the first and after
-    the last looks like those; without it they tell all. Few turns do for all, and follow each other
-    as turns do. The first that stand `apart` are shown by none but themselves.
+    `seen` is what neighbours can tell of what is before the first turn, of each, and of what is
+    after the last; without it they tell all. Few turns do for all, and follow each other as turns
+    do. The first that stand `apart` are shown by none but themselves.
     """
     kinds = tuple([turn.kind for turn in turns])
     return _shown_by(kinds, None if seen is None else tuple(seen), apart)
@@ -75,14 +75,13 @@ def _shown_by(
     kinds: tuple[Hashable, ...], seen: tuple[Hashable, ...] | None, apart: int
 ) -> list[int]:
     marked = [(kind, number if number < apart else -1) for number, kind in enumerate(kinds)]
-    before, after = (seen[0], seen[-1]) if seen else (None, None)
-    seen = seen or tuple(marked)
-    around = list(zip([before, *seen], marked, [*seen[1:], after], strict=False))
+    seen = seen or (None, *marked, None)
+    around = list(zip(seen, marked, seen[2:], strict=False))
     path: list[int] = []
     for number, turn in enumerate(around):
         path.append(number)
         for at, earlier in enumerate(path[:-1], 1):
-            if seen[earlier] == seen[number] and around[earlier][2] == turn[2]:
+            if seen[earlier + 1] == seen[number + 1] and around[earlier][2] == turn[2]:
                 shown = {around[n] for n in path[:at]}
                 if all(around[n] in shown for n in path[at:]):
                     del path[at:]  # a detour that shows nothing new

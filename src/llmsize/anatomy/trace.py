@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Adapter, Linear
@@ -405,15 +405,16 @@ class Trace(Tape):
         kinds: Sequence[Kind],
         *held: Tensor | None,
         carried: list[Tensor] | None = None,
-        sharing: bool = False,
+        told: Callable[[Kind], Hashable] | None = None,
     ) -> Tensor:
         """`x` through one block a layer; of layers that repeat few are traced.
 
         `prefix` is the name of the list of layers, `kinds` one hashable kind a layer. `held` is
         what every block is handed without using it; a checkpoint keeps it alive, and what is in
         `carried`, by which blocks hand something to the next beside `x`. If there is no such list
-        or the first leaves it empty, and blocks are not `sharing` what gradients flow to, layers
-        cannot tell of what kinds their neighbours are.
+        or the first leaves it empty, layers cannot tell of what kinds their neighbours are; else
+        they can, and where something is `told` of the kinds, as gradients of several layers flow to
+        the same, that alone.
         """
         handed = [] if carried is None else carried
         marked = self._marked(kinds)
@@ -426,9 +427,9 @@ class Trace(Tape):
             before, entered = entered, (x.format, x.shape, x.strides, x.node is not None)
             if number and not settled and self._is_settled(x, carried):
                 settled = True
-                alone = carried is None and not sharing and not self.handing_back
+                alone = carried is None and told is None and not self.handing_back
                 apart = number - 1 if alone and before == entered else number
-                seen = None if carried or sharing else [turn.kind[1:] for turn in turns]
+                seen = None if carried and told is None else _seen(turns, told)
                 shown = self._follow(prefix, first, turns, shown_by(turns, apart, seen))
             if shown[number] != number:
                 continue
@@ -482,6 +483,15 @@ class Trace(Tape):
             place = self.places.setdefault(number, Place(f"{prefix}.{{}}.", []))
             place.indices[:] = sorted(indices)  # weights that are there already know the list
         return shown
+
+
+def _seen(turns: Sequence[Turn], told: Callable[[Any], Hashable] | None) -> list[Hashable]:
+    """What neighbours can tell of each turn, and of what is before the first and after the last.
+
+    Where kinds are told, those are told from layers: what layers share begins and ends with one.
+    """
+    seen: list[Hashable] = [(told and told(turn.kind[0]), *turn.kind[1:]) for turn in turns]
+    return [None, *seen, None] if told else [seen[0], *seen, seen[-1]]
 
 
 HIDDEN_STATES = "hidden_states"

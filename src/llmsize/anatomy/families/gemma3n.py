@@ -114,7 +114,10 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
     def run(x: Tensor, kind: Kind) -> Tensor:
         return block(t, s, x, kind, reaches, stored, ops.select(t, extra, 2))
 
-    x = t.layers("model.layers", run, stacked(t, streams), kinds, position_ids, sharing=True)
+    x = t.layers(
+        "model.layers", run, stacked(t, streams), kinds, position_ids,
+        told=lambda kind: kind.layer.shared,
+    )  # fmt: skip
     del projected
     size = magnitude(t, ops.select(t, x, 0))
     streams = [ops.select(t, x, 0)]

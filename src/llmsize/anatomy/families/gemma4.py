@@ -32,6 +32,11 @@ class Kind(NamedTuple):
     stores: bool
     """Whether later layers take theirs from it."""
 
+    @property
+    def shared(self) -> Kind | None:
+        """What neighbours can tell: gradients of several layers meet in keys that are reused."""
+        return self if self.reuses or self.stores else None
+
 
 class Reach(NamedTuple):
     """What layers that look alike far back are given."""
@@ -155,7 +160,9 @@ def model(t: Trace, s: Shape, c: Config) -> Tensor:
             x = add_input(t, s, x, last_token(t, own) if last else own)
         return scaled_in_place(t, x)
 
-    x = t.layers("model.layers", block, embeddings, kinds, position_ids, sharing=True)
+    x = t.layers(
+        "model.layers", block, embeddings, kinds, position_ids, told=lambda kind: kind.shared
+    )
     return power_norm(t, x, "model.norm")
 
 

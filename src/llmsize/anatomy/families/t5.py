@@ -115,7 +115,10 @@ def stack(
     # the gradient of what is encoded begins in the last layer; the others add to it
     kinds = [(s.apart or index == 0, index == layers - 1) for index in range(layers)]
     embedded = [ops.dropout(t, embeddings, s.dropout)]
-    x = t.layers(f"{name}.block", block, embedded.pop(), kinds, mask, carried=biases)
+    x = t.layers(
+        f"{name}.block", block, embedded.pop(), kinds, mask, carried=biases,
+        told=lambda kind: kind[0],  # whether what is carried begins there
+    )  # fmt: skip
     x = ops.dropout(t, norm(t, x, f"{name}.final_layer_norm"), s.dropout)
     biases.clear()
     return x
