@@ -13,7 +13,7 @@ from benchmarks.tables.serving import measured_inference
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.architecture import Architecture
-from llmsize.engine import Engine, on_card
+from llmsize.engine import Engine, on_card, scheduled
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import CachePolicy, paged_sequences
@@ -239,6 +239,69 @@ def test_defaults_of_the_scheduler_depend_on_the_card(card: str, gib: int, seque
     assert engine.warm_sequences == sequences
 
 
+@pytest.mark.parametrize(
+    ("mib", "devices", "share"),
+    [(81_559, 1, 0.835), (81_559, 8, 0.818), (24_564, 1, 0.847), (15_360, 1, 0.757)],
+)
+def test_sglang_leaves_of_a_card_what_its_rule_says(mib: int, devices: int, share: float) -> None:
+    """512 + 1.5 a token of a chunk + 2 a sequence of the largest graph + 128 a device, in MiB.
+
+    Chunks of 8,192 and 2,048 tokens, graphs of 256 (512 on four devices), 24 and 8 sequences:
+    SGLang v0.5.7, server_args.py, `_handle_gpu_memory_settings`.
+    """
+    engine = on_card(presets.get(Engine, "sglang"), "", mib * 2**20, devices=devices)
+    assert engine.utilization == share
+
+
+def test_sglang_shares_out_what_is_free_before_the_weights() -> None:
+    """An 80 GB card in version 0.4: 63.72 GiB free with the weights of 15.0, 54.26 for the pool."""
+    left = pool(served("llama-3.1-8b", "sglang"), int(79.2 * GIB), 0.88)
+    assert left.bytes / GIB == pytest.approx(54.26, abs=0.05)
+
+
+def test_graphs_are_inside_of_the_share_since_0_21() -> None:
+    """`CUDA graph memory profiling is enabled (default since v0.21.0)` is what newer versions log.
+
+    The pool is smaller by the graphs, as if the share were smaller by theirs.
+    """
+    old, new = served("llama-3.1-8b", "vllm"), served("llama-3.1-8b", "vllm-0.26")
+    graphs = need(new)[0].part("CUDA graphs").value
+    pools = [pool(question, 80 * GIB, 0.9).bytes for question in (old, new)]
+    assert pools[0] - pools[1] == graphs
+
+
+@pytest.mark.parametrize(("capability", "gib"), [(9.0, 0.25), (8.0, 0.0), (10.0, 0.0)])
+def test_only_hopper_cuts_keys_inside_a_graph(capability: float, gib: float) -> None:
+    """FlashAttention 3 keeps 32 results in fp32 of 4,096 channels for 512 tokens: 0.25 GiB."""
+    engine = on_card(presets.get(Engine, "vllm"), "", 80 * GIB, capability)
+    graphs = [
+        need(replace(served("llama-3.1-8b", "vllm"), engine=replace(engine, graphs_splits=splits)))
+        [0].part("CUDA graphs").value for splits in (engine.graphs_splits, 0)
+    ]  # fmt: skip
+    assert (graphs[0] - graphs[1]) / GIB == gib
+
+
+@pytest.mark.parametrize(("context", "tokens"), [(1024, 2048), (10_000, 10_000), (40_960, 2048)])
+def test_the_first_engine_of_vllm_cuts_no_prompt_up_to_32k(context: int, tokens: int) -> None:
+    """max(max_model_len, 2048), or chunks of 2,048 above 32,768 (v0.7.3, config.py)."""
+    question = replace(served("qwen3-4b", "vllm-0.7"), context=context)
+    told = scheduled(question.engine, 1)
+    warmed = need(replace(question, engine=told))[0].part("warm-up")
+    assert warmed.inputs["tokens"] == tokens
+
+
+@pytest.mark.parametrize(("cache", "each"), [("bf16", 2 * 576 + 132), ("fp8", 656 + 132)])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_latents_beside_an_indexer_are_packed_in_fp8(engine: str, cache: str, each: int) -> None:
+    """512 channels, a scale for 128 of them, and 64 of the rotary key in 16 bit: 656 bytes.
+
+    vLLM, v1/kv_cache_interface.py (`fp8_ds_mla`); 132 bytes are the indexer's; 61 layers.
+    """
+    format = presets.get(Format, cache)
+    question = served("deepseek-v3.2", engine, "fp8-block", keys=format, values=format, context=16)
+    assert fullest(need(question)).part("KV cache").value == 61 * each * 16
+
+
 @pytest.mark.parametrize(("gib", "tokens"), [(6.01, 569_878), (5.98, 567_978)])
 def test_states_take_pages_of_the_pool(gib: float, tokens: int) -> None:
     """vLLM 0.24's logs of Qwen3.6-35B-A3B with fp8 cache and prefix caching, 131,072 tokens.
@@ -256,6 +319,12 @@ def test_states_take_pages_of_the_pool(gib: float, tokens: int) -> None:
 def host_bytes(question: Serving) -> int:
     """What is in host memory."""
     return sum(int(place.value) for place in need(question) if place.name == "host")
+
+
+def test_kernels_of_a_library_are_refused_where_they_do_not_run() -> None:
+    """vLLM runs AWQ by Marlin's kernels, not by ExLlamaV2's."""
+    with pytest.raises(LLMSizeError, match="has kernels of its own"):
+        served("llama-3.1-8b", "vllm", "awq-int4-g128-exllama")
 
 
 def test_exllama_kernels_keep_room_for_the_longest_input() -> None:

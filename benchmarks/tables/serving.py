@@ -11,9 +11,10 @@ from benchmarks.answers import Answer
 from llmsize import presets
 from llmsize.anatomy import Trace, traced
 from llmsize.architecture import Architecture
-from llmsize.engine import Engine
+from llmsize.engine import Engine, on_card, scheduled
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
+from llmsize.hardware import Accelerator
 from llmsize.memory.serving import Serving, need, pool, serving
 from llmsize.memory.weights import Recipe, weight_bytes
 from llmsize.term import Term
@@ -25,13 +26,18 @@ ENGINES = {
     "vLLM 0.19.0": "vllm", "vLLM 0.11.0": "vllm-0.11", "vLLM 0.6.5": "vllm-0.6",
     "transformers 4.38.2": "transformers-4.44", "llama.cpp CUDA (2025-05)": "llama.cpp",
     "llama.cpp (2025-09)": "llama.cpp", "torchao + torch.compile": "gpt-fast",
+    "vLLM 0.6.6": "vllm-0.7", "vLLM 0.7": "vllm-0.7", "vLLM 0.7.3": "vllm-0.7",
+    "vLLM 0.8.5": "vllm-0.7", "vLLM 0.9.2": "vllm-0.11", "vLLM 0.26.0": "vllm-0.26",
+    "vLLM 0.31.0": "vllm-0.26", "SGLang 0.4": "sglang", "transformers 4.38": "transformers-4.44",
 }  # fmt: skip
-"""Everything else is transformers of today."""
+"""Everything else is transformers of today. The logs of 0.6.5 are of a pull request that counted
+the context as 0.6.4 does, those of 0.8.5 of the engine V0."""
 
 RECIPES = {
     "GPTQ-Int8": "gptq-int8-g128", "GPTQ-Int4": "gptq-int4-g128", "AWQ": "awq-int4-g128",
     "AWQ-INT4": "awq-int4-g128", "AWQ 4-bit": "awq-int4-g128", "FP8": "fp8-block",
     "GPTQ 4-bit (GPTQModel)": "gptq-int4-g128", "GPTQ 4-bit (AutoGPTQ)": "gptq-int4-g128",
+    "bitsandbytes fp4": "fp4", "bitsandbytes int8": "llm-int8",
     "bitsandbytes nf4": "nf4-dq",  # without double quantization less than a context is left
     "quanto w4a16": "w4a16", "torchao int4wo": "torchao-int4-g128",
     "int8wo": "torchao-int8", "fp6": "torchao-fp6", "int8dq": "torchao-int8dq",
@@ -72,22 +78,28 @@ def measured_inference(rows: list[Row]) -> Iterator[Answer]:
             yield Answer(name, quantity, expected, got)
 
 
+def held_out_inference(rows: list[Row]) -> Iterator[Answer]:
+    """The same of logs and tables that were searched for when the model was finished."""
+    return measured_inference(rows)
+
+
 def _row(row: Row) -> Iterator[tuple[str, float, float | None]]:
     try:
         asked: Serving | None = _serving(row)
     except LLMSizeError:
         asked = None
     if row["metric"] == "log breakdown per GPU":
+        server = row["engine"].partition(" ")[0]
         found = _log(row, asked) if asked else {}
         printed = {part: float(row[f"{part}_gib"]) for part in (*TAKEN, "kv_pool")
                    if row[f"{part}_gib"]}  # fmt: skip
         for part, expected in printed.items():
-            yield f"vLLM {part}_gib", expected, found.get(part)
+            yield f"{server} {part}_gib", expected, found.get(part)
         if printed.keys() >= {*TAKEN}:
             taken = sum(found[part] for part in TAKEN) if found else None
-            yield "vLLM without its pool, total_gib", sum(printed[p] for p in TAKEN), taken
+            yield f"{server} without its pool, total_gib", sum(printed[p] for p in TAKEN), taken
         if row["kv_tokens"]:
-            yield "vLLM kv_tokens", float(row["kv_tokens"]), found.get("tokens")
+            yield f"{server} kv_tokens", float(row["kv_tokens"]), found.get("tokens")
         return
     if row["metric"].startswith("memory not in"):
         yield "llama.cpp context_gib", float(row["context_gib"]), _engine(row).context / GIB
@@ -113,10 +125,11 @@ def _log(row: Row, asked: Serving) -> dict[str, float]:
         "activation": "activations", "non_torch": "libraries",
         "cuda_graph": "CUDA graphs", "context": "context",
     }  # fmt: skip
+    known = {part.name for part in place.walk()}
     loaded = ("weights", "rotary tables", "blocks beyond tensors", "vision tower", "audio tower",
               "projector")  # fmt: skip
     return {
-        **{name: place.part(part).value / GIB for name, part in parts.items()},
+        **{name: place.part(part).value / GIB for name, part in parts.items() if part in known},
         "weights": sum(p.value for p in place.parts if p.name in loaded) / GIB,
         "kv_pool": left.bytes / GIB,
         "tokens": float(left.tokens),
@@ -145,7 +158,19 @@ def _left_out(row: Row, asked: Serving | None) -> float:
 def _engine(row: Row) -> Engine:
     if row["engine"] == "transformers" and row["source"].startswith("QwenLM/Qwen "):
         return presets.get(Engine, "transformers-4.35")  # the first Qwen, with code of its own
-    return presets.get(Engine, ENGINES.get(row["engine"], "transformers"))
+    engine = presets.get(Engine, ENGINES.get(row["engine"], "transformers"))
+    return _told(engine, row) if row.get("card") else engine
+
+
+def _told(engine: Engine, row: Row) -> Engine:
+    """As it is on the card that a row names, with what its scheduler was told."""
+    card = presets.get(Accelerator, row["card"])
+    memory = int(float(row["gpu_total_gib"]) * GIB)
+    engine = on_card(engine, card.name, memory, card.compute_capability, int(row["tp"]))
+    sequences, tokens = row["max_num_seqs"], row["max_num_batched_tokens"]
+    if not (sequences or tokens):
+        return engine
+    return scheduled(engine, int(sequences) if sequences else None, int(tokens) if tokens else None)
 
 
 @lru_cache(maxsize=256)

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from llmsize.quick_dataclasses import dataclass, field, replace
-from llmsize.units import GIB
+from llmsize.units import GIB, MIB
 
 Allocation = Literal["grown", "pool", "buffers"]
 """The cache grows with the tokens; a pool takes what a share of the card leaves; or every buffer is
 allocated before the first token (llama.cpp)."""
+
+OF_CARDS = ("prefill", "warm_sequences", "graphs_sequences", "graphs_sequences_of_four")
+"""Facts that may be others on some cards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,9 @@ class Engine:
     any, where drafted tokens are translated."""
     index_keys: str = ""
     """The format of what indexers keep of a token; empty for that of the cache."""
+    packs_latents: bool = False
+    """Whether latents of fp8, where an indexer chooses among them, are in the format of its keys,
+    and the rotary key that they have in common in 16 bit: FlashMLA's `fp8_ds_mla`."""
     kv_formats: tuple[str, ...] = ()
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""
@@ -81,8 +87,20 @@ class Engine:
     bytes; or the experts of the first layers."""
     utilization: float = 0.0
     """Share of a device that weights, activations and the pool may take together."""
+    share_of: Literal["card", "free"] = "card"
+    """What that is a share of: the card; or what is free of it before the model is loaded, and then
+    activations are outside of the share."""
+    graphs_in_share: bool = False
+    """Whether CUDA graphs are inside of that share: estimated before the pool is made."""
+    reserve: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What an engine without a share of its own leaves of a card, in MiB: a `base`, so many for
+    each `token` computed at once, each `sequence` of the largest CUDA graph and each `device`, and
+    no less than `least` on cards of more than `large` GiB."""
     prefill: int = 0
     """Tokens that are computed at once; 0 for a whole prompt."""
+    whole_prompts: int = 0
+    """The longest context with which prompts are not cut: the warm-up computes one of that length.
+    0 where they are always cut."""
     all_logits: bool = False
     """Whether a prompt's pass makes the logits of every token, and a copy of them in fp32."""
     cache_copies: int = 1
@@ -108,8 +126,14 @@ class Engine:
     graphs_splits: int = 0
     """Into how many parts attention may cut the keys inside a CUDA graph; it keeps a result in fp32
     of each part, for every head channel and token of the largest graph."""
+    graphs_splits_on: int = 0
+    """The major compute capability of the only cards with such parts; 0 for all."""
     graphs_tokens: int = 0
     """Tokens of the largest graph."""
+    graphs_sequences: int = 0
+    """Sequences of the largest graph, and what it has with four devices and more; known where the
+    share depends on them."""
+    graphs_sequences_of_four: int = 0
     unsplit: tuple[str, ...] = ()
     """Families that attend both ways within an image: with a vision tower, attention of theirs has
     no such parts."""
@@ -125,7 +149,7 @@ class Engine:
     it, and `--reserve` sets it aside."""
     cards: tuple[Mapping[str, str | int], ...] = field(default=(), hash=False)
     """Cards on which facts are others: those `below` so many GiB, or whose name has `named` in it.
-    The first entry that is about a card gives it its `prefill` and `warm_sequences`."""
+    The first entry that is about a card gives it those of `OF_CARDS` that are in it."""
     fitted_to: int = 0
     measured: tuple[str, ...] = ()
     """Which numbers were compared with measurements; the others follow from rules."""
@@ -133,19 +157,57 @@ class Engine:
     note: str = ""
 
 
-def on_card(engine: Engine, name: str, memory: int, capability: float | None = None) -> Engine:
-    """The engine as it is by default on a card of that name with `memory` bytes.
+def on_card(
+    engine: Engine, name: str, memory: int, capability: float | None = None, devices: int = 1
+) -> Engine:
+    """The engine as it is by default on a card of that name with `memory` bytes, one of `devices`.
 
     `capability` is the card's compute capability, if it has one.
     """
     if capability is not None:
         own = (e for e in engine.padded if int(e.get("major", capability)) == int(capability))
-        engine = replace(engine, padded=tuple(own))
+        splits = engine.graphs_splits if engine.graphs_splits_on in (0, int(capability)) else 0
+        engine = replace(engine, padded=tuple(own), graphs_splits=splits)
     for entry in engine.cards:
         small = memory < int(entry.get("below", 0)) * GIB
         if small or str(entry.get("named", "no name")) in name:
-            return replace(
-                engine, prefill=int(entry["prefill"]),
-                warm_sequences=int(entry.get("warm_sequences", engine.warm_sequences)),
-            )  # fmt: skip
-    return engine
+            facts = {fact: int(entry[fact]) for fact in OF_CARDS if fact in entry}
+            engine = replace(engine, **facts)
+            break
+    return replace(engine, utilization=_share_left(engine, memory, devices))
+
+
+def scheduled(
+    engine: Engine, sequences: int | None = None, tokens: int | None = None, *, eager: bool = False
+) -> Engine:
+    """The engine told how many sequences and tokens it may compute at once, or to make no graphs.
+
+    The largest graph has twice the sequences: vLLM v0.19.0, config/vllm.py,
+    `_set_cudagraph_sizes`.
+    """
+    if tokens is not None:
+        engine = replace(engine, prefill=tokens, whole_prompts=0)
+    most = min(sequences or engine.warm_sequences, engine.prefill)
+    return replace(
+        engine, warm_sequences=most, graphs_tokens=min(engine.graphs_tokens, 2 * most),
+        graphs=0 if eager else engine.graphs,
+    )  # fmt: skip
+
+
+def _share_left(engine: Engine, memory: int, devices: int) -> float:
+    """What the engine's rule leaves of a card of `memory` bytes; its own share without a rule.
+
+    SGLang v0.5.7, server_args.py, `_handle_gpu_memory_settings`: a rule about cards, not models.
+    """
+    rule = engine.reserve
+    if not rule:
+        return engine.utilization
+    many = engine.graphs_sequences_of_four if devices >= 4 else 0
+    reserved = (
+        rule.get("base", 0) + rule.get("token", 0) * engine.prefill
+        + rule.get("sequence", 0) * (many or engine.graphs_sequences)
+        + rule.get("device", 0) * devices
+    )  # fmt: skip
+    if memory > rule.get("large", 0) * GIB:
+        reserved = max(reserved, rule.get("least", 0))
+    return round(max(0.0, 1 - reserved * MIB / memory), 3)

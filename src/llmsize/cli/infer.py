@@ -18,7 +18,7 @@ from llmsize.cli.jobs import engine_on
 from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Model
 from llmsize.cli.served import PREDICTION, Setting, Subject, own_recipe, recipes, restored
-from llmsize.engine import Engine
+from llmsize.engine import Engine, scheduled
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import Format
 from llmsize.hardware import Accelerator
@@ -107,6 +107,13 @@ CpuMoe = Annotated[int, Option(
 CpuOffload = Annotated[int, Option(
     "--cpu-offload-gb", metavar="GIB", min=0,
     help="Weights that every device leaves in host memory.")]
+MaxSequences = Annotated[int | None, Option(
+    "--max-num-seqs", metavar="N", min=1, show_default="by card",
+    help="Sequences that it warms up for.")]
+MaxTokens = Annotated[int | None, Option(
+    "--max-num-batched-tokens", metavar="TOKENS", min=1, show_default="by card",
+    help="Tokens computed at once.")]
+Eager = Annotated[bool, Option("--enforce-eager", help="Without CUDA graphs.")]
 TensorSplit = Annotated[str, Option(
     "--tensor-split", metavar="SHARES", show_default="equal",
     help="Share of the layers of every device, such as `3,1`.")]
@@ -159,6 +166,14 @@ class Beside(NamedTuple):
     draft: DraftModel = ""
 
 
+class Scheduling(NamedTuple):
+    """vLLM's scheduler."""
+
+    sequences: MaxSequences = None
+    tokens: MaxTokens = None
+    eager: Eager = False
+
+
 class LlamaCpp(NamedTuple):
     """llama.cpp and what runs it."""
 
@@ -175,6 +190,7 @@ def infer(
     formats: Formats,
     placement: Placement,
     beside: Beside,
+    scheduling: Scheduling,
     llama_cpp: LlamaCpp,
     fit: Fit = None,
     hardware: Hardware,
@@ -189,6 +205,7 @@ def infer(
     _check_together(runs, placement, beside, budget)
     if machine:
         runs = engine_on(machine, runs)
+    runs = _scheduled(runs, scheduling)
     subject = _subject(architecture, runs, formats, accelerator)
     asked = Asked(
         subject, load, placement, beside, _server(llama_cpp, subject.engine),
@@ -222,6 +239,18 @@ def _check_together(
         )
     if budget is None:
         raise LLMSizeError("a share of what?", hint="give a card: `--gpu h100` or `--vram 80GB`")
+
+
+def _scheduled(engine: Engine, given: Scheduling) -> Engine:
+    """The engine with what it is told. Raises `LLMSizeError` for one without such options."""
+    if given == Scheduling():
+        return engine
+    if not engine.warm_sequences:
+        raise LLMSizeError(
+            f"{engine.title} has none of vLLM's options for its scheduler",
+            hint="add `--engine vllm`; llama.cpp has `--ubatch`",
+        )
+    return scheduled(engine, given.sequences, given.tokens, eager=given.eager)
 
 
 class Asked(NamedTuple):

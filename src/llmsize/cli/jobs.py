@@ -48,8 +48,8 @@ def engine_on(machine: Machine, engine: Engine) -> Engine:
     """As it is by default on that machine's cards."""
     card, memory = machine.accelerator, int(machine.usable.value)
     if card is None:
-        return on_card(engine, "", memory)
-    return on_card(engine, card.name, memory, card.compute_capability)
+        return on_card(engine, "", memory, devices=machine.devices)
+    return on_card(engine, card.name, memory, card.compute_capability, machine.devices)
 
 
 def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:

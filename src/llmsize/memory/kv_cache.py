@@ -23,6 +23,8 @@ class CachePolicy(NamedTuple):
     """Whether a latent is cached as it is or decompressed into every head's key and value."""
     index_keys: Format | None = None
     """The format of the keys of indexers; that of all keys unless given."""
+    packed_latent: int = 0
+    """Bytes of a latent in a kernel's own layout; 0 where it is a vector in the format of keys."""
 
 
 AS_ASKED = CachePolicy()
@@ -56,7 +58,7 @@ def token_bytes(
     if layer.kind == "latent":
         if policy.latent == "expanded":
             return stored_bytes(keys, layer.expanded // tensor_parallel)
-        return stored_bytes(keys, layer.key_dim)
+        return policy.packed_latent or stored_bytes(keys, layer.key_dim)
     heads = max(1, layer.kv_heads // tensor_parallel)
     return stored_bytes(keys, heads * layer.key_dim) + stored_bytes(values, heads * layer.value_dim)
 

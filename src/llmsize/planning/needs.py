@@ -66,17 +66,18 @@ def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Te
         devices = max(1, min(devices, made.trace.depth))
     question = replace(made, context=work.context, batch=work.batch, devices=devices)
     needed = served.fullest(served.need(question))
-    return _with_share(needed, engine, served.outside_share(needed))
-
-
-def _with_share(needed: Term, engine: Engine, outside: int) -> Term:
-    """What is needed and, for an engine with a pool, the rest of a device that it leaves alone.
-
-    It takes a share of the device, and what is `outside` of that share comes on top.
-    """
     if engine.allocation != "pool":
         return needed
-    inside = int(needed.value) - outside
+    inside = int(needed.value) - served.outside_share(needed, engine)
+    shared = served.shared_out(needed, engine, int(needed.value))
+    return _with_share(needed, engine, inside, shared - inside)
+
+
+def _with_share(needed: Term, engine: Engine, inside: int, outside: int) -> Term:
+    """What is needed, and the rest of a device that an engine with a pool leaves alone.
+
+    It takes a share of the device for what is `inside` of it, and what is `outside` comes on top.
+    """
     spared = term(
         "left alone by the engine", "max(ceil(inside / share) - inside - outside, 0)",
         unit="bytes", source=engine.source, inside=inside, share=engine.utilization,
@@ -110,8 +111,9 @@ def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Ter
     needed = on_each(parts, devices, *whole)
     if isinstance(needed, str):
         raise LLMSizeError(needed, hint="name another `--dtype` or `--job`")
-    if work.engine is not None and job == "inference":
-        return _with_share(needed, work.engine, int(RUNTIME.value))
+    if job == "inference" and work.engine and work.engine.allocation == "pool":
+        beside = int(RUNTIME.value)
+        return _with_share(needed, work.engine, int(needed.value) - beside, beside)
     return needed
 
 

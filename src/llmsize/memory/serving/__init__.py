@@ -14,6 +14,7 @@ from llmsize.anatomy import LoRA
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.parameters import hidden_size
 from llmsize.anatomy.towers import towers
+from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.memory.kv_cache import paged_sequences, pool_tokens
 from llmsize.memory.serving.parts import apart, cache_of, kv_heads_of, weights_of
@@ -24,7 +25,7 @@ from llmsize.term import Term, term, total
 
 __all__ = [
     "ELSEWHERE", "PLAIN_SERVER", "Pool", "Serving", "adapters", "apart", "cache_of", "fullest",
-    "has_encoder", "need", "pool", "serving",
+    "has_encoder", "need", "outside_share", "pool", "serving", "shared_out",
 ]  # fmt: skip
 
 ELSEWHERE = ("host", "disk")
@@ -219,9 +220,24 @@ def _check_heads(question: Serving) -> None:
     )
 
 
-def outside_share(place: Term) -> int:
-    """Bytes on a device that come on top of an engine's share of it: context and CUDA graphs."""
-    return sum(int(part.value) for part in place.walk() if part.name in ("context", "CUDA graphs"))
+def outside_share(place: Term, engine: Engine) -> int:
+    """Bytes on a device that come on top of an engine's share of it.
+
+    Its context, and CUDA graphs unless they are estimated before the pool is made; where the share
+    is one of free memory, activations and libraries, too.
+    """
+    outside = {"context"} if engine.graphs_in_share else {"context", "CUDA graphs"}
+    if engine.share_of == "free":
+        outside |= {"activations", "libraries"}
+    of_runtime = place.part("context and libraries").parts
+    return sum(int(p.value) for p in (*place.parts, *of_runtime) if p.name in outside)
+
+
+def shared_out(place: Term, engine: Engine, memory: int) -> int:
+    """Of the `memory` of a device, what the engine's share is a share of."""
+    if engine.share_of == "card":
+        return memory
+    return memory - int(place.part("context and libraries").part("context").value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,30 +254,30 @@ class Pool:
 def pool(question: Serving, memory: int, utilization: float | None = None) -> Pool:
     """The KV pool on a device of `memory` bytes: the engine's share less what is needed first.
 
-    Context and CUDA graphs are outside of that share. Raises `LLMSizeError` for an engine without
+    What is outside of that share, `outside_share` says. Raises `LLMSizeError` for an engine without
     a pool and for an impossible share.
     """
-    share = question.engine.utilization if utilization is None else utilization
-    if question.engine.allocation != "pool":
-        raise LLMSizeError(
-            f"{question.engine.title} has no pool", hint="`--engine vllm` allocates ahead"
-        )
+    engine = question.engine
+    share = engine.utilization if utilization is None else utilization
+    if engine.allocation != "pool":
+        raise LLMSizeError(f"{engine.title} has no pool", hint="`--engine vllm` allocates ahead")
     if not 0 < share <= 1:
         raise LLMSizeError(
             f"a share of {share:g} is impossible", hint="give one above 0 and up to 1"
         )
     place = fullest(need(question))
     cache = sum(int(part.value) for part in place.walk() if part.name == "KV cache")
-    left = int(memory * share) - (int(place.value) - outside_share(place) - cache)
+    budget = int(shared_out(place, engine, memory) * share)
+    left = budget - (int(place.value) - outside_share(place, engine) - cache)
     layers = question.caches(0, -(-question.trace.depth // question.stages))
     state = sum(int(part.value) for part in place.parts if part.name == "recurrent state")
     if all(layer.kind in ("recurrent", "none") for layer in layers):
         return Pool(left, 0, max(0, left + state) * question.batch / state if state else 0.0)
-    if state and left > 0 and question.engine.state_pages:
+    if state and left > 0 and engine.state_pages:
         sequences = paged_sequences(
             layers, left + state, context=question.context, keys=question.keys,
             values=question.values, policy=question.policy, tensor_parallel=question.devices,
-            state_pages=question.engine.state_pages + (question.shared > 0),
+            state_pages=engine.state_pages + (question.shared > 0),
         )  # fmt: skip
         return Pool(left, int(sequences * question.context), sequences)
     tokens = 0

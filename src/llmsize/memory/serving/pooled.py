@@ -76,19 +76,26 @@ def warm_up(question: Serving, *, last: bool = True) -> Term:
             note=f"n = {engine.fitted_to}" if engine.fitted_to else "by its rules",
             workspace=engine.workspace, sampler=engine.sampler_bytes if last else 0,
             sequences=engine.warm_sequences, vocabulary=vocabulary(question.trace),
-            element=question.format.block_bytes, tokens=engine.prefill, channels=channels,
+            element=question.format.block_bytes, tokens=batch_tokens(question), channels=channels,
             devices=ways, hidden=hidden,
         )
     ]  # fmt: skip
     if question.stages > 1:
         parts.append(term(
             "received from the stage before", "2 * element * tokens * hidden", unit="bytes",
-            element=question.format.block_bytes, tokens=engine.prefill, hidden=hidden,
+            element=question.format.block_bytes, tokens=batch_tokens(question), hidden=hidden,
             source="vLLM v0.19.0, IntermediateTensors: hidden states and residual",
         ))  # fmt: skip
     if experts := _expert_workspace(question, hidden):
         parts.append(experts)
     return total("activations", *(replace(part, value=round(part.value)) for part in parts))
+
+
+def batch_tokens(question: Serving) -> int:
+    """Tokens of the warm-up's batch: a chunk of prompts, or a whole one where they are not cut."""
+    engine = question.engine
+    whole = question.context <= engine.whole_prompts
+    return max(engine.prefill, question.context) if whole else engine.prefill
 
 
 def _expert_workspace(question: Serving, hidden: int) -> Term | None:
@@ -104,7 +111,7 @@ def _expert_workspace(question: Serving, hidden: int) -> Term | None:
                 "element * tokens * chosen * "
                 "(max(width / devices, hidden) + max(2 * width / devices, hidden))",
                 unit="bytes", source=TRITON, grade="formula", element=question.format.block_bytes,
-                tokens=question.engine.prefill, chosen=chosen, width=width, hidden=hidden,
+                tokens=batch_tokens(question), chosen=chosen, width=width, hidden=hidden,
                 devices=question.devices,
             )  # fmt: skip
     return None

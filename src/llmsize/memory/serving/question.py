@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from llmsize.anatomy import Trace
 from llmsize.anatomy.cache import LayerCache
+from llmsize.anatomy.config import Config
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import FP16, Format, stored_bytes
 from llmsize.memory.kv_cache import CachePolicy
 from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.weights import (
@@ -104,7 +105,25 @@ class Serving:
     def policy(self) -> CachePolicy:
         """How the engine keeps the cache."""
         engine = self.engine
-        return CachePolicy(engine.token_block, engine.windows, engine.latent, self.index_keys)
+        return CachePolicy(
+            engine.token_block, engine.windows, engine.latent, self.index_keys,
+            self._packed_latent(),
+        )  # fmt: skip
+
+    def _packed_latent(self) -> int:
+        """Bytes of a latent of fp8 as FlashMLA reads it: 656 of DeepSeek-V3.2's.
+
+        The channels in blocks with a scale each, and the rotary key in 16 bit: vLLM v0.19.0,
+        v1/attention/backends/mla/flashmla_sparse.py; SGLang v0.5.7, model_executor/model_runner.py.
+        """
+        if not (self.engine.packs_latents and self.index_keys and self.keys.name.startswith("fp8")):
+            return 0
+        kinds = {cache.kind: cache for _, cache in _numbered_caches(self.trace)}
+        if not {"latent", "index"} <= kinds.keys():
+            return 0
+        rotary = Config(self.architecture.config, self.architecture.name).count("qk_rope_head_dim")
+        channels = kinds["latent"].key_dim - rotary
+        return stored_bytes(self.index_keys, channels) + stored_bytes(FP16, rotary)
 
 
 def has_encoder(trace: Trace) -> bool:
@@ -160,6 +179,12 @@ def _check_runs(
             f"{engine.title} does not run weights in `{recipe.name if recipe else format.name}`",
             hint="llama.cpp and Ollama run GGUF types such as `q4_k_m`; the other engines run "
             "`nf4`, `awq`, `gptq`, `fp8`, …",
+        )
+
+    if recipe is not None and recipe.scratch and engine.allocation != "grown":
+        raise LLMSizeError(
+            f"{engine.title} has kernels of its own, not those of `{recipe.name}`",
+            hint=f"the file is that of `--quant {recipe.base}`",
         )
 
 
