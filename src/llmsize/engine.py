@@ -172,7 +172,7 @@ def on_card(
         small = memory < int(entry.get("below", 0)) * GIB
         if small or str(entry.get("named", "no name")) in name:
             facts = {fact: int(entry[fact]) for fact in OF_CARDS if fact in entry}
-            engine = replace(engine, **facts)
+            engine = replace(engine, **facts)  # type: ignore[arg-type]
             break
     return replace(engine, utilization=_share_left(engine, memory, devices))
 
