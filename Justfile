@@ -21,6 +21,10 @@ imports:
 test:
     python -m pytest
 
+# Look for examples that break a property: twenty times as many, others each time.
+search:
+    python -m pytest --hypothesis-profile=search -m hypothesis
+
 # How far llmsize is from reality.
 accuracy:
     python benchmarks/accuracy.py tests/reference

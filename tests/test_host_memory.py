@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 from training_runs import run_of
 
 from llmsize import presets
@@ -39,7 +40,7 @@ def host(model: str, run: TrainingRun) -> Term:
     return host_memory(presets.get(Architecture, model), run)
 
 
-@settings(max_examples=25, deadline=None)
+@tried(25)
 @given(models, choices, precisions, optimizers)
 def test_offloading_takes_from_the_device_and_loses_nothing(
     model: str, chosen: Choices, precision: str, optimizer: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 
 from llmsize import presets
 from llmsize.errors import LLMSizeError
@@ -157,7 +158,7 @@ def test_precision_refuses_what_its_runs_did_not_cover() -> None:
 UNIQUE = st.floats(1e8, 1e12)
 
 
-@settings(max_examples=30)
+@tried(30)
 @given(st.floats(1e7, 1e11), st.floats(0.1, 30), UNIQUE)
 def test_repeated_tokens_and_parameters_invert(n: float, epochs: float, unique: float) -> None:
     """The loss of the tokens, or of the parameters, that reach a loss is that loss, to 1e-9."""
@@ -171,7 +172,7 @@ def test_repeated_tokens_and_parameters_invert(n: float, epochs: float, unique: 
     assert solve(law, "L | N, D, U", N=found, D=d, U=unique) == pytest.approx(target, rel=1e-9)
 
 
-@settings(max_examples=20)
+@tried(20)
 @given(st.floats(1e18, 1e24), st.floats(0.3, 10))
 def test_the_cheapest_way_to_a_loss_with_repetition_inverts(c: float, scarcity: float) -> None:
     """What reaches the loss of a budget with few unique tokens costs that budget and no more."""

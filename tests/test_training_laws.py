@@ -4,8 +4,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 from training_runs import run_of
 
 from llmsize import presets
@@ -41,7 +42,7 @@ def step(
     return training_step(presets.get(Architecture, model), run)
 
 
-@settings(max_examples=40, deadline=None)
+@tried(40)
 @given(models, choices, precisions, stacks)
 def test_the_parts_of_the_peak_sum_to_it(
     model: str, chosen: Choices, precision: str, stack: str
@@ -57,7 +58,7 @@ def test_the_parts_of_the_peak_sum_to_it(
             assert part.value == sum(below.value for below in part.parts)
 
 
-@settings(max_examples=30, deadline=None)
+@tried(30)
 @given(models, choices, precisions)
 def test_more_of_anything_never_takes_less(model: str, chosen: Choices, precision: str) -> None:
     """Bytes grow with batch and sequence."""
@@ -71,7 +72,7 @@ def test_more_of_anything_never_takes_less(model: str, chosen: Choices, precisio
         assert large.total >= small.total
 
 
-@settings(max_examples=30, deadline=None)
+@tried(30)
 @given(models, choices)
 def test_recomputation_never_keeps_more(model: str, chosen: Choices) -> None:
     """What is kept at the end of the forward pass falls, or stays, when blocks run again."""
@@ -81,7 +82,7 @@ def test_recomputation_never_keeps_more(model: str, chosen: Choices) -> None:
     assert kept[0] <= kept[1] <= kept[2]
 
 
-@settings(max_examples=20, deadline=None)
+@tried(20)
 @given(models, st.sampled_from([1, 4, 16, 64]))
 def test_lora_has_smaller_states_than_full_training(model: str, rank: int) -> None:
     """Adapters' gradients and optimizer states stay below those of all weights; rank adds."""
