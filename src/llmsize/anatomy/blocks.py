@@ -176,9 +176,10 @@ def activation(c: Config, *names: str, default: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-Masking = Literal["as needed", "always", "eager", "alibi"]
+Masking = Literal["as needed", "always", "eager", "alibi", "chunked"]
 """Whether there is a mask: where the kernel asked for needs one, of yes and no whatever the kernel,
-one to add since attention is written out, or one for every head, which ALiBi is part of."""
+one to add since attention is written out, one for every head, which ALiBi is part of, or, where it
+is needed, one for every sequence, whose chunks begin at its own first token."""
 
 
 def mask(
@@ -196,7 +197,8 @@ def mask(
     outgrown = window and total >= window
     if not (added or masking == "always" or t.setting.padded or outgrown or prefix):
         return None
-    batch = t.batch if t.setting.padded else Dim(1, "one")
+    chunked = masking == "chunked" and window > 0
+    batch = t.batch if t.setting.padded or chunked else Dim(1, "one")
     allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)
     if not added:
         return allowed

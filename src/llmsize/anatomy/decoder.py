@@ -182,23 +182,24 @@ def run(
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
     tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
-    embeddings = begin(tokens)
-    tokens = tokens if holds_tokens else embeddings
-    held = [blocks.positions(t)]
+    inputs = [begin(tokens)]  # of the first layer, and of nobody else if tokens are held beside
+    tokens = tokens if holds_tokens else inputs[0]
+    position_ids, alibi = blocks.positions(t), None
     if masking == "alibi":
-        held.append(t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format))
+        alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
     spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
-    around = Around(rotary.tables(t, rope, embeddings, s.rotary, s.local_rotary, used), masks, [])
+    around = Around(rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used), masks, [])
     x = t.layers(
-        names.layers, partial(_within, block, around), embeddings, kinds,
-        *(held if handed_positions else held[1:]), carried=around.carried if carrying else None,
+        names.layers, partial(_within, block, around), inputs.pop(), kinds,
+        position_ids if handed_positions else None, alibi,
+        carried=around.carried if carrying else None,
     )  # fmt: skip
     assert carrying or not around.carried, "blocks carry something that their family does not say"
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()
-    del tokens, embeddings, held, masks, spare, around  # the model returns before its head begins
+    del tokens, position_ids, alibi, masks, spare, around  # the model returns before its head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(
         t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end

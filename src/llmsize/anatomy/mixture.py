@@ -52,6 +52,8 @@ class Mixture:
     """Whether they are multiplied by a number."""
     grouped: bool
     """Whether experts outside of the best groups lose their scores (DeepSeek V2)."""
+    jittered: bool
+    """Whether training multiplies what comes in by noise."""
 
 
 class Routing(NamedTuple):
@@ -74,8 +76,10 @@ def read(
     scaled: bool = False,
     grouped: bool = False,
     width: str = "moe_intermediate_size",
+    jitter: str = "router_jitter_noise",
 ) -> Mixture:
-    """The mixture from a `config.json`; `width` is the field with the width of one expert."""
+    """The mixture from a `config.json`; `width` is the field with the width of one expert,
+    `jitter` that with the share of noise."""
     count = c.size("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     chosen = c.size("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts",
                     "moe_top_k", "moe_k")  # fmt: skip
@@ -95,6 +99,7 @@ def read(
         normed=c.flag("norm_topk_prob", default=normed),
         scaled=scaled,
         grouped=grouped,
+        jittered=c.number(jitter) > 0,
     )
 
 
@@ -133,7 +138,7 @@ def feed(
     shared: str = "mlp.shared_experts",
 ) -> Tensor:
     """The routed experts' output, and the shared expert's if there is one."""
-    residual = x
+    x = residual = jittered(t, m, x)
     tokens = x.view(t.batch * t.sequence, x.shape[-1])
     routing = route(t, m, tokens, router)
     x = run_experts(t, s, m, tokens, routing, experts).view(*x.shape)
@@ -142,6 +147,13 @@ def feed(
             t, x, decoder.gated(t, s, residual, name=shared, width=m.shared, role="shared_")
         )
     return x
+
+
+def jittered(t: Trace, m: Mixture, x: Tensor) -> Tensor:
+    """`x` times noise, in place, if training asks for it."""
+    if not (m.jittered and t.setting.training):
+        return x
+    return ops.mul_in_place(t, x, t.new("uniform", x.shape, x.format))
 
 
 def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, linear: bool = False) -> Routing:

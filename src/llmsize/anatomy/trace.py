@@ -444,7 +444,6 @@ class Trace(Tape):
             self.attention_weights = None
             if x.storage is not None:
                 x.storage.hand_on(HIDDEN_STATES, x.shape, first + number)
-        handed.clear()
         self.enter(OUTSIDE)
         return x
 

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy import Setting, Trace
+from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.tape import Parameter
 from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import counted
@@ -86,13 +87,20 @@ def stored(weight: Parameter, setting: Setting) -> int:
     return weight.bytes * weight.copies * (1 + weight.copied)
 
 
+def reached(weight: Parameter) -> bool:
+    """Whether a weight gets a gradient: it is trained, and the loss depends on it.
+
+    An adapter beside a layer that is never called, only its weight used, has none.
+    """
+    return isinstance(weight.node, Leaf) and weight.node.uses > 0
+
+
 def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
     """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
     name = run.precision.gradients if _main_gradients(run) else DTYPE
     return sum(
         stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
-        for w in weights
-        if w.node is not None
+        for w in filter(reached, weights)
     )
 
 
@@ -102,7 +110,7 @@ def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
     """
     if run.offload != "none":
         return 0
-    trained = [weight for weight in weights if weight.node is not None]
+    trained = list(filter(reached, weights))
     if run.optimizer.layout == "low_rank":
         return projection(trained, run)
     stepped = sum(stepped_bytes(weight, run) for weight in trained)

@@ -11,9 +11,10 @@ from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
-from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.mixture import Mixture, Routing
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -63,7 +64,18 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     the choice."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     t.weight("mlp.expert_bias", (m.count,), "router", fixed=True)
-    routing = mixture.route(t, m, tokens, "mlp.router.gate", linear=True)
+    routing = route(t, m, tokens)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_")
     routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
     return ops.add(t, shared, routed).view(*x.shape)
+
+
+def route(t: Trace, m: Mixture, tokens: Tensor) -> Routing:
+    """The sigmoids of the chosen experts' logits over their sum; the logits stay, in fp32."""
+    logits = ops.to(t, t.linear(tokens, "mlp.router.gate", m.count, role="router"), FP32)
+    scores = ops.sigmoid(t, logits)
+    indices = mixture.corrected_choice(t, m, scores)
+    weights = ops.gather(t, scores, indices)
+    whole = ops.shift(t, ops.total(t, weights))
+    weights = ops.scale(t, ops.divide(t, weights, whole))
+    return Routing(weights, indices, logits)

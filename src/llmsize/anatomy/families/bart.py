@@ -17,7 +17,7 @@ from llmsize.anatomy.decoder import Part
 from llmsize.anatomy.families import t5
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import INT64
+from llmsize.formats import FP32, INT64
 from llmsize.quick_dataclasses import dataclass
 
 
@@ -34,19 +34,33 @@ class Type:
     """Rows before that of the first position."""
     shifted_logits: bool = True
     """Whether a constant for each token is added to the logits."""
+    scaled_within: bool = True
+    """Whether the embedding module itself scales what it looks up."""
+    holds: tuple[Literal["places", "ones"], ...] = ("ones",)
+    """What the decoder holds to the end of its positions and of the mask that it makes itself."""
+    successive: bool = False
+    """Whether what the MLP reads is gone when its activation begins (BioGPT)."""
 
 
 TYPES = {
-    "bart": Type(before=False, embedding_norm=True, positions="learned", offset=2),
+    "bart": Type(
+        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",)
+    ),
     "mbart": Type(before=True, embedding_norm=True, positions="learned", offset=2),
-    "pegasus": Type(before=True, embedding_norm=False, positions="fixed"),
-    "marian": Type(before=False, embedding_norm=False, positions="fixed"),
+    "pegasus": Type(
+        before=True, embedding_norm=False, positions="fixed", scaled_within=False,
+        holds=("places", "ones"),
+    ),
+    "marian": Type(before=False, embedding_norm=False, positions="fixed", scaled_within=False),
     "m2m_100": Type(
-        before=True, embedding_norm=False, positions="buffer", offset=2, shifted_logits=False
+        before=True, embedding_norm=False, positions="buffer", offset=2, shifted_logits=False,
+        holds=(),
     ),
     "blenderbot": Type(before=True, embedding_norm=False, positions="learned"),
-    "blenderbot-small": Type(before=False, embedding_norm=True, positions="learned"),
-}
+    "blenderbot-small": Type(
+        before=False, embedding_norm=True, positions="learned", scaled_within=False
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +135,30 @@ def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor
     embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
     if t.setting.input_gradients:
         embeddings = t.with_gradient(embeddings)
-    embeddings = ops.scale(t, embeddings)
+    scaled = blocks.scaled_embeddings if family.scaled_within else ops.scale
+    embeddings = scaled(t, embeddings)
+    held = beside(t, family) if s.decodes else []
     mask = blocks.mask(t) if s.decodes or t.setting.padded else None
+    across = blocks.mask(t) if s.decodes and t.setting.padded else None
     places = placed(t, family, s)
     x = ops.add(t, embeddings, places)
     prefix = f"model.{s.name}"
     if family.embedding_norm:
         x = blocks.layer_norm(t, x, f"{prefix}.layernorm_embedding")
     x = ops.dropout(t, x, s.dropout)
-    block = partial(layer, t, family, s, mask, encoded)
+    block = partial(layer, t, family, s, mask, encoded, across)
     # the gradient of what is encoded begins in the last layer; the others add to it
     kinds = ["full"] * (s.layers - 1) + ["last"]
-    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded)
-    return blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
+    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded, across, sharing=s.decodes)
+    x = blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
+    held.clear()
+    return x
+
+
+def beside(t: Trace, family: Type) -> list[Tensor]:
+    """What the decoder holds to the end beside what its layers see."""
+    made = {"places": ((t.sequence,), INT64), "ones": ((t.batch, t.setting.past + t.sequence), FP32)}
+    return [t.new(name, *made[name]) for name in family.holds]
 
 
 def placed(t: Trace, family: Type, s: Stack) -> Tensor:
@@ -155,21 +180,21 @@ def placed(t: Trace, family: Type, s: Stack) -> Tensor:
 
 
 def layer(
-    t: Trace, family: Type, s: Stack, mask: Tensor | None, encoded: Tensor | None, x: Tensor,
-    kind: str,
+    t: Trace, family: Type, s: Stack, mask: Tensor | None, encoded: Tensor | None,
+    across: Tensor | None, x: Tensor, kind: str,
 ) -> Tensor:  # fmt: skip
     """Self-attention, attention to what is `encoded`, feed-forward; each has a norm."""
     x = half(t, family, s, x, "self_attn", lambda x: attention(t, s, x, x, "self_attn", mask))
     if encoded is not None:
         x = half(
             t, family, s, x, "encoder_attn",
-            lambda x: attention(t, s, x, encoded, "encoder_attn", None),
+            lambda x: attention(t, s, x, encoded, "encoder_attn", across),
         )  # fmt: skip
-    return half(t, family, s, x, "final", lambda x: feed(t, s, x))
+    return feed(t, family, s, x)
 
 
 def half(t: Trace, family: Type, s: Stack, x: Tensor, name: str, part: Part) -> Tensor:
-    """What a part adds to the residual stream, with the norm before or behind."""
+    """What attention adds to the residual stream, with the norm before or behind."""
     residual = x
     if family.before:
         x = blocks.layer_norm(t, x, f"{name}_layer_norm")
@@ -196,8 +221,17 @@ def attention(
     return t.linear(out, f"{name}.out_proj", s.hidden, bias=True, role="o")
 
 
-def feed(t: Trace, s: Stack, x: Tensor) -> Tensor:
-    """Two linear layers around the activation."""
-    x = s.activation(t, t.linear(x, "fc1", s.intermediate, bias=True, role="up"))
+def feed(t: Trace, family: Type, s: Stack, x: Tensor) -> Tensor:
+    """Two linear layers around the activation, added to the residual stream."""
+    residual = x
+    if family.before:
+        x = blocks.layer_norm(t, x, "final_layer_norm")
+    up = t.linear(x, "fc1", s.intermediate, bias=True, role="up")
+    x = up if family.successive else x
+    x = s.activation(t, up)
+    del up
     x = ops.dropout(t, x, s.activation_dropout)
-    return t.linear(x, "fc2", s.hidden, bias=True, role="down")
+    x = t.linear(x, "fc2", s.hidden, bias=True, role="down")
+    x = ops.dropout(t, x, s.dropout)
+    x = ops.add(t, residual, x)
+    return x if family.before else blocks.layer_norm(t, x, "final_layer_norm")

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmsize.anatomy import blocks, decoder
+from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
 from llmsize.anatomy.families import bart
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import INT64
+from llmsize.formats import FP32, INT64
 
-BEFORE = bart.Type(before=True, embedding_norm=False, positions="learned", offset=2)
-NAMES = decoder.Names(
-    "biogpt.embed_tokens", "biogpt.layers", "biogpt.layer_norm", "output_projection"
+BLOCK = bart.Type(
+    before=True, embedding_norm=False, positions="learned", offset=2, successive=True
 )
 
 
@@ -32,21 +30,31 @@ def forward(t: Trace, c: Config) -> Tensor:
         attention_dropout=c.number("attention_probs_dropout_prob", default=0.1),
         activation_dropout=c.number("activation_dropout"),
     )  # fmt: skip
+    x = model(t, stack)
+    tied = "biogpt.embed_tokens" if s.tied else ""
+    return lm_head.causal_lm(t, x, s.vocabulary, head="output_projection", tied=tied)
 
-    def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return bart.layer(t, BEFORE, stack, around.mask, None, x, kind)
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, names=NAMES, norm=blocks.layer_norm,
-        begin=partial(begin, t, stack), holds_tokens=True,
+def model(t: Trace, s: bart.Stack) -> Tensor:
+    """Embeddings with their positions, blocks, final norm."""
+    embeddings = blocks.embed(t, "biogpt.embed_tokens", s.vocabulary, s.hidden)
+    embeddings = blocks.scaled_embeddings(t, embeddings)
+    seen = None if t.setting.padded else t.new("ones", (t.batch, t.setting.past + t.sequence), FP32)
+    mask = blocks.mask(t)
+    position_ids = blocks.positions(t)
+    positions = embedded(t, s)
+    block = partial(bart.layer, t, BLOCK, s, mask, None, None)
+    x = t.layers(
+        "biogpt.layers", block, ops.dropout(t, ops.add(t, embeddings, positions), s.dropout),
+        ["full"] * s.layers, position_ids, mask,
     )  # fmt: skip
+    del seen
+    return blocks.layer_norm(t, x, "biogpt.layer_norm")
 
 
-def begin(t: Trace, s: bart.Stack, x: Tensor) -> Tensor:
-    """Scaled embeddings and those of the positions."""
-    x = ops.scale(t, x)
-    rows = Dim(s.positions + BEFORE.offset, "positions")
+def embedded(t: Trace, s: bart.Stack) -> Tensor:
+    """The positions' rows of the table."""
+    rows = Dim(s.positions + BLOCK.offset, "positions")
     table = t.weight("biogpt.embed_positions.weight", (rows, s.hidden), "position")
     indices = t.new("add", (1, t.sequence), INT64)
-    places = ops.embedding(t, table, 1, t.sequence, indices=indices)
-    return ops.dropout(t, ops.add(t, x, places), s.dropout)
+    return ops.embedding(t, table, 1, t.sequence, indices=indices)

@@ -45,7 +45,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = layer_kinds(c, s.layers, hybrid)
-    return decoder.run(t, s, block, kinds, begin=partial(ops.scale, t), end=(ops.scale,))
+    return decoder.run(
+        t, s, block, kinds, begin=partial(ops.scale, t), end=(ops.scale,), handed_positions=False
+    )
 
 
 def layer_kinds(c: Config, layers: int, hybrid: bool) -> list[str]:

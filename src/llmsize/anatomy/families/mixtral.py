@@ -82,6 +82,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     m = mixture.read(
         c, scores=family.scores, wide=family.wide, normed=family.normed,
         correction=family.correction,
+        jitter="input_jitter_noise" if family.sampled else "router_jitter_noise",
     )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
     clipped = c.value("clip_qkv") is not None
@@ -119,7 +120,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:
     """Routed experts, and a shared one behind a gate of its own (Qwen2-MoE)."""
     if family.sampled:
-        tokens = x.view(t.batch * t.sequence, s.hidden)
+        x = mixture.jittered(t, m, x)
+        tokens = mixture.jittered(t, m, x.view(t.batch * t.sequence, s.hidden))
         logits = mixture.router_logits(t, m, tokens, family.router, bias=False)
         routing = sparse_mixer(t, logits)
         return mixture.run_experts(t, s, m, tokens, routing, "mlp.experts").view(*x.shape)

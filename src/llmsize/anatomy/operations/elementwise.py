@@ -66,6 +66,12 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     )
 
 
+def mul_in_place(t: Tape, x: Tensor, factor: Tensor) -> Tensor:
+    """`x *= factor`, a constant that is kept; makes nothing but its gradient."""
+    node = t.record(_mul_backward, (x, factor), (factor, None))
+    return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
+
+
 def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     return [
