@@ -199,7 +199,7 @@ def run(
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()
-    del tokens, position_ids, alibi, masks, spare, around  # the model returns before its head begins
+    del tokens, position_ids, alibi, masks, spare, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(
         t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end

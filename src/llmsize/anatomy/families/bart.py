@@ -149,7 +149,8 @@ def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor
     block = partial(layer, t, family, s, mask, encoded, across)
     # the gradient of what is encoded begins in the last layer; the others add to it
     kinds = ["full"] * (s.layers - 1) + ["last"]
-    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded, across, sharing=s.decodes)
+    told = None if encoded is None else str  # what is encoded goes with the first layer
+    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded, across, told=told)
     x = blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
     held.clear()
     return x
@@ -157,7 +158,8 @@ def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor
 
 def beside(t: Trace, family: Type) -> list[Tensor]:
     """What the decoder holds to the end beside what its layers see."""
-    made = {"places": ((t.sequence,), INT64), "ones": ((t.batch, t.setting.past + t.sequence), FP32)}
+    total = t.setting.past + t.sequence
+    made = {"places": ((t.sequence,), INT64), "ones": ((t.batch, total), FP32)}
     return [t.new(name, *made[name]) for name in family.holds]
 
 

@@ -15,9 +15,7 @@ from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
 
-BLOCK = bart.Type(
-    before=True, embedding_norm=False, positions="learned", offset=2, successive=True
-)
+BLOCK = bart.Type(before=True, embedding_norm=False, positions="learned", offset=2, successive=True)
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -39,7 +37,8 @@ def model(t: Trace, s: bart.Stack) -> Tensor:
     """Embeddings with their positions, blocks, final norm."""
     embeddings = blocks.embed(t, "biogpt.embed_tokens", s.vocabulary, s.hidden)
     embeddings = blocks.scaled_embeddings(t, embeddings)
-    seen = None if t.setting.padded else t.new("ones", (t.batch, t.setting.past + t.sequence), FP32)
+    total = t.setting.past + t.sequence
+    seen = None if t.setting.padded else t.new("ones", (t.batch, total), FP32)
     mask = blocks.mask(t)
     position_ids = blocks.positions(t)
     positions = embedded(t, s)
