@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from checkpoints import gguf, gguf_string, header, raw_safetensors, safetensors, torch_bin
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 
 from llmsize.errors import LLMSizeError
 from llmsize.sources import resolve
@@ -68,10 +69,7 @@ EDITS = st.lists(
 
 
 @pytest.mark.parametrize("kind", GOOD)
-@settings(
-    max_examples=150, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@tried(150)
 @given(edits=EDITS, kept=st.one_of(st.just(1.0), st.floats(0, 1)))
 def test_a_damaged_file_is_read_or_refused(
     tmp_path: Path, kind: str, edits: list[tuple[float, int, bytes]], kept: float
@@ -99,10 +97,7 @@ JSON = st.recursive(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@tried(100)
 @given(value=JSON, field=st.sampled_from(["dtype", "shape", "data_offsets", "whole"]))
 def test_any_json_in_a_header_is_read_or_refused(tmp_path: Path, value: object, field: str) -> None:
     """Every place of the header may hold any JSON."""

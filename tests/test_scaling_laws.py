@@ -7,8 +7,9 @@ import time
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 
 from llmsize import presets
 from llmsize.errors import LLMSizeError
@@ -84,7 +85,7 @@ def test_every_form_has_formulas_or_a_reduction() -> None:
 
 
 @pytest.mark.parametrize(("name", "relation", "inverse"), _two_way())
-@settings(max_examples=10)  # of each of some two hundred pairs
+@tried(10)  # of each of some two hundred pairs
 @given(data=st.data())
 def test_the_law_of_its_inverse_is_what_went_in(
     name: str, relation: str, inverse: str, data: st.DataObject

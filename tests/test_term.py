@@ -51,6 +51,7 @@ def test_a_formula_has_exactly_its_inputs() -> None:
         term("t", "a", unit="bytes", a=1, b=2)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "formula",
     [

@@ -140,10 +140,11 @@ def _compiled(formula: str) -> tuple[CodeType, frozenset[str], bool]:
 
     Between the signs of arithmetic stand numbers and what the code looks up, and no other word.
     """
-    code = compile(formula, formula, "eval")
     words = formula.translate(_SIGNS).split()
     names = frozenset(word for word in words if not word[0].isdigit())
     numbers = "".join(word for word in words if word[0].isdigit())
-    if names != frozenset(code.co_names) or not _DIGITS.issuperset(numbers):
+    # numbers first: Python warns of a word that begins with a digit when it compiles it
+    code = compile(formula, formula, "eval") if _DIGITS.issuperset(numbers) else None
+    if code is None or names != frozenset(code.co_names):
         raise ValueError(f"`{formula}` is not arithmetic")
     return code, names - _FUNCTIONS.keys(), "/" in formula.replace("//", "")
