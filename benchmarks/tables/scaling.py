@@ -24,8 +24,6 @@ from llmsize.scaling.precision import best_bits, effective_fraction
 from llmsize.term import fact
 from llmsize.throughput import (
     flop_per_token,
-    forward_flop,
-    implied_utilization,
     megatron_flop_per_token,
     model_utilization,
     training_flop,
@@ -214,13 +212,22 @@ def _fraction(row: Row, given: Mapping[str, float]) -> float:
 
 
 def _sequence_flop(row: Row, given: Mapping[str, float], left_out: set[str]) -> float:
-    hidden = int(given["d_model"])
-    heads = int(given.get("n_head", hidden // 64 if hidden < 1000 else hidden // 128))
-    forward = forward_flop(
-        layers=int(given["n_layer"]), hidden=hidden, heads=heads, head_size=hidden // heads,
-        mlp=4 * hidden, context=int(given["seq"]), vocabulary=int(given["vocab"]),
-    )  # fmt: skip
-    return float(sum(part.value for part in forward.parts if part.name not in left_out))
+    """FLOP of one sequence going forward, by the table of Hoffmann et al. 2022, appendix F.
+
+    It leaves out `embedding` and `head` itself; nanoGPT leaves out `embedding` and `softmax`.
+    """
+    layers, hidden, context = given["n_layer"], given["d_model"], given["seq"]
+    heads = given.get("n_head", hidden // (64 if hidden < 1000 else 128))
+    each = {
+        "projections": layers * 8 * context * hidden**2,
+        "scores": layers * 2 * context**2 * hidden,
+        "softmax": layers * 3 * heads * context**2,
+        "weighted values": layers * 2 * context**2 * hidden,
+        "MLP": layers * 16 * context * hidden**2,
+        "embedding": 2 * context * given["vocab"] * hidden,
+        "head": 2 * context * given["vocab"] * hidden,
+    }
+    return sum(flop for part, flop in each.items() if part not in left_out)
 
 
 def _flop_ratio(row: Row, given: Mapping[str, float]) -> float:
@@ -307,8 +314,13 @@ def training_compute(rows: Iterable[Row]) -> Iterator[Answer]:
         else:
             hours, peak = float(row["gpu_hours"]), LOW_POWER_H100
             flop = float(row["published_flops"])
-            got = float(implied_utilization(flop, hours, peak).value)
+            got = _implied(flop, hours, peak)
             yield Answer(row["model"], "reported_mfu", float(row["reported_mfu"]), got, 0.01)
+
+
+def _implied(flop: float, gpu_hours: float, peak: float) -> float:
+    """The share of the peak that a whole project reached, restarts and idle time included."""
+    return flop / (gpu_hours * 3600 * peak)
 
 
 def _compute_row(row: Row) -> Iterator[Answer]:
@@ -324,9 +336,9 @@ def _compute_row(row: Row) -> Iterator[Answer]:
         yield Answer(row["model"], "published_pf_days", expected, flop.value / PF_DAY, 0.0025)
     if row["implied_mfu_6ND"]:
         plain = float(training_flop(used, float(row["tokens"])).value)
-        implied = implied_utilization(plain, float(row["gpu_hours"]), _peak(row))
+        implied = _implied(plain, float(row["gpu_hours"]), _peak(row))
         expected = float(row["implied_mfu_6ND"])
-        yield Answer(row["model"], "implied_mfu_6ND", expected, float(implied.value), 0.005)
+        yield Answer(row["model"], "implied_mfu_6ND", expected, implied, 0.005)
 
 
 def mfu_observed(rows: Iterable[Row]) -> Iterator[Answer]:

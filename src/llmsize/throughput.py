@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
 from llmsize.quick_dataclasses import dataclass
-from llmsize.term import Term, fact, term, total
+from llmsize.term import Term, fact, term
 from llmsize.units import format_share
 
 PALM = "arXiv:2204.02311, appendix B"
 MEGATRON = "arXiv:2104.04473, Equation 3; without recompute arXiv:2205.05198, Equation 7"
-HOFFMANN_F = "arXiv:2203.15556, appendix F"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,32 +134,6 @@ def megatron_flop_per_token(
     )  # fmt: skip
 
 
-def forward_flop(
-    *, layers: int, hidden: int, heads: int, head_size: int, mlp: int, context: int,
-    vocabulary: int,
-) -> Term:  # fmt: skip
-    """FLOP of one sequence going forward, operation by operation; the backward takes twice that.
-
-    Multi-head attention and an MLP of two matrices. Hoffmann et al. 2022, appendix F, whose own
-    table leaves out `embedding` and `head`; nanoGPT leaves out `embedding` and `softmax`.
-    """
-    shape = {"layers": layers, "s": context, "width": heads * head_size}
-    rows = {
-        "projections": ("layers * 8 * s * d * width", {**shape, "d": hidden}),
-        "scores": ("layers * 2 * s**2 * width", shape),
-        "softmax": ("layers * 3 * heads * s**2", {"layers": layers, "heads": heads, "s": context}),
-        "weighted values": ("layers * 2 * s**2 * width", shape),
-        "MLP": ("layers * 4 * s * d * m", {"layers": layers, "s": context, "d": hidden, "m": mlp}),
-        "embedding": ("2 * s * V * d", {"s": context, "V": vocabulary, "d": hidden}),
-        "head": ("2 * s * V * d", {"s": context, "V": vocabulary, "d": hidden}),
-    }
-    parts = [
-        term(name, formula, unit="FLOP", source=HOFFMANN_F, grade="formula", note="", **inputs)
-        for name, (formula, inputs) in rows.items()
-    ]
-    return total("forward pass", *parts)
-
-
 def model_utilization(per_token: Term, tokens_per_second: float, peak: float) -> Term:
     """The share of one device's peak that its tokens per second make use of (MFU).
 
@@ -170,14 +143,6 @@ def model_utilization(per_token: Term, tokens_per_second: float, peak: float) ->
         "utilization", "flop_per_token * tokens_per_second / peak", unit="", grade="formula",
         source=PALM, flop_per_token=per_token.value, tokens_per_second=tokens_per_second,
         peak=peak,
-    )  # fmt: skip
-
-
-def implied_utilization(flop: float, gpu_hours: float, peak: float) -> Term:
-    """The share of the peak that a whole project reached, restarts and idle time included."""
-    return term(
-        "implied utilization", "flop / (gpu_hours * 3600 * peak)", unit="", grade="formula",
-        source="definition", flop=flop, gpu_hours=gpu_hours, peak=peak,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def one_of_each(kinds: Sequence[Hashable]) -> list[Turn]:
 
 
 @lru_cache(maxsize=256)
-def course(kinds: tuple[Hashable, ...]) -> Sequence[Turn]:
+def course(kinds: tuple[Hashable, ...]) -> tuple[Turn, ...]:
     """The layers of those `kinds` in turn, each traced for itself.
 
     A pattern of `p` kinds that occurs `r` times in a row has `p` turns three times: once, once for
@@ -54,12 +54,12 @@ def course(kinds: tuple[Hashable, ...]) -> Sequence[Turn]:
                 for i in range(period)
             ]
         start = stop
-    return found
+    return tuple(found)
 
 
 def shown_by(
     turns: Sequence[Turn], apart: int = 0, seen: Sequence[Hashable] | None = None
-) -> list[int]:
+) -> tuple[int, ...]:
     """For each turn the number of one of its kind, between neighbours that look like its own.
 
     `seen` is what neighbours can tell of what is before the first turn, of each, and of what is
@@ -73,7 +73,7 @@ def shown_by(
 @lru_cache(maxsize=256)
 def _shown_by(
     kinds: tuple[Hashable, ...], seen: tuple[Hashable, ...] | None, apart: int
-) -> list[int]:
+) -> tuple[int, ...]:
     marked = [(kind, number if number < apart else -1) for number, kind in enumerate(kinds)]
     seen = seen or (None, *marked, None)
     around = list(zip(seen, marked, seen[2:], strict=False))
@@ -88,7 +88,7 @@ def _shown_by(
                     break
     first = {around[number]: number for number in reversed(path)}
     traced = set(path)
-    return [n if n in traced else first[turn] for n, turn in enumerate(around)]
+    return tuple([n if n in traced else first[turn] for n, turn in enumerate(around)])
 
 
 def _repetition(kinds: tuple[Hashable, ...], start: int) -> tuple[int, int]:

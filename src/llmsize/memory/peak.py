@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from llmsize.anatomy.tensor import Shape
 from llmsize.formats import Format, stored_bytes
@@ -101,15 +101,3 @@ def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Ter
     if prod(inputs.values()) != size:  # a dimension that occurs twice
         return counted(operation, size)
     return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
-
-
-Meter = Literal["allocated", "reserved", "device"]
-"""Bytes of tensors; of what the caching allocator holds; of what the driver says is in use."""
-
-
-def metered(step: TrainingStep, stack: Stack, meter: Meter) -> int:
-    """The peak of the step as that meter reads it."""
-    if meter == "allocated":
-        return step.total
-    reserved = ceil(step.total * (1 + stack.allocator_slack))
-    return reserved if meter == "reserved" else reserved + stack.context

@@ -132,8 +132,8 @@ def has_encoder(trace: Trace) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _numbered_caches(trace: Trace) -> Sequence[tuple[int, LayerCache]]:
-    return trace.numbered_caches()  # which the parts of one answer ask for again and again
+def _numbered_caches(trace: Trace) -> tuple[tuple[int, LayerCache], ...]:
+    return tuple(trace.numbered_caches())  # which the parts of one answer ask for again and again
 
 
 def serving(
