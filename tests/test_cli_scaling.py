@@ -188,3 +188,11 @@ def test_a_card_without_bf16_trains_in_fp16(capsys: pytest.CaptureFixture[str]) 
     assert "computed in fp16: Tesla T4 has no bf16" in found["assumptions"]
     assert _values(found)["dense fp16 peak"] == 65e12
     assert refused(capsys, *words, "--dtype", "bf16")
+
+
+def test_hours_of_a_card_without_bf16_are_counted_in_fp16(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """NVIDIA's data sheet of the T4 has 65 TFLOP/s in FP16 and nothing in BF16."""
+    document = answered(capsys, "optimal", "--gpu-hours", "100", "--gpu", "t4")
+    assert "of the fp16 peak of Tesla T4" in document["assumptions"][0]

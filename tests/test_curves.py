@@ -168,3 +168,11 @@ def test_a_mistake_is_one_error_and_one_hint(
 ) -> None:
     """What cannot be drawn exits with 2, says why, and writes nothing to stdout."""
     refused(capsys, "curve", *words.split())
+
+
+def test_a_title_stays_within_a_narrow_terminal() -> None:
+    """The longest line of a chart is as wide as the terminal at most."""
+    axis = Axis("parameters", "parameters")
+    title = "Equal loss, by a law with a name that is too long"
+    chart = Chart(title, axis, axis, (Series("a", ((1, 1), (9, 2))),))
+    assert max(map(len, draw(chart, 40).splitlines())) <= 40

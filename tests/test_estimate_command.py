@@ -209,3 +209,4 @@ def test_an_unknown_architecture_can_be_taken_for_a_known_one(
     assert run([command, str(file)]) == 2
     assert "--assume-family llama" in capsys.readouterr().err
     assert run([command, str(file), "--assume-family", "llama"]) == 0
+    assert "assumed: the block of `llama`" in capsys.readouterr().out

@@ -148,7 +148,7 @@ def test_several_contexts_are_a_table(values: str, capsys: pytest.CaptureFixture
     "words",
     [
         ["llama-3.1-8b", "--engine", "vlm"],
-        ["llama-3.1-8b", "--quant", "q4_k_m"],
+        ["llama-3.1-8b", "--quant", "q4_k_m", "--engine", "transformers"],
         ["llama-3.1-8b", "--engine", "llama.cpp", "--quant", "nf4"],
         ["llama-3.1-8b", "--engine", "llama.cpp", "--kv-dtype", "fp8"],
         ["llama-3.1-8b", "--fit", "context"],
@@ -274,3 +274,16 @@ def test_a_recurrent_model_has_beams_without_keys(capsys: pytest.CaptureFixture[
     ]
     sizes = [state["cells"]["GPU 0"]["value"] for state in states]
     assert sizes[1] == 4 * sizes[0]
+
+
+def test_files_of_llama_cpp_run_in_llama_cpp(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who asks for a GGUF type need not name the engine that reads it."""
+    document = answer(capsys, "llama-3.2-1b", "--quant", "q4_k_m")
+    assert document["question"]["engine"] == "llama.cpp"
+
+
+def test_what_was_solved_for_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest value is in a line of its own, not only in the headline."""
+    document = answer(capsys, "llama-3.2-1b", "--vram", "8GB", "--fit", "batch")
+    batch = document["question"]["batch"]
+    assert f"the most that fits: {batch} sequences at once" in document["notes"]

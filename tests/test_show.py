@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from asking import answered
 
 from llmsize.cli import run
 from llmsize.cli.show import KINDS
@@ -79,3 +80,13 @@ def test_what_a_method_does_is_not_shown_as_code(capsys: pytest.CaptureFixture[s
     """An address in memory is no fact."""
     assert run(["show", "methods", "qlora"]) == 0
     assert "<function" not in capsys.readouterr().out
+
+
+def test_sentences_of_a_record_stand_in_rows_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They have commas and semicolons of their own, which would hide where each ends."""
+    document = answered(capsys, "show", "laws", "kaplan")
+    names = [row["name"] for row in document["answer"][0]["rows"]]
+    assert "contradictions: 1" in names
+    assert "contradictions" not in names

@@ -200,3 +200,10 @@ def test_a_tower_that_is_not_loaded_is_told(capsys: pytest.CaptureFixture[str]) 
     """Gemma 3 4B has a SigLIP tower of 417 million parameters (Gemma 3 report, section 2.1)."""
     told = answer(capsys, "gemma-3-4b", "--method", "lora")["assumptions"]
     assert any("417M parameters" in text for text in told)
+
+
+def test_a_target_that_no_layer_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """peft adapts what it finds of a list and is silent about the rest; a typing error is not."""
+    words = ("gpt2", "--method", "lora", "--targets", "c_attn,c_atn")
+    document = answered(capsys, "train", *words)
+    assert "no layer is called `c_atn`: peft adapts the others" in document["assumptions"]

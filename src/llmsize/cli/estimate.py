@@ -166,7 +166,8 @@ def _subject(model: str | None, params: int | None, family: str) -> tuple[Subjec
             hint="`llmsize estimate llama-2-7b` or `llmsize estimate --params 7B`",
         )
     if model:
-        return overview.subject(options.assuming(options.architecture(model), family)), ()
+        architecture = options.assuming(options.architecture(model), family)
+        return overview.subject(architecture), options.taken_for(architecture)
     assert params is not None
     from llmsize.ladder import Ladder, nearest
 

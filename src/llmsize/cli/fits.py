@@ -82,13 +82,6 @@ JobName = Annotated[str, choosing("--job", "--task", known=JOB_NAMES, what="job"
 Rank = Annotated[
     int, Option("--rank", help="Of the adapters of LoRA and QLoRA.", metavar="R", min=1)
 ]
-EngineName = Annotated[
-    str,
-    Option(
-        "--engine", metavar="NAME", show_default="transformers, or llama.cpp for its files",
-        help="What serves: `vllm`, …", autocompletion=options.completing("engines"),
-    ),
-]
 Which = Annotated[
     str | None,
     choosing(
@@ -118,7 +111,7 @@ class Use(NamedTuple):
     batch: options.Batch = 1
     context: options.OptionalContext = None
     rank: Rank = ADAPTERS.rank
-    engine: EngineName = ""
+    engine: options.EngineName = ""
 
     def about(self, model: Architecture | None = None) -> Use:
         """With the tokens that are usual for that model, or for any, where none are asked for."""
@@ -377,6 +370,8 @@ def _smaller_served(model: Subject, work: Workload, machine: Machine) -> Iterato
     if found := changes.combination(work, _smaller(work.engine), enough):
         done = " and ".join(change.name for change in found)
         yield f"to make it fit: {done}; costs {', '.join(change.costs for change in found)}"
+    else:
+        yield "neither fewer bits nor half of the context make it fit"
     if machine.devices == 1 and work.engine is not None and work.engine.allocation != "pool":
         yield from _split(model, work, int(budget))
 

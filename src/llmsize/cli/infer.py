@@ -49,15 +49,17 @@ FITTED = {
     "gpu-layers": "gpu-layers",
 }  # fmt: skip
 """What `--fit` solves for, and what that is called in a question."""
+MEANT = {
+    "context": "tokens of each sequence", "batch": "sequences at once", "users": "users at once",
+    "gpu-layers": "layers on the devices",
+}  # fmt: skip
+"""What the solved numbers count."""
 OFFLOADED = ("cpu", "disk")
 MOST_ROWS = 64
 """Of a sweep."""
 
 
 # fmt: off
-EngineName = Annotated[str, Option(
-    "--engine", metavar="NAME", help="See `llmsize show engines`.",
-    autocompletion=options.completing("engines"))]
 Contexts = Annotated[str, Option(
     "--context", "--seq-len", metavar="TOKENS",
     show_default="4096, or the model's own if fewer",
@@ -185,7 +187,7 @@ class LlamaCpp(NamedTuple):
 def infer(
     model: Model,
     *,
-    engine: EngineName = "transformers",
+    engine: options.EngineName = "",
     load: Load,
     formats: Formats,
     placement: Placement,
@@ -201,7 +203,7 @@ def infer(
     budget = Budget(int(machine.usable.value), placement.utilization) if machine else None
     architecture = options.assuming(options.architecture(model), assume_family)
     accelerator = machine.accelerator if machine else None
-    runs = presets.get(Engine, engine)
+    runs = presets.get(Engine, engine or _usual_engine(architecture, formats))
     _check_together(runs, placement, beside, budget)
     if machine:
         runs = engine_on(machine, runs)
@@ -221,7 +223,15 @@ def infer(
     question, name = _serving(asked, settings[0]), settings[0].stored
     if what := _solved_for(placement.offload, fit):
         question, name = _solved(question, name, what, budget, subject)
-    return estimate(subject, question, name, budget)
+    made = estimate(subject, question, name, budget)
+    return replace(made, notes=(*_found(fit, question, name, made), *made.notes))
+
+
+def _usual_engine(architecture: Architecture, formats: Formats) -> str:
+    """What runs the weights as they are asked for, or else as they are stored."""
+    first = next(iter(options.names(formats.quant)), "")
+    asked = options.storage(first, served=True) if first else options.own_storage(architecture)
+    return options.usual_engine(asked)
 
 
 def _check_together(
@@ -424,6 +434,19 @@ def _solved_for(offload: str | None, fit: str | None) -> str:
             hint="`--offload` alone solves for the layers on the devices",
         )
     return "gpu-layers" if offload else FITTED[fit] if fit else ""
+
+
+def _found(fit: str | None, question: Serving, name: str, made: Estimate) -> Iterator[str]:
+    """What `--fit` found."""
+    if fit is None:
+        return
+    if not made.verdict:
+        yield f"no {fit} fits that `--fit` tries"
+    elif fit == "quant":
+        yield f"the best that fits: `{name or question.format.name}`"
+    else:
+        most = getattr(question, FITTED[fit].replace("-", "_"))
+        yield f"the most that fits: {most:,} {MEANT[fit]}"
 
 
 def _solved(

@@ -80,8 +80,8 @@ def _headline(
     fits: bool | None,
 ) -> str:  # fmt: skip
     place = fullest(places)
-    title = question.architecture.title or question.architecture.name
-    what = f"{title} in {name or question.format.name}, {question.engine.title}, "
+    model, engine = question.architecture.name, question.engine
+    what = f"{model} in {name or question.format.name}, {engine.title}, "
     what += f"{question.batch:,} × {question.context:,} tokens{_rows(question)}: "
     what += format_bytes(place.value)
     if place.name.startswith("each of "):
@@ -164,6 +164,7 @@ def _assumptions(subject: Subject, question: Serving) -> Iterator[str]:
         yield f"{version}: measured are {', '.join(engine.measured)}"
     else:
         yield f"{version}: by its rules; nothing was compared with logs"
+    yield from options.taken_for(question.architecture)
     if subject.assumed:
         yield subject.assumed
     if question.drafting and (told := check_draft(engine, question.trace, question.drafting.trace)):
@@ -266,8 +267,7 @@ def sweep(
     rows = tuple(_of_setting(setting, question, budget) for setting, question in asked)
     fitting = sum(row.cells.get("fits") == "yes" for row in rows)
     columns = ("weights", "KV cache", "other", "total") + (("fits",) if budget else ())
-    title = subject.architecture.title or subject.architecture.name
-    said = f"{title}, {subject.engine.title}: {len(rows)} settings"
+    said = f"{subject.architecture.name}, {subject.engine.title}: {len(rows)} settings"
     if budget is not None:
         said += f", {fitting} fit in {format_bytes(budget.memory)}"
     settings = [setting for setting, _ in asked]

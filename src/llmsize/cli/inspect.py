@@ -73,13 +73,12 @@ def inspect(
         tables.append(_formats(made))
     if tensors:
         tables.append(_tensors(source.checkpoint or made, trace, architecture))
-    assumed = architecture.grade == "assumed"
     return Estimate(
         "inspect",
         question,
         _headline(architecture, counted),
         tuple(table for table in tables if table.rows),
-        (f"the block of `{architecture.family}`",) if assumed else (),
+        options.taken_for(architecture),
         tuple(_notes(source, architecture, counted, parts, unmade)),
     )
 
@@ -115,7 +114,7 @@ def _tensors(checkpoint: Checkpoint | None, trace: Trace, a: Architecture) -> Ta
 def _headline(a: Architecture, counted: Parameters) -> str:
     size = f"{format_count(counted.total)} parameters ({counted.total:,})"
     active = f", {format_count(counted.active)} of them for one token" if counted.experts else ""
-    return f"{a.title or a.name}, {a.family}: {size}{active}"
+    return f"{a.name}, {a.family}: {size}{active}"
 
 
 def _notes(

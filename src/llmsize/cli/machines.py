@@ -8,7 +8,16 @@ from llmsize import presets, units
 from llmsize.cli.declare import Option, counting
 from llmsize.cli.options import completing
 from llmsize.errors import LLMSizeError, UndeterminedError, printable
-from llmsize.hardware import Accelerator, Instance, Machine, plain_machine, rented, reserving, slug
+from llmsize.hardware import (
+    Accelerator,
+    Instance,
+    Machine,
+    plain_machine,
+    rented,
+    reserving,
+    slug,
+    supports,
+)
 from llmsize.hardware import machine as machine_of
 from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, fact
@@ -203,6 +212,11 @@ def price(machine: Machine | None, asked: Pricing) -> Term | None:
             hint="add it by its name or an alias, or give `--price`",
         )
     return found
+
+
+def sixteen_bit(accelerator: Accelerator) -> str:
+    """The format that training multiplies in unless another is named: bf16, or fp16 without it."""
+    return "bf16" if supports(accelerator, "bf16") else "fp16"
 
 
 def efficiency(accelerator: Accelerator, format: str, mfu: float | None) -> Term:

@@ -89,15 +89,16 @@ def optimal(
 
 
 def _affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
-    """FLOP that so many hours of an accelerator do in bf16, and by which utilization."""
+    """FLOP that so many hours of an accelerator do in 16 bit, and by which utilization."""
     if gpu is None:
         raise LLMSizeError("--gpu-hours need an accelerator", hint="add --gpu h100-sxm-80gb")
     accelerator = presets.get(Accelerator, slug(gpu))
-    share = machines.efficiency(accelerator, "bf16", mfu)
+    format = machines.sixteen_bit(accelerator)
+    share = machines.efficiency(accelerator, format, mfu)
     flop = affordable_flop(
-        devices=1, seconds=gpu_hours * 3600, peak=peak(accelerator, "bf16"), efficiency=share
+        devices=1, seconds=gpu_hours * 3600, peak=peak(accelerator, format), efficiency=share
     )
-    said = f"{units.format_share(share.value)} of the bf16 peak of {accelerator.title}"
+    said = f"{units.format_share(share.value)} of the {format} peak of {accelerator.title}"
     return replace(flop, note=f"{said} ({share.note or 'given'})")
 
 

@@ -89,6 +89,14 @@ Dtype = Annotated[
         autocompletion=completing("formats"),
     ),
 ]
+EngineName = Annotated[
+    str,
+    Option(
+        "--engine", metavar="NAME", show_default="transformers, or llama.cpp for its files",
+        help="What serves: `vllm`, `llama.cpp`, …: `llmsize show engines`.",
+        autocompletion=completing("engines"),
+    ),
+]  # fmt: skip
 Batch = Annotated[
     int, counting("--batch", what="number of sequences", help="Sequences at once.", metavar="N")
 ]
@@ -164,6 +172,11 @@ def assuming(known: Architecture, family: str) -> Architecture:
         )
     forward_of(family)
     return replace(known, family=family, grade="assumed")
+
+
+def taken_for(architecture: Architecture) -> tuple[str, ...]:
+    """That the model is taken for one of a known family, if it is."""
+    return (f"the block of `{architecture.family}`",) if architecture.grade == "assumed" else ()
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ KINDS: dict[str, Kind] = {
         "llmsize.throughput:Bandwidth", {"median": "median", "runs": "runs", "title": "title"}
     ),
     "bands": Kind("llmsize.planning.fits:Band", {"error": "share", "runs": "cases"}),
+    "defaults": Kind("llmsize.architecture:Default", {"fields": "fields"}),
+    "ladders": Kind("llmsize.ladder:Ladder", {"source": "source"}),
 }
 
 UNITS = {
@@ -109,6 +111,8 @@ UNITS = {
 """Units of the fields that have one."""
 
 _LONGEST_VALUE = 2000
+_SENTENCE = 40
+"""Characters from which an entry of a list reads better in a row of its own."""
 
 
 def _complete_name(ctx: Any, incomplete: str) -> list[str]:
@@ -199,7 +203,8 @@ def _list(kind: str, wanted: Filter) -> Estimate:
             "no model is like that", hint="ask for less; `llmsize show models` lists all"
         )
     table = Table("", tuple(columns), tuple(rows), heading="name")
-    headline = f"{len(rows)} {kind}; `llmsize show {kind} NAME` shows one with its source"
+    found = f"{len(rows)} {kind if len(rows) > 1 else kind.removesuffix('s')}"
+    headline = f"{found}; `llmsize show {kind} NAME` shows one with its source"
     question: dict[str, Scalar] = {"kind": kind, "name": ""}
     if kind == "models":
         question |= wanted._asdict()
@@ -228,11 +233,19 @@ def _fields(record: Record) -> Iterator[tuple[str, Cell]]:
             continue
         if callable(value):  # what a method does is code
             continue
-        if isinstance(value, Mapping):
-            for key, entry in value.items():
-                yield f"{field.name.replace('_', ' ')}: {key}", _cell("", entry, record.source)
-        else:
-            yield field.name.replace("_", " "), _cell(field.name, value, record.source)
+        said = field.name.replace("_", " ")
+        for key, entry in _entries(value):
+            yield f"{said}: {key}" if key else said, _cell(field.name, entry, record.source)
+
+
+def _entries(value: object) -> Iterator[tuple[str, object]]:
+    """The entries of a mapping by their names, sentences one by one, and anything else whole."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, tuple) and any(len(str(entry)) > _SENTENCE for entry in value):
+        yield from ((str(number), entry) for number, entry in enumerate(value, 1))
+    else:
+        yield "", value
 
 
 def _derived(record: Record) -> tuple[Table, ...]:

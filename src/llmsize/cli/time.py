@@ -18,7 +18,7 @@ from llmsize.cli.laws import Tokens
 from llmsize.cli.machines import Hardware, Pricing
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format as Quantized
-from llmsize.hardware import Accelerator, peak, supports
+from llmsize.hardware import Accelerator, peak
 from llmsize.memory.methods import METHODS, QUANTIZED, Choices, check_options, method_named
 from llmsize.memory.training import check_trained
 from llmsize.memory.training_run import training_run
@@ -140,7 +140,7 @@ def time(
             )
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
-    computed = dtype or ("bf16" if supports(machine.accelerator, "bf16") else "fp16")
+    computed = dtype or machines.sixteen_bit(machine.accelerator)
     run = Run(counted, tokens, machine.accelerator, machine.devices, computed, price)
     return _timed(question, run, mfu, recompute=recompute == "full")
 

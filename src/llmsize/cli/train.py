@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from llmsize import presets
@@ -233,7 +234,18 @@ def train(
     if view.output is not None:
         return drawn(question, view.output, timeline=view.timeline)
     made = estimate(question, budget, timeline=view.timeline, every=view.changes)
-    return replace(made, assumptions=(*made.assumptions, *filter(None, [assumed])))
+    return replace(
+        made, assumptions=(*made.assumptions, *filter(None, [assumed])),
+        notes=(*_solved(view.fit, question, made), *made.notes),
+    )  # fmt: skip
+
+
+def _solved(what: str | None, question: Question, made: Estimate) -> Iterator[str]:
+    """What `--fit` found."""
+    if what and made.verdict:
+        yield f"the largest {what} that fits: {getattr(question.choices, FITTED[what]):,}"
+    elif what:
+        yield f"not even the smallest {what} fits"
 
 
 def _formatted(knobs: Knobs, machine: Machine | None) -> tuple[Knobs, str]:

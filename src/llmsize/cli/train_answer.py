@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from llmsize import presets
 from llmsize.anatomy import Setting, traced
+from llmsize.anatomy.adapters import ALL_LINEAR
 from llmsize.answer import Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
-from llmsize.errors import LLMSizeError
+from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import FP32, Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import method_named
@@ -22,8 +23,11 @@ from llmsize.planning import changes as planning
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.training import Question, changes, host_need, need
 from llmsize.stack import Stack
-from llmsize.term import Term
+from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
+
+
+FOLLOWED = "the step, followed tensor by tensor"
 
 
 def estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
@@ -62,8 +66,8 @@ def _subject(question: Question) -> str:
     """What is trained how, in a few words."""
     choices = question.choices
     aim = "" if choices.objective == "sft" else f" for {choices.objective}"
-    what = f"{question.architecture.title or question.architecture.name}, {choices.method}{aim}, "
-    return what + f"{choices.batch:,} × {choices.sequence:,} tokens"
+    what = f"{question.architecture.name}, {choices.method}{aim}"
+    return f"{what}, {choices.batch:,} × {choices.sequence:,} tokens"
 
 
 def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
@@ -112,8 +116,8 @@ def _timeline(step: TrainingStep) -> Table:
         Row(
             f"{point.phase}: {point.place}",
             {
-                "alive after": Term("alive after", point.after, "bytes"),
-                "highest": Term("highest", point.highest, "bytes"),
+                "alive after": fact("alive after", point.after, unit="bytes", source=FOLLOWED),
+                "highest": fact("highest", point.highest, unit="bytes", source=FOLLOWED),
                 "": "█" * max(1, round(24 * point.highest / top)),
             },
         )
@@ -124,12 +128,19 @@ def _timeline(step: TrainingStep) -> Table:
 
 def _changes(question: Question, budget: int | None) -> Table:
     """What each change alone would save, the most first."""
-    rows = []
+    rows, now = [], need(question)
     for saving in planning.ranked(question, _known_changes(), need):
         changed = saving.change.apply(question)
         cells: dict[str, Cell] = {
             "then": saving.then,
-            "saves": Term("saves", saving.saved, "bytes", grade=saving.then.grade),
+            "saves": term(
+                "saves",
+                "now - then",
+                unit="bytes",
+                grade=saving.then.grade,
+                now=now.value,
+                then=saving.then.value,
+            ),
             "costs": _costs(question, changed, saving.change),
         }
         if (host := host_need(changed)).value:
@@ -164,6 +175,8 @@ def _assumptions(question: Question) -> tuple[str, ...]:
         f"slack {format_share(stack.allocator_slack)} and context {format_bytes(stack.context)} "
         "are fitted"
     ]
+    told += options.taken_for(model)
+    told += _unmatched(question)
     told += options.language_model_alone(model)
     told += options.beyond_positions(model, choices.sequence)
     told += options.requantized(model, (choices.base or choices.format).name)
@@ -180,6 +193,16 @@ def _assumptions(question: Question) -> tuple[str, ...]:
             "`llmsize fits --gpus` counts what ZeRO-3 divides"
         )
     return (*told, *_of_kernels(question))
+
+
+def _unmatched(question: Question) -> Iterator[str]:
+    """Which targets no layer is called by, beside others that some are."""
+    weights = traced(question.architecture).weights.values()
+    known = {ALL_LINEAR, *(weight.name.split(".")[-2:][0] for weight in weights)}
+    missing = [name for name in question.choices.targets if name not in known]
+    if missing:
+        names = " and ".join(f"`{printable(name)}`" for name in missing)
+        yield f"no layer is called {names}: peft adapts the others"
 
 
 def _of_kernels(question: Question) -> Iterator[str]:

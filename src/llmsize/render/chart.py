@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from string import ascii_lowercase, digits
@@ -82,7 +83,8 @@ class _Canvas:
 
 def draw(chart: Chart, width: int | None = None, height: int = HEIGHT) -> str:
     """The chart as lines of at most `width` columns (80 unless given), with a final newline."""
-    columns = max(NARROWEST, min(width or WIDTH, 200)) - _MARGIN - 1
+    across = max(NARROWEST, min(width or WIDTH, 200))
+    columns = across - _MARGIN - 1
     low_x, high_x, low_y, high_y = extent(chart)
     x = _Scale(low_x, high_x, chart.x.log, 2 * columns)
     y = _Scale(low_y, high_y, chart.y.log, 4 * height)
@@ -98,7 +100,8 @@ def draw(chart: Chart, width: int | None = None, height: int = HEIGHT) -> str:
     labels = _rows(chart.y, y, height)
     body = [_gutter(label) + line for label, line in zip(labels, canvas.lines(), strict=True)]
     foot = [f"{'':>{_MARGIN - 1}}└{_base(chart, x, columns)}", *_columns(chart.x, x, columns)]
-    return "\n".join([safe(chart.title), *body, *foot, *_legend(chart)]) + "\n"
+    title = textwrap.wrap(safe(chart.title), across)
+    return "\n".join([*title, *body, *foot, *_legend(chart)]) + "\n"
 
 
 def _gutter(label: str) -> str:

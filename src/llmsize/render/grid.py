@@ -16,6 +16,8 @@ SHORT = 16
 """Characters of a word among numbers, such as a verdict."""
 SCALED = ("bytes", "seconds")
 """Units that change from value to value: `MB` and `GB`, `minutes` and `days`."""
+LOSSES = ("nats/token", "bits/token")
+"""Units of what is compared by its fourth digit after the point; other estimates show four digits."""
 HEADINGS = {"FLOP": "FLOP (PF-days)"}
 """Units that a heading says with another beside it."""
 MOST_PLACES = 4
@@ -120,7 +122,8 @@ def _column(cells: Sequence[Cell | None], said: str) -> list[str]:
 def _text(cell: Cell | None, said: str) -> str:
     if isinstance(cell, Term):
         known = bool(cell.unit) and cell.unit in said
-        return values.value(cell.value, cell.unit, bare=known)
+        finely = cell.grade == "exact" or cell.unit in LOSSES
+        return values.value(cell.value, cell.unit, bare=known, digits=5 if finely else 4)
     if isinstance(cell, Absent):
         return values.DASH
     return values.safe(cell or "")

@@ -19,10 +19,11 @@ _NAME = re.compile(r"\b[A-Za-z_]\w*\b")
 _SIGNS = (("**", "^"), ("*", "×"), ("//", "div"))
 
 
-def value(number: Number, unit: str, *, bare: bool = False) -> str:
+def value(number: Number, unit: str, *, bare: bool = False, digits: int = 5) -> str:
     """A number with its unit, rounded for reading: `13.48 GB`, `6.74B parameters`.
 
-    `bare` leaves the unit to a heading, but for a prefix such as that of `GB`.
+    `bare` leaves the unit to a heading, but for a prefix such as that of `GB`. `digits` are of what
+    has no digits of its own, as bytes and counts have.
     """
     if unit == "bytes":
         return units.format_bytes(number)
@@ -33,7 +34,7 @@ def value(number: Number, unit: str, *, bare: bool = False) -> str:
         return shown.replace(" FLOP", "").replace(" PF-days", "") if bare else shown
     if unit.startswith("FLOP/"):
         return f"{units.format_prefixed(number)}{'' if bare else unit}".rstrip()
-    shown = units.format_count(number) if unit in ROUNDED else plain_number(number)
+    shown = units.format_count(number) if unit in ROUNDED else plain_number(number, digits)
     return shown if bare else f"{shown} {safe(unit)}".rstrip()
 
 
@@ -44,13 +45,13 @@ def exact(number: Number) -> str:
     return f"{number:.12g}"
 
 
-def plain_number(number: Number) -> str:
-    """Five significant digits or all before the point, no exponent between 10⁻⁴ and 10¹⁵."""
+def plain_number(number: Number, digits: int = 5) -> str:
+    """So many significant digits or all before the point, no exponent between 10⁻⁴ and 10¹⁵."""
     if isinstance(number, int) or (number.is_integer() and abs(number) < _EXACT_UPTO):
         return exact(int(number))
     if 1000 <= abs(number) < _EXACT_UPTO:
-        return f"{number:,.{1 if abs(number) < 10_000 else 0}f}"
-    return f"{number:.5g}"
+        return f"{number:,.{1 if digits > 4 and abs(number) < 10_000 else 0}f}"
+    return f"{number:.{digits}g}"
 
 
 def formula(term: Term) -> str:

@@ -109,11 +109,12 @@ def forward_of(family: str) -> Forward:
     """The forward pass of a family. Raises `LLMSizeError` for one that is not known."""
     module = MODULES.get(family)
     if module is None:
-        known = ", ".join(sorted(set(MODULES)))
+        alike = did_you_mean(
+            family, MODULES, otherwise="`llmsize show models` names known families"
+        )
         raise LLMSizeError(
             f"unknown architecture `{printable(family)}`",
-            hint=did_you_mean(family, MODULES, otherwise=f"known: {known}")
-            + " If its block is that of a known family, say so: `--assume-family llama`",
+            hint=f"{alike}; if its block is that of a known one, say so: `--assume-family llama`",
         )
     forward: Forward = import_module(f"{__name__}.{module}").forward
     return forward
