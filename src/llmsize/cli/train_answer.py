@@ -26,7 +26,6 @@ from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
 
-
 FOLLOWED = "the step, followed tensor by tensor"
 
 

@@ -17,7 +17,7 @@ SHORT = 16
 SCALED = ("bytes", "seconds")
 """Units that change from value to value: `MB` and `GB`, `minutes` and `days`."""
 LOSSES = ("nats/token", "bits/token")
-"""Units of what is compared by its fourth digit after the point; other estimates show four digits."""
+"""Units of what differs in its fourth digit after the point; other estimates show four digits."""
 HEADINGS = {"FLOP": "FLOP (PF-days)"}
 """Units that a heading says with another beside it."""
 MOST_PLACES = 4
