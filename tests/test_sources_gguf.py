@@ -13,8 +13,10 @@ from llmsize import presets
 from llmsize.checkpoint import StoredTensor, bytes_by_format, parameters
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
+from llmsize.memory.weights import Recipe
 from llmsize.sources.gguf import TYPES, read_gguf
 from llmsize.sources.gguf_model import architecture, layer_caches
+from llmsize.sources.quantization import FILE_TYPES, recipe_name
 
 MIB = 2**20
 F16 = 2
@@ -269,3 +271,19 @@ def test_impossible_metadata_are_refused(tmp_path: Path, change: dict[str, objec
     with pytest.raises(LLMSizeError, match="cannot be right"):
         architecture(read, "m")
         layer_caches(read)
+
+
+def test_a_file_is_served_as_it_is_stored(tmp_path: Path) -> None:
+    """llama.cpp, include/llama.h, `enum llama_ftype`: 15 is Q4_K_M; 1024 marks a guess."""
+    made = gguf(tmp_path / "m.gguf", LLAMA | {"general.file_type": 15}, TENSORS)
+    found = architecture(read_gguf(made), "m")
+    assert recipe_name(found.stored) == "q4_k_m"
+    assert recipe_name(found.stored | {"file_type": 15 + 1024}) == "q4_k_m"
+    with pytest.raises(LLMSizeError, match="GGUF file type 99"):
+        recipe_name(found.stored | {"file_type": 99})
+
+
+def test_every_known_file_type_has_its_recipe() -> None:
+    """What a header says can be looked up."""
+    for name in FILE_TYPES.values():
+        assert presets.get(Recipe, name).container == "gguf"

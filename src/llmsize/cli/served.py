@@ -69,8 +69,10 @@ class Setting(NamedTuple):
 
 
 def own_recipe(subject: Subject) -> str:
-    """How the checkpoint itself is quantized, unless the engine has files of its own."""
-    return subject.engine.recipe or recipe_name(subject.architecture.stored)
+    """How the checkpoint itself is stored, unless the engine reads files that it is none of."""
+    stored, files = subject.architecture.stored, subject.engine.recipe
+    is_file = stored.get("quant_method") == "gguf"
+    return files if files and not is_file else recipe_name(stored)
 
 
 def restored(question: Serving, subject: Subject, name: str) -> Serving:

@@ -141,6 +141,12 @@ class Keys:
         )
 
 
+def _stored(gguf: GGUF) -> dict[str, Any]:
+    """How the weights are stored, in place of a `quantization_config`; empty if it is silent."""
+    number = gguf.metadata.get("general.file_type")
+    return {} if number is None else {"quant_method": "gguf", "file_type": number}
+
+
 def architecture(gguf: GGUF, name: str) -> Architecture:
     """The model as its metadata and tensors describe it, in the fields of a `config.json`.
 
@@ -168,6 +174,7 @@ def architecture(gguf: GGUF, name: str) -> Architecture:
         title=_title(gguf),
         context_length=keys.number("context_length") or None,
         licence=str(gguf.metadata.get("general.license", "")),
+        stored=_stored(gguf),
         note="" if keys.name in FAMILIES else "no family of llmsize is known by this name",
     )
 

@@ -7,6 +7,18 @@ from typing import Any
 
 from llmsize.errors import LLMSizeError, printable
 
+FILE_TYPES = {
+    0: "gguf-f32", 1: "gguf-f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1",
+    10: "q2_k", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m",
+    16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 21: "q2_k_s",
+    22: "iq3_xs", 23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s",
+    29: "iq2_m", 30: "iq4_xs", 31: "iq1_m", 32: "gguf-bf16", 36: "tq1_0", 37: "tq2_0",
+    38: "mxfp4_moe", 40: "q1_0", 41: "q2_0",
+}  # fmt: skip
+"""`general.file_type` → recipe. llama.cpp 0c1e57098, include/llama.h: `enum llama_ftype`."""
+GUESSED = 1024
+"""The flag of a file type that was told by the tensors."""
+
 HINT = "give the recipe yourself; `llmsize show recipes` lists them"
 
 
@@ -30,6 +42,8 @@ def recipe_name(stored: Mapping[str, Any]) -> str:
             return "fp8"
         case "mxfp4":
             return "mxfp4"
+        case "gguf":
+            return _file_type(stored)
         case "hqq":
             weights = _part(_part(stored, "quant_config"), "weight_quant_params")
             return f"hqq-{_width(weights, 'nbits')}-g{_whole(weights, 'group_size')}"
@@ -70,6 +84,14 @@ def _compressed(stored: Mapping[str, Any]) -> str:
         case "mxfp4-pack-quantized":
             return "ct-mxfp4"
     raise _unknown(f"compressed-tensors in the format {printable(repr(format), 40)}")
+
+
+def _file_type(stored: Mapping[str, Any]) -> str:
+    number = stored.get("file_type")
+    known = FILE_TYPES.get(number & ~GUESSED) if type(number) is int else None
+    if known is None:
+        raise _unknown(f"the GGUF file type {printable(repr(number), 40)}")
+    return known
 
 
 def _part(whole: Mapping[str, Any], key: str) -> Mapping[str, Any]:
