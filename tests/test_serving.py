@@ -321,6 +321,22 @@ def host_bytes(question: Serving) -> int:
     return sum(int(place.value) for place in need(question) if place.name == "host")
 
 
+@pytest.mark.parametrize(
+    ("engine", "quant", "each"),
+    [("vllm", "fp8-block", 2.0), ("vllm", "", 0.0), ("sglang", "", 2.0), ("transformers", "", 0.0)],
+)
+def test_matrices_of_latents_are_held_twice_for_decoding(
+    engine: str, quant: str, each: float
+) -> None:
+    """W_UV and W_UK_T of vLLM are views of 16 bit, w_kc and w_vc of SGLang are copies.
+
+    61 layers of 512 channels to 128 heads of 128 + 128, cut by 8 devices.
+    """
+    place = fullest(need(served("deepseek-v3", engine, quant, devices=8)))
+    held = {part.name: part.value for part in place.parts}
+    assert held.get("absorbed matrices", 0) == 61 * 512 * 128 * 256 / 8 * each
+
+
 def test_kernels_of_a_library_are_refused_where_they_do_not_run() -> None:
     """vLLM runs AWQ by Marlin's kernels, not by ExLlamaV2's."""
     with pytest.raises(LLMSizeError, match="has kernels of its own"):

@@ -66,6 +66,7 @@ POSITIONS = {"Qwen2-": 32_768}
 preset is of the base model."""
 
 QUANTIZED = re.compile(r"-(awq|fp8-dynamic|quantized\.\w+|awq-g128)$")
+LOG = "log breakdown per GPU"
 TAKEN = ("weights", "activation", "non_torch", "cuda_graph", "context")
 """Parts of a log that are taken before the pool of the KV cache gets the rest."""
 
@@ -88,7 +89,7 @@ def _row(row: Row) -> Iterator[tuple[str, float, float | None]]:
         asked: Serving | None = _serving(row)
     except LLMSizeError:
         asked = None
-    if row["metric"] == "log breakdown per GPU":
+    if row["metric"] == LOG:
         server = row["engine"].partition(" ")[0]
         found = _log(row, asked) if asked else {}
         printed = {part: float(row[f"{part}_gib"]) for part in (*TAKEN, "kv_pool")
@@ -120,14 +121,15 @@ def _log(row: Row, asked: Serving) -> dict[str, float]:
     places = need(asked)
     # of a pipeline the log shows a stage in the middle
     place = places[len(places) // 2 - (len(places) == 2)]
-    left = pool(asked, int(float(row["gpu_total_gib"]) * GIB), float(row["utilization"]))
+    card = float(row["gpu_total_gib"] or 0)
+    left = pool(asked, int(card * GIB), float(row["utilization"] or asked.engine.utilization))
     parts = {
         "activation": "activations", "non_torch": "libraries",
         "cuda_graph": "CUDA graphs", "context": "context",
     }  # fmt: skip
     known = {part.name for part in place.walk()}
-    loaded = ("weights", "rotary tables", "blocks beyond tensors", "vision tower", "audio tower",
-              "projector")  # fmt: skip
+    loaded = ("weights", "absorbed matrices", "rotary tables", "blocks beyond tensors",
+              "vision tower", "audio tower", "projector")  # fmt: skip
     return {
         **{name: place.part(part).value / GIB for name, part in parts.items() if part in known},
         "weights": sum(p.value for p in place.parts if p.name in loaded) / GIB,
@@ -205,7 +207,7 @@ def _serving(row: Row) -> Serving:
     )
     prompt, new = int(row["context"] or 0), int(row["new_tokens"] or 0)
     return replace(
-        made, context=prompt + new or 256, prompt=0 if row["utilization"] else prompt or 1,
+        made, context=prompt + new or 256, prompt=0 if row["metric"] == LOG else prompt or 1,
         batch=int(row["batch"] or 1), devices=int(row["tp"] or row["n_gpu"] or 1),
         stages=int(row["pp"] or 1),
         gpu_layers=int(row["gpu_layers"]) if row["gpu_layers"] else None,

@@ -47,6 +47,10 @@ class Engine:
     packs_latents: bool = False
     """Whether latents of fp8, where an indexer chooses among them, are in the format of its keys,
     and the rotary key that they have in common in 16 bit: FlashMLA's `fp8_ds_mla`."""
+    absorbed: Literal["", "views", "copies"] = ""
+    """How it holds the matrix that makes keys and values of a latent for decoding, which multiplies
+    by its halves: as `views` of it in 16 bit, so a second one where it is quantized; or as `copies`
+    of it as it is stored."""
     kv_formats: tuple[str, ...] = ()
     """Formats that the cache can have; the first stands for the format of the weights."""
     recipe: str = ""

@@ -106,8 +106,14 @@ def _rows(question: Serving) -> str:
 
 
 ROWS = (
-    *("weights", "rotary tables", "blocks beyond tensors", "KV cache", "recurrent state"),
-    *("activations", "layer on visit from the host", "left by quantizing", "matrix unpacked"),
+    *("weights", "absorbed matrices", "rotary tables", "blocks beyond tensors", "KV cache"),
+    *(
+        "recurrent state",
+        "activations",
+        "layer on visit from the host",
+        "left by quantizing",
+        "matrix unpacked",
+    ),
     *("room for a product", "CUDA graphs", "vision tower", "audio tower", "projector"),
     *("LoRA adapters", "draft model", "context and libraries"),
 )

@@ -10,25 +10,46 @@ from operator import add
 from llmsize.anatomy.config import Config
 from llmsize.architecture import Architecture
 from llmsize.engine import Engine
-from llmsize.formats import FP32
+from llmsize.formats import FP16, FP32
 from llmsize.memory.reserved import beyond_tensors
 from llmsize.memory.serving.parts import Shard, matrix_of, shards
 from llmsize.memory.serving.question import Serving
-from llmsize.memory.weights import Stored, stored_tensors
+from llmsize.memory.weights import Stored, stored_tensors, weight_bytes
 from llmsize.term import Term, fact, term
 
 ROPE = "vLLM v0.19.0, model_executor/layers/rotary_embedding/__init__.py (get_rope)"
+ABSORBED = (
+    "vLLM v0.19.0, model_executor/layers/attention/mla_attention.py (W_UV, W_UK_T); "
+    "SGLang v0.5.7, models/deepseek_v2.py (w_kc, w_vc)"
+)
 
 
 def beside_weights(question: Serving, stored: Stored, layers: int) -> Iterator[Term]:
     """On a device with the tensors `stored` of so many `layers`."""
     if tables := _rotary_tables(question, layers):
         yield tables
+    if absorbed := _absorbed(question, stored):
+        yield fact("absorbed matrices", absorbed, unit="bytes", source=ABSORBED)
     if question.engine.caching_allocator:
         yield fact(
             "blocks beyond tensors", beyond_tensors(_tensors(question, stored)), unit="bytes",
             source="PyTorch's caching allocator, simulated", grade="formula",
         )  # fmt: skip
+
+
+def _absorbed(question: Serving, stored: Stored) -> int:
+    """A second matrix of every layer that makes keys and values of a latent."""
+    held, size = question.engine.absorbed, 0
+    if not held or question.engine.latent != "latent":
+        return size
+    expanding = tuple(pair for pair in stored if pair[0].role == "kv_b")
+    for weight, format, cut in shards(question, expanding):
+        each = weight_bytes(weight, format)
+        if held == "views":
+            plain = format.block_elements == 1 and format.block_bytes >= FP16.block_bytes
+            each = 0 if plain else weight_bytes(weight, FP16)
+        size += weight.copies * -(-each // cut)
+    return size
 
 
 def _tensors(question: Serving, stored: Stored) -> Iterator[Sequence[int]]:
