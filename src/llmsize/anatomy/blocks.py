@@ -183,22 +183,29 @@ is needed, one for every sequence, whose chunks begin at its own first token."""
 
 
 def mask(
-    t: Trace, window: int = 0, masking: Masking = "as needed", heads: int = 1
+    t: Trace,
+    window: int = 0,
+    masking: Masking = "as needed",
+    heads: int = 1,
+    *,
+    given: bool = True,
 ) -> Tensor | None:
     """The attention mask made once for all layers.
 
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
-    sequence outgrows a `window` (transformers v5.23, masking_utils.py).
+    sequence outgrows a `window` (transformers v5.23, masking_utils.py). What says where a batch is
+    padded is `given` with it, unless the tokens are others (T5's decoder).
     """
+    padded = t.setting.padded and given
     prefix = t.setting.adapter.remembered if t.setting.adapter else 0
     past = min(t.setting.past, window - 1) if window else t.setting.past
     total = t.sequence + past + prefix
     added = masking in ("eager", "alibi") or t.setting.attention == "eager"
     outgrown = window and total >= window
-    if not (added or masking == "always" or t.setting.padded or outgrown or prefix):
+    if not (added or masking == "always" or padded or outgrown or prefix):
         return None
     chunked = masking == "chunked" and window > 0
-    batch = t.batch if t.setting.padded or chunked else Dim(1, "one")
+    batch = t.batch if padded or chunked else Dim(1, "one")
     allowed = t.new("mask", (batch, 1, t.sequence, total), BOOL)
     if not added:
         return allowed

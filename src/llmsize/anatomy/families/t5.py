@@ -98,25 +98,26 @@ def stack(
     embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
     if t.setting.input_gradients:
         embeddings = t.with_gradient(embeddings)
-    mask = blocks.mask(t) if decodes or t.setting.padded else None
+    mask = blocks.mask(t, given=not decodes) if decodes or t.setting.padded else None
+    across = blocks.mask(t) if decodes and t.setting.padded else None
     biases: list[Tensor] = []  # made by the first layer for all
 
     def block(x: Tensor, kind: tuple[bool, bool]) -> Tensor:
         first, _ = kind
         own = biases[0] if not first else None
         x, own = layer(t, s, x, mask, own, decodes=decodes)
-        across = biases[1] if not first and decodes else None
+        other = biases[1] if not first and decodes else None
         if encoded is not None:
-            x, across = cross_layer(t, s, x, encoded, across)
+            x, other = cross_layer(t, s, x, encoded, across, other)
         x = feed(t, s, x, f"layer.{2 if decodes else 1}")
-        biases[:] = [bias for bias in (own, across) if bias is not None]
+        biases[:] = [bias for bias in (own, other) if bias is not None]
         return x
 
     # the gradient of what is encoded begins in the last layer; the others add to it
     kinds = [(s.apart or index == 0, index == layers - 1) for index in range(layers)]
     embedded = [ops.dropout(t, embeddings, s.dropout)]
     x = t.layers(
-        f"{name}.block", block, embedded.pop(), kinds, mask, carried=biases,
+        f"{name}.block", block, embedded.pop(), kinds, mask, across, carried=biases,
         told=lambda kind: kind[0],  # whether what is carried begins there
     )  # fmt: skip
     x = ops.dropout(t, norm(t, x, f"{name}.final_layer_norm"), s.dropout)
@@ -138,14 +139,14 @@ def layer(
 
 
 def cross_layer(
-    t: Trace, s: Shape, x: Tensor, encoded: Tensor, bias: Tensor | None
+    t: Trace, s: Shape, x: Tensor, encoded: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention to what the encoder gives, added to the residual, and its bias if shared."""
     normed = norm(t, x, "layer.1.layer_norm")
     t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
     made = partial(no_bias, t, s)
     name = "layer.1.EncDecAttention"
-    attended, bias = attention(t, s, normed, encoded, name, None, bias or made, causal=False)
+    attended, bias = attention(t, s, normed, encoded, name, mask, bias or made, causal=False)
     return ops.add(t, x, ops.dropout(t, attended, s.dropout)), bias
 
 

@@ -273,7 +273,8 @@ def where(t: Tape, condition: Tensor, *branches: Tensor) -> Tensor:
     """One of two tensors, or a tensor or a number, by a condition, which it keeps."""
     node = t.record(_where_backward, branches, (condition,))
     format = max((x.format for x in branches), key=lambda format: format.block_bytes)
-    return attach(t.new("where", branches[0].shape, format), node, *branches)
+    shape = broadcast(condition.shape, branches[0].shape)
+    return attach(t.new("where", shape, format), node, *branches)
 
 
 def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
