@@ -195,7 +195,7 @@ def composite(
     format = q.format
     mask = additive(t, mask, q)
     q, k, v = (ops.to(t, x, FP32) for x in (q, k, v))
-    original, q = q, ops.scale(t, q)
+    given, q = (q, k, v), ops.scale(t, q)
     if mask is None and q.shape[2] > 1:
         mask = causal(t, q, k)
     groups = q.shape[1] // k.shape[1]
@@ -208,7 +208,7 @@ def composite(
     weights = ops.dropout(t, weights, dropout)
     returned = ops.to(t, weights, format)
     out = ops.to(t, ops.matmul(t, weights, v), format)
-    del original, returned
+    del given, returned
     return out
 
 

@@ -52,7 +52,7 @@ def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
         return head_dim  # all are multiplied, some by an angle of zero
     inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
     share = Config({"inner": inner, **c.fields}, c.model).number(
-        "partial_rotary_factor", "rotary_pct", "inner", default=default
+        "inner", "partial_rotary_factor", "rotary_pct", default=default
     )
     channels = c.count("rotary_dim") or int(head_dim * share)
     if not 0 < channels <= head_dim:

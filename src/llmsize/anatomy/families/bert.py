@@ -35,6 +35,8 @@ class Shape:
     dropout: float
     attention_dropout: float
     head_dropout: float
+    tied: bool
+    """Whether the embeddings turned round tell masked tokens."""
 
 
 def read(c: Config) -> Shape:
@@ -56,6 +58,7 @@ def read(c: Config) -> Shape:
         dropout=dropout,
         attention_dropout=c.number("attention_probs_dropout_prob", default=0.1),
         head_dropout=c.number("classifier_dropout", default=dropout),
+        tied=c.flag("tie_word_embeddings", default=True),
     )
 
 
@@ -171,8 +174,11 @@ def told(t: Trace, s: Shape, x: Tensor, prefix: str) -> Tensor:
     x = t.linear(x, dense, s.hidden, bias=True, role="transform")
     x = s.activation(t, x)
     x = blocks.layer_norm(t, x, norm)
+    offset = t.weight(f"{decoder}.bias", (s.vocabulary,), "bias")  # idle beside a head's own
+    if not s.tied:
+        return t.linear(x, f"{decoder}.decoder", s.vocabulary, bias=True, role="head")
     table = t.table(t.weights[-1, f"{prefix}.embeddings.word_embeddings.weight"])
-    return ops.linear(t, x, table, t.weight(f"{decoder}.bias", (s.vocabulary,), "bias"))
+    return ops.linear(t, x, table, offset)
 
 
 HEADS = {

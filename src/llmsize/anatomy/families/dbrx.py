@@ -23,8 +23,9 @@ NAMES = Names("transformer.wte", "transformer.blocks", "transformer.norm_f")
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     attention_fields, ffn_fields = nested(c, "attn_config"), nested(c, "ffn_config")
-    fields = {**c.fields, **ffn_fields, "num_key_value_heads": attention_fields.get("kv_n_heads")}
-    c = Config(fields, c.model)
+    told = {"kv_n_heads": "num_key_value_heads", "attn_pdrop": "attention_dropout"}
+    renamed = {usual: attention_fields.get(own) for own, usual in told.items()}
+    c = c.changed(**ffn_fields, **renamed)
     s = decoder.read(c)
     m = mixture.read(c, width="ffn_hidden_size")
     clipped = attention_fields.get("clip_qkv") is not None
@@ -62,7 +63,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, clipped: bool) -> T
     k, v = ops.split_heads(t, k, s.kv_heads), ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     return t.linear(out, "norm_attn_norm.attn.out_proj", s.hidden, role="o")
 
 

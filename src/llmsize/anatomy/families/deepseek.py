@@ -236,7 +236,7 @@ def latent_attention(
         chosen = choice(t, indexer, x, compressed, around, indexed)
         left_out = outside(t, chosen, k.shape[2])
         mask = without(t, mask, left_out)
-    out = blocks.attend(t, q_whole, k, v, mask)
+    out = blocks.attend(t, q_whole, k, v, mask, dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
 
 

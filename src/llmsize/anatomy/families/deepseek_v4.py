@@ -236,7 +236,7 @@ def attention(t: Trace, s: Sizes, e: Extra, x: Tensor, around: Around, ratio: in
         distant, bias = compress(t, s, e, x, queries, ratio)
         kv = ops.cat(t, (kv, distant), 2)
         mask = ops.cat(t, (mask, bias))
-    out = attend_with_sinks(t, q, kv, kv, mask)
+    out = attend_with_sinks(t, q, kv, kv, mask, dropout=s.attention_dropout)
     out = ops.reshape(t, out, t.batch, t.sequence, s.heads, s.head_dim)
     back = Rotation(rotation.cosines, t.new("neg", rotation.sines.shape, rotation.sines.format))
     out = ops.transpose(t, turn_last(t, ops.transpose(t, out, 1, 2), back), 1, 2)

@@ -30,6 +30,7 @@ class Shape:
     """Whether attention and MLP read the same input."""
     activation: blocks.Activation
     dropout: float
+    attention_dropout: float
 
 
 def read(c: Config) -> Shape:
@@ -48,6 +49,7 @@ def read(c: Config) -> Shape:
         parallel=c.flag("use_parallel_residual", default=True),
         activation=blocks.activation(c, "hidden_act", default="gelu"),
         dropout=c.number("hidden_dropout"),
+        attention_dropout=c.number("attention_dropout"),
     )
 
 
@@ -98,7 +100,7 @@ def attention(
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
     q, k = rotary.rotate_part(t, q, k, cosines, sines)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, mask)
+    out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
     return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")
 
 

@@ -41,7 +41,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     q = blocks.rms_norm(t, q, "self_attn.query_layernorm")
     k = blocks.rms_norm(t, k, "self_attn.key_layernorm")
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 

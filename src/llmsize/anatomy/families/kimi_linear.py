@@ -70,5 +70,5 @@ def latent_attention(t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around) -
     k_shared = ops.expand(t, k_shared, t.batch, s.heads, tokens, d.rotary)
     k = t.new("new_empty", (t.batch, s.heads, tokens, d.query), q.format)
     k = written(t, written(t, k, k_plain), k_shared)
-    out = blocks.attend(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

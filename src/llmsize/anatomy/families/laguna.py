@@ -55,7 +55,7 @@ def attention(
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around, window)
     k, v = blocks.remember(t, k, v, window)
-    out = blocks.attend(t, q, k, v, around.masks[window])
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     width = s.heads if per_head else s.heads * s.head_dim
     gate = ops.to(t, t.linear(x, "self_attn.g_proj", width, role="gate_attention"), FP32)
     gate = ops.to(t, ops.unary(t, "softplus", gate, keeps="input"), out.format)

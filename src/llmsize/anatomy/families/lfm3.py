@@ -6,6 +6,8 @@ models/lfm3/modeling_lfm3.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
@@ -66,7 +68,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     gated = c.flag("use_attention_gate", default=version.gated)
     sandwich = c.flag("use_sandwich_norm", default=version.sandwich)
     version = replace(version, gated=gated)
-    listed = c.every_layer(s.layers, "layer_types")
+    listed = layer_kinds(c, s.layers)
     window = c.count("sliding_window")
     m = read_mixture(c)
     dense = c.count("num_dense_layers", default=2) if m else s.layers
@@ -106,6 +108,19 @@ def adjusted(c: Config) -> Config:
         scaled = int(int(2 * width / 3) * c.number("block_ffn_dim_multiplier", default=1.0))
         width = -(-scaled // multiple) * multiple
     return c.changed(intermediate_size=width)
+
+
+def layer_kinds(c: Config, layers: int) -> Sequence[str]:
+    """The operator of each layer: as listed, or by the indices of those with attention (LFM2), or
+    convolutions with local and full attention between them in turn (LFM3)."""
+    listed = c.each_layer(layers, "layer_types")
+    if listed is not None:
+        return listed
+    if c.text("model_type") == "lfm3":
+        turns = ("conv", "conv", "full_attention", "conv")
+        return ["sliding_attention" if i and i % 4 == 0 else turns[i % 4] for i in range(layers)]
+    attends = c.sequence("full_attn_idxs") or range(layers)
+    return ["full_attention" if i in attends else "conv" for i in range(layers)]
 
 
 def read_mixture(c: Config) -> Mixture | None:
@@ -154,7 +169,7 @@ def attention(
     assert rotation is not None
     q, k = version.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
-    out = blocks.attend(t, q, k, v, around.masks[window])
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     if version.gated:
         gate = ops.sigmoid(t, t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention"))
         heads = out.view(t.batch, t.sequence, s.heads, s.head_dim)

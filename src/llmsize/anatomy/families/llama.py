@@ -92,13 +92,13 @@ def rotates(c: Config, layers: int) -> list[bool]:
     return [bool(rotated) for rotated in listed]
 
 
-EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe")
-"""Types that have their window, if they have one, in every layer."""
+EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe", "qwen3_moe")
+"""Types that have their window, if they have one and use it, in every layer."""
 
 
 def windows(c: Config, layers: int) -> list[int]:
-    """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use, and
-    Qwen2-MoE's of every other lower one."""
+    """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use,
+    Qwen2-MoE's of every other lower one, Qwen3-MoE's of all."""
     family = c.text("model_type")
     if family == "mistral" and "sliding_window" not in c.fields:
         return [4096] * layers
@@ -107,5 +107,6 @@ def windows(c: Config, layers: int) -> list[int]:
         in_use = c.flag("use_sliding_window")
         if family == "qwen2_moe":
             return decoder.windows(c, layers, lambda i: in_use and i % 2 == 0 and i < first)
+        first = 0 if family in EVERYWHERE else first
         return decoder.windows(c, layers, lambda layer: in_use and layer >= first)
     return decoder.windows(c, layers, lambda layer: family in EVERYWHERE)

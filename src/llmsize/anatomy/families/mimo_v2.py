@@ -16,7 +16,7 @@ from llmsize.anatomy.trace import Trace
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(c)
+    s = decoder.read(c, rotary=0.334)
     m = mixture.read_corrected(c)
     value_dim = Dim(c.size("v_head_dim", default=s.head_dim), "value_dim")
     local_kv_heads = c.size("swa_num_key_value_heads", default=2 * s.kv_heads)
@@ -32,9 +32,9 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
         )
 
-    local = c.sequence("hybrid_layer_pattern") or [0] * s.layers
-    if len(local) < s.layers:
-        raise c.error("has no `hybrid_layer_pattern` for every layer", "give one number a layer")
+    local = c.each_layer(s.layers, "hybrid_layer_pattern")
+    if local is None:  # the first layer and every sixth one see everything
+        local = [int(i > 0 and (i + 1) % 6 > 0) for i in range(s.layers)]
     reach = decoder.windows(c, s.layers, lambda layer: local[layer] == 1)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers, 1), strict=True))
     return decoder.run(
@@ -62,5 +62,7 @@ def attention(
     q, k = decoder.turn(t, q, k, around, window)
     sunk = window > 0
     k, v = blocks.remember(t, k, v, window)
-    out = attend_with_sinks(t, q, k, v, around.masks[window], sunk=sunk, holds=False)
+    out = attend_with_sinks(
+        t, q, k, v, around.masks[window], dropout=s.attention_dropout, sunk=sunk, holds=False
+    )
     return t.linear(out, "self_attn.o_proj", s.hidden, role="o")

@@ -82,7 +82,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tens
     v = ops.split_heads(t, v, s.kv_heads)
     q, k = decoder.turn(t, q, k, around)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     out = ops.mul(t, out, ops.sigmoid(t, gate))
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 

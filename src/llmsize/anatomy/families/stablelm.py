@@ -58,7 +58,7 @@ def attention(
     assert around.rotation is not None
     q, k = rotary.turn_in_place(parts, t, q, k, around.rotation)
     k, v = blocks.remember(t, k, v)
-    out = blocks.attend(t, q, k, v, around.mask)
+    out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)
     out = t.linear(out, "self_attn.o_proj", s.hidden, role="o")
     del parts
     return out

@@ -78,7 +78,7 @@ def attention(
     q, k, v = (ops.transpose(t, part, 1, 2) for part in (q, k, v))
     q, k = rotary.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
-    out = blocks.attend(t, q, k, v, around.masks[window])
+    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
 
 
