@@ -98,6 +98,15 @@ SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
 """Logits kept within bounds by a scaled tanh (Gemma 2)."""
 
 
+def scaled_in_fp32(t: Tape, x: Tensor) -> Tensor:
+    """`x` in fp32 times a number, in one expression."""
+    return ops.scale(t, ops.to(t, x, FP32))
+
+
+FP32_SOFTCAP: tuple[Activation, ...] = (scaled_in_fp32, ops.tanh, ops.scale)
+"""The same in fp32 (Beam)."""
+
+
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss of the labels shifted by one token; transformers computes it in fp32."""
     if t.setting.compiled_loss:

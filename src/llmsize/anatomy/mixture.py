@@ -170,6 +170,7 @@ def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, linear: bool = Fal
 
 def choose(t: Trace, m: Mixture, logits: Tensor, format: Format) -> Routing:
     """The weights of the experts with the best `logits`, in `format` unless they stay in fp32."""
+    logits = ops.to(t, logits, FP32) if m.scores == "chosen" else logits
     weights, indices = chosen(t, m, logits)
     if not m.wide:
         weights = ops.to(t, weights, format)
@@ -189,7 +190,7 @@ def router_logits(t: Trace, m: Mixture, tokens: Tensor, name: str, *, bias: bool
 def chosen(t: Trace, m: Mixture, logits: Tensor, *, bounded: bool = False) -> tuple[Tensor, Tensor]:
     """Weights and indices of the chosen experts; `bounded` sums are not too small."""
     if m.scores == "chosen":
-        highest, indices = ops.topk(t, ops.to(t, logits, FP32), m.chosen)
+        highest, indices = ops.topk(t, logits, m.chosen)
         return ops.softmax(t, highest), indices
     if m.scores == "sigmoid":
         scores = ops.sigmoid(t, ops.to(t, logits, FP32))

@@ -45,7 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, kinds, norm=fp32_norm, windows=reach, carrying=True,
         rope=rotary.Rope(format=FP32, apart=True),
-        end=(lm_head.in_fp32, *lm_head.SOFTCAP) if capped else (),
+        end=lm_head.FP32_SOFTCAP if capped else (),
     )  # fmt: skip
 
 
