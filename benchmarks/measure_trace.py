@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.tracing.adapters import MODES
 from benchmarks.tracing.fake_cuda import faked, install_fake_cuda
+from benchmarks.tracing.freezing import OWN_WEIGHTS
 from benchmarks.tracing.generation import measure_inference
 from benchmarks.tracing.models import DTYPES, Settings, set_layers
+from benchmarks.tracing.optimizers import OPTIMIZERS
 from benchmarks.tracing.tracker import Tracker
 from benchmarks.tracing.training import measure_training
 
@@ -46,19 +48,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=2)
     p.add_argument("--seq", type=int, default=1024)
     p.add_argument("--dtype", choices=list(DTYPES), default="bf16")
-    p.add_argument("--autocast", choices=["none", "bf16"], default="none")
+    p.add_argument("--autocast", choices=["none", "bf16", "fp16"], default="none")
     p.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     p.add_argument("--checkpoint", action="store_true")
+    p.add_argument("--every", type=int, default=1, help="checkpoint every so manieth layer only")
     p.add_argument("--padded", action="store_true")
     p.add_argument("--keep-outputs", action="store_true")
     p.add_argument("--grad-accum", type=int, default=1)
     p.add_argument("--lora-r", type=int, default=16)
-    p.add_argument("--lora-targets", choices=["qv", "all-linear"], default="all-linear")
+    p.add_argument("--lora-targets", default="all-linear", help="or `qv`, or names by commas")
     p.add_argument("--lora-dropout", type=float, default=0.0)
+    p.add_argument("--lora-bias", choices=["none", "all", "lora_only"], default="none")
+    p.add_argument("--adapter-dtype", choices=["", "weight"], default="", help="peft's is fp32")
+    p.add_argument("--frozen-layers", type=int, default=0)
     p.add_argument("--modules-to-save", nargs="*", default=[], help="trained whole, as copies")
     p.add_argument("--virtual-tokens", type=int, default=20)
-    optimizers = ["adamw_fused", "adamw_foreach"]
-    p.add_argument("--optimizer", choices=optimizers, default="adamw_fused")
+    p.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw_fused")
     p.add_argument("--master", action="store_true", help="fp32 copies of the weights for AdamW")
     p.add_argument("--layers", type=int, help="override the number of layers")
     p.add_argument("--ops", type=Path, help="write the log of all ops to this file")
@@ -89,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = settings_of(options)
     measured = measure_inference if options["inference"] else measure_training
     install_fake_cuda()
-    with faked(padded=settings.padded, adapted=settings.mode != "full"):
+    with faked(padded=settings.padded, adapted=settings.mode not in OWN_WEIGHTS):
         figures, tracker = measured(settings)
     write(figures, options, tracker)
     return 0

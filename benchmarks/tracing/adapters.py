@@ -7,7 +7,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks.tracing.models import ENCODERS, Settings, classifies, first, layer_count
+from benchmarks.tracing.freezing import OWN_WEIGHTS
+from benchmarks.tracing.models import DTYPES, ENCODERS, Settings, classifies, first, layer_count
 
 LORA_MODES = ("lora", "rslora", "dora", "lora-fa")
 WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
@@ -15,18 +16,25 @@ WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
 """Methods of peft that are told their rank and targets, by the names of their configurations."""
 OTHER_MODES = {"ia3": "IA3Config", "prompt": "PromptTuningConfig",
                "p-tuning": "PromptEncoderConfig", "prefix": "PrefixTuningConfig",
-               "adaption-prompt": "AdaptionPromptConfig", "boft": "BOFTConfig",
+               "adaption-prompt": "AdaptionPromptConfig", "boft": "BOFTConfig", "oft": "OFTConfig",
                "trainable-tokens": "TrainableTokensConfig"}  # fmt: skip
 """Methods that are told something else, by the same."""
-MODES = ("full", *LORA_MODES, *WHOLE_RANK, *OTHER_MODES)
+BOTTLENECKS = {"houlsby": (("o_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "fc2",
+                            "out_proj", "o", "wo"), "swish"),
+               "pfeiffer": (("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense",
+                             "wo"), "relu")}  # fmt: skip
+"""Layers that have a bottleneck behind them, by the ends of their names, and its activation."""
+MODES = (*OWN_WEIGHTS, *LORA_MODES, *WHOLE_RANK, *OTHER_MODES, *BOTTLENECKS)
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 
 def lora_target_modules(model: Any, targets: str) -> str | list[str]:
-    """Names for peft: q and v, or the fused projection; or every linear but the head."""
+    """Names for peft: q and v, or the fused projection; every linear but the head; or as given."""
     if targets == "all-linear":
         return targets
+    if targets != "qv":
+        return targets.split(",")
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if names.issuperset(QV_TARGETS):
         return list(QV_TARGETS)
@@ -38,6 +46,7 @@ def adapter_config(model: Any, settings: Settings) -> Any:
     import peft
 
     mode, task = settings.mode, task_type(model.config, settings)
+    saved = settings.modules_to_save or None
     targets = lora_target_modules(model, settings.lora_targets)
     if mode in LORA_MODES:
         return peft.LoraConfig(
@@ -45,19 +54,23 @@ def adapter_config(model: Any, settings: Settings) -> Any:
             lora_alpha=2 * settings.lora_r,
             lora_dropout=settings.lora_dropout,
             target_modules=targets,
-            modules_to_save=settings.modules_to_save or None,
+            modules_to_save=saved,
+            bias=settings.lora_bias,
             use_dora=mode == "dora",
             use_rslora=mode == "rslora",
             task_type=task,
         )
     if mode in WHOLE_RANK:
         kind = getattr(peft, WHOLE_RANK[mode])
-        return kind(task_type=task, r=settings.lora_r, target_modules=targets)
+        return kind(
+            task_type=task, r=settings.lora_r, target_modules=targets, modules_to_save=saved
+        )
     tokens = settings.virtual_tokens
     virtual = {"num_virtual_tokens": tokens}
     width, layers = first(model.config, "hidden_size"), layer_count(model.config)
     told: dict[str, dict[str, Any]] = {
         "ia3": {}, "prompt": virtual, "prefix": virtual, "boft": {"target_modules": targets},
+        "oft": {"target_modules": targets},
         "p-tuning": virtual | {"encoder_hidden_size": width},
         "adaption-prompt": {"adapter_len": tokens, "adapter_layers": layers},
         "trainable-tokens": {"token_indices": list(range(tokens))},
@@ -83,6 +96,45 @@ def answer_peft() -> None:
     loha.make_weight = lambda *factors, scale: loha.HadaWeight.apply(*factors, scale.cpu())
 
 
+class Bottleneck(torch.nn.Module):
+    """A linear layer and what adapters 1.3 puts behind it (methods/modeling.py, `Adapter`)."""
+
+    def __init__(self, linear: Any, width: int, activation: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        from transformers.activations import get_activation
+
+        out = linear.nf if hasattr(linear, "nf") else linear.out_features
+        self.linear = linear.requires_grad_(requires_grad=False)
+        down = torch.nn.Linear(out, width, dtype=dtype)
+        self.adapter_down = torch.nn.Sequential(down, get_activation(activation))
+        self.adapter_up = torch.nn.Linear(width, out, dtype=dtype)
+        self.scaling = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`Adapter.forward`, whose caller holds the layer's own result."""
+        residual = self.linear(x)
+        down = self.adapter_down(residual)
+        up = self.adapter_up(down)
+        up = up * self.scaling
+        output = up
+        return output + residual
+
+
+def add_bottlenecks(model: Any, settings: Settings) -> Any:
+    """The model with bottlenecks in fp32 under autocast, in the weights' format without."""
+    ends, activation = BOTTLENECKS[settings.mode]
+    model.requires_grad_(requires_grad=False)
+    whole = settings.autocast != "none"
+    for name, parent in list(model.named_modules()):
+        for own, child in list(parent.named_children()):
+            linear = type(child).__name__ in ("Linear", "Conv1D")
+            if linear and f".{name}.{own}".endswith(tuple(f".{end}" for end in ends)):
+                out = child.weight.shape[1 if type(child).__name__ == "Conv1D" else 0]
+                dtype = torch.float32 if whole else child.weight.dtype
+                setattr(parent, own, Bottleneck(child, max(out // 16, 1), activation, dtype))
+    return model
+
+
 def train_for_certain(model: Any) -> None:
     """Training mode without the dice that LoHa and LoKr throw for each layer."""
     from peft.tuners.lycoris_utils import LycorisLayer
@@ -92,15 +144,32 @@ def train_for_certain(model: Any) -> None:
             module.training = False
 
 
+def make_again(adapted: Any, own: set[int], dtype: torch.dtype | None) -> None:
+    """Make what is beside the model's own weights once more, all but copies in `dtype` if given.
+
+    That is peft's `autocast_adapter_dtype=False`. Deep copies of fake tensors have storages that
+    change.
+    """
+    for name, module in adapted.named_modules():
+        for key, p in list(module.named_parameters(recurse=False)):
+            copied = "modules_to_save" in name
+            if id(p) not in own and (copied or dtype is not None):
+                again = torch.empty_like(p, dtype=p.dtype if copied else dtype)
+                module.register_parameter(key, torch.nn.Parameter(again, p.requires_grad))
+
+
 def add_adapter(model: Any, settings: Settings) -> Any:
     """Wrap the model with peft adapters, in fp32 as peft makes them over 16-bit weights."""
     from peft import get_peft_model
 
-    config = adapter_config(model, settings)
+    if settings.mode in BOTTLENECKS:
+        return add_bottlenecks(model, settings)
+    config, own = adapter_config(model, settings), {id(p) for p in model.parameters()}
     answer_peft()
     # Everything is on the device already, and fake parameters cannot be moved in place.
     with mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self):
         adapted = get_peft_model(model, config)
+    make_again(adapted, own, DTYPES[settings.dtype] if settings.adapter_dtype else None)
     for name, parameter in adapted.named_parameters():
         if settings.mode == "lora-fa" and "lora_A" in name:  # as `create_lorafa_optimizer` does
             parameter.requires_grad_(False)

@@ -93,6 +93,7 @@ def install_fake_cuda() -> None:
     cuda._lazy_init = lambda: None
     cuda.is_bf16_supported = lambda *_, **__: True
     cuda.current_device = lambda: 0
+    cuda.synchronize = lambda *_: None
     cuda.device_count = lambda: 1
     cuda.get_device_capability = lambda *_: (9, 0)
     cuda.is_current_stream_capturing = lambda: False
@@ -115,8 +116,9 @@ def patch_data_dependence(*, padded: bool) -> None:
     masking_utils.find_packed_sequence_indices = lambda _: None
     masking_utils.fast_all = lambda _: not padded
     masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_: mask is None or not padded
-    adam: Any = importlib.import_module("torch.optim.adam")
-    adam._get_value = lambda _: 1.0
+    for name in ("adam", "adagrad"):
+        optimizer: Any = importlib.import_module(f"torch.optim.{name}")
+        optimizer._get_value = lambda _: 1.0
 
 
 @contextlib.contextmanager

@@ -25,12 +25,16 @@ class Settings:
     autocast: str = "none"
     attn: str = "sdpa"
     checkpoint: bool = False
+    every: int = 1
     padded: bool = False
     grad_accum: int = 1
     keep_outputs: bool = False
     lora_r: int = 16
     lora_targets: str = "all-linear"
     lora_dropout: float = 0.0
+    lora_bias: str = "none"
+    adapter_dtype: str = ""
+    frozen_layers: int = 0
     modules_to_save: list[str] = field(default_factory=list)
     virtual_tokens: int = 20
     optimizer: str = "adamw_fused"

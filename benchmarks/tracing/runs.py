@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.tracing.adapters import add_adapter
+from benchmarks.tracing.freezing import OWN_WEIGHTS, freeze
 from benchmarks.tracing.kernels import AttentionKernels
 from benchmarks.tracing.models import DTYPES, Settings, classifies, instantiate, make_config
+from benchmarks.tracing.optimizers import OPTIMIZERS
 from benchmarks.tracing.tracker import Peak, Tracker
 
 CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
@@ -39,10 +41,14 @@ def build(settings: Settings) -> Run:
     config = make_config(settings.config)
     model = instantiate(config, dtype=DTYPES[settings.dtype], attn=settings.attn)
     total = sum(p.numel() for p in model.parameters())
-    if settings.mode != "full":
+    if settings.mode in OWN_WEIGHTS:
+        freeze(model, settings.mode, settings.frozen_layers)
+    else:
         model = add_adapter(model, settings)
     if settings.checkpoint:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs=CHECKPOINTING, every_n_layers=settings.every
+        )
     kernels = AttentionKernels()
     torch.nn.functional.scaled_dot_product_attention = kernels
     tracker = Tracker(model, log=settings.log_ops)
@@ -50,15 +56,15 @@ def build(settings: Settings) -> Run:
 
 
 def make_optimizer(run: Run) -> torch.optim.Optimizer:
-    """AdamW with its states already there, on the weights or on fp32 copies of them."""
+    """The optimizer with its states already there, on the weights or on fp32 copies of them."""
     parameters: list[torch.Tensor] = list(run.trainable)
     if run.settings.master:
         parameters = run.masters = [p.detach().float().requires_grad_() for p in parameters]
-    fused = run.settings.optimizer == "adamw_fused"
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=fused, foreach=not fused)
+    with torch.device("cpu"):  # where counters are unless they are asked for elsewhere
+        optimizer = OPTIMIZERS[run.settings.optimizer](parameters)
     for p in parameters:
         p.grad = torch.empty_like(p)
-    optimizer.step()
+    step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return optimizer
 
@@ -76,7 +82,8 @@ def make_batch(settings: Settings) -> dict[str, torch.Tensor]:
 def forward(run: Run, batch: dict[str, torch.Tensor]) -> Any:
     """The model's output with its loss, under autocast if asked."""
     enabled = run.settings.autocast != "none"
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled):
+    dtype = DTYPES[run.settings.autocast] if enabled else torch.bfloat16
+    with torch.autocast("cuda", dtype=dtype, enabled=enabled):
         return run.model(**batch, use_cache=False)
 
 
@@ -92,6 +99,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
 
 
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """Step, where new tensors are on the host unless they are asked for elsewhere."""
+    with torch.device("cpu"):
+        optimizer.step()
+
+
 def optimizer_step(run: Run) -> None:
     """Step the weights, or their fp32 copies: gradients to fp32, step, copy back."""
     assert run.optimizer is not None
@@ -99,7 +112,7 @@ def optimizer_step(run: Run) -> None:
     for master, parameter in pairs:
         assert parameter.grad is not None
         master.grad = parameter.grad.float()
-    run.optimizer.step()
+    step(run.optimizer)
     with torch.no_grad():
         for master, parameter in pairs:
             parameter.copy_(master)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.tracing.adapters import train_for_certain
+from benchmarks.tracing.freezing import OWN_WEIGHTS
 from benchmarks.tracing.models import Settings, architecture, layer_count
 from benchmarks.tracing.runs import (
     Run,
@@ -31,7 +32,7 @@ def measure_training(settings: Settings) -> tuple[dict[str, Any], Tracker]:
     """One steady-state training step."""
     run = build(settings)
     run.model.train()
-    if settings.mode != "full":
+    if settings.mode not in OWN_WEIGHTS:
         train_for_certain(run.model)
     run.optimizer = make_optimizer(run)
     batch = make_batch(settings)
