@@ -19,6 +19,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory.methods import METHODS, Choices, check_options
 from llmsize.memory.training import training_step
+from llmsize.optimizers import Optimizer
 from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -88,7 +89,9 @@ def test_the_embeddings_gradient_stays_in_every_micro_batch() -> None:
     model = read_config(REFERENCE / "trace_configs" / "llama-3.2-1b-2-layers.json", "two layers")
     choices = Choices("miss", batch=5, sequence=333, rank=4, targets=QV, recompute="full",
                       accumulation=2)  # fmt: skip
-    step = training_step(model, run_of(choices)._replace(fused_optimizer=False))
+    step = training_step(
+        model, run_of(choices)._replace(optimizer=presets.get(Optimizer, "adamw-foreach"))
+    )
     assert (step.peaks["backward"], step.peaks["step"]) == (3_358_910_084, 782_702_868)
 
 

@@ -81,6 +81,10 @@ def _model(row: Row, directory: Path) -> Architecture:
 _read = cache(read_config)
 
 
+KINDS = {"adamw_fused": "adamw", "adamw_foreach": "adamw-foreach"}
+"""The optimizers of the tables."""
+
+
 def _run(row: Row) -> TrainingRun:
     """The settings of a row in llmsize's words."""
     adapted, checkpointed = row["mode"] == "lora", row["grad_ckpt"] == "full"
@@ -101,15 +105,14 @@ def _run(row: Row) -> TrainingRun:
         trained=frozenset() if adapted else None,
         adapter=lora,
         checkpoint_every=int(checkpointed),
-        input_gradients=adapted and checkpointed,
+        input_gradients=checkpointed,
         keep_outputs=row["keep_outputs"] == "True",
     )
     precision = "mixed" if row["master_weights"] == "fp32_copy" else "pure-16bit"
     return TrainingRun(
         precision=presets.get(Precision, precision),
-        optimizer=presets.get(Optimizer, "adamw"),
+        optimizer=presets.get(Optimizer, KINDS[row["optimizer"]]),
         setting=setting,
-        fused_optimizer=row["optimizer"] != "adamw_foreach",
         accumulation=int(row["grad_accum"]),
     )
 

@@ -14,6 +14,10 @@ Layout = Literal["elementwise", "block", "matrix", "factored", "low_rank"]
 """How states follow a weight: a number per element; the same in blocks with a scale; per element
 of matrices only; a row and a column vector per matrix; or a projection of rank `rank`."""
 
+Stepping = Literal["fused", "foreach", "each"]
+"""Which weights a step takes at once: all, in kernels that allocate nothing; all, by operations
+that make copies of them; or one after the other."""
+
 MATRICES_ONLY: tuple[Layout, ...] = ("matrix", "factored", "low_rank")
 
 WEIGHT = "weight"
@@ -32,7 +36,16 @@ class Optimizer:
     bytes_per_parameter: float | None = None
     """As published, for large matrices and fp32 weights: the answer key of this entry."""
     step_bytes: int = 0
-    """Of the step counter that every tensor has on the device."""
+    """Of the numbers that every tensor has on the device, such as a step counter."""
+    shared_bytes: int = 0
+    """Of what all tensors in the layout share, such as a map of the values of eight bits."""
+    stepping: Stepping = "fused"
+    step_copies: int = 0
+    """Copies that a step makes of the weights it takes at once."""
+    step_leftovers: int = 0
+    """Copies of the weight before that are alive until then, where it takes one after the other."""
+    step_format: str = WEIGHT
+    """Format of such copies; weights and gradients of another one are cast first."""
     block: int = 0
     """Elements that share one fp32 scale, for the layout `block`."""
     rank: int = 0

@@ -55,7 +55,6 @@ class Stack:
     """Format of LoRA adapters over 16-bit weights; `weight` for that of the weights."""
     quantized_adapters: str = ""
     """The same over quantized weights, if another."""
-    fused_optimizer: bool = True
     keep_outputs: bool = False
     """Whether its loop holds the logits until the backward pass has run."""
     keeps_gradients: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.tape import Parameter
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 """In place of names: all linear layers but the head. Most routers are none."""
+
+Gate = Literal["swish", "relu"]
+"""What is between the two layers of a bottleneck."""
 
 FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
 """Roles of the linear layers of a feed-forward layer."""
@@ -308,6 +311,7 @@ class Bottleneck(Adapter):
     """Of the bottleneck; 0 for a sixteenth of the layer's output."""
     roles: tuple[str, ...] = ("o", "down")
     """Roles of the linear layers that have one, unless there are `targets`."""
+    activation: Gate = "relu"
 
     def adapts(
         self, module: str, role: str, family: str = "", *, once_linear: bool = False
@@ -316,7 +320,7 @@ class Bottleneck(Adapter):
         return Adapter.adapts(self, module, role) if self.targets else role in self.roles
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
-        """`h + up(activation(down(h)))`."""
+        """adapters v1.3, methods/modeling.py, `Adapter.forward`."""
         hidden = layer.run(x)
         width = self.width or max(layer.out // 16, 1)
         if width > layer.out:
@@ -324,10 +328,10 @@ class Bottleneck(Adapter):
                 f"a bottleneck of {width:,} is wider than `{layer.name}` ({layer.out})",
                 hint=f"choose a width of at most {layer.out}",
             )
-        x = ops.to(t, hidden, self.format)
-        low = self._linear(t, x, f"{layer.name}.adapter_down", width)
-        change = self._linear(t, ops.relu(t, low), f"{layer.name}.adapter_up", layer.out)
-        return ops.to(t, ops.add(t, change, hidden), hidden.format)
+        activate = ops.relu if self.activation == "relu" else ops.silu
+        down = activate(t, self._linear(t, hidden, f"{layer.name}.adapter_down", width))
+        up = ops.scale(t, self._linear(t, down, f"{layer.name}.adapter_up", layer.out))
+        return ops.add(t, up, hidden)
 
     def _linear(self, t: Trace, x: Tensor, name: str, out: int) -> Tensor:
         weight = t.adapter(f"{name}.weight", (out, x.shape[-1]))

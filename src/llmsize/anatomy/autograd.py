@@ -94,9 +94,15 @@ class Leaf(Node):
             self._store(tape, self.grads.pop())
 
     def _store(self, tape: Tape, grad: Tensor | None) -> None:
-        """Keep the gradient that has come; one that is there already takes it in."""
+        """Keep the gradient that has come; one that is there already takes it in.
+
+        One that is not laid out as its tensor is kept as a copy that is
+        (torch/csrc/autograd/functions/accumulate_grad.h, the layout contract).
+        """
         if tape.accumulating and not self.passing:
             return
+        if grad is not None and grad.strides is not None:
+            grad = tape.new("clone", grad.shape, grad.format)
         if grad is not None and grad.storage is not None:
             grad.storage.becomes("gradient")
         self.gradient = grad

@@ -66,8 +66,7 @@ def _logits(
 ) -> Tensor:
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
-        table = t.table(t.weights[-1, f"{tied}.weight"])
-        logits = ops.linear(t, hidden, table, offset)
+        logits = ops.linear(t, hidden, _shared(t, f"{head}.weight", f"{tied}.weight"), offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:
@@ -78,8 +77,24 @@ def _logits(
 def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
     """The weight of the head, or of the embedding that it shares."""
     if tied:
-        return t.table(t.weights[-1, f"{tied}.weight"])
+        return _shared(t, f"{head}.weight", f"{tied}.weight")
     return t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+
+
+def _shared(t: Trace, name: str, embedding: str) -> Tensor:
+    """The embedding's weight, which a head shares, unless a copy of either is trained.
+
+    A head's copy is one of the embedding; beside an embedding's copy the head keeps the frozen one
+    (peft v0.21, utils/other.py, `ModulesToSaveWrapper`).
+    """
+    table = t.weights[-1, embedding]
+    if t.saves(name):
+        own = t.weight(name, table.shape, "head")
+        own.copied = False  # what is frozen is there already
+        return own
+    if table.copied:
+        return Tensor(table.shape, table.format, None)
+    return t.table(table)
 
 
 def asked_for(t: Trace, hidden: Tensor) -> Tensor:

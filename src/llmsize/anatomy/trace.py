@@ -77,6 +77,8 @@ class Setting(NamedTuple):
     """Roles of the model's own weights that are trained; `None` for all."""
     modules_to_save: tuple[str, ...] = ()
     """Last parts of the names of modules that are trained as copies beside the frozen ones."""
+    adapted_biases: bool = False
+    """Whether the biases of the linear layers that have an adapter are trained."""
     frozen_layers: int = 0
     """The first layers, whose weights are frozen, and with them the embeddings."""
     adapter: Adapter | None = None
@@ -95,8 +97,8 @@ class Setting(NamedTuple):
     offload_checkpoints: bool = False
     """Whether the inputs of recomputed layers wait in host memory."""
     input_gradients: bool = False
-    """Whether the embeddings want a gradient though nothing below them is trained: peft asks for
-    one when a frozen model is checkpointed."""
+    """Whether the embeddings want a gradient though nothing below them is trained: peft and
+    transformers 5 ask for one when a model is checkpointed."""
     keep_outputs: bool = False
     """Whether the logits are held until the backward pass has run."""
     cache: bool = False
@@ -193,21 +195,23 @@ class Trace(Tape):
             weight = self._weight(name, shape, format or own, role)
             weight.quantized = quantized and len(shape) > 1
             weight.experts, weight.chosen = experts, chosen
-            weight.copied = self._saves(name)
-            if (self._trains(role) or weight.copied) and not fixed:
+            weight.copied = self.saves(name)
+            if (self._trains(name, role) or weight.copied) and not fixed:
                 weight.train()
         return weight
 
-    def _saves(self, name: str) -> bool:
+    def saves(self, name: str) -> bool:
         """Whether a trained copy is beside a frozen module: where asked for, or of a classifier."""
         *modules, _ = ("", *name.split("."))
         head = self.setting.adapter is not None and self.layer < 0
         classifies = head and not CLASSIFIERS.isdisjoint(modules)
         return classifies or modules[-1] in self.setting.modules_to_save
 
-    def _trains(self, role: str) -> bool:
-        setting = self.setting
-        if not setting.training or not (setting.trained is None or role in setting.trained):
+    def _trains(self, name: str, role: str) -> bool:
+        setting, roles = self.setting, {role, "bias"} if name.endswith("bias") else {role}
+        if not setting.training or (
+            setting.trained is not None and roles.isdisjoint(setting.trained)
+        ):
             return False
         if not setting.frozen_layers:
             return True
@@ -331,6 +335,8 @@ class Trace(Tape):
             name, role, self.family, once_linear=self.once_linear
         ):
             return layer.run(x)
+        if self.setting.adapted_biases and layer.bias is not None and layer.bias.node is None:
+            layer.bias.train()
         return adapter.around(self, x, layer)
 
     def linear_in_parts(

@@ -18,6 +18,7 @@ from llmsize.formats import FP32, TRAINED, Format
 from llmsize.hardware import Machine
 from llmsize.memory.methods import (
     QUANTIZED,
+    Biases,
     Choices,
     Recompute,
     check_options,
@@ -81,6 +82,9 @@ AdapterFormat = Annotated[str, Option(
 ModulesToSave = Annotated[str, Option(
     "--modules-to-save", metavar="NAMES", show_default=False,
     help="Modules trained whole beside adapters: `embed_tokens,lm_head`.")]
+Bias = Annotated[Biases, choosing(
+    "--bias", known=get_args(Biases), what="biases", metavar="WHICH",
+    help="The model's biases trained beside adapters")]
 Width = Annotated[int | None, counting(
     "--width", what="width", metavar="N", help="Width of bottlenecks (a sixteenth).")]
 Factor = Annotated[int | None, counting(
@@ -149,6 +153,7 @@ class Trained(NamedTuple):
     adapter_dropout: AdapterDropout = None
     adapter_dtype: AdapterFormat = ""
     modules_to_save: ModulesToSave = ""
+    bias: Bias = "none"
     width: Width = None
     factor: Factor = None
     tokens: VirtualTokens = None
@@ -320,6 +325,7 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
         "rank": trained.rank, "targets": options.names(trained.targets), "width": trained.width,
         "factor": trained.factor, "adapter_dropout": trained.adapter_dropout,
         "tokens": trained.tokens, "modules_to_save": options.names(trained.modules_to_save),
+        "bias": trained.bias if trained.bias != "none" else None,
         "frozen_layers": trained.freeze, "upcast": trained.upcast or None,
         "completion": aim.completion, "rollouts": aim.rollouts, "reference": aim.reference,
         "engine": _engine(aim.engine_share, budget),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
-from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, LoRA, Ranked
+from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, Gate, LoRA, Ranked
 from llmsize.anatomy.prompts import (
     AdaptionPrompt,
     LlamaAdapter,
@@ -22,6 +22,9 @@ from llmsize.formats import BF16, Format
 from llmsize.memory.objectives import Reference
 from llmsize.memory.training import Offload
 from llmsize.quick_dataclasses import dataclass
+
+Biases = Literal["none", "all", "adapted"]
+"""Which biases of the model are trained beside adapters: none, all, or those of adapted layers."""
 
 Recompute = Literal["none", "full", "selective"]
 """Nothing; every block; every block but attention and every second matrix product."""
@@ -48,6 +51,8 @@ class Choices:
     """Absent for what the stack does."""
     modules_to_save: tuple[str, ...] = ()
     """Names of modules that are trained whole, as copies beside the frozen ones."""
+    bias: Biases = "none"
+    """Of those of the model."""
     width: int = 0
     """Of bottlenecks; 0 for a sixteenth of the layer's."""
     factor: int = 0
@@ -103,6 +108,8 @@ class Method:
     trained: frozenset[str] | None = frozenset()
     """Roles of the model's own weights that are trained; `None` for all."""
     adapter: Adapting | None = None
+    like_weights: bool = False
+    """Whether what is beside the weights has the format in which a recipe keeps trained ones."""
     projected: bool = False
     """Whether the optimizer keeps its states of matrices in a subspace of low rank."""
     fused_backward: bool = False
@@ -120,7 +127,8 @@ class Method:
 
 
 UNDROPPED = ("rank", "targets", "adapter_format", "modules_to_save")
-LOW_RANK = (*UNDROPPED, "adapter_dropout")
+DROPPED = (*UNDROPPED, "adapter_dropout")
+LOW_RANK = (*DROPPED, "bias")
 QUANTIZED_BASE = ("base", "upcast")
 OPTIONS = frozenset((*LOW_RANK, *QUANTIZED_BASE, "width", "factor", "tokens", "frozen_layers"))
 """Choices that mean something for some methods only."""
@@ -151,8 +159,10 @@ def _adaption_prompt(c: Choices, format: Format) -> AdaptionPrompt:
     return AdaptionPrompt(format=c.adapter_format or c.format, tokens=c.tokens or 10)
 
 
-def _bottleneck(c: Choices, format: Format, *, roles: tuple[str, ...]) -> Bottleneck:
-    return Bottleneck(c.targets, format, width=c.width, roles=roles)
+def _bottleneck(
+    c: Choices, format: Format, *, roles: tuple[str, ...], activation: Gate
+) -> Bottleneck:
+    return Bottleneck(c.targets, format, width=c.width, roles=roles, activation=activation)
 
 
 def _prompt(
@@ -162,6 +172,7 @@ def _prompt(
 
 
 PEFT = "peft v0.21, "
+ADAPTERS = "adapters v1.3, adapters/configuration/adapter_config.py, "
 _KNOWN = (
     Method("full", "all weights", "every weight has a gradient and optimizer states",
            takes=("frozen_layers",), trained=None),
@@ -192,7 +203,7 @@ _KNOWN = (
            adapter=partial(_lora, dora=True)),
     Method("hira", "low-rank products that the weights are multiplied with",
            "Huang et al. 2025, ICLR; " + PEFT + "hira/layer.py",
-           takes=LOW_RANK, adapter=partial(_ranked, kind=HiRA)),
+           takes=DROPPED, adapter=partial(_ranked, kind=HiRA)),
     Method("loha", "elementwise products of two low-rank products",
            "Hyeon-Woo et al. 2022, arXiv:2108.06098; " + PEFT + "loha/layer.py",
            takes=UNDROPPED, adapter=partial(_ranked, kind=LoHa)),
@@ -207,7 +218,7 @@ _KNOWN = (
            takes=LOW_RANK, adapter=partial(_ranked, kind=MiSS), aliases=("bone",)),
     Method("boft", "rotations of the layers' inputs",
            "Liu et al. 2024, arXiv:2311.06243; " + PEFT + "boft/layer.py",
-           takes=("targets", "adapter_format", "modules_to_save"),
+           takes=("targets", "adapter_format", "modules_to_save", "bias"),
            adapter=lambda c, format: BOFT(c.targets or (ALL_LINEAR,), format)),
     Method("qlora", "low-rank adapters beside quantized weights",
            "Dettmers et al. 2023, arXiv:2305.14314", takes=(*LOW_RANK, *QUANTIZED_BASE),
@@ -220,11 +231,14 @@ _KNOWN = (
            takes=("targets", "adapter_format", "modules_to_save", *QUANTIZED_BASE),
            adapter=lambda c, format: IA3(c.targets, format)),
     Method("houlsby", "bottlenecks behind attention and feed-forward",
-           "Houlsby et al. 2019, arXiv:1902.00751", takes=("width", "targets", "adapter_format"),
-           adapter=partial(_bottleneck, roles=("o", "down")), aliases=("bottleneck", "adapter")),
-    Method("pfeiffer", "bottlenecks behind feed-forward", "Pfeiffer et al. 2020, arXiv:2005.00247",
-           takes=("width", "targets", "adapter_format"),
-           adapter=partial(_bottleneck, roles=("down",))),
+           "Houlsby et al. 2019, arXiv:1902.00751; " + ADAPTERS + "DoubleSeqBnConfig",
+           takes=("width", "targets", "adapter_format"), like_weights=True,
+           adapter=partial(_bottleneck, roles=("o", "down"), activation="swish"),
+           aliases=("bottleneck", "adapter")),
+    Method("pfeiffer", "bottlenecks behind feed-forward",
+           "Pfeiffer et al. 2020, arXiv:2005.00247; " + ADAPTERS + "SeqBnConfig",
+           takes=("width", "targets", "adapter_format"), like_weights=True,
+           adapter=partial(_bottleneck, roles=("down",), activation="relu")),
     Method("prompt-tuning", "embeddings of virtual tokens",
            "Lester et al. 2021, arXiv:2104.08691; " + PEFT + "prompt_tuning/model.py",
            takes=("tokens", *QUANTIZED_BASE), adapter=partial(_prompt, kind=PromptTuning),

@@ -16,7 +16,14 @@ from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.tape import Parameter
 from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import counted
-from llmsize.optimizers import DTYPE, kept_format, projection_bytes, state_bytes
+from llmsize.optimizers import (
+    DTYPE,
+    kept_format,
+    projection_bytes,
+    state_bytes,
+    state_format,
+    takes,
+)
 from llmsize.term import Term, fact, total
 
 if TYPE_CHECKING:
@@ -29,8 +36,7 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
     trained = [weight for weight in weights if weight.node is not None]
     parts = [_weights(weights, run), _buffers(trace)]
     if run.offload == "none":
-        held = sum(states(weight, run) for weight in trained)
-        parts.append(counted("optimizer states", held, run.optimizer.title))
+        parts.append(counted("optimizer states", all_states(trained, run), run.optimizer.title))
     parts.append(
         counted("inputs", _inputs(trace, run.setting), "token ids, labels and mask in int64")
     )
@@ -105,17 +111,32 @@ def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
 
 
 def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
-    """What the optimizer allocates on the device to step: a copy of the parameters unless it is
-    fused, and the gradients in the master weights' format; or in a subspace, what one weight takes.
+    """What the optimizer allocates on the device to step: the copies of weights that its operations
+    make, and the gradients in the master weights' format; or in a subspace, what one weight takes.
     """
     if run.offload != "none":
         return 0
     trained = list(filter(reached, weights))
     if run.optimizer.layout == "low_rank":
         return projection(trained, run)
-    stepped = sum(stepped_bytes(weight, run) for weight in trained)
     recast = bool(run.precision.master) and not _main_gradients(run)
-    return stepped * int(not run.fused_optimizer) + recast * copied_bytes(trained, run)
+    return _copies(trained, run) + recast * copied_bytes(trained, run)
+
+
+def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """Bytes of the copies that a step makes of all weights, or of one after the other."""
+    optimizer = run.optimizer
+    if optimizer.stepping != "each":
+        return optimizer.step_copies * sum(stepped_bytes(weight, run) for weight in trained)
+    highest = before = 0
+    for weight in trained:
+        size, stepped = prod(weight.shape), _stepped(weight, run)
+        format = state_format(optimizer, optimizer.step_format, stepped)
+        copies = optimizer.step_copies + 2 * (format != stepped)
+        left = stored_bytes(format, before * optimizer.step_leftovers)
+        highest = max(highest, stored_bytes(format, size * copies) + left)
+        before = size
+    return highest
 
 
 def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
@@ -147,9 +168,18 @@ def _stepped(weight: Parameter, run: TrainingRun) -> Format:
 
 def states(weight: Parameter, run: TrainingRun) -> int:
     """Bytes of the optimizer's states of a weight."""
-    kept = state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=_stepped(weight, run))
-    counters = 0 if run.fused_optimizer else run.optimizer.step_bytes
-    return (kept - counters) * weight.copies
+    stepped = _stepped(weight, run)
+    return state_bytes(run.optimizer, weight.shape, role=weight.role, stepped=stepped) * (
+        weight.copies
+    )
+
+
+def all_states(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """Bytes of the optimizer's states of these weights, and of what they share."""
+    weights = list(trained)
+    shared = any(takes(run.optimizer, weight.shape, weight.role) for weight in weights)
+    held = sum(states(weight, run) for weight in weights)
+    return held + run.optimizer.shared_bytes * shared
 
 
 def _main_gradients(run: TrainingRun) -> bool:

@@ -45,8 +45,6 @@ class TrainingRun(NamedTuple):
     optimizer: Optimizer
     setting: Setting = Setting(training=True)
     """Batch, sequence, kernels, adapters, what is frozen; `format` is the 16-bit format."""
-    fused_optimizer: bool = True
-    """Whether the optimizer steps without a scratch copy of the parameters (not `foreach`)."""
     accumulation: int = 1
     """Micro-batches whose gradients are added up before a step."""
     keeps_gradients: bool = False

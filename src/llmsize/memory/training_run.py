@@ -11,6 +11,9 @@ from llmsize.memory.training import TrainingRun
 from llmsize.optimizers import Optimizer, Precision, check_recipe, kept_format, projected
 from llmsize.stack import WEIGHT, Stack
 
+BIASES = frozenset(("bias",))
+"""What is trained of the model itself beside adapters, where all biases are."""
+
 SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1), ("bmm", 1))
 """Operations whose results selective recomputation saves, each time or every second time:
 pytorch/torchtitan b5bcd76, torchtitan/distributed/activation_checkpoint.py."""
@@ -34,7 +37,6 @@ def training_run(
         precision=precision,
         optimizer=projected(optimizer, choices.rank) if method.projected else optimizer,
         setting=_aimed(_setting(choices, method, stack, precision), choices, objective),
-        fused_optimizer=stack.fused_optimizer,
         accumulation=choices.accumulation,
         keeps_gradients=stack.keeps_gradients,
         fused_backward=fused_backward,
@@ -74,9 +76,10 @@ def _rollout(choices: Choices) -> Rollout:
 
 
 def _setting(choices: Choices, method: Method, stack: Stack, precision: Precision) -> Setting:
-    adapter = method.adapter(choices, _format(choices, stack)) if method.adapter else None
-    checkpointed = choices.recompute != "none"
     whole = kept_format(precision, precision.weights, choices.format)
+    format = whole if method.like_weights else _format(choices, stack)
+    adapter = method.adapter(choices, choices.adapter_format or format) if method.adapter else None
+    checkpointed = choices.recompute != "none"
     return Setting(
         batch=choices.batch,
         sequence=choices.sequence,
@@ -97,7 +100,8 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
         training=True,
-        trained=method.trained,
+        trained=BIASES if choices.bias == "all" else method.trained,
+        adapted_biases=choices.bias == "adapted",
         modules_to_save=choices.modules_to_save,
         frozen_layers=choices.frozen_layers,
         adapter=adapter,
@@ -106,7 +110,7 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         checkpoint_every=choices.recompute_every if checkpointed else 0,
         checkpoint_saves=SELECTIVE if choices.recompute == "selective" else (),
         offload_checkpoints=choices.offload_checkpoints,
-        input_gradients=adapter is not None and checkpointed,
+        input_gradients=checkpointed,
         keep_outputs=stack.keep_outputs,
     )
 
@@ -119,9 +123,7 @@ def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
 
 
 def _format(choices: Choices, stack: Stack) -> Format:
-    """The format of adapters."""
-    if choices.adapter_format is not None:
-        return choices.adapter_format
+    """The format that the stack gives adapters."""
     usual = (stack.quantized_adapters if choices.base else "") or stack.adapters
     return choices.format if usual == WEIGHT else native(usual, where=f"stack `{stack.name}`")
 
