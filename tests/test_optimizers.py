@@ -76,9 +76,9 @@ def test_small_tensors_keep_fp32_states() -> None:
 
 
 def test_a_factored_matrix_keeps_its_rows_and_columns() -> None:
-    """Adafactor keeps r + q numbers for a matrix of r × q, and all of a vector's."""
-    assert state_bytes(OPTIMIZERS["adafactor"], (30, 70)) == 4 * (30 + 70)
-    assert state_bytes(OPTIMIZERS["adafactor"], (30,)) == 4 * 30
+    """Adafactor keeps r + q numbers for a matrix of r × q, all of a vector's, and one of each."""
+    assert state_bytes(OPTIMIZERS["adafactor"], (30, 70)) == 4 * (30 + 70 + 1)
+    assert state_bytes(OPTIMIZERS["adafactor"], (30,)) == 4 * (30 + 1)
 
 
 def test_galore_keeps_a_projection_and_two_small_moments() -> None:

@@ -62,9 +62,11 @@ def adapter_config(model: Any, settings: Settings) -> Any:
         )
     if mode in WHOLE_RANK:
         kind = getattr(peft, WHOLE_RANK[mode])
+        dropped = {f"{mode}_dropout": settings.lora_dropout} if settings.lora_dropout else {}
         return kind(
-            task_type=task, r=settings.lora_r, target_modules=targets, modules_to_save=saved
-        )
+            task_type=task, r=settings.lora_r, target_modules=targets, modules_to_save=saved,
+            **dropped,
+        )  # fmt: skip
     tokens = settings.virtual_tokens
     virtual = {"num_virtual_tokens": tokens}
     width, layers = first(model.config, "hidden_size"), layer_count(model.config)

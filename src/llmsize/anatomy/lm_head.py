@@ -66,7 +66,8 @@ def _logits(
 ) -> Tensor:
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
-        logits = ops.linear(t, hidden, _shared(t, f"{head}.weight", f"{tied}.weight"), offset)
+        table = _shared(t, f"{head}.weight", f"{tied}.weight")
+        logits = ops.linear(t, hidden, table, offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:

@@ -143,7 +143,9 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim, expanded=repeated))
     k, v = blocks.store(t, k, v)
     if t.setting.attention != "eager":
-        out = ops.merge_heads(t, kernels.attend(t, q, k, v, around.mask, repeated=False))
+        dropout = s.attention_dropout
+        out = kernels.attend(t, q, k, v, around.mask, repeated=False, dropout=dropout)
+        out = ops.merge_heads(t, out)
         return linear(t, b, out, "self_attention.dense", s.hidden, "o"), None
     assert around.mask is not None
     weigh = weights_with_alibi if b.alibi else weights_in_place
