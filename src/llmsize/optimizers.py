@@ -184,6 +184,13 @@ def _layout_bytes(
             return _low_rank_bytes(optimizer, shape, states, stepped)
 
 
+def factors(optimizer: Optimizer, shape: tuple[int, ...]) -> int:
+    """Rows and columns of which a factored optimizer makes a weight's second moment again."""
+    if optimizer.layout != "factored" or not takes(optimizer, shape):
+        return 0
+    return prod(shape[:-2]) * (shape[-2] + shape[-1])
+
+
 def _low_rank_bytes(
     optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format], stepped: Format
 ) -> int:

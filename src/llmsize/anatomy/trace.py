@@ -457,8 +457,9 @@ class Trace(Tape):
         """The kind of every layer, and whether it runs again, is frozen, and has no adapters."""
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
         plain = self.setting.adapter.first if self.setting.adapter else 0
+        before = sum(len(turn.indices) for turn in self.course)  # of an encoder's layers
         return tuple(
-            (kind, every > 0 and index % every == 0, index < frozen, index < plain)
+            (kind, every > 0 and (before + index) % every == 0, index < frozen, index < plain)
             for index, kind in enumerate(kinds)
         )
 

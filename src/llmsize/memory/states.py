@@ -18,6 +18,7 @@ from llmsize.formats import INT64, Format, matrix_bytes, stored_bytes
 from llmsize.memory.timeline import counted
 from llmsize.optimizers import (
     DTYPE,
+    factors,
     kept_format,
     projection_bytes,
     state_bytes,
@@ -133,8 +134,8 @@ def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:
         size, stepped = prod(weight.shape), _stepped(weight, run)
         format = state_format(optimizer, optimizer.step_format, stepped)
         copies = optimizer.step_copies + 2 * (format != stepped)
-        left = stored_bytes(format, before * optimizer.step_leftovers)
-        highest = max(highest, stored_bytes(format, size * copies) + left)
+        beside = max(before * optimizer.step_leftovers, factors(optimizer, weight.shape))
+        highest = max(highest, stored_bytes(format, size * copies + beside))
         before = size
     return highest
 
