@@ -348,3 +348,11 @@ def test_what_would_change_nothing_is_refused(
 ) -> None:
     """An option that says nothing about the question is a mistake of who asks, and is told."""
     refused(capsys, *line.split())
+
+
+def test_a_missing_value_points_to_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The help of all commands does not say what the option takes."""
+    assert run(["estimate", "gpt2", "--dtype"]) == 2
+    assert "hint: see `llmsize estimate --help`" in capsys.readouterr().err

@@ -235,3 +235,16 @@ def test_what_a_card_does_not_run_is_not_proposed(capsys: pytest.CaptureFixture[
         names = [row["name"] for row in found["answer"][0]["rows"]]
         assert len(names) > cards
         assert not any(name.startswith(("TPU", "Trainium")) for name in names)
+
+
+def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of headings alone would look as if something were missing."""
+    found = document(capsys, "--gpu", "t4", "--min-params", "999T")
+    assert "no model that llmsize knows and that is asked for fits" in found["notes"]
+
+
+def test_the_first_remedy_is_no_alternative(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 2 70B in four bits is larger than 16 GB: layers in host memory are all that is left."""
+    told = document(capsys, "llama-2-70b", "--vram", "16GB", code=1)["notes"]
+    assert told[0].startswith("to make it fit: keep ")
+    assert not any(note.startswith("or ") for note in told)

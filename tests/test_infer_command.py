@@ -287,3 +287,18 @@ def test_what_was_solved_for_is_said(capsys: pytest.CaptureFixture[str]) -> None
     document = answer(capsys, "llama-3.2-1b", "--vram", "8GB", "--fit", "batch")
     batch = document["question"]["batch"]
     assert f"the most that fits: {batch} sequences at once" in document["notes"]
+
+
+def test_a_70b_has_files_for_one_card_of_24_gb(capsys: pytest.CaptureFixture[str]) -> None:
+    """bartowski/Meta-Llama-3.1-70B-Instruct-GGUF: 26.4 GB as Q2_K, 24.1 GB as IQ2_M."""
+    words = ("llama-3.1-70b", "--engine", "llama.cpp", "--gpu", "rtx-4090", "--context", "2048")
+    document = answer(capsys, *words, "--fit", "quant")
+    assert document["question"]["quant"] == "iq2_m"
+    assert document["verdict"] is True
+
+
+def test_eight_bits_are_said_to_cost_less_than_two(capsys: pytest.CaptureFixture[str]) -> None:
+    """llama.cpp's table of perplexities: 0.0004 more with q8_0, 0.87 more with q2_k."""
+    words = ("llama-3.1-8b", "--engine", "llama.cpp", "--vram")
+    for memory, cost in (("12GB", "hardly any quality"), ("4GB", "much quality")):
+        assert f"costs {cost})" in answer(capsys, *words, memory)["notes"][-1]

@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> int:
         return _fail("out of memory", "ask for less at once", UNDETERMINED)
     except Exception as failure:
         if hasattr(failure, "format_message"):
-            return _misused(failure)
+            return _misused(failure, words)
         if os.environ.get("LLMSIZE_DEBUG"):
             raise
         what = f"{type(failure).__name__}: {failure}"
@@ -122,12 +122,13 @@ def _directly(name: str, words: Sequence[str]) -> int | None:
     return None if values is None else answering.answer(command, values)
 
 
-def _misused(failure: Exception) -> int:
+def _misused(failure: Exception, words: Sequence[str]) -> int:
     """A command line that Typer could not read: what it says becomes an error and a hint."""
     message: str = failure.format_message()  # type: ignore[attr-defined]
     if not message:  # no arguments: the help was shown
         return MISUSE
-    where = getattr(getattr(failure, "ctx", None), "command_path", "llmsize")
+    named = next((f"llmsize {word}" for word in words if word in commands()), "llmsize")
+    where = getattr(getattr(failure, "ctx", None), "command_path", named)
     error, hint = _in_two(" ".join(message.split()))
     if hasattr(failure, "possibilities"):  # there is no such option
         hint = _having(getattr(failure, "option_name", "")) or hint

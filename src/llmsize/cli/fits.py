@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated, NamedTuple
@@ -34,7 +34,7 @@ from llmsize.memory import overview
 from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workload
 from llmsize.memory.training import Offload
 from llmsize.planning import changes
-from llmsize.planning.catalogue import Filter, enough
+from llmsize.planning.catalogue import Choice, Filter, enough
 from llmsize.planning.fits import largest_near, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
@@ -370,10 +370,9 @@ def _smaller_served(model: Subject, work: Workload, machine: Machine) -> Iterato
     if found := changes.combination(work, _smaller(work.engine), enough):
         done = " and ".join(change.name for change in found)
         yield f"to make it fit: {done}; costs {', '.join(change.costs for change in found)}"
-    else:
-        yield "neither fewer bits nor half of the context make it fit"
     if machine.devices == 1 and work.engine is not None and work.engine.allocation != "pool":
-        yield from _split(model, work, int(budget))
+        yield from (f"{'or' if found else 'to make it fit:'} {kept}"
+                    for kept in _split(model, work, int(budget)))  # fmt: skip
 
 
 def _on_the_host(question: Question, budget: int) -> Iterator[str]:
@@ -400,7 +399,7 @@ def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
         return
     if found is not None and found.gpu_layers:
         kept = f"{found.gpu_layers} of {found.trace.depth} layers"
-        yield f"or keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
+        yield f"keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
 
 
 FEWER_BITS = {
@@ -427,6 +426,10 @@ def _smaller(engine: Engine | None) -> tuple[changes.Change[Workload], ...]:
         changes.Change("halve the context", 4.0, "half of the context",
                        lambda work: work._replace(context=max(1, work.context // 2))),
     )  # fmt: skip
+
+
+MORE = "larger ones are enough, too (`--all`)"
+"""What is said where not all hardware is listed."""
 
 
 def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
@@ -460,7 +463,8 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
         f"{model.architecture.name}, {job} in {work.storage.name}: {least} is enough; "
         f"{len(found)} of {len(offers)} are",
         (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
-        _assumptions(work, job, model.architecture), (_band(work, job),), verdict=bool(found),
+        _assumptions(work, job, model.architecture),
+        (*([MORE] if len(rows) < len(found) else []), _band(work, job)), verdict=bool(found),
     )  # fmt: skip
 
 
@@ -537,12 +541,20 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
         (
             f"{use.batch} × {use.context:,} tokens (`--batch`, `--context`)",
             "largest counts: the usual proportions of a decoder with 8 heads of keys (models with "
-            "fewer, or none, can be larger), and for training, every layer recomputed in the "
-            "backward pass (gradient checkpointing)",
+            "fewer, or none, can be larger, as the list shows), and for training, every layer "
+            "recomputed in the backward pass (gradient checkpointing)",
         ),
-        (*(["smaller models fit, too (`--all`)"] if more else []), _band(works[title], job)),
+        (*_of_list(shown, more=more), _band(works[title], job)),
         verdict=None if shown or isinstance(most, Term) else False,
     )  # fmt: skip
+
+
+def _of_list(shown: Sequence[Choice], *, more: bool) -> Iterator[str]:
+    """What the list of models leaves out, or that none is in it."""
+    if not shown:
+        yield "no model that llmsize knows and that is asked for fits"
+    elif more:
+        yield "smaller models fit, too (`--all`)"
 
 
 DOES = {

@@ -459,6 +459,8 @@ def _solved(
         return asking.least_on_host(question, budget) or question, name
     if what != "quant":
         return asking.largest_that_fits(question, what, budget) or question, name
-    made = {other: restored(question, subject, other) for other in recipes(subject)}
-    best = asking.best_that_fits(made.values(), budget)
-    return next(((q, other) for other, q in made.items() if q is best), (question, name))
+    for other in recipes(subject):  # from the best
+        made = restored(question, subject, other)
+        if asking.fits(made, budget):
+            return made, other
+    return question, name
