@@ -157,11 +157,11 @@ def _part(name: str, formula: str, **inputs: int) -> Term:
 
 
 def _met(weight: Parameter, weights: Iterable[Parameter]) -> int:
-    """Elements of one copy of a weight that one token is multiplied with."""
+    """Elements of one copy of a weight that one token is multiplied with, in each of its calls."""
     if len(weight.shape) < 2 or weight.role in LOOKUPS:
         return 0
     routed = next(_bases(weight, weights), weight) if weight.role == "adapter" else weight
-    size = prod(weight.shape)
+    size = prod(weight.shape) * weight.calls
     return size * routed.chosen // routed.experts if routed.experts else size
 
 

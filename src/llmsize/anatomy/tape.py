@@ -17,7 +17,9 @@ from llmsize.quick_dataclasses import dataclass, field
 class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
-    __slots__ = ("chosen", "copied", "experts", "indices", "name", "quantized", "role", "viewed")
+    __slots__ = (
+        "calls", "chosen", "copied", "experts", "indices", "name", "quantized", "role", "viewed"
+    )  # fmt: skip
 
     def __init__(
         self, name: str, shape: Shape, format: Format, role: str, indices: Sequence[int]
@@ -27,6 +29,8 @@ class Parameter(Tensor):
         self.name = name
         self.role = role
         self.indices = indices
+        self.calls = 1
+        """Layers that call each of the weights that it stands for."""
         self.experts = 0
         """Routed experts whose weights these are, first dimension; 0 for what every token uses."""
         self.chosen = 0

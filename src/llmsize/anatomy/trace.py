@@ -116,6 +116,15 @@ class Place(NamedTuple):
     """Indices of the layers it stands for; empty outside of the layers."""
 
 
+class Module(NamedTuple):
+    """A module that several layers call, whose weights are there once."""
+
+    prefix: str
+    """Of its weights' names."""
+    calls: int
+    """How many layers call it."""
+
+
 CLASSIFIERS = frozenset(("classifier", "score"))
 """Modules that peft trains beside adapters wherever there are some (peft v0.21, peft_model.py,
 `PeftModelForSequenceClassification`)."""
@@ -140,6 +149,8 @@ class Trace(Tape):
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {OUTSIDE: Place("", [])})
     """The traced layers, by their number, and what is `OUTSIDE` of them."""
+    common: Module | None = None
+    """The module at work, where it is one that layers have in common."""
     course: list[Turn] = field(default_factory=list)
     """All layers of the model from first to last. A traced layer has the number of its turn."""
     outline: bool = False
@@ -188,11 +199,15 @@ class Trace(Tape):
         It has a `format` of its own if the model says so; a `fixed` one is never trained. The
         weight of a `linear` layer is used by calling that.
         """
-        weight = self.weights.get((self.layer, name))
+        layer = self.layer
+        if self.common is not None:
+            layer, name = OUTSIDE, self.common.prefix + name
+        weight = self.weights.get((layer, name))
         if weight is None:
             quantized = self._quantizes(role, linear=linear)
             own = FP32 if self.setting.upcast and not quantized else self.setting.format
-            weight = self._weight(name, shape, format or own, role)
+            weight = self._weight(layer, name, shape, format or own, role)
+            weight.calls = self.common.calls if self.common is not None else 1
             weight.quantized = quantized and len(shape) > 1
             weight.experts, weight.chosen = experts, chosen
             weight.copied = self.saves(name)
@@ -285,7 +300,7 @@ class Trace(Tape):
         weight = self.weights.get((self.layer, name))
         if weight is None:
             assert self.setting.adapter is not None
-            weight = self._weight(name, shape, self.setting.adapter.format, "adapter")
+            weight = self._weight(self.layer, name, shape, self.setting.adapter.format, "adapter")
             if trained:
                 weight.train()
         return weight
@@ -301,10 +316,10 @@ class Trace(Tape):
                 change, what = self.events[-1]
                 self.events[-1] = (alike * change, what)
 
-    def _weight(self, name: str, shape: Shape, format: Format, role: str) -> Parameter:
-        prefix, indices = self.places[self.layer]
+    def _weight(self, layer: int, name: str, shape: Shape, format: Format, role: str) -> Parameter:
+        prefix, indices = self.places[layer]
         made = Parameter(prefix + name, shape, format, role, indices)
-        self.weights[self.layer, name] = made
+        self.weights[layer, name] = made
         return made
 
     def with_gradient(self, x: Tensor) -> Tensor:

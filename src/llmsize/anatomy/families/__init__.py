@@ -97,6 +97,7 @@ TYPES = {
     "starcoder2": ("starcoder2",),
     "t5": ("t5", "mt5", "umt5"),
     "xglm": ("xglm",),
+    "zamba2": ("zamba2",),
     "zaya": ("zaya",),
 }  # fmt: skip
 """Module in this package → each `model_type` of a `config.json` whose forward pass it holds."""
