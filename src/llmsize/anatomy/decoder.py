@@ -199,6 +199,7 @@ def run(
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()
+    around.carried.clear()
     del tokens, position_ids, alibi, masks, spare, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(

@@ -46,7 +46,13 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = layer_kinds(c, s.layers, hybrid)
     return decoder.run(
-        t, s, block, kinds, begin=partial(ops.scale, t), end=(ops.scale,), handed_positions=False
+        t,
+        s,
+        block,
+        kinds,
+        begin=partial(ops.scale, t),
+        end=(ops.scale,),
+        handed_positions=not hybrid,
     )
 
 
