@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.answers import Answer
+from benchmarks.tables.kept import kept_by_place
 from llmsize import presets
 from llmsize.anatomy import LoRA, Setting, run_forward
 from llmsize.architecture import Architecture
@@ -35,16 +36,17 @@ def training_memory(rows: list[Row], directory: Path) -> Iterator[Answer]:
     for row in rows:
         step = _step(row, directory)
         static = {part.name: int(part.value) for part in step.static.parts} if step else {}
+        places = kept_by_place(_model(row, directory), _run(row).setting) if step else None
         got = {
             "param_bytes": static.get("weights"),
             "master_bytes": static.get("master weights", 0),
             "grad_bytes": step and step.gradients,
             "optim_bytes": static.get("optimizer states"),
             "act_end_fwd_bytes": step and step.kept,
-            "amp_weight_cast_bytes": step and step.casts,
-            "act_per_layer_bytes": step and step.kept_per_layer,
-            "act_layers_bytes": step and step.kept_in_layers,
-            "act_nonlayer_bytes": step and step.kept_outside,
+            "amp_weight_cast_bytes": places and places.casts,
+            "act_per_layer_bytes": places and places.per_layer,
+            "act_layers_bytes": places and places.in_layers,
+            "act_nonlayer_bytes": places and places.outside,
             "peak_fwd_bytes": step and step.peaks["forward"],
             "peak_bwd_bytes": step and step.peaks["backward"],
             "peak_fwd_bwd_bytes": step and max(step.peaks["forward"], step.peaks["backward"]),

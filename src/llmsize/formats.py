@@ -110,14 +110,15 @@ TRAINED = (FP32, FP16, BF16)
 """What weights are trained in; optimizers step in no others."""
 
 
-def native(name: str, *, where: str) -> Format:
-    """The format of tensors of that name; `where` says who names it.
+def native(name: str, kind: str, owner: str) -> Format:
+    """The format of tensors of that name; `kind` and `owner` say who names it.
 
     Raises `LLMSizeError` for a format that no tensor has.
     """
-    if name not in NATIVE:
+    found = NATIVE.get(name)
+    if found is None:
         raise LLMSizeError(
-            f"{where}: unknown format `{printable(name)}`",
+            f"{kind} `{owner}`: unknown format `{printable(name)}`",
             hint=did_you_mean(name, NATIVE, otherwise=f"formats: {', '.join(NATIVE)}"),
         )
-    return NATIVE[name]
+    return found

@@ -114,7 +114,7 @@ def kept_format(precision: Precision, name: str, dtype: Format) -> Format:
 
     Raises `LLMSizeError` for a format that no tensor has.
     """
-    return dtype if name == DTYPE else native(name, where=f"recipe `{precision.name}`")
+    return dtype if name == DTYPE else native(name, "recipe", precision.name)
 
 
 def state_bytes(
@@ -229,4 +229,4 @@ def state_format(optimizer: Optimizer, name: str, stepped: Format) -> Format:
 
     Raises `LLMSizeError` for a format that no tensor has.
     """
-    return stepped if name == WEIGHT else native(name, where=f"optimizer `{optimizer.name}`")
+    return stepped if name == WEIGHT else native(name, "optimizer", optimizer.name)

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from llmsize.anatomy import Trace, run_forward
 from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
-from llmsize.memory.states import gradient_bytes, projection, states, stepped_bytes, stored
+from llmsize.memory.states import (
+    gradient_bytes,
+    projection,
+    states,
+    stepped_bytes,
+    stored,
+    trained_weights,
+)
 from llmsize.memory.timeline import counted
 from llmsize.memory.training import TrainingRun, critic
 from llmsize.term import Term, fact, term, total
@@ -43,7 +50,7 @@ def evictable(architecture: Architecture, run: TrainingRun) -> Term | None:
     if not run.optimizer.pageable:
         return None
     trace, _ = run_forward(architecture, run.setting, outline=True)
-    held = sum(states(weight, run) for weight in _trained(trace))
+    held = sum(states(weight, run) for weight in trained_weights(trace))
     return fact("paged to the host at most", held, unit="bytes", source=run.optimizer.source)
 
 
@@ -55,10 +62,10 @@ def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:
     if run.offload != "none":
         parts.append(term(
             "gradients to the host", "gradients * micro_batches", unit="bytes", source=OFFLOAD,
-            gradients=gradient_bytes(weights, run), micro_batches=batches,
+            gradients=gradient_bytes(trained_weights(trace), run), micro_batches=batches,
         ))  # fmt: skip
     if run.offload == "optimizer":
-        back = sum(weight.bytes * weight.copies for weight in _trained(trace))
+        back = sum(weight.bytes * weight.copies for weight in trained_weights(trace))
         parts.append(fact("stepped weights to the device", back, unit="bytes", source=OFFLOAD))
     if run.offload == "parameters":
         parts.append(term(
@@ -78,7 +85,7 @@ def _resident(trace: Trace, run: TrainingRun) -> Iterator[Term]:
     """What lives in host memory through the step."""
     if run.offload == "none":
         return
-    trained = _trained(trace)
+    trained = trained_weights(trace)
     copies = sum(stepped_bytes(weight, run) for weight in trained)
     pinned = [trained]  # the gradients
     held = sum(states(weight, run) for weight in trained)
@@ -111,7 +118,3 @@ def _checkpoints(trace: Trace) -> int:
     return sum(
         trace.offloaded.get(turn.layer, 0) * len(turn.indices) for turn in trace.course
     )  # fmt: skip
-
-
-def _trained(trace: Trace) -> list[Parameter]:
-    return [weight for weight in trace.weights.values() if weight.node is not None]

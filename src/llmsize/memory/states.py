@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 def static_memory(trace: Trace, run: TrainingRun) -> Term:
     """What lives through the step on the device, by what it is."""
-    weights = list(trace.weights.values())
-    trained = [weight for weight in weights if weight.node is not None]
-    parts = [_weights(weights, run), _buffers(trace)]
+    trained = trained_weights(trace)
+    parts = [_weights(trace.weights.values(), run), _buffers(trace)]
     if run.offload == "none":
         parts.append(counted("optimizer states", all_states(trained, run), run.optimizer.title))
     parts.append(
@@ -44,11 +43,16 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
     if run.precision.master and run.offload == "none":
         parts.insert(1, counted("master weights", copied_bytes(trained, run), run.precision.title))
     if gradients_stay(run) and not (run.fused_backward or gradients_leave(run)):
-        parts.append(counted("gradients", gradient_bytes(weights, run), "kept between batches"))
+        parts.append(counted("gradients", gradient_bytes(trained, run), "kept between batches"))
     if _has_buckets(run):
-        parts.append(fact("buckets of the reducer", gradient_bytes(weights, run), unit="bytes",
+        parts.append(fact("buckets of the reducer", gradient_bytes(trained, run), unit="bytes",
                           source=REDUCER))  # fmt: skip
     return total("lives through the step", *parts, unit="bytes")
+
+
+def trained_weights(trace: Trace) -> list[Parameter]:
+    """What wants a gradient of its own."""
+    return [weight for weight in trace.weights.values() if weight.node is not None]
 
 
 REDUCER = "pytorch v2.6, torch/csrc/distributed/c10d/reducer.cpp (Reducer::initialize_buckets)"
@@ -102,26 +106,26 @@ def reached(weight: Parameter) -> bool:
     return isinstance(weight.node, Leaf) and weight.node.uses > 0
 
 
-def gradient_bytes(weights: Iterable[Parameter], run: TrainingRun) -> int:
+def gradient_bytes(trained: Iterable[Parameter], run: TrainingRun) -> int:
     """Bytes of the gradients of all trained weights in the format that the recipe keeps."""
     name = run.precision.gradients if _main_gradients(run) else DTYPE
     return sum(
         stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
-        for w in filter(reached, weights)
+        for w in filter(reached, trained)
     )
 
 
-def step_scratch(weights: Iterable[Parameter], run: TrainingRun) -> int:
+def step_scratch(trained: Iterable[Parameter], run: TrainingRun) -> int:
     """What the optimizer allocates on the device to step: the copies of weights that its operations
     make, and the gradients in the master weights' format; or in a subspace, what one weight takes.
     """
     if run.offload != "none":
         return 0
-    trained = list(filter(reached, weights))
+    stepped = list(filter(reached, trained))
     if run.optimizer.layout == "low_rank":
-        return projection(trained, run)
+        return projection(stepped, run)
     recast = bool(run.precision.master) and not _main_gradients(run)
-    return _copies(trained, run) + recast * copied_bytes(trained, run)
+    return _copies(stepped, run) + recast * copied_bytes(stepped, run)
 
 
 def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:

@@ -24,41 +24,71 @@ def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term
 class Passage:
     """What happens in one traced layer, or outside of the layers, in one go."""
 
-    def __init__(self, events: Sequence[Event], layer: int = OUTSIDE) -> None:
-        """Fold the `events` of a traced layer."""
-        levels = [0, *accumulate([change for change, _ in events])]
+    def __init__(
+        self, events: Sequence[Event], layer: int, net: int, crest: int, *, repeated: bool = False
+    ) -> None:
+        """In one that is `repeated` for another layer nothing happens to what all layers share."""
         self.events = events
         self.layer = layer
-        self.net = levels[-1]
+        self.net = net
         """Bytes that are alive after it and were not before."""
-        self.crest = max(levels)
+        self.crest = crest
         """The most that is alive within it, above what was before."""
-        self.crest_at = levels.index(self.crest)
-        """How many events lead up to the crest."""
+        self.repeated = repeated
+
+    def has_events(self) -> bool:
+        """Whether anything happens."""
+        return any(not self.repeated or what.layer != OUTSIDE for _, what in self.events)
 
     @cached_property
     def lasting(self) -> Sequence[Event]:
         """What it leaves alive, and what it releases that was alive before."""
-        return unmatched(self.events)
+        return self._unmatched(self._own())
 
-    @property
-    def again(self) -> Passage:
-        """The same for another layer: what all layers share is taken up and let go of once."""
-        return self._own or self
+    def up_to_crest(self) -> Sequence[Event]:
+        """Its events, until most is alive."""
+        events = self._own()
+        levels = accumulate((change for change, _ in events), initial=0)
+        return events[: list(levels).index(self.crest)]
 
-    @cached_property
-    def _own(self) -> Passage | None:
-        """What is the layer's own, unless all of it is: what refers to itself is freed late.
+    def at_crest(self) -> Sequence[Event]:
+        """What is alive by then and was not before, and what is released."""
+        return self._unmatched(self.up_to_crest())
 
-        What it is handed is of a layer, too.
+    def _own(self) -> Sequence[Event]:
+        if not self.repeated:
+            return self.events
+        return [event for event in self.events if event[1].layer != OUTSIDE]
+
+    def _unmatched(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Events without those of storages that come to life and go among them.
+
+        What another layer is handed is of a layer, too.
         """
-        if all(what.layer >= 0 for _, what in self.events):
-            return None
-        handed = {id(what): what for _, what in self.events if what.layer == HANDED_ON}
-        made = {key: what._replace(layer=self.layer) for key, what in handed.items()}
-        own = [(size, made.get(id(what), what)) for size, what in self.events
-               if what.layer != OUTSIDE]  # fmt: skip
-        return Passage(own, self.layer)
+        found: dict[int, Event] = {}
+        for event in events:
+            what = id(event[1])
+            if found.pop(what, None) is None:
+                found[what] = event
+        if not self.repeated:
+            return list(found.values())
+        return [(size, what._replace(layer=self.layer) if what.layer == HANDED_ON else what)
+                for size, what in found.values()]  # fmt: skip
+
+
+def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
+    """What happens in a traced layer, and again in another one of its kind."""
+    net = crest = own_net = own_crest = 0
+    for change, what in events:
+        net += change
+        if net > crest:
+            crest = net
+        if what.layer != OUTSIDE:
+            own_net += change
+            if own_net > own_crest:
+                own_crest = own_net
+    again = Passage(events, layer, own_net, own_crest, repeated=True)
+    return Passage(events, layer, net, crest), again
 
 
 class Stretch(NamedTuple):
@@ -82,35 +112,56 @@ class Stretch(NamedTuple):
             yield from passage.lasting
 
 
-class Moment(NamedTuple):
-    """One point of the timeline and all that is alive at it."""
+class Moment:
+    """The crest of the last of some stretches, and what is alive at it."""
 
-    phase: str
-    operation: str
-    """What has just been made."""
-    layer: int
-    """Number of the turn of the layers at work; -1 outside of the layers."""
-    bytes: int
-    """Alive at this point, without what lives through the whole step."""
-    live: dict[What, int]
-    """The same, by what it is."""
+    def __init__(self, parts: Sequence[Stretch], turn: int, size: int) -> None:
+        """After the last has happened `turn` times."""
+        *self._before, self._part = parts
+        self._turn = turn
+        self._highest = self._part.passages[self._part.crest_in]
+        self.phase = self._part.phase
+        self.layer = self._part.turn
+        """Number of the turn of the layers at work; -1 outside of the layers."""
+        self.bytes = size
+        """Alive at this point, without what lives through the whole step."""
+
+    @property
+    def operation(self) -> str:
+        """What has just been made."""
+        events = self._highest.up_to_crest()
+        return events[-1][1].operation if events else ""
+
+    @cached_property
+    def live(self) -> dict[What, int]:
+        """What is alive at this point, with its bytes; found when it is first asked for."""
+        part = self._part
+        return _alive(
+            *((earlier.lasting(), earlier.times) for earlier in self._before),
+            (part.lasting(), self._turn),
+            *((before.lasting, 1) for before in part.passages[: part.crest_in]),
+            (self._highest.at_crest(), 1),
+        )
 
 
 def stretches(trace: Trace) -> Iterator[Stretch]:
     """The tape in stretches, for all layers; those of a pattern that repeats are one."""
-    passed: dict[int, Passage] = {}
+    passed: dict[int, tuple[Passage, Passage]] = {}
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
-        passage = Passage(trace.events[segment.start : after.start], segment.layer)
+        events = trace.events[segment.start : after.start]
+        once, again = passages(events, segment.layer)
         if segment.layer >= 0:
-            passed[segment.layer] = passage
-        elif passage.events:
-            yield _stretch(segment.phase, -1, 1, [passage])
+            passed[segment.layer] = once, again
+        elif events:
+            yield _stretch(segment.phase, -1, 1, [once])
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
             yield from _along(trace.course, segment.phase, passed)
             passed = {}
 
 
-def _along(course: Sequence[Turn], phase: str, passed: Mapping[int, Passage]) -> Iterator[Stretch]:
+def _along(
+    course: Sequence[Turn], phase: str, passed: Mapping[int, tuple[Passage, Passage]]
+) -> Iterator[Stretch]:
     """All layers in the direction in which the traced ones were `passed`."""
     first, *_, last = (*passed, *passed)
     turns = [(number, turn) for number, turn in enumerate(course) if turn.layer in passed]
@@ -119,16 +170,15 @@ def _along(course: Sequence[Turn], phase: str, passed: Mapping[int, Passage]) ->
     whole = _whole(turns, passed)
     for _, pattern in groupby(turns, lambda pair: pair[1].pattern):
         together = list(pattern)
-        passages = [
-            passed[turn.layer] if number in whole else passed[turn.layer].again
-            for number, turn in together
-        ]
+        happening = [passed[turn.layer][number not in whole] for number, turn in together]
         number, turn = together[0]
-        if any(passage.events for passage in passages):
-            yield _stretch(phase, number, len(turn.indices), passages)
+        if any(passage.has_events() for passage in happening):
+            yield _stretch(phase, number, len(turn.indices), happening)
 
 
-def _whole(turns: Iterable[tuple[int, Turn]], passed: Mapping[int, Passage]) -> set[int]:
+def _whole(
+    turns: Iterable[tuple[int, Turn]], passed: Mapping[int, tuple[Passage, Passage]]
+) -> set[int]:
     """Numbers of the turns at which, of all that one layer shows, what all layers share changes.
 
     It is let go of at the turn that was traced. If nothing of it goes, it is held for another
@@ -136,8 +186,8 @@ def _whole(turns: Iterable[tuple[int, Turn]], passed: Mapping[int, Passage]) -> 
     """
     found: dict[int, int] = {}
     for number, turn in turns:
-        passage = passed[turn.layer]
-        lets_go = passage.net != passage.again.net
+        once, again = passed[turn.layer]
+        lets_go = once.net != again.net
         alone = len(turn.indices) == 1
         if number == turn.layer if lets_go else alone:
             found.setdefault(turn.layer, number)
@@ -151,16 +201,6 @@ def _stretch(phase: str, turn: int, times: int, passages: Sequence[Passage]) -> 
             highest, highest_in = live + passage.crest, index
         live += passage.net
     return Stretch(phase, turn, times, passages, live, highest, highest_in)
-
-
-def unmatched(events: Iterable[Event]) -> Sequence[Event]:
-    """Events without those of storages that come to life and go among them."""
-    found: dict[int, Event] = {}
-    for event in events:
-        what = id(event[1])
-        if found.pop(what, None) is None:
-            found[what] = event
-    return list(found.values())
 
 
 def level(parts: Sequence[Stretch]) -> int:
@@ -194,16 +234,7 @@ def crest(parts: Sequence[Stretch], phase: str = "") -> Crest:
 def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
     """The moment at which most is alive, in one phase or in all, with all that is alive."""
     size, at, turn = crest(parts, phase)
-    part = parts[at]
-    highest = part.passages[part.crest_in]
-    live = _alive(
-        *((earlier.lasting(), earlier.times) for earlier in parts[:at]),
-        (part.lasting(), turn),
-        *((before.lasting, 1) for before in part.passages[: part.crest_in]),
-        (unmatched(highest.events[: highest.crest_at]), 1),
-    )
-    last = highest.events[highest.crest_at - 1][1].operation if highest.crest_at else ""
-    return Moment(part.phase, last, part.turn, size, live)
+    return Moment(parts[: at + 1], turn, size)
 
 
 def _alive(*passed: tuple[Iterable[Event], int]) -> dict[What, int]:

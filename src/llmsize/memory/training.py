@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from itertools import pairwise
 from math import prod
 from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
-from llmsize.anatomy.tensor import OUTSIDE, Tensor
+from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, printable
@@ -29,8 +28,9 @@ from llmsize.memory.states import (
     gradients_stay,
     static_memory,
     step_scratch,
+    trained_weights,
 )
-from llmsize.memory.timeline import Moment, Stretch, counted, crest, level, peak, stretches
+from llmsize.memory.timeline import Moment, Stretch, counted, level, peak, stretches
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.term import Term, total
 
@@ -84,13 +84,6 @@ class TrainingStep(NamedTuple):
     """Bytes of all gradients after the backward pass."""
     kept: int
     """Alive at the end of the forward pass beside what is static."""
-    casts: int
-    """Autocast's 16-bit copies of weights, part of `kept`."""
-    kept_per_layer: int
-    """What one layer in the middle keeps, without those copies."""
-    kept_in_layers: int
-    kept_outside: int
-    """Embedding, final norm, head, loss."""
     peaks: dict[str, int]
     """Highest total of the phases `forward`, `backward` and `step`."""
     moment: Moment
@@ -132,32 +125,25 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     Raises `LLMSizeError` where nothing is trained or an adapter matches no layer.
     """
     trace, loss = _followed(architecture, run)
-    weights = list(trace.weights.values())
     parts = list(stretches(trace))
     del loss
-    forward = [part for part in parts if part.phase == "forward"]
-    static = static_memory(trace, run)
-    base, scratch = int(static.value), step_scratch(weights, run)
+    static, trained = static_memory(trace, run), trained_weights(trace)
+    scratch = step_scratch(trained, run)
     moment = peak(parts)
-    kept, (casts, in_layers) = level(forward), _casts_and_layers(forward)
+    timeline = tuple(_timeline(trace, parts, int(static.value), scratch))
+    peaks: dict[str, int] = {}
+    for point in timeline:
+        peaks[point.phase] = max(point.highest, peaks.get(point.phase, 0))
     step = TrainingStep(
         static=static,
-        gradients=gradient_bytes(weights, run),
-        kept=kept,
-        casts=casts,
-        kept_per_layer=_middle_layer(trace),
-        kept_in_layers=in_layers,
-        kept_outside=kept - casts - in_layers,
-        peaks={
-            "forward": base + crest(parts, "forward").bytes,
-            "backward": base + crest(parts, "backward").bytes,
-            "step": base + level(parts) + scratch,
-        },
+        gradients=gradient_bytes(trained, run),
+        kept=level([part for part in parts if part.phase == "forward"]),
+        peaks=peaks,
         moment=moment,
         place=_place(trace, moment.layer),
-        timeline=tuple(_timeline(trace, parts, base, scratch)),
+        timeline=timeline,
         step_scratch=scratch,
-        trained=sum(prod(w.shape) * w.copies for w in weights if w.node is not None),
+        trained=sum(prod(weight.shape) * weight.copies for weight in trained),
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
 
@@ -260,51 +246,13 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
     yield Point("step", "optimizer", live, live + scratch)
 
 
-def _casts_and_layers(parts: Iterable[Stretch]) -> tuple[int, int]:
-    """Bytes alive after `parts` that are casts of weights, and others that the layers made."""
-    casts = in_layers = 0
-    for part in parts:
-        for change, what in part.lasting():
-            if what.role == "cast":
-                casts += change * part.times
-            elif what.layer >= 0:
-                in_layers += change * part.times
-    return casts, in_layers
-
-
-def _middle_layer(trace: Trace) -> int:
-    """What the layer in the middle of the model keeps, without casts of weights.
-
-    Its successor, which may be the head, frees some of what it makes. An encoder
-    and a decoder have one each.
-    """
-    layers = 1 + max(turn.indices[-1] for turn in trace.course)
-    made, taken = (_changes(trace, index) for index in (layers // 2, layers // 2 + 1))
-    return made[0] + taken[1]
-
-
-def _changes(trace: Trace, index: int) -> tuple[int, int]:
-    """What a layer keeps of its own and frees of its predecessor's in the forward pass."""
-    layers = {turn.layer for turn in trace.course if index in turn.indices} or {OUTSIDE}
-    own = before = 0
-    for segment, after in pairwise(trace.segments):
-        if segment.phase == "forward" and segment.layer in layers:
-            for change, what in trace.events[segment.start : after.start]:
-                if what.layer == segment.layer and what.role != "cast":
-                    own += change
-                elif what.layer != OUTSIDE and what.role != "cast":
-                    before += change
-    return own, before
-
-
 def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
     """Raise `LLMSizeError` where nothing of the model is trained, adapted, saved or frozen."""
     adapter = setting.adapter
-    layers = 1 + max((index for weight in weights for index in weight.indices), default=-1)
-    if setting.frozen_layers > layers:
-        raise LLMSizeError(
-            f"{setting.frozen_layers:,} frozen layers of {layers}", hint="freeze fewer"
-        )
+    if frozen := setting.frozen_layers:
+        layers = 1 + max((index for weight in weights for index in weight.indices), default=-1)
+        if frozen > layers:
+            raise LLMSizeError(f"{frozen:,} frozen layers of {layers}", hint="freeze fewer")
     if adapter is not None and not any(weight.role == "adapter" for weight in weights):
         names = _modules(weight for weight in weights if _is_linear(weight))
         if not adapter.targets:

@@ -125,7 +125,7 @@ def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
 def _format(choices: Choices, stack: Stack) -> Format:
     """The format that the stack gives adapters."""
     usual = (stack.quantized_adapters if choices.base else "") or stack.adapters
-    return choices.format if usual == WEIGHT else native(usual, where=f"stack `{stack.name}`")
+    return choices.format if usual == WEIGHT else native(usual, "stack", stack.name)
 
 
 def _check_formats(choices: Choices, method: Method, precision: Precision) -> None:

@@ -1,0 +1,64 @@
+"""What the forward pass of a training step keeps, by where it was made: columns of the traces."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from llmsize.anatomy import Setting, Trace, run_forward
+from llmsize.anatomy.tape import Segment
+from llmsize.anatomy.tensor import OUTSIDE
+from llmsize.architecture import Architecture
+from llmsize.memory.timeline import level, stretches
+
+
+class Kept(NamedTuple):
+    """Bytes alive at the end of the forward pass, beside what lives through the step."""
+
+    casts: int
+    """Autocast's 16-bit copies of weights."""
+    per_layer: int
+    """What one layer in the middle keeps, without those copies."""
+    in_layers: int
+    outside: int
+    """Embedding, final norm, head, loss."""
+
+
+def kept_by_place(architecture: Architecture, setting: Setting) -> Kept:
+    """Run the forward pass and tell apart what it leaves alive."""
+    trace, _loss = run_forward(architecture, setting)
+    trace.leave_autocast()
+    casts = in_layers = 0
+    parts = list(stretches(trace))
+    for part in parts:
+        for change, what in part.lasting():
+            if what.role == "cast":
+                casts += change * part.times
+            elif what.layer >= 0:
+                in_layers += change * part.times
+    return Kept(casts, _middle_layer(trace), in_layers, level(parts) - casts - in_layers)
+
+
+def _middle_layer(trace: Trace) -> int:
+    """What the layer in the middle of the model keeps, without casts of weights.
+
+    Its successor, which may be the head, frees some of what it makes. An encoder
+    and a decoder have one each.
+    """
+    layers = 1 + max(turn.indices[-1] for turn in trace.course)
+    made, taken = (_changes(trace, index) for index in (layers // 2, layers // 2 + 1))
+    return made[0] + taken[1]
+
+
+def _changes(trace: Trace, index: int) -> tuple[int, int]:
+    """What a layer keeps of its own and frees of its predecessor's."""
+    layers = {turn.layer for turn in trace.course if index in turn.indices} or {OUTSIDE}
+    own = before = 0
+    for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
+        if segment.layer in layers:
+            for change, what in trace.events[segment.start : after.start]:
+                if what.layer == segment.layer and what.role != "cast":
+                    own += change
+                elif what.layer != OUTSIDE and what.role != "cast":
+                    before += change
+    return own, before
