@@ -191,9 +191,10 @@ def bus_bytes(question: Serving) -> Term:
     transformers brings the weights to the device, vLLM and SGLang read them from there; llama.cpp
     runs the layers on the host and only the hidden state crosses.
     """
-    host = next((place for place in need(question) if place.name in ELSEWHERE), None)
     kept = question.engine.allocation == "buffers" and question.gpu_layers is None
-    if host is None or kept:
+    places = () if kept else need(question)
+    host = next((place for place in places if place.name in ELSEWHERE), None)
+    if host is None:
         return fact("bus bytes per token", 0, unit="bytes", source="nothing is in host memory")
     if question.engine.allocation == "buffers":
         return term(

@@ -9,6 +9,7 @@ buffers whose sizes its own allocator decides: those are simulated in `memory/ll
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from llmsize.anatomy import LoRA
 from llmsize.anatomy.config import Config
@@ -51,6 +52,7 @@ LEFT = {
 """What an engine keeps that leaves nothing of the kind to the host, and who does."""
 
 
+@lru_cache(maxsize=32)  # an answer asks for it again and again
 def need(question: Serving) -> tuple[Term, ...]:
     """Bytes in every place: a sum of parts for each device, and for the host if it holds some.
 

@@ -24,7 +24,7 @@ from llmsize.memory.weights import (
     tells_layers_apart,
     without_experts,
 )
-from llmsize.quick_dataclasses import dataclass, replace
+from llmsize.quick_dataclasses import dataclass, field, replace
 from llmsize.term import Term
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Serving:
     values: Format
     recipe: Recipe | None = None
     """How they were quantized, if they are."""
-    file: Model | None = None
+    file: Model | None = field(default=None, hash=False)
     """The GGUF file, for llama.cpp."""
     index_keys: Format | None = None
     """The format of the keys of indexers, where it is not that of the others."""
@@ -77,7 +77,7 @@ class Serving:
     """Bytes of parameters that each device leaves in host memory, at least: whole matrices."""
     host_experts: int = 0
     """Layers whose experts are in host memory, from the first."""
-    beside: tuple[Term, ...] = ()
+    beside: tuple[Term, ...] = field(default=(), hash=False)
     """What the first device, or with tensor parallelism every one, has besides: adapters."""
     drafting: Serving | None = None
     """A smaller model that drafts for it, beside it and with the same sequences."""
