@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.quick_dataclasses import dataclass, field
@@ -52,6 +53,7 @@ def stored_bytes(format: Format, elements: int) -> int:
     return -(-elements // format.block_elements) * format.block_bytes
 
 
+@lru_cache(maxsize=4096)  # layers repeat their shapes
 def matrix_bytes(format: Format, rows: int, columns: int) -> int:
     """Bytes of a weight of `rows` outputs and `columns` inputs, and of all that is `beside` it."""
     return sum(matrix_tensors(format, rows, columns))

@@ -125,15 +125,19 @@ def state_bytes(
     `stepped` is the format of the weight that the optimizer works on. Scratch space of the step
     is not counted. Raises `LLMSizeError` for a format that no tensor has.
     """
-    elements = prod(shape)
-    if takes(optimizer, shape, role):
-        states = {name: state_format(optimizer, f, stepped) for name, f in optimizer.states.items()}
-        kept = _layout_bytes(optimizer, shape, states, stepped)
+    alike, elements = takes(optimizer, shape, role), prod(shape)
+    states = {
+        name: state_format(optimizer, format, stepped)
+        for name, format in (optimizer.states if alike else optimizer.others).items()
+    }
+    if alike and optimizer.layout == "factored":
+        kept = _factored_bytes(shape, states)
+    elif alike and optimizer.layout == "low_rank":
+        kept = _low_rank_bytes(optimizer, shape, states, stepped)
     else:
-        formats = (state_format(optimizer, f, stepped) for f in optimizer.others.values())
-        kept = sum(stored_bytes(format, elements) for format in formats)
-        if optimizer.layout == "low_rank" and optimizer.block:
-            kept += stored_bytes(FP32, -(-elements // optimizer.block)) * len(optimizer.others)
+        kept = sum([stored_bytes(format, elements) for format in states.values()])
+        if optimizer.block and (alike or optimizer.layout == "low_rank"):
+            kept += stored_bytes(FP32, -(-elements // optimizer.block)) * len(states)
     return kept + optimizer.step_bytes
 
 
@@ -162,26 +166,13 @@ def takes(optimizer: Optimizer, shape: tuple[int, ...], role: str = "") -> bool:
     return matrix and role not in optimizer.excludes and prod(shape) >= optimizer.min_elements
 
 
-def _layout_bytes(
-    optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format], stepped: Format
-) -> int:
-    elements = prod(shape)
-    match optimizer.layout:
-        case "elementwise" | "matrix":
-            return sum(stored_bytes(format, elements) for format in states.values())
-        case "block":
-            blocks = -(-elements // optimizer.block)
-            scales = stored_bytes(FP32, blocks) * len(states)
-            return sum(stored_bytes(format, elements) for format in states.values()) + scales
-        case "factored":
-            *stack, rows, columns = shape
-            per_matrix = {"row": rows, "column": columns}
-            return sum(
-                stored_bytes(format, prod(stack) * per_matrix.get(name, rows * columns))
-                for name, format in states.items()
-            )
-        case "low_rank":
-            return _low_rank_bytes(optimizer, shape, states, stepped)
+def _factored_bytes(shape: tuple[int, ...], states: Mapping[str, Format]) -> int:
+    *stack, rows, columns = shape
+    per_matrix = {"row": rows, "column": columns}
+    return sum(
+        stored_bytes(format, prod(stack) * per_matrix.get(name, rows * columns))
+        for name, format in states.items()
+    )
 
 
 def factors(optimizer: Optimizer, shape: tuple[int, ...]) -> int:

@@ -104,11 +104,16 @@ def _built_in(subfolder: str) -> dict[str, Any]:
 
 
 def _places() -> Iterator[str]:
+    yield from _own_places()
+    yield shipped()
+
+
+def _own_places() -> Iterator[str]:
+    """The folders that may have presets of the user's own."""
     yield from _extra
     if from_environment := os.environ.get("LLMSIZE_PRESETS"):
         yield from_environment
     yield user_folder()
-    yield shipped()
 
 
 def user_folder() -> str:
@@ -133,8 +138,16 @@ def shipped() -> str:
 
 
 def _find(kind: type[Record], name: str) -> str | None:
-    candidates = (path.join(place, folder(kind), f"{name}.yaml") for place in _places())
-    return next(filter(path.isfile, candidates), None)
+    below = path.join(folder(kind), f"{name}.yaml")
+    own = next(filter(path.isfile, (path.join(place, below) for place in _own_places())), None)
+    return own or _shipped_file(below)
+
+
+@lru_cache(maxsize=2048)
+def _shipped_file(below: str) -> str | None:
+    """A file of the package, which stays as it is while the package runs."""
+    file = path.join(shipped(), below)
+    return file if path.isfile(file) else None
 
 
 def _files(place: str, subfolder: str) -> Iterator[str]:
@@ -163,7 +176,7 @@ def _text(file: str) -> bytes:
 
 @lru_cache(maxsize=2048)
 def _unchanging(file: str) -> bytes:
-    """The text of a file of the package, which stays as it is while the package runs."""
+    """The text of a file of the package."""
     return _bytes(file)
 
 

@@ -24,6 +24,7 @@ LARGE_PART = 0.01
 _FUNCTIONS: dict[str, Callable[..., object]] = {
     "ceil": math.ceil, "min": min, "max": max, "exp": math.exp, "log": math.log
 }  # fmt: skip
+_KNOWN = {"__builtins__": {}, **_FUNCTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def term(
 def fact(name: str, value: Number, *, unit: str, source: str, grade: Grade = "exact") -> Term:
     """A number that was read, not computed."""
     # by place, here and in `total`: an answer makes many terms, and names take longer
-    return Term(name, value, unit, "", {}, source, grade)
+    return Term(name, value, unit, "", {}, source, grade, (), "")
 
 
 def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
@@ -91,9 +92,10 @@ def total(name: str, *parts: Term, unit: str = "", note: str = "") -> Term:
     units = {part.unit for part in parts} | ({unit} if unit else set())
     if len(units) != 1:
         raise ValueError(f"{name}: cannot add {sorted(units)}")
-    value = sum(part.value for part in parts)
-    large = [p.grade for p in parts if abs(p.value) >= LARGE_PART * abs(value)] or ["exact"]
-    grade = max(large, key=GRADES.index)
+    value = sum([part.value for part in parts])
+    least = LARGE_PART * abs(value)
+    large = [part.grade for part in parts if abs(part.value) >= least]
+    grade = max(large, key=GRADES.index, default=GRADES[0])
     return Term(name, value, units.pop(), "", {}, "", grade, parts, note)
 
 
@@ -107,7 +109,7 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
         missing, spare = names - inputs.keys(), inputs.keys() - names
         raise ValueError(f"`{formula}`: missing {sorted(missing)}, spare {sorted(spare)}")
     try:
-        result = _run(code, _exact(inputs) if divides else inputs)
+        result: Any = eval(code, _KNOWN, _exact(inputs) if divides else inputs)  # noqa: S307
     except ArithmeticError as failure:
         raise LLMSizeError(
             f"`{formula}` has no value: {failure}",
@@ -117,10 +119,6 @@ def evaluate(formula: str, inputs: Mapping[str, Number]) -> Number:
         return int(result) if result.denominator == 1 else float(result)
     assert isinstance(result, int | float)
     return result
-
-
-def _run(code: CodeType, values: Mapping[str, object]) -> Any:
-    return eval(code, {"__builtins__": {}, **_FUNCTIONS}, dict(values))  # noqa: S307
 
 
 def _exact(inputs: Mapping[str, Number]) -> dict[str, object]:

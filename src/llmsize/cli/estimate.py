@@ -114,12 +114,13 @@ def estimate(
     if convention == "article":
         parts = overview.article(subject.parameters, work.storage.format)
         return _answer(question, subject, name, parts, (), (ARTICLE,))
-    parts = {job: _parts(subject, works[job], job) for job in JOBS}
+    stack = presets.get(Stack, "transformers")
+    parts = {job: _parts(subject, works[job], job, stack) for job in JOBS}
     assumptions += assumed + _range(subject, work)
     return _answer(question, subject, name, parts, assumptions, _notes(work, parts))
 
 
-def _parts(subject: Subject, work: Workload, job: Job) -> Parts:
+def _parts(subject: Subject, work: Workload, job: Job, stack: Stack) -> Parts:
     """What one job takes on a device, as `llmsize infer` or `llmsize train` has it."""
     if job == "inference":
         return _served(subject, work)
@@ -127,7 +128,7 @@ def _parts(subject: Subject, work: Workload, job: Job) -> Parts:
     allocated = overview.sum_of({what: parts[what] for what in COMPONENTS if what != OVERHEAD})
     if isinstance(allocated, str):
         return parts
-    beside = on_device(allocated, presets.get(Stack, "transformers")).parts[1:]
+    beside = on_device(allocated, stack).parts[1:]
     return parts | {OVERHEAD: total(OVERHEAD, *beside)}
 
 

@@ -8,6 +8,7 @@ memory follow published rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
@@ -66,7 +67,7 @@ class Subject(NamedTuple):
     parameters: int
     shape_parameters: int
     """Parameters of the shape; equal to `parameters` for a real model."""
-    stored: dict[tuple[str, str], int]
+    stored: dict[tuple[Recipe, Format], int]
     """Bytes of its tensors that have been asked for already, by recipe and own format."""
 
     @property
@@ -113,6 +114,7 @@ class Workload(NamedTuple):
     """That serves; absent for what is estimated by formulas alone."""
 
 
+@lru_cache(maxsize=1024)  # with what is asked of it
 def subject(architecture: Architecture, parameters: int | None = None) -> Subject:
     """The model traced once; `parameters` overrides the count and keeps the shape."""
     trace = traced(architecture)
@@ -153,7 +155,7 @@ def full_training(model: Subject, work: Workload) -> Parts:
         "weights": uniform(model, weights, source=source),
         "gradients": uniform(model, gradients, name="gradients", source=source),
         "optimizer states": states(model, work.optimizer, precision, dtype),
-        "activations": activations(model, _full_run(work)),
+        "activations": activations(model, training_step(model.architecture, _full_run(work))),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -170,7 +172,7 @@ def lora_training(model: Subject, work: Workload) -> Parts:
         "weights": total("weights", stored(model, work.storage, work.format_of), added),
         "gradients": _per_parameter("gradients of the adapters", step.trained, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, step),
-        "activations": activations(model, _adapter_run(work)),
+        "activations": activations(model, step),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
@@ -244,10 +246,9 @@ def stored(model: Subject, storage: Storage, format_of: FormatOf) -> Term:
         return uniform(model, own)
     if tells_layers_apart(recipe) and not model.assumed:
         return _by_tensor(model, recipe, own, format_of)
-    size = model.stored.get((recipe.name, own.name))
+    size = model.stored.get((recipe, own))
     if size is None:
-        size = int(_by_tensor(model, recipe, own, format_of).value)
-        model.stored[recipe.name, own.name] = size
+        size = model.stored[recipe, own] = int(_by_tensor(model, recipe, own, format_of).value)
     return _scaled("weights", model, size, recipe)
 
 
@@ -326,12 +327,11 @@ def cache(model: Subject, work: Workload) -> Term:
     return _graded(made, model.grade)
 
 
-def activations(model: Subject, run: TrainingRun) -> Term:
+def activations(model: Subject, step: TrainingStep) -> Term:
     """What a training step needs at its peak beyond weights, gradients and optimizer states.
 
     Gradients appear as activations go, so this is less than all that the forward pass keeps.
     """
-    step = training_step(model.architecture, run)
     states = sum(part.value for part in step.static.parts if part.name in STATES)
     beyond = max(step.total - int(states) - step.gradients, 0)
     where = f"the peak is in the {step.phase} pass"

@@ -18,7 +18,7 @@ ANATOMY = "the anatomy of the model"
 
 def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term:
     """Bytes of tensors that were counted one by one."""
-    return Term(name, size, "bytes", source=source, note=note)
+    return Term(name, size, "bytes", "", {}, source, "exact", (), note)
 
 
 class Passage:

@@ -235,6 +235,7 @@ def checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
     return whole._replace(weights=tuple(each for w in whole.weights for each in unfolded(w)))
 
 
+@lru_cache(maxsize=64)  # which a sweep over formats and tokens asks for again and again
 def folded_checkpoint(architecture: Architecture, trace: Trace) -> Checkpoint:
     """The same, tensors that layers have alike as one.
 
