@@ -82,9 +82,9 @@ def _word(parameter: Parameter) -> str:
 
 def _value(parameter: Parameter, given: Any) -> Any:
     """What a word means, as the command line would take it."""
-    kind = value_type(parameter)
     if given is parameter.default:
         return given
+    kind = value_type(parameter)
     several = list(given) if isinstance(given, list | tuple) else [given]
     if get_origin(kind) is list:
         value: Any = [_single(parameter, str, one) for one in several]
