@@ -248,3 +248,9 @@ def test_the_first_remedy_is_no_alternative(capsys: pytest.CaptureFixture[str]) 
     told = document(capsys, "llama-2-70b", "--vram", "16GB", code=1)["notes"]
     assert told[0].startswith("to make it fit: keep ")
     assert not any(note.startswith("or ") for note in told)
+
+
+def test_weights_are_named_by_the_word_of_infer_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """`infer --quant q4_k_m` and `fits --quant q4_k_m` mean the same weights."""
+    asked = document(capsys, "llama-2-7b", "--gpu", "t4", "--quant", "q4_k_m")
+    assert asked == document(capsys, "llama-2-7b", "--gpu", "t4", "--dtype", "q4_k_m")

@@ -20,11 +20,12 @@ from llmsize.cli.options import Model
 from llmsize.cli.served import PREDICTION, Setting, Subject, own_recipe, recipes, restored
 from llmsize.engine import Engine, scheduled
 from llmsize.errors import LLMSizeError, printable
-from llmsize.formats import Format
+from llmsize.formats import TF32, TRAINED, Format
 from llmsize.hardware import Accelerator
 from llmsize.memory.llamacpp.cache import Server
 from llmsize.memory.serving import PLAIN_SERVER, Serving, has_encoder
 from llmsize.memory.serving import adapters as adapters_of
+from llmsize.memory.weights import Recipe
 from llmsize.planning import serving as asking
 from llmsize.planning.serving import Budget
 from llmsize.planning.support import (
@@ -366,6 +367,7 @@ def _subject(
     accelerator: Accelerator | None = None,
 ) -> Subject:  # fmt: skip
     """The model for an engine. Raises `LLMSizeError` for what does not run or go together."""
+    _check_computed(formats.dtype)
     format = presets.get(Format, formats.dtype or options.own_dtype(architecture) or "bf16")
     format, assumed = (format, "") if formats.dtype else computed_in(format, engine, accelerator)
     allowed = [
@@ -379,6 +381,19 @@ def _subject(
         )
     check_support(engine, accelerator, format, cache)
     return Subject(architecture, traced(architecture), engine, format, cache, accelerator, assumed)
+
+
+def _check_computed(dtype: str) -> None:
+    """Raise `LLMSizeError` for a format that weights are stored in and nothing is computed in."""
+    if not dtype:
+        return
+    format = presets.find(Format, dtype)
+    if presets.find(Recipe, dtype) if format is None else format not in (*TRAINED, TF32):
+        raise LLMSizeError(
+            f"nothing is computed in `{printable(dtype)}`",
+            hint=f"weights are stored so by `--quant {printable(dtype)}`; "
+            "`--dtype` is bf16, fp16 or fp32",
+        )
 
 
 def offloaded(

@@ -84,7 +84,8 @@ Dtype = Annotated[
     str,
     Option(
         "--dtype",
-        help="Format of the weights: `fp32`, `fp16`, `bf16`, `int8`, …",
+        "--quant",
+        help="Format of the weights: `fp32`, `bf16`, `nf4`, `q4_k_m`, …",
         metavar="FORMAT",
         autocompletion=completing("formats"),
     ),
