@@ -69,12 +69,17 @@ def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
 def table(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
     """The cosines and sines of every position, made once for all layers, in `format` or `x`'s."""
     _frequencies(t, channels)
+    return tabulated(t, channels, format or x.format)
+
+
+def tabulated(t: Trace, channels: int, format: Format) -> Rotation:
+    """The same, from frequencies that are counted elsewhere."""
     grad, t.grad = t.grad, False
     position = t.new("to", (1, t.sequence, 1), FP32)
     half = t.new("mul", (1, t.sequence, channels // 2), FP32)
     del position
     angles = t.new("cat", (1, t.sequence, channels), FP32)
-    result = cosines_and_sines(t, angles, format or x.format)
+    result = cosines_and_sines(t, angles, format)
     t.grad = grad
     del half
     return result
