@@ -8,7 +8,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.scan_operations import exp, pad
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import FP32, Format
 
 
 def convolve(
@@ -39,9 +39,9 @@ def convolve(
     return ops.slice_last(t, out, tokens) if out.shape[2] > tokens else out
 
 
-def decay(t: Trace, name: str, *shape: int) -> Tensor:
-    """`-exp(A_log)` in fp32."""
-    return ops.neg(t, exp(t, ops.to(t, t.weight(name, shape, "ssm"), FP32)))
+def decay(t: Trace, name: str, *shape: int, format: Format | None = None) -> Tensor:
+    """`-exp(A_log)` in fp32; the weight may have a `format` of its own."""
+    return ops.neg(t, exp(t, ops.to(t, t.weight(name, shape, "ssm", format=format), FP32)))
 
 
 def without_padding(t: Trace, x: Tensor) -> Tensor:

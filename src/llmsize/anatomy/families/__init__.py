@@ -98,6 +98,7 @@ TYPES = {
     "starcoder2": ("starcoder2",),
     "t5": ("t5", "mt5", "umt5"),
     "xglm": ("xglm",),
+    "zamba": ("zamba",),
     "zamba2": ("zamba2",),
     "zaya": ("zaya",),
 }  # fmt: skip

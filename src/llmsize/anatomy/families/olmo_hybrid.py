@@ -89,7 +89,7 @@ def delta_net(t: Trace, d: DeltaNet, x: Tensor, doubled: bool) -> Tensor:
 
 def forgetting(t: Trace, d: DeltaNet, x: Tensor, name: str) -> Tensor:
     """How much each head forgets at each token, a logarithm in fp32."""
-    rates = recurrent.decay(t, f"{name}.A_log", d.value_heads)
+    rates = recurrent.decay(t, f"{name}.A_log", d.value_heads, format=FP32)
     steps = ops.to(t, t.linear(x, f"{name}.a_proj", d.value_heads, role="ssm"), FP32)
     offsets = t.weight(f"{name}.dt_bias", (d.value_heads,), "ssm")
     return ops.mul(t, rates, softplus(t, ops.add(t, steps, offsets)))

@@ -5,13 +5,14 @@ transformers v5.23, models/zamba2/modeling_zamba2.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, lm_head, mamba2, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Part, Sizes
 from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Module, Trace
@@ -37,10 +38,7 @@ class Adapters(NamedTuple):
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    if not c.flag("tie_word_embeddings", default=True):
-        raise c.error(
-            "has `tie_word_embeddings` = false", "without it the class ties no blocks either"
-        )
+    check_tied(c)
     hidden = c.size("hidden_size")
     c = c.changed(
         head_dim=2 * hidden // c.few("num_attention_heads"),
@@ -52,8 +50,22 @@ def forward(t: Trace, c: Config) -> Tensor:
         Dim(c.size("adapter_rank", default=128), "adapter_rank"),
         c.flag("use_shared_attention_adapter"),
     )
-    x = model(t, s, read_mamba2(c, s.hidden), adapters, layer_kinds(c, s.layers))
+    mixer = partial(mamba2.mixer, t, read_mamba2(c, s.hidden))
+    feed_forward = partial(feed, t, s, adapters)
+    attend = partial(attention, t, s, adapters)
+    kinds = layer_kinds(
+        c.every_layer(s.layers, "layers_block_type", "layer_types"),
+        c.size("num_mem_blocks", default=1),
+        "shared_transformer",
+    )
+    x = model(t, s, kinds, mixer, partial(transformer, t, attend, feed_forward))
     return lm_head.causal_lm(t, x, s.vocabulary, tied="model.embed_tokens")
+
+
+def check_tied(c: Config) -> None:
+    """Raise `LLMSizeError` where the class ties no weights, those of its blocks neither."""
+    if not c.flag("tie_word_embeddings", default=True):
+        raise c.error("has `tie_word_embeddings` = false", "leave it out: its blocks are tied, too")
 
 
 def read_mamba2(c: Config, hidden: int) -> Mamba2:
@@ -72,21 +84,29 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
     )
 
 
-def layer_kinds(c: Config, layers: int) -> list[Kind]:
-    """The common block of each layer, taken in turn, and which of its calls that is."""
-    listed = c.every_layer(layers, "layers_block_type", "layer_types")
+def layer_kinds(listed: Sequence[object], blocks: int, name: str) -> list[Kind]:
+    """The common block of each layer, taken in turn, and which of its calls that is.
+
+    `name` is what a layer calls it.
+    """
     hybrid = [index for index, kind in enumerate(listed) if kind == "hybrid"]
-    blocks = min(c.size("num_mem_blocks", default=1), max(len(hybrid), 1))
-    kinds = [Kind()] * layers
-    for block in range(blocks):
+    kinds = [Kind()] * len(listed)
+    for block in range(min(blocks, len(hybrid))):
         calls = hybrid[block::blocks]
+        module = Module(f"model.layers.{calls[0]}.{name}.", len(calls))
         for index in calls:
-            module = Module(f"model.layers.{calls[0]}.shared_transformer.", len(calls))
             kinds[index] = Kind(module, index == calls[0], index == calls[-1])
     return kinds
 
 
-def model(t: Trace, s: Sizes, m: Mamba2, adapters: Adapters, kinds: list[Kind]) -> Tensor:
+Mixer = Callable[[Tensor, str], Tensor]
+"""A state space by its name, from its input to what it adds."""
+
+Beside = Callable[[Tensor, Tensor, Around], Tensor]
+"""A common block, from what the layer is given and the first embeddings to what the mixer sees."""
+
+
+def model(t: Trace, s: Sizes, kinds: list[Kind], mixer: Mixer, beside: Beside) -> Tensor:
     """Embeddings, layers that may see them once more, final norm."""
     embeddings = blocks.embed(t, "model.embed_tokens", s.vocabulary, s.hidden)
     original = ops.copy(t, embeddings)
@@ -96,12 +116,13 @@ def model(t: Trace, s: Sizes, m: Mamba2, adapters: Adapters, kinds: list[Kind]) 
 
     def block(x: Tensor, kind: Kind) -> Tensor:
         if kind.module is None:
-            return mix(t, m, x, "", None)
+            return mixed(t, x, None, lambda x: mixer(x, "mamba"), "input_layernorm")
         t.common = kind.module
-        beside = transformer(t, s, adapters, x, original, around)
+        other = beside(x, original, around)
         t.common = None
-        beside = t.linear(beside, "linear", s.hidden, role="projection")
-        return mix(t, m, x, "mamba_decoder.", beside)
+        other = t.linear(other, "linear", s.hidden, role="projection")
+        name = "mamba_decoder"
+        return mixed(t, x, other, lambda x: mixer(x, f"{name}.mamba"), f"{name}.input_layernorm")
 
     x = t.layers(
         "model.layers", block, embeddings, kinds, original, position_ids, mask,
@@ -111,25 +132,30 @@ def model(t: Trace, s: Sizes, m: Mamba2, adapters: Adapters, kinds: list[Kind]) 
     return blocks.rms_norm(t, x, "model.final_layernorm")
 
 
-def mix(t: Trace, m: Mamba2, x: Tensor, name: str, beside: Tensor | None) -> Tensor:
-    """The mixer, which reads what the transformer block gives `beside` the residual stream."""
+def mixed(t: Trace, x: Tensor, other: Tensor | None, mixer: Part, norm: str) -> Tensor:
+    """The mixer, which reads what a common block gives beside the residual stream."""
     residual = x
-    x = x if beside is None else ops.add(t, x, beside)
-    x = blocks.rms_norm(t, x, f"{name}input_layernorm")
-    x = mamba2.mixer(t, m, x, f"{name}mamba")
+    x = x if other is None else ops.add(t, x, other)
+    x = blocks.rms_norm(t, x, norm)
+    x = mixer(x)
     return ops.add(t, residual, x)
 
 
 def transformer(
-    t: Trace, s: Sizes, adapters: Adapters, x: Tensor, original: Tensor, around: Around
+    t: Trace,
+    attend: Callable[[Tensor, Around], Tensor],
+    feed: Part,
+    x: Tensor,
+    original: Tensor,
+    around: Around,
 ) -> Tensor:
     """Attention and MLP over what the layer is given and the first embeddings, side by side."""
     x = ops.cat(t, (x, original))
     x = blocks.rms_norm(t, x, "input_layernorm")
-    x = attention(t, s, adapters, x, around)
+    x = attend(x, around)
     weights, t.attention_weights = t.attention_weights, None
     x = blocks.rms_norm(t, x, "pre_ff_layernorm")
-    x = feed(t, s, adapters, x)
+    x = feed(x)
     del weights
     return x
 
