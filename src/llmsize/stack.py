@@ -7,8 +7,9 @@ from typing import Literal
 
 from llmsize.quick_dataclasses import dataclass, field
 
-Loss = Literal["eager", "chunked", "fused_linear", "tiled"]
-"""All logits at once; some tokens at a time; head and loss together, some tokens at a time, with
+Loss = Literal["eager", "chunked", "fp32_chunks", "fused_linear", "tiled"]
+"""All logits at once; some tokens at a time; the same of logits that were all made fp32 before, and
+are held until the backward pass has run; head and loss together, some tokens at a time, with
 gradients made in the forward pass; or the same in tiles that the backward pass makes again."""
 
 WEIGHT = "weight"
@@ -42,6 +43,12 @@ class Stack:
     keeps_quantized_inputs: bool = False
     """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
     pull request 1270 mended)."""
+    quantizes_head: bool = False
+    """Whether a quantized base includes the head."""
+    quantizes_from_half: bool = False
+    """Whether weights are quantized from fp16, which they come back in before they are cast."""
+    separate_head: bool = False
+    """Whether the head has a weight of its own also where the model ties it to the embedding."""
     repeats_keys: bool = False
     """Whether shared keys and values are repeated for their queries before attention."""
     fp32_logits: bool = False

@@ -7,7 +7,7 @@ losses of trainers that do not make all logits at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 from llmsize.anatomy import objectives
 from llmsize.anatomy import operations as ops
@@ -35,6 +35,7 @@ def causal_lm(
     what happens to the logits before anybody sees them, `loss` what makes the loss of them if it
     is not that of the next token.
     """
+    tied = "" if t.setting.separate_head else tied
     if t.setting.objective == "score":
         return objectives.score(t, hidden)
     tiled = t.setting.training and t.setting.loss == "tiled"
@@ -49,6 +50,8 @@ def causal_lm(
         return objectives.policy_logits(t, project(hidden))
     if t.setting.training and t.setting.loss == "chunked":
         return chunked_loss(t, hidden, project)
+    if t.setting.training and t.setting.loss == "fp32_chunks":
+        return held_chunks_loss(t, hidden, project)
     logits = project(hidden)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)
@@ -162,3 +165,22 @@ def chunked_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tensor]) 
         total = loss if total is None else ops.add(t, total, loss)
     assert total is not None
     return total
+
+
+HELD_TOKENS = 128
+"""Tokens of each sequence in a chunk of LitGPT's logits (litgpt/finetune/lora.py)."""
+
+
+def held_chunks_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The head some tokens at a time and the loss of each chunk: LitGPT's chunked_cross_entropy.
+
+    Lightning makes all that a module hands out fp32 (lightning/fabric/plugins/precision/half.py,
+    `convert_output`), and the training loop holds it until the next micro-batch.
+    """
+    sizes = [min(HELD_TOKENS, t.sequence - at) for at in range(0, t.sequence, HELD_TOKENS)]
+    logits = [project(part) for part in ops.split(t, hidden, *sizes, dim=1)]
+    t.outputs = tuple(in_fp32(t, part) for part in logits)
+    del logits
+    targets = shifted_labels(t)
+    losses = [ops.cross_entropy(t, part, targets) for part in t.outputs]
+    return reduce(partial(ops.add, t), losses)

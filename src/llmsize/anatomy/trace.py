@@ -14,7 +14,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import OUTSIDE, Dim, Shape, Tensor, What
-from llmsize.formats import BF16, FP32, Format
+from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
 
@@ -87,6 +87,12 @@ class Setting(NamedTuple):
     """Format of the frozen linear weights, which are dequantized as they are used."""
     keeps_quantized_inputs: bool = False
     """Whether their inputs are kept although nothing needs them (bitsandbytes before v0.43.2)."""
+    quantizes_head: bool = False
+    """Whether the head is quantized too."""
+    quantizes_from_half: bool = False
+    """Whether they come back in fp16, whatever they are used in."""
+    separate_head: bool = False
+    """Whether no head shares the embedding's weight."""
     upcast: bool = False
     """Whether what is not quantized is kept in fp32 (peft's `prepare_model_for_kbit_training`)."""
     checkpoint_every: int = 0
@@ -404,6 +410,7 @@ class Trace(Tape):
         packed one would fail there, so that it has to be among `llm_int8_skip_modules`.
         """
         replaced = role in QUANTIZED and (linear or role != "ssm")
+        replaced |= role == "head" and linear and self.setting.quantizes_head
         return self.setting.quantized is not None and replaced
 
     def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
@@ -543,8 +550,9 @@ def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, o
     if t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8:
         result = ops.int8_linear(t, ops.to(t, x, compute), weight, out)
     else:
+        stored = FP16 if t.setting.quantizes_from_half else compute
         result = ops.dequantized_linear(
-            t, ops.to(t, x, compute), weight, out, keeps_input=keeps_input
+            t, ops.to(t, x, compute), weight, out, stored, keeps_input=keeps_input
         )
     if bias is not None:
         result = ops.add(t, result, ops.to(t, bias, compute))

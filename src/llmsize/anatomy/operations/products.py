@@ -11,7 +11,7 @@ from llmsize.anatomy.operations.rules import GradList, attach, broadcast, first
 from llmsize.anatomy.operations.shapes import copy, expand
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Shape, Tensor
-from llmsize.formats import FP16, FP32, INT8, INT32
+from llmsize.formats import FP16, FP32, INT8, INT32, Format
 
 
 def cast(t: Tape, x: Tensor) -> Tensor:
@@ -123,16 +123,17 @@ def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -
 
 
 def dequantized_linear(
-    t: Tape, x: Tensor, weight: Tensor, out: int, *, keeps_input: bool = False
+    t: Tape, x: Tensor, weight: Tensor, out: int, stored: Format, *, keeps_input: bool = False
 ) -> Tensor:
     """`x @ weight.T` for a frozen weight that is stored quantized.
 
-    It is brought back to 16 bit for the product and let go of; so again in the backward pass
-    (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit).
+    It is brought back to the 16 bit that it was quantized from, cast if `x` has others, and let go
+    of; so again in the backward pass (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py,
+    MatMul4Bit).
     """
     saved = (x,) if keeps_input else ()
-    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight))
-    whole = t.new("dequantize", weight.shape, x.format)
+    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored))
+    whole = _dequantized(t, weight, stored, x.format)
     result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
     del whole
     return result
@@ -144,7 +145,7 @@ def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
     The weight is brought back to 16 bit in the backward pass only (bitsandbytes v0.50,
     bitsandbytes/autograd/_functions.py, MatMul8bitLt); outliers are not counted.
     """
-    node = t.record(_dequantized_backward, (x,), (x,), (x.shape, weight))
+    node = t.record(_dequantized_backward, (x,), (x,), (x.shape, weight, x.format))
     half = to(t, Tensor(x.shape, x.format, x.storage), FP16)
     quantized = t.new("int8_vectorwise_quant", x.shape, INT8)
     del half
@@ -156,11 +157,15 @@ def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
 
 def _dequantized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    shape, weight = node.context
-    whole = t.new("dequantize", weight.shape, grad.format)
+    shape, weight, stored = node.context
+    whole = _dequantized(t, weight, stored, grad.format)
     to_x = t.new("mm", shape, grad.format)
     del whole
     return (to_x,)
+
+
+def _dequantized(t: Tape, weight: Tensor, stored: Format, wanted: Format) -> Tensor:
+    return to(t, t.new("dequantize", weight.shape, stored), wanted)
 
 
 def merged_adapter(t: Tape, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
