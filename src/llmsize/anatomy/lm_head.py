@@ -53,6 +53,8 @@ def causal_lm(
     if t.setting.training and t.setting.loss == "fp32_chunks":
         return held_chunks_loss(t, hidden, project)
     logits = project(hidden)
+    if t.setting.training and t.setting.fp32_logits:
+        logits = in_fp32(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)
     return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
@@ -129,8 +131,7 @@ FP32_SOFTCAP: tuple[Activation, ...] = (scaled_in_fp32, ops.tanh, ops.scale)
 def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss of the labels shifted by one token; transformers computes it in fp32."""
     if t.setting.compiled_loss:
-        scores = ops.to(t, logits, FP32) if t.setting.fp32_logits else logits
-        return ops.compiled_cross_entropy(t, scores, shifted_labels(t))
+        return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
     scores = ops.to(t, logits, FP32)
     if t.setting.shifts_logits:
         kept = ops.copy(t, ops.narrow(t, scores, 1, t.sequence - 1))

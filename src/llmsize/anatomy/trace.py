@@ -57,7 +57,7 @@ class Setting(NamedTuple):
     repeats_keys: bool = False
     """Whether shared keys and values are repeated for their queries whatever the kernel takes."""
     fp32_logits: bool = False
-    """Whether all logits are made fp32 before the loss, which a compiled one cannot avoid."""
+    """Whether the head hands out fp32 logits where the loss takes all at once."""
     shifts_logits: bool = False
     """Whether all logits but the last are copied for the loss."""
     loss: Loss = "eager"
