@@ -45,6 +45,8 @@ class Stack:
     pull request 1270 mended)."""
     quantizes_head: bool = False
     """Whether a quantized base includes the head."""
+    quantizes_experts: bool = False
+    """Whether it includes routed experts, because each has linear layers of its own."""
     quantizes_from_half: bool = False
     """Whether weights are quantized from fp16, which they come back in before they are cast."""
     separate_head: bool = False

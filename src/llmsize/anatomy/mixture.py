@@ -18,7 +18,7 @@ from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.operations import GradList, attach, first
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
-from llmsize.anatomy.trace import Trace
+from llmsize.anatomy.trace import Trace, expert_linear
 from llmsize.formats import BOOL, FP32, INT32, INT64, Format
 from llmsize.quick_dataclasses import dataclass
 
@@ -336,7 +336,10 @@ def _grouped(
     t: Trace, x: Tensor, weight: Tensor, ends: Tensor, out: int, offset: Tensor | None
 ) -> Tensor:
     """A linear layer of each expert for the rows of its tokens, with a bias for each row."""
-    x = ops.grouped_linear(t, x, weight, ends, out)
+    if isinstance(weight, Parameter) and weight.quantized:
+        x = expert_linear(t, x, weight, out)
+    else:
+        x = ops.grouped_linear(t, x, weight, ends, out)
     return x if offset is None else ops.add_in_place(t, x, offset)
 
 

@@ -89,6 +89,8 @@ class Setting(NamedTuple):
     """Whether their inputs are kept although nothing needs them (bitsandbytes before v0.43.2)."""
     quantizes_head: bool = False
     """Whether the head is quantized too."""
+    quantizes_experts: bool = False
+    """Whether the experts are, too, each of which is then called for itself."""
     quantizes_from_half: bool = False
     """Whether they come back in fp16, whatever they are used in."""
     separate_head: bool = False
@@ -141,6 +143,9 @@ QUANTIZED = frozenset(
      *("shared_gate", "shared_up", "shared_down", "shared_gate_up"), "ssm")
 )  # fmt: skip
 """Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
+
+EXPERTS = frozenset(("expert_gate_up", "expert_up", "expert_down"))
+"""Roles of routed experts' weights, which transformers 5 keeps in one parameter for all."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -411,6 +416,7 @@ class Trace(Tape):
         """
         replaced = role in QUANTIZED and (linear or role != "ssm")
         replaced |= role == "head" and linear and self.setting.quantizes_head
+        replaced |= role in EXPERTS and self.setting.quantizes_experts
         return self.setting.quantized is not None and replaced
 
     def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
@@ -543,7 +549,13 @@ LLM_INT8 = "llm-int8"
 """The format whose linear layers multiply in int8 instead of being brought back to 16 bit."""
 
 
-def _quantized(t: Trace, x: Tensor, weight: Parameter, bias: Parameter | None, out: int) -> Tensor:
+def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:
+    """The linear layers of quantized experts, one after the other, each for its tokens."""
+    each = Tensor(weight.shape[1:], weight.format, None)
+    return _quantized(t, x, each, None, out)
+
+
+def _quantized(t: Trace, x: Tensor, weight: Tensor, bias: Parameter | None, out: int) -> Tensor:
     """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
     compute = t.autocast or t.setting.format
     keeps_input = t.setting.keeps_quantized_inputs

@@ -94,6 +94,7 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         fused_recurrence=stack.fused_recurrence,
         keeps_quantized_inputs=stack.keeps_quantized_inputs,
         quantizes_head=stack.quantizes_head,
+        quantizes_experts=stack.quantizes_experts,
         quantizes_from_half=stack.quantizes_from_half,
         separate_head=stack.separate_head,
         repeats_keys=stack.repeats_keys,

@@ -1,0 +1,61 @@
+"""Answers to peaks of training that were searched for after the model was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.answers import Answer
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.formats import Format
+from llmsize.memory.methods import Choices
+from llmsize.memory.peak import device_memory
+from llmsize.memory.training import training_step
+from llmsize.memory.training_run import training_run
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.sources.config import read_config
+from llmsize.stack import Stack
+
+Row = Mapping[str, str]
+
+METERS = ("allocated", "reserved", "device")
+"""Each reads what the one before it does, and the next part of the memory of a device."""
+
+
+def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
+    """Peaks of real runs on one device, by what read them: the allocator, or the driver."""
+    for row in rows:
+        stack = presets.get(Stack, row["stack"])
+        run = training_run(
+            _choices(row), stack, presets.get(Precision, row["precision"]),
+            presets.get(Optimizer, row["optimizer"]),
+        )  # fmt: skip
+        step = training_step(_model(row["model"], directory), run)
+        seen = device_memory(step, stack).parts[: METERS.index(row["metric"]) + 1]
+        got = sum(int(part.value) for part in seen)
+        yield Answer(row["id"], f"peak, {row['metric']}", int(row["bytes"]), got)
+
+
+def _model(name: str, directory: Path) -> Architecture:
+    """A preset, or a configuration beside the table."""
+    found = presets.find(Architecture, name)
+    return found or read_config(directory / "trace_configs" / f"{name}.json", name)
+
+
+def _choices(row: Row) -> Choices:
+    """What a row says that was chosen."""
+    recompute = row["recompute"]
+    assert recompute in ("none", "full")
+    return Choices(
+        method=row["method"],
+        batch=int(row["batch"]),
+        sequence=int(row["seq_len"]),
+        accumulation=int(row["accumulation"]),
+        format=presets.get(Format, row["dtype"]),
+        base=presets.get(Format, row["base"]) if row["base"] else None,
+        rank=int(row["rank"] or 16),
+        targets=tuple(filter(None, row["targets"].split(","))),
+        adapter_dropout=float(row["adapter_dropout"]),
+        recompute="full" if recompute == "full" else "none",
+    )
