@@ -146,6 +146,7 @@ MEASURED_BY = {
     "found with their settings, of sources that no other table has; no constant is from them",
     "held_out_training.csv": "peaks of runs that were searched for afterwards: of frameworks' own "
     "tables, whose settings are all in their repositories; no constant is from them",
+    "held_out_llamacpp.csv": "lines of llama.cpp's logs that were searched for afterwards",
     "gguf_sizes.csv": "llama.cpp's quantizer in a dry run, and published files",
     "kv_cache.csv": "llama.cpp's allocator in a dry run, and engines' logs",
     "llamacpp_buffers.csv": "llama.cpp's allocator in a dry run",

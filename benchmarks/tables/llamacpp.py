@@ -223,6 +223,9 @@ def llamacpp_families(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
 llamacpp_recurrent = llamacpp_families
 """Recurrent and hybrid ones: a table of the same columns."""
 
+held_out_llamacpp = llamacpp_buffers
+"""Lines of logs that were searched for afterwards: a table of the same columns."""
+
 
 def _gpu_layers(row: Row) -> int | None:
     """How many layers are on the device; `None` for all."""
