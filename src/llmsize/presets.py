@@ -160,14 +160,26 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
     for record in _built_in(folder(kind)).values():
         if wanted == record.name or wanted in record.aliases:
             yield record
-    for place in _places():
-        for file in _files(place, folder(kind)):
-            text = _text(file)
-            if wanted.encode("utf-8", "surrogateescape") in text.lower():
-                record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
-                known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
-                if wanted and wanted in (alias.lower() for alias in known):
-                    yield record
+    for place in _own_places():
+        yield from _called(kind, wanted, place)
+    if found := _shipped_as(kind, wanted):
+        yield found
+
+
+def _called(kind: type[R], wanted: str, place: str) -> Iterator[R]:
+    """The presets of a folder that have an alias or a Hub id of that name."""
+    for file in _files(place, folder(kind)):
+        text = _text(file)
+        if wanted.encode("utf-8", "surrogateescape") in text.lower():
+            record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
+            known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
+            if wanted and wanted in (alias.lower() for alias in known):
+                yield record
+
+
+@lru_cache(maxsize=2048)
+def _shipped_as(kind: type[R], wanted: str) -> R | None:
+    return next(_called(kind, wanted, shipped()), None)
 
 
 def _text(file: str) -> bytes:
