@@ -120,6 +120,7 @@ def gguf(architecture: Architecture, trace: Trace) -> Checkpoint:
     return source._replace(family=family, weights=tuple(weights))
 
 
+@lru_cache(maxsize=16)  # many tokens and sequences are asked of one file
 def model(
     architecture: Architecture,
     trace: Trace,
