@@ -171,7 +171,11 @@ def _dataclass(
 def _replace(instance: Any, /, **changes: object) -> Any:
     """The same with some fields changed."""
     kind = type(instance)
-    return kind(**{name: getattr(instance, name) for name in kind._shape.fields} | changes)
+    values = [
+        changes.pop(name) if name in changes else getattr(instance, name)
+        for name in kind._shape.fields
+    ]
+    return kind(*values, **changes)  # a name that is left is no field
 
 
 def field_names(kind: Any) -> tuple[list[str], list[str]]:

@@ -27,6 +27,7 @@ def function(name: str) -> Callable[..., Estimate]:
     """
     _, command = load(name)
     known = {_word(parameter): parameter for parameter in parameters(command)[: -len(SHARED)]}
+    usual = {parameter.name: parameter.default for parameter in known.values()}
     shape = Signature(
         sorted(
             (
@@ -40,12 +41,11 @@ def function(name: str) -> Callable[..., Estimate]:
 
     @wraps(command)
     def ask(*arguments: Any, **words: Any) -> Estimate:
-        bound = shape.bind(*arguments, **words)
-        for word, given in bound.arguments.items():
+        values = dict(usual)
+        for word, given in shape.bind(*arguments, **words).arguments.items():
             if given == "":
                 raise LLMSizeError(f"`{word}` is empty", hint=EMPTY_HINT)
-        bound.apply_defaults()
-        values = {known[word].name: _value(known[word], v) for word, v in bound.arguments.items()}
+            values[known[word].name] = _value(known[word], given)
         found = answering.ask(command, values)
         answer: Estimate = found.estimate if isinstance(found, Drawn) else found
         return answer
