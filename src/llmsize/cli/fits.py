@@ -380,7 +380,7 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
     for what in PLACES[1:]:
         changed = offloaded(question, what)
         if changed != question and (device := need(changed).value) <= budget:
-            kept = f"{KEPT[what]} in host memory (`llmsize train --offload {what}`)"
+            kept = f"{KEPT[what]} in host memory (`llmsize train … --offload {what}`)"
             sizes = f"{format_bytes(device)} and {format_bytes(host_need(changed).value)} there"
             costs = ", ".join(("an optimizer step on the host", *slowdown(question, changed)))
             yield f"or keep {kept}: {sizes}; costs {costs}"
@@ -399,7 +399,7 @@ def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
         return
     if found is not None and found.gpu_layers:
         kept = f"{found.gpu_layers} of {found.trace.depth} layers"
-        yield f"keep {kept} on the device (`llmsize infer --offload cpu`); costs speed: the bus"
+        yield f"keep {kept} on the device (`llmsize infer … --offload cpu`); costs speed: the bus"
 
 
 FEWER_BITS = {
