@@ -305,3 +305,8 @@ def test_eight_bits_are_said_to_cost_less_than_two(capsys: pytest.CaptureFixture
     words = ("llama-3.1-8b", "--engine", "llama.cpp", "--vram")
     for memory, cost in (("12GB", "hardly any quality"), ("4GB", "much quality")):
         assert f"costs {cost})" in answer(capsys, *words, memory)["notes"][-1]
+
+
+def test_users_are_sequences_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--fit users` finds a number of what `--users` takes."""
+    assert answer(capsys, "gpt2", "--users", "5") == answer(capsys, "gpt2", "--batch", "5")

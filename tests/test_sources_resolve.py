@@ -206,3 +206,10 @@ def test_pipes_folders_and_loops_are_refused(here: Path, name: str) -> None:
     (here / name).mkdir()
     with pytest.raises(LLMSizeError, match=r"holds no|a folder"):
         resolve(f"./{name}")
+
+
+def test_a_parameter_count_is_told_where_it_belongs() -> None:
+    """Who asks about `7B` wants a model of that size, not one of that name."""
+    with pytest.raises(LLMSizeError) as refused:
+        resolve("7B")
+    assert "`llmsize estimate --params 7B`" in refused.value.hint

@@ -69,7 +69,7 @@ Prompt = Annotated[int | None, counting(
     "--prompt", what="prompt", metavar="TOKENS", show_default="the whole context",
     help="Tokens of each prompt.")]
 Batches = Annotated[str, Option(
-    "--batch", metavar="N", help="Sequences at once, or several to compare.")]
+    "--batch", "--users", metavar="N", help="Sequences at once, or several to compare.")]
 Quantization = Annotated[str, Option(
     "--quant", metavar="RECIPE", show_default="the checkpoint's own",
     help="How weights are stored, or several: `llmsize show recipes`.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from llmsize import presets
@@ -15,6 +16,8 @@ from llmsize.sources.reading import kind_of
 
 STDIN = "-"
 HUB_PREFIX = "hf:"
+_COUNT = re.compile(r"\d[\d._]{,20}[kmbt]?", re.IGNORECASE | re.ASCII)
+"""A parameter count where a model is asked for: `7B`."""
 
 
 def resolve(text: str) -> Source:
@@ -55,6 +58,8 @@ def _preset(text: str) -> Source | None:
 
 
 def _hint(text: str) -> str:
+    if _COUNT.fullmatch(text.strip()):
+        return f"for a model of any such size: `llmsize estimate --params {text.strip()}`"
     return did_you_mean(
         text.strip(),
         presets.names(Architecture),
