@@ -42,7 +42,7 @@ TYPES = {
     "falcon_h1": ("falcon_h1",),
     "gemma": ("gemma", "gemma2", "gemma3", "gemma3_text", "vaultgemma"),
     "gemma3n": ("gemma3n", "gemma3n_text"),
-    "gemma4": ("gemma4", "gemma4_text"),
+    "gemma4": ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
     "glm": ("glm", "glm4", "glm4v_text", "glm_ocr_text"),
     "glm4_moe": ("glm4_moe", "glm4v_moe_text", "solar_open", "dots1", "exaone_moe", "hy_v3"),
     "gpt2": ("gpt2", "gpt-sw3"),

@@ -70,9 +70,14 @@ class Shape:
     """Whether the logits are kept within bounds."""
 
 
+PLAIN = ("gemma4_unified", "gemma4_unified_text")
+"""Types whose layers have no input of their own."""
+
+
 def read(c: Config) -> Shape:
     """The shape from a `config.json`."""
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
+    plain = c.text("model_type") in PLAIN
     joined = c.flag("attention_k_eq_v")
     kv_heads = c.size("num_global_key_value_heads", default=s.kv_heads) if joined else s.kv_heads
     head_dim = Dim(c.size("global_head_dim", default=512), "global_head_dim")
@@ -83,7 +88,7 @@ def read(c: Config) -> Shape:
         window=c.size("sliding_window", default=512),
         joined=joined,
         bias=c.flag("attention_bias"),
-        extra=Dim(c.count("hidden_size_per_layer_input", default=256), "per_layer_input"),
+        extra=Dim(0 if plain else c.count("hidden_size_per_layer_input", default=256), "extra"),
         doubled=c.flag("use_double_wide_mlp"),
         mixture=read_mixture(c),
         capped=c.number("final_logit_softcapping") > 0,
@@ -102,6 +107,8 @@ def read_mixture(c: Config) -> Mixture | None:
 def layer_kinds(c: Config, layers: int, shared: int) -> list[Kind]:
     """The kind of every layer; the last one of each reach before the `shared` ones stores."""
     local = [window > 0 for window in decoder.windows(c, layers, lambda i: (i + 1) % 6 > 0)]
+    if c.text("model_type").startswith("gemma4"):
+        local[-1] = False  # whatever is listed
     first = layers - shared
     if first < 1 or not set(local[first:]) <= set(local[:first]):
         raise c.error(
