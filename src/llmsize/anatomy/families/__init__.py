@@ -87,6 +87,7 @@ TYPES = {
     "nemotron_h": ("nemotron_h",),
     "olmo": ("olmo", "olmo2", "olmo3", "flex_olmo"),
     "olmo_hybrid": ("olmo_hybrid",),
+    "openai_gpt": ("openai-gpt",),
     "opt": ("opt",),
     "persimmon": ("persimmon",),
     "phi": ("phi",),
