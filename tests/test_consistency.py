@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 from asking import answered
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from properties import tried
 
 from llmsize import presets
 from llmsize.architecture import Architecture
@@ -32,7 +35,16 @@ SEVERAL = st.sampled_from(("", "--gpus 1", "--gpus 2", "--gpus 4"))
 SIZE = st.builds(
     "--batch {} --context {}".format, st.sampled_from((1, 3, 16)), st.integers(64, 20_000)
 )
-SOME = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = tried(15, shrunk=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_advice() -> Iterator[None]:
+    """What `fits` advises beside its answer takes most of its time, and is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for advice in ("_limits", "_changes"):
+            patch.setattr(import_module("llmsize.cli.fits"), advice, lambda *_: ())
+        yield
 
 
 def asked(capsys: pytest.CaptureFixture[str], words: str) -> dict[str, Any]:
@@ -61,6 +73,10 @@ def in_detail(document: dict[str, Any]) -> str:
 @example(
     model="gpt-oss-20b", way="--dtype bf16",  # which is not how it is stored
     size="--batch 1 --context 64", devices="--vram 80GiB", several="",
+)  # fmt: skip
+@example(
+    model="gemma-4-e2b", way="--dtype q4_k_m",  # more of which is on the host than on the device
+    size="--batch 1 --context 64", devices="--vram 24GB", several="",
 )  # fmt: skip
 @given(model=MODELS, way=SERVED, size=SIZE, devices=DEVICES, several=SEVERAL)
 def test_serving_needs_what_infer_says(
