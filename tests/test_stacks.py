@@ -139,3 +139,20 @@ def test_trl_keeps_adapters_over_a_quantized_base_in_16_bit() -> None:
     for step, moment in ((quantized, 2), (plain, 4)):
         states = step.static.part("optimizer states").value
         assert states == pytest.approx(2 * moment * step.trained, rel=1e-3)
+
+
+def test_an_earlier_trainer_steps_with_copies_of_all_weights() -> None:
+    """A full step of Mistral-7B on an A100 peaked at 72,434,853,376 bytes in the optimizer.
+
+    fms-acceleration, scripts/benchmarks/refs/a100_80gb.csv at 0aab2c6, with transformers 4.45.2.
+    """
+    model, stack = (
+        presets.get(Architecture, "mistral-7b-v0.1"),
+        presets.get(Stack, "transformers-4"),
+    )
+    choices = Choices(batch=4, sequence=4096, recompute="full")
+    optimizer = presets.get(Optimizer, stack.optimizer)
+    run = training_run(choices, stack, presets.get(Precision, "pure-16bit"), optimizer)
+    step = training_step(model, run)
+    assert step.phase == "step"
+    assert step.total == pytest.approx(72_434_853_376, rel=0.001)

@@ -64,6 +64,8 @@ class Stack:
     """Format of LoRA adapters over 16-bit weights; `weight` for that of the weights."""
     quantized_adapters: str = ""
     """The same over quantized weights, if another."""
+    optimizer: str = "adamw"
+    """What steps where neither the user nor the method names one."""
     keep_outputs: bool = False
     """Whether its loop holds the logits until the backward pass has run."""
     keeps_gradients: bool = False

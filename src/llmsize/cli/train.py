@@ -63,7 +63,7 @@ PrecisionName = Annotated[str, Option(
     autocompletion=options.completing("precisions"))]
 OptimizerName = Annotated[str, Option(
     "--optimizer", metavar="NAME", show_default=False,
-    help="`llmsize show optimizers`; `adamw` if the method has none.",
+    help="`llmsize show optimizers`; the method's or the stack's own if absent.",
     autocompletion=options.completing("optimizers"))]
 StackName = Annotated[str, Option(
     "--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
@@ -283,12 +283,13 @@ def _question(
             f"weights in {choices.format.name} are not trained",
             hint="`--dtype fp32`, `fp16` or `bf16`; frozen ones are quantized by `--base`",
         )
-    optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or "adamw")
+    stack = presets.get(Stack, knobs.stack)
+    optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or stack.optimizer)
     precision = presets.get(Precision, knobs.recipe)
     if precision.name == Knobs().recipe and choices.format == FP32:
         precision = presets.get(Precision, "fp32")  # the same bytes, by their name
     question = Question(
-        architecture, choices, presets.get(Stack, knobs.stack), precision, optimizer,
+        architecture, choices, stack, precision, optimizer,
         machine.accelerator if machine else None,
     )  # fmt: skip
     check_runs(question)
