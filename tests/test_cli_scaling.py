@@ -196,3 +196,14 @@ def test_hours_of_a_card_without_bf16_are_counted_in_fp16(
     """NVIDIA's data sheet of the T4 has 65 TFLOP/s in FP16 and nothing in BF16."""
     document = answered(capsys, "optimal", "--gpu-hours", "100", "--gpu", "t4")
     assert "of the fp16 peak of Tesla T4" in document["assumptions"][0]
+
+
+def test_a_price_of_a_list_is_told_with_its_date(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A price is no fact: it is somebody's, of some day."""
+    listed = tmp_path / "prices.json"
+    listed.write_text('{"as_of": "2026-11-01", "per_hour": {"h100": 2.5}}')
+    words = ("--params", "2B", "--tokens", "40B", "--gpu", "h100", "--prices", str(listed))
+    document = answered(capsys, "time", *words)
+    assert "2.5 $/GPU-hour, by your prices of 2026-11-01" in document["assumptions"]

@@ -525,6 +525,7 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         "recomputed; LoRA of rank 16 on every linear layer",
     )
     told = (*training, *_tuned_on(case)) if set(case.ways) != {"serve"} else ()
+    told += machines.dated(case.have.price)
     return (*told, _serving(case)) if "serve" in case.ways else told
 
 

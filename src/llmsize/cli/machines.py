@@ -214,6 +214,13 @@ def price(machine: Machine | None, asked: Pricing) -> Term | None:
     return found
 
 
+def dated(price: Term | None) -> tuple[str, ...]:
+    """What an hour costs by a list, and of when that is; nothing for a price that was given."""
+    if price is None or price.source == "given":
+        return ()
+    return (f"{price.value:g} {price.unit}, by {price.source}",)
+
+
 def sixteen_bit(accelerator: Accelerator) -> str:
     """The format that training multiplies in unless another is named: bf16, or fp16 without it."""
     return "bf16" if supports(accelerator, "bf16") else "fp16"

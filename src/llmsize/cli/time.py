@@ -167,6 +167,7 @@ def _timed(
     assumed = [f"utilization is the {e.note}" for e in cases.values() if e.note]
     if not question["dtype"] and run.dtype != "bf16":
         assumed.append(f"computed in {run.dtype}: {run.accelerator.title} has no bf16")
+    assumed += machines.dated(run.price)
     return Estimate(
         "time",
         {**question, "dtype": run.dtype},
