@@ -3,7 +3,7 @@
 import pytest
 
 from llmsize.errors import LLMSizeError
-from llmsize.units import format_bytes, in_binary, parse_bytes, parse_count
+from llmsize.units import format_bytes, format_count, in_binary, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_bytes_beyond_every_machine_are_a_power_of_ten() -> None:
     with in_binary(True):
         assert format_bytes(2 * 2**60) == "2.00 EiB"
     assert format_bytes(1.12e43) == "1.12e+25 EB"
+
+
+def test_what_nobody_counts_has_an_exponent() -> None:
+    """A law turned round far outside its range gives numbers that no suffix makes readable."""
+    assert format_count(2.32e132) == "2.32e+132"
+    assert format_count(10**18) == "1,000,000T"

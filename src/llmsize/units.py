@@ -144,9 +144,14 @@ def _decimal(number: str, text: str, what: str) -> Decimal:
 
 
 def format_count(value: float) -> str:
-    """Three significant digits and a suffix: `6.74B`, `124M`, `52,000` below a million."""
+    """Three significant digits and a suffix: `6.74B`, `124M`, `52,000` below a million.
+
+    What nobody counts in trillions has an exponent.
+    """
     if abs(value) < 10**6:
         return f"{value:,.0f}"
+    if abs(value) > MAX_COUNT:
+        return f"{value:.3g}"
     for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
         if abs(value) >= scale * 0.9995 or suffix == "M":
             return f"{_significant(value / scale)}{suffix}"

@@ -456,7 +456,8 @@ def _found(fit: str | None, question: Serving, name: str, made: Estimate) -> Ite
     if fit is None:
         return
     if not made.verdict:
-        yield f"no {fit} fits that `--fit` tries"
+        published = "no quantization that is commonly published fits"
+        yield published if fit == "quant" else f"not even the smallest {fit} fits"
     elif fit == "quant":
         yield f"the best that fits: `{name or question.format.name}`"
     else:
