@@ -57,21 +57,21 @@ def evictable(architecture: Architecture, run: TrainingRun) -> Term | None:
 def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:
     """Bytes that cross the bus in one optimizer step, by what they are."""
     trace, _ = run_forward(architecture, run.setting, outline=True)
-    weights, batches = list(trace.weights.values()), run.accumulation
+    trained, batches = trained_weights(trace), run.accumulation
     parts = []
     if run.offload != "none":
         parts.append(term(
             "gradients to the host", "gradients * micro_batches", unit="bytes", source=OFFLOAD,
-            gradients=gradient_bytes(trained_weights(trace), run), micro_batches=batches,
+            gradients=gradient_bytes(trained, run), micro_batches=batches,
         ))  # fmt: skip
     if run.offload == "optimizer":
-        back = sum(weight.bytes * weight.copies for weight in trained_weights(trace))
+        back = sum(weight.bytes * weight.copies for weight in trained)
         parts.append(fact("stepped weights to the device", back, unit="bytes", source=OFFLOAD))
     if run.offload == "parameters":
         parts.append(term(
             "weights to the device", "weights * passes * micro_batches", unit="bytes",
             source=INFINITY, grade="formula", passes=2, micro_batches=batches,
-            weights=sum(stored(weight, run.setting) for weight in weights),
+            weights=sum(stored(weight, run.setting) for weight in trace.weights.values()),
         ))  # fmt: skip
     if run.setting.offload_checkpoints:
         parts.append(term(

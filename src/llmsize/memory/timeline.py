@@ -170,7 +170,10 @@ def _along(
     whole = _whole(turns, passed)
     for _, pattern in groupby(turns, lambda pair: pair[1].pattern):
         together = list(pattern)
-        happening = [passed[turn.layer][number not in whole] for number, turn in together]
+        happening = [
+            once if number in whole else again
+            for number, turn in together for once, again in [passed[turn.layer]]
+        ]  # fmt: skip
         number, turn = together[0]
         if any(passage.has_events() for passage in happening):
             yield _stretch(phase, number, len(turn.indices), happening)
