@@ -1,7 +1,7 @@
 """Adapters other than LoRA that change what a linear layer multiplies with.
 
 peft v0.21, local variables included. Some make the change as large as the weight (HiRA, LoHa,
-LoKr), one turns the layer's input (BOFT), others stay small (VeRA, MiSS).
+LoKr), others stay small (VeRA, MiSS).
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from math import isqrt, prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Adapter, Linear, Ranked
+from llmsize.anatomy.adapters import Linear, Ranked
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations import GradList, attach, first, keep_output, promoted
+from llmsize.anatomy.operations import GradList, attach, first, promoted
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
-from llmsize.errors import LLMSizeError
-from llmsize.formats import FP32, INT32
+from llmsize.formats import FP32
 from llmsize.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
@@ -214,80 +213,3 @@ def _same_for_parts(t: Tape, node: Node, grads: GradList) -> Grads:
     tokens, size = shape[:-2], shape[-1]
     strides = (*(size * prod(tokens[at + 1 :]) for at in range(len(tokens))), 0, 1)
     return (Tensor(shape, grad.format, grad.storage, strides=strides),)
-
-
-class BOFT(Adapter):
-    """A trained rotation of a layer's input, by blocks (Liu et al. 2024, arXiv:2311.06243).
-
-    The rotation is made as a whole matrix, as wide as the input, beside a permutation of the same
-    size that lives through the run. Without peft's CUDA extension there is one butterfly factor.
-    """
-
-    __slots__ = ()
-
-    def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
-        """peft/tuners/boft/layer.py, `Linear.forward`."""
-        width, out, format = x.shape[-1], layer.out, x.format
-        if width % BLOCK:
-            raise LLMSizeError(
-                f"`{layer.name}` has {width:,} inputs, which are no whole blocks of {BLOCK}",
-                hint="choose other --targets",
-            )
-        t.add_buffer(width * width * FP32.block_bytes)
-        shape = (1, width // BLOCK, BLOCK, BLOCK)
-        blocks = t.adapter(f"{layer.name}.boft_R.default", shape)
-        scales = t.adapter(f"{layer.name}.boft_s.default", (out, 1))
-        rotation = t.new("eye", (width, width), format)
-        factors = t.new("ones", (out, 1), format)
-        turns = _rotations(t, blocks.view(*shape[1:]))
-        diagonal = _on_diagonal(t, turns, width)
-        permutation = ops.to(t, Tensor((1, width, width), FP32, None), format)
-        diagonal = ops.to(t, diagonal, format)
-        permuted = ops.bmm(t, diagonal, permutation)
-        permuted = ops.bmm(t, permutation, permuted)
-        whole = ops.select(t, permuted, 0)
-        rotation = ops.linear(t, whole, rotation)
-        factors = ops.mul(t, scales, factors)
-        turned = ops.linear(t, x, ops.to(t, rotation, format), out=width)
-        result = layer.run(turned)
-        if layer.bias is not None:
-            result = ops.sub(t, result, layer.bias)
-        result = ops.mul(t, result, factors.view(out))
-        if layer.bias is not None:
-            result = ops.add(t, result, layer.bias)
-        return ops.to(t, result, format)
-
-
-BLOCK = 4
-"""Numbers that BOFT rotates together (peft, `boft_block_size`)."""
-
-
-def _rotations(t: Trace, blocks: Tensor) -> Tensor:
-    """Cayley's transform of the skew part of each block, in fp32."""
-    skew = ops.scale(t, ops.sub(t, blocks, ops.transpose(t, blocks, 1, 2)))
-    eye = t.new("eye", (BLOCK, BLOCK), FP32)
-    left, right = ops.add(t, eye, skew), ops.sub(t, eye, skew)
-    node = t.record(_solve_backward, (left, right), (left,), left.shape)
-    out = attach(t.new("linalg_solve_ex", left.shape, FP32), node)
-    keep_output(t, node, t.new("linalg_solve_ex", left.shape, FP32))
-    keep_output(t, node, t.new("linalg_solve_ex", left.shape[:2], INT32))
-    keep_output(t, node, out)
-    return out
-
-
-def _solve_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    to_right = t.new("linalg_lu_solve", node.context, FP32)
-    product = t.new("bmm", node.context, FP32)
-    to_left = t.new("neg", node.context, FP32)
-    del product
-    return to_left, to_right
-
-
-def _on_diagonal(t: Trace, blocks: Tensor, width: int) -> Tensor:
-    """A square matrix of zeros with the blocks along its diagonal; keeps nothing."""
-    node = t.record(_off_diagonal, (blocks,), (), blocks.shape)
-    return attach(t.new("block_diag", (1, width, width), FP32), node)
-
-
-def _off_diagonal(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (t.new("stack", node.context, first(grads).format),)

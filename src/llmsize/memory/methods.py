@@ -16,7 +16,8 @@ from llmsize.anatomy.prompts import (
     PTuning,
     TrainedTokens,
 )
-from llmsize.anatomy.weight_changes import BOFT, HiRA, LoHa, LoKr, MiSS, VeRA
+from llmsize.anatomy.rotations import BOFT, OFT
+from llmsize.anatomy.weight_changes import HiRA, LoHa, LoKr, MiSS, VeRA
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import BF16, Format
 from llmsize.memory.objectives import Reference
@@ -216,6 +217,10 @@ _KNOWN = (
     Method("miss", "one matrix for the sum of the input's parts",
            "Kang and Yin 2024, arXiv:2409.15371; " + PEFT + "miss/layer.py",
            takes=LOW_RANK, adapter=partial(_ranked, kind=MiSS), aliases=("bone",)),
+    Method("oft", "rotations of blocks of the layers' inputs",
+           "Qiu et al. 2023, arXiv:2306.07280; " + PEFT + "oft/layer.py",
+           takes=("targets", "adapter_format", "modules_to_save", "bias"),
+           adapter=lambda c, format: OFT(c.targets or (ALL_LINEAR,), format)),
     Method("boft", "rotations of the layers' inputs",
            "Liu et al. 2024, arXiv:2311.06243; " + PEFT + "boft/layer.py",
            takes=("targets", "adapter_format", "modules_to_save", "bias"),
