@@ -47,7 +47,7 @@ CHANNELS = 32
 
 
 def dividing(width: int, wanted: int) -> int:
-    """The number next to `wanted` that divides `width`, the smaller one of two (peft, `OFTLayer`)."""
+    """The number next to `wanted` that divides `width`, the smaller of two (peft, `OFTLayer`)."""
     if wanted >= width:
         return width
     lower = next(n for n in range(wanted, 0, -1) if width % n == 0)

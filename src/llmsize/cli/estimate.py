@@ -219,7 +219,7 @@ def _storage(
     own = "" if subject.assumed else options.own_dtype(subject.architecture)
     if own == "float32" and recipe is not None and (recipe.master or recipe.autocast):
         return options.storage("bf16"), (f"`{recipe.name}` has its 16-bit copies in bf16",)
-    storage = options.storage(own or "fp16")
+    storage = options.storage(own or ("fp16" if subject.assumed else options.SILENT))
     if subject.architecture.stored and not subject.assumed:
         return storage, options.requantized(subject.architecture, storage.name)
     return storage, (f"weights in {storage.name}" + (", as published" if own else ""),)

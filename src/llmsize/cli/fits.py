@@ -210,7 +210,7 @@ def _asked(
         own_storage = options.own_storage(architecture)
         storage = options.storage(files, served=True) if files else own_storage
     else:
-        own = options.own_dtype(architecture) or "fp16"
+        own = options.own_dtype(architecture) or options.SILENT
         kept = use.dtype or ("nf4" if use.job == "qlora" else own)
         engine = presets.get(Engine, use.engine) if use.engine else None
         storage = catalogue.storage(kept, engine, served=use.job == "inference")

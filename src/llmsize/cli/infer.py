@@ -368,7 +368,7 @@ def _subject(
 ) -> Subject:  # fmt: skip
     """The model for an engine. Raises `LLMSizeError` for what does not run or go together."""
     _check_computed(formats.dtype)
-    format = presets.get(Format, formats.dtype or options.own_dtype(architecture) or "bf16")
+    format = presets.get(Format, formats.dtype or options.own_dtype(architecture) or options.SILENT)
     format, assumed = (format, "") if formats.dtype else computed_in(format, engine, accelerator)
     allowed = [
         format.name if name == "weights" else name for name in engine.kv_formats or ("weights",)

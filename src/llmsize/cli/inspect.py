@@ -295,7 +295,8 @@ def _by_recipe(a: Architecture, trace: Trace) -> tuple[Checkpoint | None, str]:
 
 def _own_format(a: Architecture) -> Format:
     """The format that the weights were published in, or bf16."""
-    return presets.find(Format, options.own_dtype(a) or "bf16") or presets.get(Format, "bf16")
+    found = presets.find(Format, options.own_dtype(a) or options.SILENT)
+    return found or presets.get(Format, options.SILENT)
 
 
 def _traced_tensors(trace: Trace, format: Format) -> Table:

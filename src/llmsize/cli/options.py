@@ -190,6 +190,11 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+SILENT = "bf16"
+"""The format of a checkpoint that names none: what most are published in, as large as fp16, which
+takes its place on a card without it."""
+
+
 def own_dtype(architecture: Architecture) -> str:
     """The format that a model's weights were published in; empty if its configuration is silent."""
     config = architecture.config
@@ -197,11 +202,11 @@ def own_dtype(architecture: Architecture) -> str:
 
 
 def own_storage(architecture: Architecture) -> Storage:
-    """How a model's checkpoint stores its weights, quantized or not; fp16 if it is silent.
+    """How a model's checkpoint stores its weights, quantized or not; bf16 if it is silent.
 
     Raises `LLMSizeError` for a quantization that llmsize does not know.
     """
-    plain = storage(own_dtype(architecture) or "fp16")
+    plain = storage(own_dtype(architecture) or SILENT)
     if not architecture.stored:
         return plain
     from llmsize.sources.quantization import recipe_name

@@ -114,6 +114,9 @@ class Recipe:
     `+name:bytes per element`, `-name`."""
     linear_layers: bool = False
     """Whether it replaces linear layers as a model is loaded, and nothing but those."""
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """Layers that have to stay as they are, by `model_type`, since the model multiplies with their
+    weights without calling them."""
     unpacked: int = 0
     """Bytes per element of the copies that a product makes of a matrix, where its kernels unpack
     one into a buffer, or it is not compiled and has no kernel for the format."""
@@ -326,6 +329,8 @@ def _candidates(checkpoint: Checkpoint, recipe: Recipe, imatrix: bool) -> Iterat
     seen: dict[str, int] = {}
     for weight in order:
         if weight.role not in recipe.quantizes or not _is_matrix(weight):
+            continue
+        if ("", *weight.name.split("."))[-2] in recipe.skipped.get(checkpoint.family, ()):
             continue
         kind = "v" if weight.role in VALUE_ROLES else _plain(weight.role)
         count = seen.get(kind, 0)
