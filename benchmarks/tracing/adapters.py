@@ -19,11 +19,14 @@ OTHER_MODES = {"ia3": "IA3Config", "prompt": "PromptTuningConfig",
                "adaption-prompt": "AdaptionPromptConfig", "boft": "BOFTConfig", "oft": "OFTConfig",
                "trainable-tokens": "TrainableTokensConfig"}  # fmt: skip
 """Methods that are told something else, by the same."""
-BOTTLENECKS = {"houlsby": (("o_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "fc2",
-                            "out_proj", "o", "wo"), "swish"),
-               "pfeiffer": (("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense",
-                             "wo"), "relu")}  # fmt: skip
-"""Layers that have a bottleneck behind them, by the ends of their names, and its activation."""
+BEHIND_ATTENTION = ("o_proj", "attn.c_proj", "attention.dense", "self_attn.dense",
+                    "attention.output.dense", "SelfAttention.o", "EncDecAttention.o",
+                    "self_attn.out_proj")  # fmt: skip
+BEHIND_FEED_FORWARD = ("mlp.down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense",
+                       "wo")  # fmt: skip
+"""Ends of the names of layers that have a bottleneck behind them."""
+BOTTLENECKS = {"houlsby": "swish", "pfeiffer": "relu"}
+"""Activations of bottlenecks; of the second kind there are none behind attention."""
 MODES = (*OWN_WEIGHTS, *LORA_MODES, *WHOLE_RANK, *OTHER_MODES, *BOTTLENECKS)
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
@@ -122,17 +125,25 @@ class Bottleneck(torch.nn.Module):
         return output + residual
 
 
+def has_bottleneck(name: str, module: Any, mode: str) -> bool:
+    """Whether a bottleneck goes behind the module."""
+    if type(module).__name__ not in ("Linear", "Conv1D"):
+        return False
+    if name.endswith(tuple(f".{end}" for end in BEHIND_ATTENTION)):
+        return mode == "houlsby"
+    return name.endswith(tuple(f".{end}" for end in BEHIND_FEED_FORWARD))
+
+
 def add_bottlenecks(model: Any, settings: Settings) -> Any:
     """The model with bottlenecks in fp32 under autocast, in the weights' format without."""
-    ends, activation = BOTTLENECKS[settings.mode]
     model.requires_grad_(requires_grad=False)
     whole = settings.autocast != "none"
     for name, parent in list(model.named_modules()):
         for own, child in list(parent.named_children()):
-            linear = type(child).__name__ in ("Linear", "Conv1D")
-            if linear and f".{name}.{own}".endswith(tuple(f".{end}" for end in ends)):
+            if has_bottleneck(f".{name}.{own}", child, settings.mode):
                 out = child.weight.shape[1 if type(child).__name__ == "Conv1D" else 0]
                 dtype = torch.float32 if whole else child.weight.dtype
+                activation = BOTTLENECKS[settings.mode]
                 setattr(parent, own, Bottleneck(child, max(out // 16, 1), activation, dtype))
     return model
 

@@ -71,7 +71,7 @@ def _logits(
 ) -> Tensor:
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
-        table = _shared(t, f"{head}.weight", f"{tied}.weight")
+        table = shared_table(t, f"{head}.weight", f"{tied}.weight")
         logits = ops.linear(t, hidden, table, offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
@@ -83,11 +83,11 @@ def _logits(
 def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
     """The weight of the head, or of the embedding that it shares."""
     if tied:
-        return _shared(t, f"{head}.weight", f"{tied}.weight")
+        return shared_table(t, f"{head}.weight", f"{tied}.weight")
     return t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
 
 
-def _shared(t: Trace, name: str, embedding: str) -> Tensor:
+def shared_table(t: Trace, name: str, embedding: str) -> Tensor:
     """The embedding's weight, which a head shares, unless a copy of either is trained.
 
     A head's copy is one of the embedding; beside an embedding's copy the head keeps the frozen one

@@ -7,7 +7,7 @@ that of masked tokens, or a classifier's where `architectures` names one.
 from __future__ import annotations
 
 from llmsize.anatomy import attention as kernels
-from llmsize.anatomy import blocks
+from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import ACTIVATION_FIELDS
@@ -177,7 +177,8 @@ def told(t: Trace, s: Shape, x: Tensor, prefix: str) -> Tensor:
     offset = t.weight(f"{decoder}.bias", (s.vocabulary,), "bias")  # idle beside a head's own
     if not s.tied:
         return t.linear(x, f"{decoder}.decoder", s.vocabulary, bias=True, role="head")
-    table = t.table(t.weights[-1, f"{prefix}.embeddings.word_embeddings.weight"])
+    embeddings = f"{prefix}.embeddings.word_embeddings.weight"
+    table = lm_head.shared_table(t, f"{decoder}.decoder.weight", embeddings)
     return ops.linear(t, x, table, offset)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations.elementwise import to, unary
-from llmsize.anatomy.operations.rules import GradList, attach, first, keep_output
+from llmsize.anatomy.operations.rules import GradList, attach, first, keep_output, laid_out
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import FP32, Format
+from llmsize.formats import FP16, FP32, Format
 
 
 def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -41,8 +41,22 @@ def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
-    """Softmax over the last dimension, computed in `format`; keeps its output."""
+    """Softmax over the last dimension, computed in `format`; keeps its output.
+
+    From fp16 to fp32 it is one kernel, as are the gradients back (aten/src/ATen/native/SoftMax.cpp,
+    `half_to_float`).
+    """
     if t.autocast and format is None:
         format = FP32
+    if format is FP32 and x.format is FP16:
+        node = t.record(_to_half, (x,))
+        out = attach(t.new("softmax", x.shape, FP32), node, x)
+        keep_output(t, node, out)
+        return out
     converted = to(t, x, format) if format else x
     return unary(t, "softmax", converted, keeps="output")
+
+
+def _to_half(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    return (laid_out(t.new("softmax_backward", grad.shape, FP16), grad),)
