@@ -206,6 +206,7 @@ class LoRA(Ranked):
         The low-rank product is made whole to take the norms of the weights that it changes.
         """
         magnitude = t.adapter(f"{layer.name}.lora_magnitude_vector.default.weight", (layer.out,))
+        dropped = ops.dropout(t, x, self.dropout)
         down_cast, up_cast = ops.cast(t, down), ops.cast(t, up)
         grad, t.grad = t.grad, False
         eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
@@ -216,7 +217,6 @@ class LoRA(Ranked):
         norms = self._norms(t, weight, change)
         t.grad = grad
         scale = ops.divide(t, magnitude, norms)
-        dropped = ops.dropout(t, x, self.dropout)
         added = ops.linear(t, ops.linear(t, dropped, down), up)
         if self.dropout and t.grad:
             result = ops.linear(t, dropped, weight, out=layer.out)
