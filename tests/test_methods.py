@@ -20,7 +20,7 @@ from llmsize.formats import Format
 from llmsize.memory.methods import METHODS, Choices, check_options
 from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer
-from llmsize.sources.config import read_config
+from llmsize.sources.config import architecture, read_config
 
 REFERENCE = Path(__file__).parent / "reference"
 QV = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
@@ -121,6 +121,17 @@ def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
         for method, rank in (("galore", 32), ("galore", 128), ("full", 16))
     ]  # fmt: skip
     assert states[0] < states[1] < states[2]
+
+
+@pytest.mark.parametrize(("format", "traced"), [("bf16", 1_214_976), ("fp32", 3_437_568)])
+def test_galore_has_the_states_of_a_traced_step(format: str, traced: int) -> None:
+    """galore-torch 1.0 on transformers 5.23, rank 8 (torch 2.13): projections are views in fp32."""
+    config = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 4, "head_dim": 32,
+              "num_key_value_heads": 2, "intermediate_size": 352, "num_hidden_layers": 3,
+              "vocab_size": 1000, "tie_word_embeddings": False}  # fmt: skip
+    choices = Choices("galore", rank=8, sequence=64, format=presets.get(Format, format))
+    step = training_step(architecture(config, "small", "small"), run_of(choices))
+    assert step.static.part("optimizer states").value == traced
 
 
 def test_galore_in_8_bit_is_what_was_measured() -> None:

@@ -153,7 +153,7 @@ def projected(optimizer: Optimizer, rank: int) -> Optimizer:
             hint="choose `adamw` or `adamw-8bit`",
         )
     return replace(
-        optimizer, layout="low_rank", rank=rank, projector=WEIGHT,
+        optimizer, layout="low_rank", rank=rank, projector=WEIGHT, step_bytes=0,
         excludes=("embedding", "position", "head"),
         others=optimizer.states,
         title=f"GaLore of rank {rank} with {optimizer.title or optimizer.name}",
@@ -185,6 +185,11 @@ def factors(optimizer: Optimizer, shape: tuple[int, ...]) -> int:
 def _low_rank_bytes(
     optimizer: Optimizer, shape: tuple[int, ...], states: Mapping[str, Format], stepped: Format
 ) -> int:
+    """The moments of a subspace, and the projection into it.
+
+    That one is cast to 16 bit, but in fp32 it is a view of all singular vectors, which stay
+    (jiaweizzhao/GaLore, galore_torch/galore_projector.py, `get_orthogonal_matrix`).
+    """
     *stack, rows, columns = shape
     short, long = sorted((rows, columns))
     rank = min(optimizer.rank, short)
@@ -192,7 +197,8 @@ def _low_rank_bytes(
     if optimizer.block:
         kept += stored_bytes(FP32, -(-rank * long // optimizer.block)) * len(states)
     if optimizer.projector:
-        kept += stored_bytes(state_format(optimizer, optimizer.projector, stepped), short * rank)
+        format = state_format(optimizer, optimizer.projector, stepped)
+        kept += stored_bytes(format, short * (short if format == FP32 else rank))
     return prod(stack) * kept
 
 
