@@ -21,10 +21,16 @@ from llmsize.errors import printable
 from llmsize.formats import BOOL, FP32, INT64, Format
 
 
-def embed(t: Trace, name: str, rows: int, width: int) -> Tensor:
-    """Token embeddings: batch, sequence, width."""
+def embed(
+    t: Trace, name: str, rows: int, width: int, own: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Token embeddings: batch, sequence, width; with what the embedding's `own` layer does to them.
+
+    Virtual tokens join them as they come from there.
+    """
     table = t.weight(f"{name}.weight", (rows, width), "embedding")
     x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
+    x = x if own is None else own(x)
     x = t.with_gradient(x) if t.setting.input_gradients else x
     return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)
 

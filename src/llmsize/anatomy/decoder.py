@@ -157,6 +157,7 @@ def run(
     names: Names = NAMES,
     windows: Iterable[int] = (),
     begin: Part = as_it_is,
+    embed: Part | None = None,
     holds_tokens: bool = False,
     embedding: int = 0,
     rows: int = 0,
@@ -171,17 +172,18 @@ def run(
 ) -> Tensor:
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
-    `windows` are those that attention uses; kinds that are numbers are windows. `begin` makes the
-    first layer's input of the token embeddings, which the model may hold beside it
-    (`holds_tokens`), which are `embedding` wide if not as wide as the layers, and of which there
-    are `rows` if not as many as tokens that are predicted; `end` is what happens to the logits.
+    `windows` are those that attention uses; kinds that are numbers are windows. `embed` is what the
+    embedding itself does to the rows it looks up, `begin` makes the first layer's input of them.
+    The model may hold them beside it (`holds_tokens`); they are `embedding` wide if not as wide as
+    the layers, and of their table there are `rows` if not as many as tokens that are predicted;
+    `end` is what happens to the logits.
     Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
     the last layer `returned` beside its output. A `spare_mask` is that of a window which all tokens
     outgrow, made though no layer is given it.
     Blocks that are `carrying` hand each other more than the residual stream.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden)
+    tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden, embed)
     inputs = [begin(tokens)]  # of the first layer, and of nobody else if tokens are held beside
     tokens = tokens if holds_tokens else inputs[0]
     position_ids, alibi = blocks.positions(t), None

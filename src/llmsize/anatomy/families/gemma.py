@@ -56,7 +56,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     return decoder.run(
-        t, s, block, windows(c, s.layers), norm=gemma_norm, begin=lambda x: scaled(t, x),
+        t, s, block, windows(c, s.layers), norm=gemma_norm, embed=lambda x: scaled(t, x),
         rope=rotary.Rope(apart=family in NORMED_HEADS), masking="eager" if softcap else "as needed",
         end=lm_head.SOFTCAP if capped else (),
     )  # fmt: skip
