@@ -28,6 +28,7 @@ TYPES = {
     "bert": ("bert", "roberta", "xlm-roberta", "camembert"),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2", "cohere2_moe"),
+    "ctrl": ("ctrl",),
     "dbrx": ("dbrx",),
     "deepseek": (
         "deepseek", "deepseek_v2", "deepseek_ocr2_text", "deepseek_v3", "deepseek_v32", "kimi_k2",
