@@ -92,12 +92,12 @@ def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) ->
     """Attention whose output a sigmoid scales: of all scores' log-sum-exp less the head's sink."""
     groups = q.shape[1] // k.shape[1]
     k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
-    scores = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
-    scores = ops.add(t, scores, mask)
-    whole = ops.log_sum_exp(t, scores).view(*scores.shape[:-1])
+    weights = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
+    weights = ops.add(t, weights, mask)
+    whole = ops.log_sum_exp(t, weights).view(*weights.shape[:-1])
     sinks = t.weight("self_attn.sinks", (s.heads,), "sinks").view(1, s.heads, 1)
     scale = ops.sigmoid(t, ops.to(t, ops.sub(t, whole, sinks), FP32))
-    weights = ops.to(t, ops.softmax(t, scores, FP32), q.format)
+    weights = ops.to(t, ops.softmax(t, weights, FP32), q.format)
     weights = ops.dropout(t, weights, s.attention_dropout)
     out = ops.matmul(t, weights, v)
     scale = ops.reshape(t, ops.to(t, scale, out.format), *scale.shape, 1)

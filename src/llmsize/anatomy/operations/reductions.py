@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node, Rule
 from llmsize.anatomy.layout import row_major
+from llmsize.anatomy.operations.elementwise import in_fp32
 from llmsize.anatomy.operations.rules import (
     GradList,
     attach,
@@ -78,11 +79,20 @@ def sum_over(t: Tape, x: Tensor, dim: int, *, keep: bool = False) -> Tensor:
 
 def log_sum_exp(t: Tape, x: Tensor) -> Tensor:
     """The logarithm of the summed exponentials of the last dimension, which stays as 1; keeps its
-    input and its output."""
-    node = t.record(whole_backward, (x,), (x,), ("logsumexp_backward", x.shape))
+    input and its output. Under autocast it runs in fp32."""
+    x = in_fp32(t, x)
+    node = t.record(_log_sum_exp_backward, (x,), (x,), x.shape)
     out = attach(t.new("logsumexp", (*x.shape[:-1], 1), x.format), node)
     keep_output(t, node, out)
     return out
+
+
+def _log_sum_exp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    format = first(grads).format
+    difference, raised = t.new("sub", node.context, format), t.new("exp", node.context, format)
+    result = t.new("mul", node.context, format)
+    del difference, raised
+    return (result,)
 
 
 def sum_first(t: Tape, x: Tensor) -> Tensor:
