@@ -1,11 +1,13 @@
 """Verdicts, and the searches for the largest and the smallest setting."""
 
+from math import isqrt
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmsize.errors import LLMSizeError
-from llmsize.planning.fits import largest, limits, smallest, verdict
+from llmsize.planning.fits import largest, most, smallest, verdict
 
 ORDER = ["does not fit", "tight", "fits"]
 
@@ -63,16 +65,44 @@ def test_a_search_is_short() -> None:
     assert len(asked) <= 2 * 18
 
 
-@given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(1, 10**9), bands)
-def test_limits_are_what_fits(slope: int, base: int, budget: int, band: float) -> None:
-    """The safe limit fits; the value after the estimated limit needs more than there is."""
+@given(
+    slope=st.integers(0, 1000), curve=st.integers(0, 5), base=st.integers(0, 10**6),
+    kink=st.integers(0, 10**4), step=st.sampled_from((1, 16, 256)),
+    known=st.integers(1, 500), spare=st.integers(0, 10**9), block=st.sampled_from((1, 16, 256)),
+)  # fmt: skip
+def test_the_most_fits_and_one_more_does_not(
+    slope: int, curve: int, base: int, kink: int, step: int, known: int, spare: int, block: int
+) -> None:
+    """Whether the need grows by a line, a parabola, in steps, or only from some value on."""
 
-    def need(value: int) -> int:
-        return base + slope * value
+    def need(value: int) -> float:
+        value = -(-value // step) * step
+        return base + slope * value + curve * max(0, value - kink) ** 2
 
-    found = limits("context", need, budget, band=band)
-    if found.safe is not None:
-        assert verdict(need(found.safe), budget, band=band) == "fits"
-        assert verdict(need(found.safe + 1), budget, band=band) != "fits"
-    if found.estimated is not None:
-        assert need(found.estimated) <= budget < need(found.estimated + 1)
+    highest = 2**20
+    budget = need(known) + spare
+    found = most(need, budget, known, block=block, highest=highest)
+    assert need(found) <= budget
+    assert found == highest or need(found + 1) > budget
+
+
+def test_values_that_are_spared_a_copy_are_found() -> None:
+    """Of contexts whose mask is padded unless they are a multiple of 16, the largest that fits."""
+
+    def need(tokens: int) -> float:
+        return 10 * tokens**2 * (1 if tokens % 16 == 0 else 2)
+
+    assert most(need, 10 * 1000**2, 512, block=16) == 992
+
+
+def test_most_needs_are_met_at_once() -> None:
+    """A need that is a line or a parabola is met without halving a range: each is a slow trace."""
+    asked: list[int] = []
+
+    def need(tokens: int) -> float:
+        asked.append(tokens)
+        return 10**9 + 10**5 * tokens + 80 * tokens**2
+
+    root = (-(10**5) + isqrt(10**10 + 4 * 80 * 79 * 10**9)) // 160
+    assert most(need, 80 * 10**9, 512) == root
+    assert len(asked) <= 8

@@ -167,13 +167,19 @@ def test_several_prompts_are_said_to_be_read_at_once(capsys: pytest.CaptureFixtu
 def test_a_file_of_llama_cpp_is_asked_about_as_infer_asks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without `--dtype` llama.cpp loads its own 16-bit file, and a smaller one is a change."""
+    """Without `--dtype` llama.cpp loads its own 16-bit file, and a smaller one is a change.
+
+    What the host holds of it is said beside the device's memory.
+    """
     words = ("qwen2.5-7b", "--engine", "llama.cpp", "--gpu", "rtx-3060")
     found = document(capsys, *words, code=1)
     served = answered(capsys, "infer", *words, codes=(1,))
     assert found["question"]["dtype"] == "gguf-f16"
     needed = found["answer"][0]["rows"][-1]["cells"]["bytes"]["value"]
-    assert needed == served["answer"][0]["rows"][-1]["cells"]["GPU 0"]["value"]
+    places = served["answer"][0]["rows"][-1]["cells"]
+    assert needed == places["GPU 0"]["value"]
+    room = {row["name"]: row["cells"]["bytes"]["value"] for row in found["answer"][1]["rows"]}
+    assert room["needed on the host"] == places["host"]["value"]
     assert any("store the weights in q8_0" in note for note in found["notes"])
 
 

@@ -97,11 +97,12 @@ def most_parameters(job: Job, work: Workload, machine: Machine) -> Cell:
     if reason:
         return Absent(reason)
     budget, each = machine.usable.value, _least(work, job) * STEP / machine.devices
-    need = partial(_estimated, work, job, machine.devices)
+    need = lru_cache(maxsize=None)(partial(_estimated, work, job, machine.devices))
 
     # what the weights alone allow is near, and whoever starts from there traces few shapes
     most, allowed = MOST // STEP, min(max(int(budget / each), 1), MOST // STEP)
-    guess = approached(need, budget, allowed, each, highest=most)
+    nearer = max(allowed + int((budget - need(allowed)) // each), 1)
+    guess = approached(need, budget, allowed, nearer, highest=most)
     found = largest_near(lambda steps: need(steps) <= budget, guess, highest=most)
     if need(found) > budget:
         return Absent("not even a million parameters fit")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
+from math import inf
 from typing import Annotated, NamedTuple
 
 from llmsize import presets
+from llmsize.anatomy.attention import ALIGNMENT
 from llmsize.answer import Absent, Cell, Estimate, Row, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import catalogue, machines, options
@@ -19,6 +21,7 @@ from llmsize.cli.jobs import (
     multiplies,
     need_of,
     on,
+    places_of,
     refusal,
     runtime,
     step,
@@ -35,7 +38,7 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.memory.training import Offload
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough
-from llmsize.planning.fits import largest_near, smallest, verdict
+from llmsize.planning.fits import most, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
 from llmsize.planning.training import PLACES, Question, host_need, need, offloaded
@@ -244,30 +247,39 @@ def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool
     question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
     model, work = _asked(architecture, use, machine.accelerator)
     work = on(machine, work)
-    needed, budget = need_of(model, work, job, machine.devices), int(machine.usable.value)
+    needed, *elsewhere = places_of(model, work, job, machine.devices)
+    budget = int(machine.usable.value)
     said, stored = verdict(needed.value, budget, band=band_of(work, job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts if part.value]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
-    rest = term(
-        "headroom", "memory - needed", unit="bytes", memory=budget, needed=needed.value,
-        grade=needed.grade,
-    )  # fmt: skip
-    room = (Row("memory", {"bytes": machine.usable}), Row("headroom", {"bytes": rest}))
     headline = (
         f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {stored} needs "
         f"{format_bytes(needed.value)}{each}, and there are {format_bytes(budget)}"
     )
     within = needed.value <= budget
-    advice = _limits(model, work, job, machine) if within else _changes(model, work, job, machine)
+    advised = _limits(model, work, job, machine, needed) if within else (
+        _changes(model, work, job, machine))  # fmt: skip
     return Estimate(
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
-         Table("", ("bytes",), room)),
+         Table("", ("bytes",), tuple(_room(machine, needed, elsewhere)))),
         _assumptions(work, job, architecture, machine.devices),
-        (*advice, *_in_detail(name, model, work, job, machine, hardware), _band(work, job)),
+        (*advised, *_in_detail(name, model, work, job, machine, hardware), _band(work, job)),
         verdict=said == "fits" if strict else within,
     )  # fmt: skip
+
+
+def _room(machine: Machine, needed: Term, elsewhere: Iterable[Term]) -> Iterator[Row]:
+    """The memory of a device and what is left of it; what is needed of the host's."""
+    rest = term(
+        "headroom", "memory - needed", unit="bytes", memory=int(machine.usable.value),
+        needed=needed.value, grade=needed.grade,
+    )  # fmt: skip
+    yield Row("memory", {"bytes": machine.usable})
+    yield Row("headroom", {"bytes": rest})
+    for place in elsewhere:
+        yield Row(f"needed on the {place.name}", {"bytes": place})
 
 
 def _in_detail(
@@ -279,40 +291,57 @@ def _in_detail(
         yield f"in detail: `{command} {machines.words(hardware)}`"
 
 
-def _limits(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
+def _limits(
+    model: Subject, work: Workload, job: Job, machine: Machine, needed: Term
+) -> tuple[str, ...]:
     """The longest context, the largest batch and the largest rank that there is room for."""
-    budget, devices = machine.usable.value, machine.devices
-
-    def most(setting: Callable[[int], Workload], known: int) -> int:
-        def need(value: int) -> float:
-            try:
-                return need_of(model, setting(value), job, devices).value
-            except LLMSizeError:  # a rank above a layer's dimensions, more slots than llama.cpp's
-                return float("inf")
-
-        each = (need(2 * known) - need(known)) / known  # nearly every need grows by a line
-        guess = int((budget - need(known)) / each) if 0 < each < float("inf") else 0
-        return largest_near(
-            lambda value: need(value) <= budget, known + guess, lowest=known, highest=2**30
-        )
-
-    context = most(lambda value: work._replace(context=value), work.context)
-    batch = most(lambda value: work._replace(batch=value), work.batch)
+    context, batch, rank = _largest_settings(model, work, job, machine, needed)
     made_for = model.architecture.context_length
     beyond = f" ({made_for:,} is what the model was made for)" if made_for and (
         made_for < context) else ""  # fmt: skip
-    told = [f"the longest context that fits has {context:,} tokens{beyond}"]
-    if job == "inference":
-        told.append(f"the largest batch that fits has {batch:,} sequences: users at once, each "
-                    f"with {work.context:,} tokens")  # fmt: skip
-    else:
-        told.append(f"the largest batch that fits has {batch:,} sequences")
-    if job in ("LoRA", "QLoRA"):
-        rank = most(
-            lambda value: work._replace(lora=replace(work.lora, rank=value)), work.lora.rank
-        )
-        told.append(f"the largest rank that fits is {rank:,}")
-    return tuple(told)
+    users = f": users at once, each with {work.context:,} tokens" if job == "inference" else ""
+    told = [
+        f"the longest context that fits has {context:,} tokens{beyond}",
+        f"the largest batch that fits has {batch:,} sequences{users}",
+    ]
+    return (*told, *([f"the largest rank that fits is {rank:,}"] if rank else []))
+
+
+def _largest_settings(
+    model: Subject, work: Workload, job: Job, machine: Machine, needed: Term
+) -> tuple[int, int, int]:
+    """The largest context, batch and rank, each for itself; a rank of 0 without adapters."""
+    engine = work.engine if job == "inference" else None
+    buffered = engine is not None and engine.allocation == "buffers"
+
+    def largest(
+        setting: Callable[[int], Workload], known: int, *, block: int = 1, highest: int = 2**30
+    ) -> int:
+        def need(value: int) -> float:
+            if value == known:
+                return needed.value
+            try:
+                return need_of(model, setting(value), job, machine.devices).value
+            except LLMSizeError:  # a rank above a layer's dimensions
+                return inf
+
+        return most(need, machine.usable.value, known, block=block, highest=highest)
+
+    block = engine.token_block if engine and buffered else ALIGNMENT
+    return (
+        largest(lambda value: work._replace(context=value), work.context, block=block),
+        largest(lambda value: work._replace(batch=value), work.batch,
+                highest=_most_slots() if buffered else 2**30),
+        largest(lambda value: work._replace(lora=replace(work.lora, rank=value)), work.lora.rank)
+        if job in ("LoRA", "QLoRA") else 0,
+    )  # fmt: skip
+
+
+def _most_slots() -> int:
+    """Sequences that llama.cpp serves at once."""
+    from llmsize.planning.serving import MOST_OF_BUFFERS  # with all that serving takes
+
+    return MOST_OF_BUFFERS["batch"]
 
 
 def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tuple[str, ...]:
@@ -390,6 +419,7 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
 def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
     """How many layers the device holds if the others stay in host memory."""
     from llmsize.cli.infer import offloaded
+    from llmsize.memory.serving import ELSEWHERE, need
 
     name = work.storage.recipe.name if work.storage.recipe else ""
     try:
@@ -398,8 +428,10 @@ def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
     except LLMSizeError:  # a recipe that the engine does not read
         return
     if found is not None and found.gpu_layers:
-        kept = f"{found.gpu_layers} of {found.trace.depth} layers"
-        yield f"keep {kept} on the device (`llmsize infer … --offload cpu`); costs speed: the bus"
+        kept = f"{found.gpu_layers} of {found.trace.depth} layers on the device"
+        rest = sum(int(place.value) for place in need(found) if place.name in ELSEWHERE)
+        yield (f"keep {kept} (`llmsize infer … --offload cpu`) and {format_bytes(rest)} in host "
+               "memory; costs speed: the bus")  # fmt: skip
 
 
 FEWER_BITS = {

@@ -15,7 +15,7 @@ from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import Band, band_for
-from llmsize.planning.needs import estimated, serving, simulated, tuning
+from llmsize.planning.needs import estimated, serving_places, simulated, tuning
 from llmsize.planning.support import obstacle, obstacle_to
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
@@ -54,11 +54,16 @@ def engine_on(machine: Machine, engine: Engine) -> Engine:
 
 def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:
     """Bytes on the fullest device, by passes that are walked operation by operation."""
+    return places_of(model, work, job, devices)[0]
+
+
+def places_of(model: Subject, work: Workload, job: Job, devices: int) -> tuple[Term, ...]:
+    """The same, and the bytes in host memory where an engine holds some there."""
     if job == "inference":
-        return serving(model, work, devices)
+        return serving_places(model, work, devices)
     if job == "full training" and not work.storage.trainable:
-        return estimated(model, work, job, devices)
-    return tuning(step(model.architecture, work, job), devices)
+        return (estimated(model, work, job, devices),)
+    return (tuning(step(model.architecture, work, job), devices),)
 
 
 def step(model: Architecture, work: Workload, job: Job) -> Question:

@@ -6,7 +6,9 @@ The functions take plain numbers and plain callables: what is needed is the busi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from math import inf, sqrt
 from typing import Literal
 
 from llmsize.errors import LLMSizeError
@@ -48,18 +50,6 @@ HIGHEST = 2**40
 """Where a search stops: beyond it a setting is unbounded for every practical purpose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest value of one setting, by the estimate and by its worst expected error."""
-
-    setting: str
-    unit: str
-    estimated: int | None
-    """The largest value whose estimated need fits; absent if not even the smallest does."""
-    safe: int | None
-    """The largest value that *fits* with the error band to spare."""
-
-
 def verdict(need: float, budget: float, *, band: float) -> Verdict:
     """`fits` or `does not fit` where the error band leaves no doubt, and `tight` inside it.
 
@@ -73,19 +63,6 @@ def verdict(need: float, budget: float, *, band: float) -> Verdict:
     return "tight" if need <= budget * (1 + band) else "does not fit"
 
 
-def limits(
-    setting: str, need: Callable[[int], float], budget: float, *, band: float,
-    unit: str = "", lowest: int = 1, highest: int = HIGHEST,
-) -> Limits:  # fmt: skip
-    """The largest value of a setting that raises `need`, with and without the error band."""
-    estimated = largest(lambda value: need(value) <= budget, lowest=lowest, highest=highest)
-    if estimated is None:
-        return Limits(setting, unit, None, None)
-    certain = budget * (1 - band)
-    safe = largest(lambda value: need(value) <= certain, lowest=lowest, highest=estimated)
-    return Limits(setting, unit, estimated, safe)
-
-
 def largest(holds: Callable[[int], bool], *, lowest: int = 1, highest: int = HIGHEST) -> int | None:
     """The largest integer from `lowest` to `highest` that `holds`, if `lowest` does.
 
@@ -97,11 +74,7 @@ def largest(holds: Callable[[int], bool], *, lowest: int = 1, highest: int = HIG
     good, step = lowest, 1
     while good + step <= highest and holds(good + step):
         good, step = good + step, step * 2
-    failed = min(good + step, highest + 1)
-    while failed - good > 1:
-        middle = (good + failed) // 2
-        good, failed = (middle, failed) if holds(middle) else (good, middle)
-    return good
+    return _last(holds, good, min(good + step, highest + 1))
 
 
 def largest_near(
@@ -112,29 +85,80 @@ def largest_near(
     It is `lowest` where that does not hold either.
     """
     guess, step = min(max(guess, lowest), highest), 1
+    failed = guess + 1
     while guess > lowest and not holds(guess):
-        guess, step, highest = max(guess - step, lowest), step * 2, guess - 1
+        guess, step, failed = max(guess - step, lowest), step * 2, guess
+    if step > 1:
+        return _last(holds, guess, failed)
     return largest(holds, lowest=guess, highest=highest) or guess
 
 
+def _last(holds: Callable[[int], bool], good: int, failed: int) -> int:
+    """The last that `holds` from one that does to one that does not, by halves."""
+    while failed - good > 1:
+        middle = (good + failed) // 2
+        good, failed = (middle, failed) if holds(middle) else (good, middle)
+    return good
+
+
+def most(
+    need: Callable[[int], float], budget: float, known: int,
+    *, block: int = 1, highest: int = HIGHEST,
+) -> int:  # fmt: skip
+    """The largest value of a setting whose `need` is within the budget, as that of `known` is.
+
+    Multiples of a `block` are tried first: where memory is given in blocks, or spared by whole
+    ones, needs rise with the blocks and not with every value.
+    """
+    asked = lru_cache(maxsize=None)(need)
+    first, last, found = -(-known // block), highest // block, known
+
+    def holds(value: int) -> bool:
+        return asked(value) <= budget
+
+    if holds(first * block):
+        guess = approached(lambda blocks: asked(blocks * block), budget, first, 2 * first,
+                           lowest=first, highest=last)  # fmt: skip
+        found = block * largest_near(
+            lambda blocks: holds(blocks * block), guess, lowest=first, highest=last
+        )
+    return largest_near(holds, found, lowest=found, highest=min(found + block - 1, highest))
+
+
 def approached(
-    need: Callable[[int], float], budget: float, guess: int, each: float,
+    need: Callable[[int], float], budget: float, first: int, second: int,
     *, lowest: int = 1, highest: int = HIGHEST,
 ) -> int:  # fmt: skip
-    """A value that needs about the budget: three steps of the secant method from a `guess`.
+    """A value that needs about the budget, from two guesses, in few questions.
 
-    `each` is about what one more needs, above zero, and is corrected on the way.
+    Most needs grow by a line, that of attention may by a parabola: Muller's method meets both.
     """
-    needed = need(guess)
-    for _ in range(3):
-        last, before = guess, needed
-        guess = min(max(guess + int((budget - needed) // each), lowest), highest)
-        if guess == last:
+    points, guess = [(first, need(first))], min(second, highest)
+    for _ in range(STEPS):
+        if guess in dict(points) or need(guess) == inf:
             break
-        needed = need(guess)
-        slope = (needed - before) / (guess - last)
-        each = slope if slope > 0 else each
+        points.append((guess, need(guess)))
+        guess = min(max(_meeting(points[-3:], budget, highest), lowest), highest)
     return guess
+
+
+STEPS = 4
+"""Values that are asked about on the way to one whose need is near the budget."""
+
+
+def _meeting(points: Sequence[tuple[int, float]], budget: float, last: int) -> int:
+    """Where the line or the parabola through (value, need) meets the budget; the `last` for none.
+
+    Muller 1956, doi:10.1090/S0025-5718-1956-0083822-0.
+    """
+    (x0, y0), (x1, y1), (x, y) = points[0], points[-2], points[-1]
+    line = (y - y1) / (x - x1)
+    curve = (line - (y1 - y0) / (x1 - x0)) / (x - x0) if x1 != x0 else 0.0
+    slope = line + curve * (x - x1)
+    root = slope**2 + 4 * curve * (budget - y)
+    if slope <= 0 or root < 0:
+        slope, root = line, line**2
+    return x + int(2 * (budget - y) / (slope + sqrt(root))) if slope > 0 else last
 
 
 def smallest(

@@ -38,9 +38,14 @@ def serving(model: Subject, work: Workload, devices: int = 1) -> Term:
     A shape that stands in for a parameter count, and a format that nothing is computed in, follow
     published rules instead. Raises `LLMSizeError` for a job that makes no sense.
     """
+    return serving_places(model, work, devices)[0]
+
+
+def serving_places(model: Subject, work: Workload, devices: int = 1) -> tuple[Term, ...]:
+    """The same, and what is in host memory where the engine leaves something there."""
     if work.engine is not None and not model.assumed and simulated(work):
-        return _fullest(model, work, work.engine, devices)
-    return estimated(model, work, "inference", devices)
+        return _simulated_places(model, work, work.engine, devices)
+    return (estimated(model, work, "inference", devices),)
 
 
 def simulated(work: Workload) -> bool:
@@ -53,7 +58,9 @@ def simulated(work: Workload) -> bool:
     return computed or work.storage.recipe is not None
 
 
-def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Term:
+def _simulated_places(
+    model: Subject, work: Workload, engine: Engine, devices: int
+) -> tuple[Term, ...]:
     from llmsize.memory import serving as served  # with llama.cpp, which is large
 
     storage = work.storage
@@ -65,12 +72,14 @@ def _fullest(model: Subject, work: Workload, engine: Engine, devices: int) -> Te
     if engine.split == "layers":
         devices = max(1, min(devices, made.trace.depth))
     question = replace(made, context=work.context, batch=work.batch, devices=devices)
-    needed = served.fullest(served.need(question))
+    places = served.need(question)
+    needed = served.fullest(places)
+    elsewhere = (place for place in places if place.name in served.ELSEWHERE and place.value)
     if engine.allocation != "pool":
-        return needed
+        return (needed, *elsewhere)
     inside = int(needed.value) - served.outside_share(needed, engine)
     shared = served.shared_out(needed, engine, int(needed.value))
-    return _with_share(needed, engine, inside, shared - inside)
+    return (_with_share(needed, engine, inside, shared - inside), *elsewhere)
 
 
 def _with_share(needed: Term, engine: Engine, inside: int, outside: int) -> Term:
