@@ -18,7 +18,7 @@ from llmsize.hardware import Machine
 from llmsize.ladder import typical, typical_depth
 from llmsize.memory import overview
 from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
-from llmsize.planning.catalogue import Choice, Filter, parameters, search, wanted
+from llmsize.planning.catalogue import Choice, Each, Filter, parameters, search, wanted
 from llmsize.planning.fits import approached, largest_near
 from llmsize.planning.needs import estimated, serving, tuning
 from llmsize.term import Term, fact
@@ -82,20 +82,26 @@ def senseless(work: Workload, job: Job) -> str:
     return "" if job == "LoRA" else "QLoRA trains beside 4-bit weights"
 
 
-def counts(works: Mapping[str, Workload], machine: Machine, jobs: tuple[Job, ...] = JOBS) -> Table:
+def counts(
+    works: Mapping[str, Workload], machine: Machine, jobs: tuple[Job, ...] = JOBS, each: Each = map
+) -> Table:
     """The largest number of parameters for every way to store weights and every job."""
-    rows = tuple(
-        Row(title, {job: most_parameters(job, work, machine) for job in jobs})
-        for title, work in works.items()
-    )
+    asked = [(job, work) for work in works.values() for job in jobs]
+    found = iter(each(lambda pair: _largest_count(pair[0], pair[1], machine), asked))
+    rows = tuple(Row(title, {job: _parameters(next(found)) for job in jobs}) for title in works)
     return Table("largest number of parameters", jobs, rows, heading="weights in")
 
 
 def most_parameters(job: Job, work: Workload, machine: Machine) -> Cell:
     """The most parameters whose estimated need is within the memory."""
+    return _parameters(_largest_count(job, work, machine))
+
+
+def _largest_count(job: Job, work: Workload, machine: Machine) -> int | str:
+    """The same as a number, or why there is none."""
     reason = senseless(work, job) or refusal(work, job, machine.accelerator)
     if reason:
-        return Absent(reason)
+        return reason
     budget, each = machine.usable.value, _least(work, job) * STEP / machine.devices
     need = lru_cache(maxsize=None)(partial(_estimated, work, job, machine.devices))
 
@@ -104,10 +110,14 @@ def most_parameters(job: Job, work: Workload, machine: Machine) -> Cell:
     nearer = max(allowed + int((budget - need(allowed)) // each), 1)
     guess = approached(need, budget, allowed, nearer, highest=most)
     found = largest_near(lambda steps: need(steps) <= budget, guess, highest=most)
-    if need(found) > budget:
-        return Absent("not even a million parameters fit")
+    return found * STEP if need(found) <= budget else "not even a million parameters fit"
+
+
+def _parameters(found: int | str) -> Cell:
+    if isinstance(found, str):
+        return Absent(found)
     return fact(
-        "parameters", found * STEP, unit="parameters", grade="assumed",
+        "parameters", found, unit="parameters", grade="assumed",
         source="the largest count whose estimate is within the memory",
     )  # fmt: skip
 
@@ -137,8 +147,9 @@ def _typical(layers: int) -> Subject:
 
 
 def models_that_fit(
-    works: Mapping[str, Workload], machine: Machine, job: Job, filter: Filter, engine: Engine | None
-) -> Iterator[Choice]:
+    works: Mapping[str, Workload], machine: Machine, job: Job, filter: Filter,
+    engine: Engine | None, each: Each = map,
+) -> Iterator[Choice]:  # fmt: skip
     """The presets that fit for a job, largest first, in the most precise format that does.
 
     The formats are those of one engine, transformers unless another is named.
@@ -146,7 +157,7 @@ def models_that_fit(
     loaded = {title: works[title] for title in LOADED if title in works}
     usable = works if engine else loaded or works
     models = [model for model in presets.every(Architecture).values() if wanted(model, filter)]
-    return searching(usable, machine, job)(models)
+    return searching(usable, machine, job)(models, each=each)
 
 
 def searching(

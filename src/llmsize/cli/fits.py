@@ -28,6 +28,7 @@ from llmsize.cli.jobs import (
     workload,
 )
 from llmsize.cli.machines import Hardware
+from llmsize.cli.processes import divided
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError, did_you_mean, printable
 from llmsize.formats import FP16
@@ -555,13 +556,14 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
         title: on(machine, use.workload(catalogue.storage(name, engine, served=bool(engine))))
         for title, name in ways.items()
     }
-    table = catalogue.counts(works, machine, ("inference",) if engine else JOBS)
+    each = divided if listing.everything else map
+    table = catalogue.counts(works, machine, ("inference",) if engine else JOBS, each)
     usual = "nf4" if job == "QLoRA" else "fp16/bf16"
     title = usual if usual in works else next(iter(works))
     filter = Filter(
         listing.commercial, _families(listing.family), min_parameters=listing.min_params
     )
-    found = catalogue.models_that_fit(works, machine, job, filter, engine)
+    found = catalogue.models_that_fit(works, machine, job, filter, engine, each)
     shown = list(found if listing.everything else islice(found, SHOWN))
     more = next(found, None) is not None
     most = table.column(job)[title]

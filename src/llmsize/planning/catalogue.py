@@ -25,6 +25,9 @@ Need = Callable[[Architecture, str], int | None]
 Least = Callable[[Architecture, str], float]
 """A bound of them that costs next to nothing: no need is below it."""
 
+Each = Callable[..., Iterable[Any]]
+"""`map`, which works lazily, or something that does the work of all items at once."""
+
 UNPUBLISHED = "proprietary"
 """The licence of models whose weights cannot be had."""
 PEERS = 1.5
@@ -107,19 +110,23 @@ def search(
     least: Least = lambda model, format: 0,
     order: Callable[[Architecture], tuple[Any, ...]] = largest_first,
     certain: bool = False,
+    each: Each = map,
 ) -> Iterator[Choice]:
-    """The models that fit in their `order`, found lazily.
+    """The models that fit in their `order`, found lazily if `each` is.
 
     `formats` goes from the most precise to the smallest: each model takes the first that *fits*,
     or the first that is *tight* but within the budget if none does, unless it has to be `certain`.
     What needs at `least` more is not asked about.
     """
     limits = (budget * (1 - band), *([] if certain else [budget]))
-    for model in sorted(models, key=order):
-        asked = lru_cache(maxsize=None)(partial(need, model))
-        bound = partial(least, model)
+
+    def first_within(model: Architecture) -> tuple[str, int] | None:
+        asked, bound = lru_cache(maxsize=None)(partial(need, model)), partial(least, model)
         within = (_first_within(limit, formats, asked, bound) for limit in limits)
-        found = next(filter(None, within), None)
+        return next(filter(None, within), None)
+
+    ordered = sorted(models, key=order)
+    for model, found in zip(ordered, each(first_within, ordered), strict=True):
         if found is not None:
             format, needed = found
             said = verdict(needed, budget, band=band)
