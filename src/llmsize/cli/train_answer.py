@@ -21,7 +21,7 @@ from llmsize.memory.training_run import training_run
 from llmsize.optimizers import DTYPE, Optimizer
 from llmsize.planning import changes as planning
 from llmsize.planning.slowdown import slowdown
-from llmsize.planning.training import Question, changes, host_need, need
+from llmsize.planning.training import Question, changes, host_need, need, within
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
@@ -270,7 +270,7 @@ def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], 
 
     def enough(changed: Question) -> bool:
         try:
-            return need(changed).value <= budget
+            return within(changed, budget)
         except LLMSizeError:
             return False  # what does not go together
 

@@ -7,7 +7,7 @@ The functions take plain numbers and plain callables: what is needed is the busi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf, sqrt
 from typing import Literal
 
@@ -111,18 +111,22 @@ def most(
     ones, needs rise with the blocks and not with every value.
     """
     asked = lru_cache(maxsize=None)(need)
-    first, last, found = -(-known // block), highest // block, known
 
-    def holds(value: int) -> bool:
-        return asked(value) <= budget
-
-    if holds(first * block):
-        guess = approached(lambda blocks: asked(blocks * block), budget, first, 2 * first,
-                           lowest=first, highest=last)  # fmt: skip
-        found = block * largest_near(
-            lambda blocks: holds(blocks * block), guess, lowest=first, highest=last
+    def searched(first: int, second: int, last: int, unit: int = 1) -> int:
+        in_units = partial(_scaled, asked, unit)
+        guess = approached(in_units, budget, first, second, lowest=first, highest=last)
+        return unit * largest_near(
+            lambda units: in_units(units) <= budget, guess, lowest=first, highest=last
         )
-    return largest_near(holds, found, lowest=found, highest=min(found + block - 1, highest))
+
+    blocks = -(-known // block)
+    fits = asked(blocks * block) <= budget
+    found = searched(blocks, 2 * blocks, highest // block, block) if fits else known
+    return searched(found, found + 1, min(found + block - 1, highest))
+
+
+def _scaled(need: Callable[[int], float], unit: int, units: int) -> float:
+    return need(units * unit)
 
 
 def approached(

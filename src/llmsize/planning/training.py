@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import get_args
 
+from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
 from llmsize.memory.host import host_memory
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
+from llmsize.memory.states import static_memory
 from llmsize.memory.training import Offload, TrainingRun, training_step
 from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
@@ -52,6 +55,22 @@ def need(question: Question) -> Term:
     """
     check_runs(question)
     return device_memory(training_step(question.architecture, run_of(question)), question.stack)
+
+
+def within(question: Question, budget: int) -> bool:
+    """Whether the step needs no more than that. Raises as `need` does.
+
+    What lives through the step takes an outline alone, and mostly settles it where nothing helps.
+    """
+    run = run_of(question)
+    held = static_memory(outlined(question.architecture, run.setting), run)
+    return held.value <= budget and need(question).value <= budget
+
+
+@lru_cache(maxsize=64)
+def outlined(architecture: Architecture, setting: Setting) -> Trace:
+    """One layer of each kind: enough for weights. Nothing may be changed in it."""
+    return run_forward(architecture, setting, outline=True)[0]
 
 
 def host_need(question: Question) -> Term:
