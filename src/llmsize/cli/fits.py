@@ -400,9 +400,9 @@ def _smaller_served(model: Subject, work: Workload, machine: Machine) -> Iterato
     if found := changes.combination(work, _smaller(work.engine), enough):
         done = " and ".join(change.name for change in found)
         yield f"to make it fit: {done}; costs {', '.join(change.costs for change in found)}"
-    if machine.devices == 1 and work.engine is not None and work.engine.allocation != "pool":
+    if machine.devices == 1 and work.engine is not None and "layers" in work.engine.to_host:
         yield from (f"{'or' if found else 'to make it fit:'} {kept}"
-                    for kept in _split(model, work, int(budget)))  # fmt: skip
+                    for kept in _split(model, work, work.engine, int(budget)))  # fmt: skip
 
 
 def _on_the_host(question: Question, budget: int) -> Iterator[str]:
@@ -417,22 +417,23 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
             return
 
 
-def _split(model: Subject, work: Workload, budget: int) -> Iterator[str]:
+def _split(model: Subject, work: Workload, engine: Engine, budget: int) -> Iterator[str]:
     """How many layers the device holds if the others stay in host memory."""
     from llmsize.cli.infer import offloaded
     from llmsize.memory.serving import ELSEWHERE, need
 
     name = work.storage.recipe.name if work.storage.recipe else ""
     try:
-        found = offloaded(model.architecture, name, context=work.context, batch=work.batch,
-                          memory=budget)  # fmt: skip
+        found = offloaded(model.architecture, engine, name, context=work.context,
+                          batch=work.batch, memory=budget)  # fmt: skip
     except LLMSizeError:  # a recipe that the engine does not read
         return
     if found is not None and found.gpu_layers:
         kept = f"{found.gpu_layers} of {found.trace.depth} layers on the device"
         rest = sum(int(place.value) for place in need(found) if place.name in ELSEWHERE)
+        slower = "the host runs the others" if engine.allocation == "buffers" else "the bus"
         yield (f"keep {kept} (`llmsize infer … --offload cpu`) and {format_bytes(rest)} in host "
-               "memory; costs speed: the bus")  # fmt: skip
+               f"memory; costs speed: {slower}")  # fmt: skip
 
 
 FEWER_BITS = {

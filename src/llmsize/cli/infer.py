@@ -397,13 +397,14 @@ def _check_computed(dtype: str) -> None:
 
 
 def offloaded(
-    architecture: Architecture, name: str, *, context: int, batch: int, memory: int
-) -> Serving | None:
+    architecture: Architecture, engine: Engine, name: str,
+    *, context: int, batch: int, memory: int,
+) -> Serving | None:  # fmt: skip
     """As many layers on a device of that memory as fit, the rest in host memory.
 
     `name` is how the weights are stored; `None` if not even the rest of the model fits.
     """
-    subject = _subject(architecture, presets.get(Engine, "transformers"), Formats())
+    subject = _subject(architecture, engine, Formats())
     made = replace(subject.stored(name), context=context, batch=batch)
     return asking.largest_that_fits(made, "gpu-layers", Budget(memory))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from math import inf
 
+from llmsize.anatomy.attention import ALIGNMENT
 from llmsize.anatomy.flops import forward_flop_per_token
 from llmsize.anatomy.parameters import hidden_size, vocabulary
 from llmsize.errors import LLMSizeError
@@ -21,7 +24,7 @@ from llmsize.memory.serving import (
 )
 from llmsize.memory.weights import weight_bytes
 from llmsize.planning.changes import Change
-from llmsize.planning.fits import largest, smallest
+from llmsize.planning.fits import most, smallest
 from llmsize.quick_dataclasses import dataclass, replace
 from llmsize.term import Term, fact, term
 from llmsize.units import GIB
@@ -54,12 +57,16 @@ class Budget:
 
 def fits(question: Serving, budget: Budget) -> bool:
     """Whether every device has room for what it needs; a pool for every sequence."""
+    return _needed(question, budget) <= budget.memory
+
+
+def _needed(question: Serving, budget: Budget) -> float:
+    """Bytes on the fullest device; without end where a pool has no room for every sequence."""
     place = fullest(need(question))
-    if place.value > budget.memory:
-        return False
-    if question.engine.allocation != "pool":
-        return True
-    return pool(question, budget.memory, budget.utilization).bytes >= place.part("KV cache").value
+    if place.value > budget.memory or question.engine.allocation != "pool":
+        return place.value
+    room = pool(question, budget.memory, budget.utilization).bytes
+    return place.value if room >= place.part("KV cache").value else inf
 
 
 def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving | None:
@@ -75,10 +82,19 @@ def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving |
             return replace(question, gpu_layers=value - 1)
         return replace(question, batch=value)
 
-    most = MOST_OF_BUFFERS if question.engine.allocation == "buffers" else MOST
-    highest = question.trace.depth + 2 if what == "gpu-layers" else most[what]
-    found = largest(lambda value: fits(changed(value), budget), highest=highest)
-    return None if found is None else changed(found)
+    buffered = question.engine.allocation == "buffers"
+    limits = MOST_OF_BUFFERS if buffered else MOST
+    highest = question.trace.depth + 2 if what == "gpu-layers" else limits[what]
+    block = question.engine.token_block if buffered else ALIGNMENT
+
+    @cache
+    def needed(value: int) -> float:
+        return _needed(changed(value), budget)
+
+    if needed(1) > budget.memory:
+        return None
+    return changed(most(needed, budget.memory, 1, highest=highest,
+                        block=block if what == "context" else 1))  # fmt: skip
 
 
 def stored_bytes_of(question: Serving) -> int:
