@@ -78,6 +78,14 @@ def test_the_device_holds_two_blocks_of_offloaded_weights() -> None:
     assert found.static.part("weights").value == 2 * ((50257 + 1024) * 768 + layer)
 
 
+def test_a_tied_head_is_held_with_the_last_layer() -> None:
+    """Of Qwen3 0.6B: 151,936 tokens of 1,024 channels and the final norm; and in a layer products
+    of 2,048, 2 × 1,024, 2,048 and 3 × 3,072 channels, two norms, and those of 128-channel heads."""
+    found = step("qwen3-0.6b", run_of(Choices(sequence=64, offload="parameters")))
+    layer = 1024 * (2048 + 2 * 1024 + 2048 + 3 * 3072) + 2 * 1024 + 2 * 128
+    assert found.static.part("weights").value == 2 * (151_936 * 1024 + 1024 + layer)
+
+
 def test_gradients_cross_once_a_micro_batch_and_weights_once_a_step() -> None:
     """16-bit gradients of four micro-batches go down, the stepped weights come up once."""
     model = presets.get(Architecture, "gpt2")

@@ -113,6 +113,14 @@ def test_more_rollouts_take_more_only_while_they_are_written() -> None:
     assert many.peaks["backward"] == few.peaks["backward"]
 
 
+def test_ppo_keeps_the_logits_of_what_it_writes() -> None:
+    """In fp32 for each of 49,152 tokens, step by step and as one tensor: TRL's `generate` stacks
+    what transformers returns, `torch.stack(output.logits, 1)`."""
+    written = step(objective="ppo", rollouts=8, completion=100).stages["rollouts"]
+    logits = written.part("logits of the rollouts")
+    assert logits.value == 2 * 4 * 8 * 100 * 49_152
+
+
 def test_an_engine_that_sleeps_leaves_its_memory_to_training() -> None:
     """vLLM on the same device is there throughout, or only while it writes."""
     awake = step(objective="grpo", engine=10**9)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llmsize import presets
 from llmsize.anatomy import traced
 from llmsize.formats import BF16, FP32, NATIVE
-from llmsize.optimizers import Optimizer, Precision, state_bytes
+from llmsize.optimizers import Optimizer, Precision, projected, projection_bytes, state_bytes
 from llmsize.sources.config import architecture
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -81,9 +82,26 @@ def test_a_factored_matrix_keeps_its_rows_and_columns() -> None:
     assert state_bytes(OPTIMIZERS["adafactor"], (30,)) == 4 * (30 + 1)
 
 
+def test_galore_steps_with_a_decomposition_or_an_update() -> None:
+    """Of 100 × 300 numbers in 16 bits, by jiaweizzhao/GaLore's own code: in fp32 the gradient, U of
+    100 × 100 and V of 100 × 300; or the update twice over and three moments of the rank."""
+    decomposed, updated = (
+        projection_bytes(replace(OPTIMIZERS["galore"], rank=rank), (100, 300), "", BF16)
+        for rank in (4, 100)
+    )
+    assert decomposed == 4 * (100 * 300 + 100 * 100 + 100 * 300)
+    assert updated == 2 * (2 * 100 * 300 + 3 * 100 * 300)
+
+
 def test_galore_keeps_a_projection_and_two_small_moments() -> None:
     """Table 1 of the paper, for m ≤ n: mr + 2nr numbers; in fp32 all m singular vectors stay."""
     m, n, r = 512, 2048, 128
     assert state_bytes(OPTIMIZERS["galore"], (m, n), stepped=BF16) == 2 * (m * r + 2 * n * r)
     assert state_bytes(OPTIMIZERS["galore"], (m, n)) == 4 * (m * m + 2 * n * r)
     assert state_bytes(OPTIMIZERS["galore"], (m, n), role="head") == 8 * m * n
+
+
+def test_what_galore_in_8_bit_does_not_project_has_scales_for_both_moments() -> None:
+    """bitsandbytes: a byte for each number of a moment, and an fp32 scale for each block of 256."""
+    optimizer = projected(OPTIMIZERS["adamw-8bit"], 128)
+    assert state_bytes(optimizer, (512, 2048), role="head") == 2 * (512 * 2048 + 4 * 512 * 8)

@@ -10,6 +10,7 @@ from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.families.minicpm3 import scaled_norm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.operations.rules import whole_backward
 from llmsize.anatomy.scan_operations import exp
@@ -59,7 +60,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
     used = {reaches[local].window for local, _ in kinds}
-    return decoder.run(t, s, block, kinds, windows=used, begin=begin)
+    return decoder.run(
+        t, s, block, kinds, norm=scaled_norm, windows=used, begin=begin, handed_positions=False
+    )
 
 
 def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
