@@ -170,9 +170,9 @@ def test_a_mistake_is_one_error_and_one_hint(
     refused(capsys, "curve", *words.split())
 
 
-def test_a_title_stays_within_a_narrow_terminal() -> None:
-    """The longest line of a chart is as wide as the terminal at most."""
+def test_words_of_a_chart_stay_within_a_narrow_terminal() -> None:
+    """Its longest line is as wide as the terminal at most, title and legend among them."""
     axis = Axis("parameters", "parameters")
     title = "Equal loss, by a law with a name that is too long"
-    chart = Chart(title, axis, axis, (Series("a", ((1, 1), (9, 2))),))
+    chart = Chart(title, axis, axis, (Series("a curve with a name of its own", ((1, 1), (9, 2))),))
     assert max(map(len, draw(chart, 40).splitlines())) <= 40

@@ -101,7 +101,8 @@ def draw(chart: Chart, width: int | None = None, height: int = HEIGHT) -> str:
     body = [_gutter(label) + line for label, line in zip(labels, canvas.lines(), strict=True)]
     foot = [f"{'':>{_MARGIN - 1}}└{_base(chart, x, columns)}", *_columns(chart.x, x, columns)]
     title = textwrap.wrap(safe(chart.title), across)
-    return "\n".join([*title, *body, *foot, *_legend(chart)]) + "\n"
+    legend = [line for text in _legend(chart) for line in textwrap.wrap(text, across)]
+    return "\n".join([*title, *body, *foot, *legend]) + "\n"
 
 
 def _gutter(label: str) -> str:
