@@ -98,7 +98,7 @@ EVERYWHERE = ("mistral", "ministral", "mixtral", "phimoe", "qwen3_moe")
 
 def windows(c: Config, layers: int) -> list[int]:
     """The window of each layer: Mistral's of all, Qwen2's of the upper ones if it is in use,
-    Qwen2-MoE's of every other lower one, Qwen3-MoE's of all."""
+    Qwen2-MoE's of every other lower one, Qwen3-MoE's of all, CWM's of all but every fourth one."""
     family = c.text("model_type")
     if family == "mistral" and "sliding_window" not in c.fields:
         return [4096] * layers
@@ -109,4 +109,6 @@ def windows(c: Config, layers: int) -> list[int]:
             return decoder.windows(c, layers, lambda i: in_use and i % 2 == 0 and i < first)
         first = 0 if family in EVERYWHERE else first
         return decoder.windows(c, layers, lambda layer: in_use and layer >= first)
+    if family == "cwm":
+        return decoder.windows(c, layers, lambda layer: layer % 4 > 0)
     return decoder.windows(c, layers, lambda layer: family in EVERYWHERE)
