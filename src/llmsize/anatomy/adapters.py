@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
 from llmsize.errors import LLMSizeError
@@ -30,20 +31,6 @@ Gate = Literal["swish", "relu"]
 
 FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
 """Roles of the linear layers of a feed-forward layer."""
-
-
-class Linear(NamedTuple):
-    """A linear layer as an adapter finds it."""
-
-    name: str
-    role: str
-    weight: Parameter
-    bias: Parameter | None
-    out: int
-    run: Callable[[Tensor], Tensor]
-    """The frozen layer alone."""
-    transposed: bool = False
-    """Whether its weight is stored as (in, out)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +77,7 @@ class Adapter:
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """What a linear layer that it goes around gives for `x`."""
-        return layer.run(x)
+        return layer.run(t, x)
 
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
         """What a layer gives for `x` of whose output it adapts parts of these widths."""
@@ -163,7 +150,7 @@ class LoRA(Ranked):
         trained = not self.fixed_down
         down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
-        result = layer.run(x)
+        result = layer.run(t, x)
         format = result.format
         x = ops.to(t, x, self.format)
         if self.dora:
@@ -182,7 +169,7 @@ class LoRA(Ranked):
             return Adapter.around_parts(self, t, x, layer, widths)
         down = t.adapter(f"{layer.name}.lora_A", (self.rank * len(widths), x.shape[-1]))
         up = t.adapter(f"{layer.name}.lora_B", (sum(widths), self.rank))
-        result = layer.run(x)
+        result = layer.run(t, x)
         change = ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
         if sum(widths) < layer.out:
             change = ops.index_copy(t, change, layer.out)
@@ -213,7 +200,7 @@ class LoRA(Ranked):
         low = ops.linear(t, eye, down_cast)
         product = ops.linear(t, low, up_cast)
         change = ops.to(t, product, x.format)
-        weight = ops.to(t, t.whole(layer), x.format)
+        weight = ops.to(t, layer.whole(t), x.format)
         norms = self._norms(t, weight, change)
         t.grad = grad
         scale = ops.divide(t, magnitude, norms)
@@ -294,8 +281,8 @@ class IA3(Adapter):
         if before:
             format = x.format
             x = ops.to(t, x, self.format)
-            return layer.run(ops.to(t, ops.mul(t, x, factor), format))
-        result = layer.run(x)
+            return layer.run(t, ops.to(t, ops.mul(t, x, factor), format))
+        result = layer.run(t, x)
         return ops.to(t, ops.mul(t, result, factor), result.format)
 
 
@@ -321,7 +308,7 @@ class Bottleneck(Adapter):
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """adapters v1.3, methods/modeling.py, `Adapter.forward`."""
-        hidden = layer.run(x)
+        hidden = layer.run(t, x)
         width = self.width or max(layer.out // 16, 1)
         if width > layer.out:
             raise LLMSizeError(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import moved
-from llmsize.anatomy.operations import GradList, attach, keep_output, laid_out
+from llmsize.anatomy.operations import GradList, keep_output
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import BF16, BOOL, FP16, FP32, INT64, Format
 
 FLASH_HEAD_DIM = 256
@@ -70,7 +70,7 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = flash(t, *[ops.pad_last(t, x, 8 - size % 8) for x in (q, k, v)])
         return ops.slice_last(t, out, size)
     node = t.record(_flash_backward, (q, k, v), (q, k, v))
-    out = attach(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format), node, q)
+    out = laid_out(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format, node), q)
     keep_output(t, node, out)
     keep_output(t, node, t.new("flash_attention", q.shape[:-1], FP32))
     keep_output(t, node, t.new("flash_attention", (2,), INT64))  # random seed
@@ -89,7 +89,7 @@ def _flash_backward(t: Tape, node: Node, grads: GradList) -> Grads:
         t.new("flash_attention_backward", (batch, heads, rows), FP32),
         t.new("flash_attention_backward", (batch, heads, rows, padded), FP32),
     ]
-    made = [laid_out(t.new("flash_attention_backward", x.shape, x.format), x) for x in (q, k, v)]
+    made = [t.like("flash_attention_backward", x) for x in (q, k, v)]
     if k.shape[1] != heads:
         workspace += [
             t.new("flash_attention_backward", (batch, heads, *x.shape[2:]), x.format)

@@ -12,8 +12,7 @@ from math import prod
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
-from llmsize.anatomy.layout import elementwise
-from llmsize.anatomy.tensor import Shape, Storage, Tensor
+from llmsize.anatomy.tensor import Shape, Storage, Tensor, laid_out
 from llmsize.formats import Format
 
 if TYPE_CHECKING:
@@ -35,14 +34,14 @@ class Node:
     def __init__(
         self,
         rule: Rule,
-        edges: list[Edge | None],
+        edges: Sequence[Edge | None],
         layer: int,
         context: Any,
     ) -> None:
         """`edges` lead to the nodes of the inputs, or to `None` where no gradient is needed."""
         self.rule = rule
         self.edges = edges
-        self.saved: list[Tensor | None] = []
+        self.saved: Sequence[Tensor | None] = ()
         self.layer = layer
         self.context = context
         self.grads: list[Tensor | None] = []
@@ -56,14 +55,12 @@ class Node:
     def receive(self, tape: Tape, slot: int, grad: Tensor) -> None:
         """Take a gradient of output `slot`, adding it to one that is there."""
         grads = self.grads
-        while len(grads) <= slot:
-            grads.append(None)
-        present = grads[slot]
-        if present is None:
-            grads[slot] = grad
-        else:
-            grads[slot] = None
-            grads[slot] = accumulated(tape, present, grad)
+        if slot == len(grads):
+            grads.append(grad)
+            return
+        grads += [None] * (slot + 1 - len(grads))
+        present, grads[slot] = grads[slot], None
+        grads[slot] = grad if present is None else accumulated(tape, present, grad)
 
 
 class Leaf(Node):
@@ -77,7 +74,7 @@ class Leaf(Node):
         A `passing` one is made in every forward pass, so no earlier one has left it a gradient.
         It does not know the weight, which knows it: what refers to itself outlives its pass.
         """
-        super().__init__(_no_rule, [], -1, None)
+        super().__init__(_no_rule, (), -1, None)
         self.storage = storage
         self.passing = passing
         self.gradient: Tensor | None = None
@@ -86,7 +83,7 @@ class Leaf(Node):
 
     def receive(self, tape: Tape, slot: int, grad: Tensor) -> None:
         """Store the gradient once every use of the weight has sent its share."""
-        super().receive(tape, slot, grad)
+        Node.receive(self, tape, slot, grad)
         del grad
         self.arrived += 1
         if self.arrived == self.uses:
@@ -115,7 +112,7 @@ class Mark(Node):
 
     def __init__(self, action: Callable[[Tape], None], layer: int) -> None:
         """Do `action` at this place."""
-        super().__init__(_no_rule, [], layer, None)
+        super().__init__(_no_rule, (), layer, None)
         self.action = action
 
 
@@ -134,10 +131,7 @@ def accumulated(tape: Tape, present: Tensor, grad: Tensor) -> Tensor:
     """
     if present.own and present.shape == grad.shape and getrefcount(present.storage) == ALONE:
         return present
-    total = tape.new("add_gradients", present.shape, present.format)
-    like = [(x.shape, x.strides) for x in (present, grad)]
-    total.strides = elementwise(total.shape, *like)
-    return total
+    return laid_out(tape.new("add_gradients", present.shape, present.format), present, grad)
 
 
 def backward(tape: Tape, output: Tensor) -> None:
@@ -174,37 +168,35 @@ def hand_on(grads: Sequence[Tensor | None]) -> None:
 
 def run(tape: Tape, node: Node) -> None:
     """Send a node's gradients on to its inputs, and let go of what it kept."""
-    checkpoint = node.checkpoint
+    checkpoint, edges = node.checkpoint, node.edges
     if checkpoint is not None:
         node.checkpoint = None
         node.saved = checkpoint.recomputed(tape, node.place)
-    sent = list(node.rule(tape, node, node.grads))
+    sent = [*node.rule(tape, node, node.grads)]
     if checkpoint is not None:
-        node.saved = []  # nobody else holds what was recomputed
-    grad = None
-    for index, edge in enumerate(node.edges):
+        node.saved = ()  # nobody else holds what was recomputed
+        checkpoint = None
+    for index, edge in enumerate(edges):
         grad = sent[index]
-        if grad is not None:
-            if edge is None:
-                sent[index] = None
-            elif grad.format is not edge[3] or grad.shape != edge[2]:
-                grad = None
-                _fit(tape, edge, sent, index)
-    grad = checkpoint = None
-    node.saved.clear()
+        if grad is None:
+            continue
+        if edge is None:
+            sent[index] = None
+        elif grad.format is not edge[3] or grad.shape != edge[2]:
+            grad = None
+            _fit(tape, edge, sent, index)
+    grad, node.saved = None, ()
     node.grads.clear()
-    for index, edge in enumerate(node.edges):
-        if edge is not None:
-            grad, sent[index] = sent[index], None
-            if grad is not None:
-                edge[0].receive(tape, edge[1], grad)
-                grad = None
+    for edge in edges:
+        grad = sent.pop(0)
+        if grad is not None and edge is not None:
+            edge[0].receive(tape, edge[1], grad)
 
 
 def release(node: Node) -> None:
     """Let go of what a node kept that no gradient has reached."""
     checkpoint, node.checkpoint = node.checkpoint, None
-    node.saved = []
+    node.saved = ()
     if checkpoint is not None:
         checkpoint.forget(node.place)
 
@@ -218,7 +210,5 @@ def _fit(tape: Tape, edge: Edge, sent: list[Tensor | None], index: int) -> None:
     if grad.shape != shape and (row or prod(grad.shape) != prod(shape)):
         grad = tape.new("sum", shape, grad.format)
     if grad.format is not format:
-        strides = elementwise(grad.shape, (grad.shape, grad.strides))
-        grad = tape.new("to", grad.shape, format)
-        grad.strides = strides
+        grad = tape.like("to", grad, format=format)
     sent[index] = grad

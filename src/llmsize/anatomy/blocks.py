@@ -94,8 +94,8 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
         return k, grown(t, v)
     past = min(t.setting.past, window - 1)
     if not past:
-        t.stored.append(t.new("window", (), INT64, "cache"))
-    whole = [t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
+        t.stored.append(t.new("window", (), INT64, role="cache"))
+    whole = [t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, role="cache")
              for x in (k, v)]  # fmt: skip
     for copy in whole:  # both are copied before the old ones go
         t.replace_cache(copy, t.setting.past)
@@ -107,7 +107,7 @@ def grown(t: Trace, x: Tensor) -> Tensor:
     if not t.setting.cache:
         return x
     past = t.setting.past
-    whole = t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, "cache")
+    whole = t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, role="cache")
     t.replace_cache(whole, past)
     return whole
 

@@ -129,7 +129,7 @@ def chunks(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None
     decay = in_chunks(t, decay)
     own = within_chunks(t, q, k, k_beta, v_beta, decay)
     state = t.new("zeros", (*q.shape[:2], d.key_dim, d.value_dim), FP32)
-    out = ops.laid_out(t.new("zeros_like", own.values.shape, own.values.format), own.values)
+    out = t.like("zeros_like", own.values)
     q = ops.mul(t, q, unsqueeze(t, exp(t, own.decays), 4))
     k = scaled_to_end(t, k, own.decays)
     passed = exp(t, ops.select(t, own.decays, 3))

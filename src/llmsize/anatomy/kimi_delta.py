@@ -210,8 +210,7 @@ def substituted(t: Trace, system: Tensor) -> tuple[Tensor, Tensor]:
     if node is not None:
         before = sum(i * (i + 1) for i in range(1, size - 1))
         keeps = t.checkpoint is None or t.replaying
-        t.keep(node, t.new("clone", (*outer, before), system.format) if keeps else last)
-        t.keep(node, last)
+        t.keep(node, (t.new("clone", (*outer, before), system.format) if keeps else last, last))
     product = t.new("mul", (*outer, size - 1, size - 1), system.format)
     summed = [t.new(name, (*outer, size - 1), system.format) for name in ("sum", "add")]
     del product, summed

@@ -32,7 +32,8 @@ def tidy(shape: Shape, strides: tuple[int, ...]) -> Strides:
     return strides if different else None
 
 
-def moved(shape: Shape, strides: Strides, order: Sequence[int]) -> Strides:
+@lru_cache(maxsize=4096)
+def moved(shape: Shape, strides: Strides, order: tuple[int, ...]) -> Strides:
     """The strides after the dimensions change places."""
     old = strides or row_major(shape)
     return tidy(tuple([shape[i] for i in order]), tuple([old[i] for i in order]))
@@ -76,17 +77,10 @@ def _runs(shape: Shape, strides: tuple[int, ...]) -> list[tuple[int, int]]:
     return runs or [(1, 1)]
 
 
+@lru_cache(maxsize=4096)
 def elementwise(shape: Shape, *operands: tuple[Shape, Strides]) -> Strides:
     """The strides of a new result of `shape`: its dimensions lie as those of the first operand do,
     and where that is broadcast, of the next."""
-    for _, strides in operands:
-        if strides is not None:
-            return _elementwise(shape, operands)
-    return None
-
-
-@lru_cache(maxsize=4096)
-def _elementwise(shape: Shape, operands: tuple[tuple[Shape, Strides], ...]) -> Strides:
     steps = [_broadcast(shape, *operand) for operand in operands]
     order: list[int] = []
     for dim in reversed(range(len(shape))):

@@ -15,10 +15,11 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
-from llmsize.anatomy.operations import GradList, attach, first
+from llmsize.anatomy.linear import expert_linear
+from llmsize.anatomy.operations import GradList, first
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Dim, Shape, Tensor
-from llmsize.anatomy.trace import Trace, expert_linear
+from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT32, INT64, Format
 from llmsize.quick_dataclasses import dataclass
 
@@ -346,7 +347,7 @@ def _grouped(
 def take(t: Trace, x: Tensor, shape: Shape, operation: str) -> Tensor:
     """Elements of `x` picked, repeated or summed; the gradient fills a tensor of its size."""
     node = t.record(_take_backward, (x,), (), (x.shape, operation))
-    return attach(t.new(operation, shape, x.format), node)
+    return t.new(operation, shape, x.format, node)
 
 
 def _take_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations import GradList, attach, keep_output
+from llmsize.anatomy.operations import GradList, keep_output
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor
 from llmsize.formats import FP32, INT64, Format
@@ -47,7 +47,7 @@ def _fused(t: Tape, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     statistics = [t.new("zeros", (tokens,), FP32) for _ in range(7)]
     tile = _tile(t, x.shape, weight.shape, x.format, copies=1)
     log_z = t.new("add", (tokens,), FP32)
-    out = attach(t.new("sub", (tokens,), FP32), node)
+    out = t.new("sub", (tokens,), FP32, node)
     entropy = t.new("sub", (tokens,), FP32)
     for kept in (log_z, entropy):
         keep_output(t, node, kept)
@@ -97,7 +97,7 @@ def policy_logits(t: Trace, logits: Tensor) -> Tensor:
     shape = (batch, t.setting.scored or sequence - 1, vocabulary)
     t.outputs = (logits,)
     node = t.record(_selected_backward, (logits,), (), (logits.shape, shape, logits.format))
-    chosen = attach(t.new("gather", shape[:2], logits.format), node)
+    chosen = t.new("gather", shape[:2], logits.format, node)
     for _ in range(batch):
         keep_output(t, node, t.new("log_softmax", shape[1:], logits.format))
     return ops.mean(t, chosen)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from llmsize.anatomy import attention
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Adapter, Linear
+from llmsize.anatomy.adapters import Adapter
 from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Dim, Tensor, What
 from llmsize.anatomy.trace import Trace
@@ -227,7 +228,7 @@ class LlamaAdapterV2(LlamaAdapter):
         """`scale * (linear(x) + bias)`."""
         bias = t.adapter(f"{layer.name}.adapter_bias", (layer.out,))
         scale = t.adapter(f"{layer.name}.adapter_scale", (layer.out,))
-        return ops.mul(t, scale, ops.add(t, layer.run(x), bias))
+        return ops.mul(t, scale, ops.add(t, layer.run(t, x), bias))
 
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
         """Several layers in one are one."""

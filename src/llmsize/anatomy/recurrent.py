@@ -71,11 +71,11 @@ def store_convolved(t: Trace, x: Tensor, kernel: int) -> Tensor:
     """Keep the last tokens that go into a convolution; a short prompt is padded to as many."""
     if not t.setting.cache:
         return x
-    t.stored.append(t.new("state", (*x.shape[:2], kernel), x.format, "cache"))
+    t.stored.append(t.new("state", (*x.shape[:2], kernel), x.format, role="cache"))
     return pad(t, x, 2, kernel) if x.shape[2] < kernel else x
 
 
 def store_state(t: Trace, state: Tensor | None) -> None:
     """Keep a copy of the last state, if there is a cache."""
     if state is not None and t.setting.cache:
-        t.stored.append(t.new("state", state.shape, state.format, "cache"))
+        t.stored.append(t.new("state", state.shape, state.format, role="cache"))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Adapter, Linear
+from llmsize.anatomy.adapters import Adapter
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations import GradList, attach, first, keep_output
+from llmsize.anatomy.linear import Linear
+from llmsize.anatomy.operations import GradList, first, keep_output
 from llmsize.anatomy.scan_operations import einsum
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Tensor
@@ -39,7 +40,7 @@ class OFT(Adapter):
         t.add_buffer(2 * angles * INT64.block_bytes)
         x = ops.to(t, x, self.format)
         x = _turned(t, x, blocks, size)
-        return ops.to(t, layer.run(ops.to(t, x, format)), format)
+        return ops.to(t, layer.run(t, ops.to(t, x, format)), format)
 
 
 CHANNELS = 32
@@ -123,7 +124,7 @@ class BOFT(Adapter):
         rotation = ops.linear(t, whole, rotation)
         factors = ops.mul(t, scales, factors)
         turned = ops.linear(t, x, ops.to(t, rotation, format), out=width)
-        result = layer.run(turned)
+        result = layer.run(t, turned)
         if layer.bias is not None:
             result = ops.sub(t, result, layer.bias)
         result = ops.mul(t, result, factors.view(out))
@@ -142,7 +143,7 @@ def _rotations(t: Trace, blocks: Tensor) -> Tensor:
     eye = t.new("eye", (BLOCK, BLOCK), FP32)
     left, right = ops.add(t, eye, skew), ops.sub(t, eye, skew)
     node = t.record(_solve_backward, (left, right), (left,), left.shape)
-    out = attach(t.new("linalg_solve_ex", left.shape, FP32), node)
+    out = t.new("linalg_solve_ex", left.shape, FP32, node)
     keep_output(t, node, t.new("linalg_solve_ex", left.shape, FP32))
     keep_output(t, node, t.new("linalg_solve_ex", left.shape[:2], INT32))
     keep_output(t, node, out)
@@ -160,7 +161,7 @@ def _solve_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def _on_diagonal(t: Trace, blocks: Tensor, width: int) -> Tensor:
     """A square matrix of zeros with the blocks along its diagonal; keeps nothing."""
     node = t.record(_off_diagonal, (blocks,), (), blocks.shape)
-    return attach(t.new("block_diag", (1, width, width), FP32), node)
+    return t.new("block_diag", (1, width, width), FP32, node)
 
 
 def _off_diagonal(t: Tape, node: Node, grads: GradList) -> Grads:

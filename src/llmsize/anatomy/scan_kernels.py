@@ -16,7 +16,7 @@ from typing import NamedTuple
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import Strides
-from llmsize.anatomy.operations import GradList, attach, first, keep_output
+from llmsize.anatomy.operations import GradList, first, keep_output
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor
 from llmsize.formats import FP32, Format
@@ -70,7 +70,7 @@ def kernel(
     held = work.make(t, name)
     for block in kept:
         keep_output(t, node, t.new(name, *block))
-    result = attach(t.new(name, *out), node)
+    result = t.new(name, *out, node)
     del held
     return result
 

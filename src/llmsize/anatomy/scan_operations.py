@@ -12,9 +12,9 @@ from math import prod
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import channels_last, row_major
-from llmsize.anatomy.operations import GradList, attach, first, keep_output, laid_out
+from llmsize.anatomy.operations import GradList, first, keep_output
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import BOOL, Format
 
 # --- elementwise ----------------------------------------------------------------------------------
@@ -33,12 +33,12 @@ def softplus(t: Tape, x: Tensor) -> Tensor:
 def either(t: Tape, mask: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """`x` where `mask` says so, else `other`; keeps the mask."""
     node = t.record(_either_backward, (x, other), (mask,))
-    return attach(t.new("where", x.shape, x.format), node, x)
+    return t.like("where", x, node)
 
 
 def _either_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return [laid_out(t.new("where", grad.shape, grad.format), grad) for _ in node.edges]
+    return [t.like("where", grad) for _ in node.edges]
 
 
 def triangle(t: Tape, size: int) -> Tensor:
@@ -57,7 +57,7 @@ def inverted(t: Tape, mask: Tensor) -> Tensor:
 def cumsum(t: Tape, x: Tensor) -> Tensor:
     """Running sums along a dimension; keeps nothing."""
     node = t.record(_cumsum_backward, (x,))
-    return attach(t.new("cumsum", x.shape, x.format), node)
+    return t.new("cumsum", x.shape, x.format, node)
 
 
 def _cumsum_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -83,12 +83,12 @@ def pad(t: Tape, x: Tensor, dim: int, size: int) -> Tensor:
     It is row-major, unless there are none or `x` has its second dimension closest.
     """
     node = t.record(_pad_backward, (x,), (), x.shape)
-    out = t.new("pad", (*x.shape[:dim], size, *x.shape[dim + 1 :]), x.format)
+    out = t.new("pad", (*x.shape[:dim], size, *x.shape[dim + 1 :]), x.format, node)
     if size == x.shape[dim]:
-        return attach(out, node, x)
+        return laid_out(out, x)
     if len(x.shape) == 4 and x.strides and x.strides == channels_last(x.shape):
         out.strides = channels_last(out.shape)
-    return attach(out, node)
+    return out
 
 
 def _pad_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -116,7 +116,7 @@ def to_rows(t: Tape, x: Tensor, format: Format) -> Tensor:
 def sum_over(t: Tape, x: Tensor, dim: int) -> Tensor:
     """The sum over a dimension, which goes; its gradient is expanded as a view."""
     node = t.record(_sum_over_backward, (x,), (), (x.shape, dim))
-    return attach(t.new("sum", (*x.shape[:dim], *x.shape[dim + 1 :]), x.format), node)
+    return t.new("sum", (*x.shape[:dim], *x.shape[dim + 1 :]), x.format, node)
 
 
 def _sum_over_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -130,7 +130,7 @@ def stack_turns(t: Tape, parts: Sequence[Tensor], turns: int) -> Tensor:
     """What each of `turns` turns of a loop gave, side by side in a new last dimension."""
     shape = (*parts[0].shape, turns)
     node = t.record(_stack_backward, parts, (), parts[0].shape)
-    return attach(t.new("stack", shape, parts[0].format), node)
+    return t.new("stack", shape, parts[0].format, node)
 
 
 def _stack_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -149,7 +149,7 @@ def written(t: Tape, base: Tensor, value: Tensor) -> Tensor:
 
 def _written_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    whole = laid_out(t.new("new_empty_strided", grad.shape, grad.format), grad)
+    whole = t.like("new_empty_strided", grad)
     del grad
     part = t.new("clone", node.context, whole.format)
     if node.needs(0):
@@ -198,7 +198,7 @@ def solve_triangular(t: Tape, matrix: Tensor, right: Tensor) -> Tensor:
     torch/csrc/autograd/FunctionsManual.cpp, `linalg_solve_triangular_backward`.
     """
     node = t.record(_solve_backward, (matrix, right), (matrix,))
-    out = attach(by_column(t.new("solve_triangular", right.shape, right.format)), node)
+    out = by_column(t.new("solve_triangular", right.shape, right.format, node))
     keep_output(t, node, out)
     return out
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
+from llmsize.anatomy.layout import elementwise
 from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What, make
-from llmsize.formats import Format, stored_bytes
+from llmsize.formats import Format
 from llmsize.quick_dataclasses import dataclass, field
 
 
@@ -97,16 +98,31 @@ class Checkpoint:
         count = self.made[operation] = self.made.get(operation, 0) + 1
         return count % every == 1 or every == 1
 
+    def leave_out(self, node: Node, tensors: Sequence[Tensor | None]) -> None:
+        """Want those that are there of `tensors` once more when the backward pass is at `node`."""
+        present = len(tensors) - tensors.count(None)
+        if present:
+            self.wanted += present
+            node.checkpoint = self
+        node.saved = (*node.saved, *[None] * len(tensors))
+
+    def has_again(self, tensors: Sequence[Tensor | None]) -> None:
+        """Note what the second run has kept. Raises `EndOfRecomputation` with the last of it."""
+        present = len(tensors) - tensors.count(None)
+        self.wanted -= present
+        if present and not self.wanted:
+            raise EndOfRecomputation
+
     def forget(self, place: int) -> None:
         """Let go of what the node at `place` kept, if it has been recomputed."""
         if self.nodes:
-            self.nodes[place].saved = []
+            self.nodes[place].saved = ()
 
-    def recomputed(self, tape: Tape, place: int) -> list[Tensor | None]:
+    def recomputed(self, tape: Tape, place: int) -> Sequence[Tensor | None]:
         """What the node at `place` kept, from running the block a second time."""
         if not self.nodes:
             tape.replay(self)
-        saved, self.nodes[place].saved = self.nodes[place].saved, []
+        saved, self.nodes[place].saved = self.nodes[place].saved, ()
         return saved
 
 
@@ -140,15 +156,35 @@ class Tape:
     turn_start: int = 0
     """Number of events before that turn, on the way back."""
 
-    def new(self, operation: str, shape: Shape, format: Format, role: Role = "temporary") -> Tensor:
-        """A tensor that an operation makes."""
+    def new(
+        self,
+        operation: str,
+        shape: Shape,
+        format: Format,
+        node: Node | None = None,
+        *,
+        role: Role = "temporary",
+    ) -> Tensor:
+        """A tensor that an operation makes, the output of `node` where that is recorded.
+
+        In a plain `format`, of one element a block: nothing is computed in another.
+        """
         what = make(What, (role, operation, self.layer, shape, format))
         if self.checkpoint_saves and self.checkpoint is not None:
-            return Tensor(shape, format, self._saved_result(what, self.checkpoint))
-        storage = Storage(self.events, what, stored_bytes(format, prod(shape)))
+            return Tensor(shape, format, self._saved_result(what, self.checkpoint), node)
+        storage = Storage(self.events, what, prod(shape) * format.block_bytes)
         if self.touched is not None:
             self.touched[id(storage)] = ref(storage)
-        return Tensor(shape, format, storage, None, 0, None, True)
+        return Tensor(shape, format, storage, node, 0, None, True)
+
+    def like(
+        self, operation: str, x: Tensor, node: Node | None = None, *, format: Format | None = None
+    ) -> Tensor:
+        """What an elementwise operation makes of `x`: of its shape and layout, in a `format`."""
+        made = self.new(operation, x.shape, format or x.format, node)
+        if x.strides is not None:
+            made.strides = elementwise(x.shape, (x.shape, x.strides))
+        return made
 
     def _saved_result(self, what: What, checkpoint: Checkpoint) -> Storage:
         """A new storage, kept if its operation's results are, or the kept one on a second run."""
@@ -156,7 +192,7 @@ class Tape:
         saved = every is not None and checkpoint.saves(what.operation, every)
         if saved and self.replaying:
             return checkpoint.results.pop(0)
-        made = Storage(self.events, what, stored_bytes(what.format, prod(what.shape)))
+        made = Storage(self.events, what, prod(what.shape) * what.format.block_bytes)
         if saved:
             made.becomes("kept")
             checkpoint.results.append(made)
@@ -180,17 +216,15 @@ class Tape:
         if not self.grad:
             return None
         edges: list[Edge | None] = []
-        wanted = False
         for tensor in inputs:
             before = tensor.node
             if before is None:
                 edges.append(None)
-            else:
-                edges.append((before, tensor.slot, tensor.shape, tensor.format))
-                wanted = True
-                if type(before) is Leaf and not self.replaying:
-                    before.uses += 1
-        if not wanted:
+                continue
+            edges.append((before, tensor.slot, tensor.shape, tensor.format))
+            if type(before) is Leaf and not self.replaying:
+                before.uses += 1
+        if not any(edges):
             return None
         node = Node(rule, edges, self.layer, context)
         if self.checkpoint is None:
@@ -198,7 +232,7 @@ class Tape:
         else:
             self._record_in(self.checkpoint, node)
         if saved:
-            self.keep(node, *saved)
+            self.keep(node, saved)
         return node
 
     def _record_in(self, checkpoint: Checkpoint, node: Node) -> None:
@@ -210,37 +244,20 @@ class Tape:
         node.place = checkpoint.recorded
         checkpoint.recorded += 1
 
-    def keep(self, node: Node, *tensors: Tensor | None) -> None:
-        """Keep `tensors` for the backward pass of `node`; a second run ends with the last."""
-        if self.checkpoint is not None:
-            self._keep_in(self.checkpoint, node, tensors)
+    def keep(self, node: Node, tensors: Sequence[Tensor | None]) -> None:
+        """Keep `tensors` for the backward pass of `node`, or leave them to a second run."""
+        checkpoint = self.checkpoint
+        if checkpoint is not None and not self.replaying:
+            checkpoint.leave_out(node, tensors)
             return
-        self._hold(node, tensors)
-
-    def _hold(self, node: Node, tensors: tuple[Tensor | None, ...]) -> None:
+        node.saved = (*node.saved, *tensors)
         for tensor in tensors:
-            node.saved.append(tensor)
-            storage = tensor.storage if tensor is not None else None
-            if storage is not None:
-                storage.keep()
+            if tensor is not None and tensor.storage is not None:
+                tensor.storage.keep()
                 if self.touched is not None:
-                    self.touched[id(storage)] = ref(storage)
-
-    def _keep_in(
-        self, checkpoint: Checkpoint, node: Node, tensors: tuple[Tensor | None, ...]
-    ) -> None:
-        """Leave out what a checkpoint will recompute, or keep it when it has been."""
-        present = len(tensors) - tensors.count(None)
-        if not self.replaying:
-            if present:
-                checkpoint.wanted += present
-                node.checkpoint = checkpoint
-            node.saved += [None] * len(tensors)
-            return
-        self._hold(node, tensors)
-        checkpoint.wanted -= present
-        if present and not checkpoint.wanted:
-            raise EndOfRecomputation
+                    self.touched[id(tensor.storage)] = ref(tensor.storage)
+        if checkpoint is not None:
+            checkpoint.has_again(tensors)
 
     def forget_unused(self) -> None:
         """Let go of the last nodes whose results nobody has, as PyTorch does at once."""
@@ -253,7 +270,7 @@ class Tape:
                 if edge is not None and type(edge[0]) is Leaf:
                     edge[0].uses -= 1
             edge = None
-            nodes[place].edges, nodes[place].saved = [], []
+            nodes[place].edges = nodes[place].saved = ()
             if not self.replaying:
                 nodes.pop()
 
@@ -289,7 +306,7 @@ class Tape:
         finally:
             self.checkpoint, self.replaying, self.casts = None, False, casts
         for node in checkpoint.nodes:
-            node.edges = []
+            node.edges = ()
 
     def _detached(self, value: Any) -> Any:
         """A tensor of the same storage that starts a graph of its own."""

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from weakref import ref
 
-from llmsize.anatomy.layout import Strides
+from llmsize.anatomy.layout import Strides, elementwise
 from llmsize.formats import Format, stored_bytes
 
 if TYPE_CHECKING:
@@ -190,3 +190,12 @@ class Tensor:
     def view(self, *shape: int) -> Tensor:
         """The same numbers, row-major, in another shape; the gradient passes unchanged."""
         return Tensor(shape, self.format, self.storage, self.node, self.slot)
+
+
+def laid_out(tensor: Tensor, *like: Tensor) -> Tensor:
+    """`tensor`, laid out as an elementwise operation on `like` lays out its result."""
+    for operand in like:
+        if operand.strides is not None:
+            tensor.strides = elementwise(tensor.shape, *[(x.shape, x.strides) for x in like])
+            break
+    return tensor

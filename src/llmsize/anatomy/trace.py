@@ -7,14 +7,14 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Adapter, Linear
+from llmsize.anatomy.adapters import Adapter
 from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
+from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import OUTSIDE, Dim, Shape, Tensor, What
-from llmsize.formats import BF16, FP16, FP32, Format
+from llmsize.formats import BF16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
 
@@ -228,10 +228,11 @@ class Trace(Tape):
 
     def saves(self, name: str) -> bool:
         """Whether a trained copy is beside a frozen module: where asked for, or of a classifier."""
+        saved, head = self.setting.modules_to_save, self.setting.adapter and self.layer < 0
+        if not (saved or head):
+            return False
         *modules, _ = ("", *name.split("."))
-        head = self.setting.adapter is not None and self.layer < 0
-        classifies = head and not CLASSIFIERS.isdisjoint(modules)
-        return classifies or modules[-1] in self.setting.modules_to_save
+        return modules[-1] in saved or bool(head and not CLASSIFIERS.isdisjoint(modules))
 
     def _trains(self, name: str, role: str) -> bool:
         setting, roles = self.setting, {role, "bias"} if name.endswith("bias") else {role}
@@ -355,12 +356,12 @@ class Trace(Tape):
         `transposed` weights are stored as (in, out), as GPT-2's are.
         """
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
-        layer = self._linear(name, shape, out, bias, role, format)._replace(transposed=transposed)
+        layer = self._linear(name, shape, out, bias, role, format, transposed)
         adapter = self.setting.adapter
         if adapter is None or not adapter.adapts(
             name, role, self.family, once_linear=self.once_linear
         ):
-            return layer.run(x)
+            return layer.run(self, x)
         if self.setting.adapted_biases and layer.bias is not None and layer.bias.node is None:
             layer.bias.train()
         return adapter.around(self, x, layer)
@@ -376,9 +377,9 @@ class Trace(Tape):
         layer = self._linear(name, (out, x.shape[-1]), out, bias, role)
         adapter = self.setting.adapter
         if adapter is None:
-            return layer.run(x)
+            return layer.run(self, x)
         adapted = [width for part, width in parts.items() if adapter.adapts(part, role)]
-        return adapter.around_parts(self, x, layer, adapted) if adapted else layer.run(x)
+        return adapter.around_parts(self, x, layer, adapted) if adapted else layer.run(self, x)
 
     def _linear(
         self,
@@ -388,11 +389,11 @@ class Trace(Tape):
         bias: bool,
         role: str,
         format: Format | None = None,
+        transposed: bool = False,
     ) -> Linear:
         weight = self.weight(f"{name}.weight", shape, role, format=format, linear=True)
         offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
-        run = partial(_quantized if weight.quantized else ops.linear, self)
-        return Linear(name, role, weight, offset, out, partial(_applied, run, weight, offset, out))
+        return Linear(name, role, weight, offset, out, transposed)
 
     def bare_weight(self, name: str, out: int, width: int, role: str) -> Parameter:
         """The weight of a linear layer that is used without the layer, and without its adapter."""
@@ -400,13 +401,6 @@ class Trace(Tape):
         if adapter is not None and adapter.adapts(name, role, self.family):
             adapter.idle(self, name, width, out)
         return self.weight(f"{name}.weight", (out, width), role)
-
-    def whole(self, layer: Linear) -> Tensor:
-        """The weight of a layer, brought back to 16 bit if it is quantized."""
-        if not layer.weight.quantized:
-            return layer.weight
-        compute = self.autocast or self.setting.format
-        return self.new("dequantize", layer.weight.shape, compute)
 
     def _quantizes(self, role: str, *, linear: bool) -> bool:
         """Whether bitsandbytes replaces the layer of a weight.
@@ -507,12 +501,10 @@ class Trace(Tape):
     ) -> Sequence[int]:
         """Take up a list of layers: its turns, from number `first` on, are `shown` by these."""
         stands_for: dict[int, list[int]] = {}
-        self.course[first:] = [
-            turn._replace(pattern=first + turn.pattern, layer=first + by)
-            for turn, by in zip(turns, shown, strict=True)
-        ]
-        for turn in self.course[first:]:
-            stands_for.setdefault(turn.layer, []).extend(turn.indices)
+        del self.course[first:]
+        for turn, by in zip(turns, shown, strict=True):
+            self.course.append(Turn(turn.kind, turn.indices, first + turn.pattern, first + by))
+            stands_for.setdefault(first + by, []).extend(turn.indices)
         for number, indices in stands_for.items():
             place = self.places.setdefault(number, Place(f"{prefix}.{{}}.", []))
             place.indices[:] = sorted(indices)  # weights that are there already know the list
@@ -537,38 +529,6 @@ def _lent(x: Tensor) -> Tensor:
         return x
     storage = x.storage.lend(HIDDEN_STATES, x.shape)
     return Tensor(x.shape, x.format, storage, x.node, x.slot, x.strides, x.own)
-
-
-def _applied(
-    run: Callable[..., Tensor], weight: Parameter, bias: Parameter | None, out: int, x: Tensor
-) -> Tensor:
-    return run(x, weight, bias, out)
-
-
-LLM_INT8 = "llm-int8"
-"""The format whose linear layers multiply in int8 instead of being brought back to 16 bit."""
-
-
-def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:
-    """The linear layers of quantized experts, one after the other, each for its tokens."""
-    each = Tensor(weight.shape[1:], weight.format, None)
-    return _quantized(t, x, each, None, out)
-
-
-def _quantized(t: Trace, x: Tensor, weight: Tensor, bias: Parameter | None, out: int) -> Tensor:
-    """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
-    compute = t.autocast or t.setting.format
-    keeps_input = t.setting.keeps_quantized_inputs
-    if t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8:
-        result = ops.int8_linear(t, ops.to(t, x, compute), weight, out)
-    else:
-        stored = FP16 if t.setting.quantizes_from_half else compute
-        result = ops.dequantized_linear(
-            t, ops.to(t, x, compute), weight, out, stored, keeps_input=keeps_input
-        )
-    if bias is not None:
-        result = ops.add(t, result, ops.to(t, bias, compute))
-    return ops.to(t, result, x.format)
 
 
 def _block_of_kind(

@@ -10,9 +10,10 @@ from math import isqrt, prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Linear, Ranked
+from llmsize.anatomy.adapters import Ranked
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations import GradList, attach, first, promoted
+from llmsize.anatomy.linear import Linear
+from llmsize.anatomy.operations import GradList, first, promoted
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import FP32
@@ -38,10 +39,10 @@ class HiRA(Ranked):
         self.check_rank(name, layer.role, width, out)
         down = t.adapter(f"{name}.hira_A.default", (self.rank, width))
         up = t.adapter(f"{name}.hira_B.default", (out, self.rank))
-        result = layer.run(x)
+        result = layer.run(t, x)
         product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
         x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
-        weight = t.whole(layer)
+        weight = layer.whole(t)
         if layer.transposed:
             weight = t.with_gradient(weight)
         changed = ops.mul(t, weight, ops.transpose(t, product, 0, 1))
@@ -58,7 +59,7 @@ class WholeChange(Ranked):
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/loha/layer.py and lokr/layer.py, `Linear.forward`."""
         self.check_rank(layer.name, layer.role, x.shape[-1], layer.out)
-        result = layer.run(x)
+        result = layer.run(t, x)
         summed = ops.add(t, result, self._changed(t, x, layer))
         return ops.to(t, summed, x.format)
 
@@ -92,7 +93,9 @@ class LoHa(WholeChange):
             second_product = ops.linear(t, c, d, out=width)
             product = ops.mul(t, first_product, second_product)
             del first_product, second_product
-            return attach(ops.scale(t, product), node)
+            changed = ops.scale(t, product)
+            changed.node = node
+            return changed
         finally:
             t.grad = grad
 
@@ -172,7 +175,7 @@ class VeRA(Ranked):
         t.share_buffer("vera_B", out, self.rank)
         down = Tensor((self.rank, width), FP32, None)
         up = Tensor((out, self.rank), FP32, None)
-        result = layer.run(x)
+        result = layer.run(t, x)
         x = ops.to(t, x, self.format)
         low = ops.mul(t, inner, ops.linear(t, ops.dropout(t, x, self.dropout), down))
         result = ops.add(t, result, ops.mul(t, outer, ops.linear(t, low, up)))
@@ -192,7 +195,7 @@ class MiSS(Ranked):
         format, out = x.format, layer.out
         self.check_rank(layer.name, layer.role, x.shape[-1])
         block = t.adapter(f"{layer.name}.miss_block.default", (self.rank, out))
-        result = layer.run(x)
+        result = layer.run(t, x)
         if x.shape[-1] % self.rank:
             x = ops.pad_last(t, x, -x.shape[-1] % self.rank)
         x = ops.to(t, x, self.format)
@@ -205,7 +208,7 @@ class MiSS(Ranked):
 def _sum_of_parts(t: Tape, x: Tensor) -> Tensor:
     """The sum over the last dimension but one; its gradient is a view for every part."""
     node = t.record(_same_for_parts, (x,), (), x.shape)
-    return attach(t.new("sum", (*x.shape[:-2], x.shape[-1]), x.format), node)
+    return t.new("sum", (*x.shape[:-2], x.shape[-1]), x.format, node)
 
 
 def _same_for_parts(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -10,7 +10,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
-from llmsize.anatomy.operations import GradList, attach, first
+from llmsize.anatomy.operations import GradList, first
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -116,7 +116,8 @@ def gelu(t: Tape, x: Tensor) -> Tensor:
     grad, t.grad = t.grad, False
     out = ops.mul(t, ops.scale(t, x), ops.shift(t, _tanh(t, x)))
     t.grad = grad
-    return attach(out, node)
+    out.node = node
+    return out
 
 
 def _tanh(t: Tape, x: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def relative_bias(t: Trace, r: Reach, mixing: Tensor, tokens: int) -> Tensor:
     shape = (*by_distance.shape[:3], tokens)
     context = ("gather_backward", by_distance.shape)
     node = t.record(whole_backward, (by_distance,), (by_distance, index), context)
-    picked = ops.attach(t.new("gather", shape, by_distance.format), node)
+    picked = t.new("gather", shape, by_distance.format, node)
     outside = [t.new("compare", distances, BOOL) for _ in range(2)]
     barred = t.new("bitwise_or", distances, BOOL)
     del outside, distance

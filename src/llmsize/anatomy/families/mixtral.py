@@ -160,7 +160,7 @@ def draw(t: Trace, scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     if not t.setting.training:
         return weight, chosen
     node = t.record(_drawn_backward, (scores, weight), (weight, chosen, gates))
-    return ops.attach(t.new("mul", weight.shape, weight.format), node), chosen
+    return t.new("mul", weight.shape, weight.format, node), chosen
 
 
 def _drawn_backward(t: Tape, node: Node, grads: ops.GradList) -> Grads:

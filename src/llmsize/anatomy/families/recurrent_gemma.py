@@ -122,7 +122,7 @@ def convolve(t: Trace, r: Recurrence, x: Tensor, name: str) -> Tensor:
         products = ops.mul(t, whole, weight.view(r.width, r.kernel))
         return ops.add(t, ops.total(t, products), offset.view(r.width, 1))
     if t.setting.cache:
-        t.stored.append(t.new("pad", (*x.shape[:2], r.kernel - 1), x.format, "cache"))
+        t.stored.append(t.new("pad", (*x.shape[:2], r.kernel - 1), x.format, role="cache"))
     out = ops.convolution(t, x, weight, offset, (*x.shape[:2], x.shape[2] + r.kernel - 1))
     return ops.slice_last(t, out, x.shape[2])
 
@@ -163,7 +163,7 @@ def block_diagonal(t: Trace, x: Tensor, name: str) -> Tensor:
 def bounded_root(t: Tape, x: Tensor) -> Tensor:
     """A square root whose derivative is bounded; keeps its input."""
     node = t.record(_root_backward, (x,), (x,))
-    return ops.attach(t.new("sqrt", x.shape, x.format), node, x)
+    return t.like("sqrt", x, node)
 
 
 def _root_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -5,27 +5,22 @@ from __future__ import annotations
 from llmsize.anatomy.autograd import Grads, Node, Rule
 from llmsize.anatomy.operations.rules import (
     GradList,
-    attach,
     broadcast,
     first,
+    joined,
     keep_output,
-    laid_out,
-    promoted,
     same_backward,
     unary_backward,
 )
 from llmsize.anatomy.operations.shapes import contiguous
 from llmsize.anatomy.tape import Parameter, Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import BOOL, FP32, Format
 
 
 def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a + b`; keeps nothing, passes its gradient on without a copy."""
-    node = t.record(_add_backward, (a, b))
-    return attach(
-        t.new("add", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a, b
-    )
+    return joined(t, "add", a, b, t.record(_add_backward, (a, b)))
 
 
 def _add_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -43,14 +38,12 @@ def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def sub(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a - b`; keeps nothing, negates the gradient for `b`."""
-    node = t.record(_sub_backward, (a, b))
-    shape = broadcast(a.shape, b.shape)
-    return attach(t.new("sub", shape, promoted(a.format, b.format)), node, a, b)
+    return joined(t, "sub", a, b, t.record(_sub_backward, (a, b)))
 
 
 def _sub_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    negated = laid_out(t.new("neg", grad.shape, grad.format), grad) if node.needs(1) else None
+    negated = t.like("neg", grad) if node.needs(1) else None
     return grad, negated
 
 
@@ -61,9 +54,7 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         (a, b),
         (b if a.node is not None else None, a if b.node is not None else None),
     )
-    return attach(
-        t.new("mul", broadcast(a.shape, b.shape), promoted(a.format, b.format)), node, a, b
-    )
+    return joined(t, "mul", a, b, node)
 
 
 def mul_in_place(t: Tape, x: Tensor, factor: Tensor) -> Tensor:
@@ -75,18 +66,7 @@ def mul_in_place(t: Tape, x: Tensor, factor: Tensor) -> Tensor:
 def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     return [
-        None
-        if other is None
-        else laid_out(
-            t.new(
-                "mul_backward",
-                broadcast(grad.shape, other.shape),
-                promoted(grad.format, other.format),
-            ),
-            grad,
-            other,
-        )
-        for other in node.saved
+        None if other is None else joined(t, "mul_backward", grad, other) for other in node.saved
     ]
 
 
@@ -96,7 +76,7 @@ def mul_complex(t: Tape, x: Tensor, table: Tensor) -> Tensor:
     Keeps the table, and conjugates it in its backward pass.
     """
     node = t.record(_mul_complex_backward, (x,), (table,))
-    return attach(t.new("mul", x.shape, x.format), node, x)
+    return t.like("mul", x, node)
 
 
 def _mul_complex_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -114,14 +94,14 @@ def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
     """`x / divisor`; keeps the divisor, and `x` too if the divisor wants a gradient."""
     wanted = x if divisor.node is not None else None
     node = t.record(_divide_backward, (x, divisor), (divisor, wanted))
-    return attach(t.new("div", x.shape, x.format), node, x)
+    return t.like("div", x, node)
 
 
 def divide_in_place(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
     """`x /= divisor`; keeps the divisor and a copy of what `x` was."""
     node = t.record(_divide_backward, (x, divisor), (divisor,))
     if node is not None:
-        t.keep(node, t.new("copy", x.shape, x.format))
+        t.keep(node, (t.new("copy", x.shape, x.format),))
     return Tensor(x.shape, x.format, x.storage, node)
 
 
@@ -144,7 +124,7 @@ def unary(
     Its backward pass makes one tensor of the input's size if no other is given.
     """
     node = t.record(backward, (x,), (x,) if keeps == "input" else (), operation)
-    out = attach(t.new(operation, x.shape, x.format), node, x)
+    out = t.like(operation, x, node)
     if keeps == "output":
         keep_output(t, node, out)
     return out
@@ -164,7 +144,7 @@ def scale_in_place(t: Tape, x: Tensor) -> Tensor:
 def shift(t: Tape, x: Tensor) -> Tensor:
     """`x` plus a plain number; keeps nothing and passes its gradient on."""
     node = t.record(same_backward, (x,))
-    return attach(t.new("add", x.shape, x.format), node, x)
+    return t.like("add", x, node)
 
 
 def neg(t: Tape, x: Tensor) -> Tensor:
@@ -214,7 +194,7 @@ def expm1(t: Tape, x: Tensor) -> Tensor:
 def _expm1_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     raised = t.new("add", grad.shape, grad.format)
-    out = laid_out(t.new("mul", grad.shape, grad.format), grad)
+    out = t.like("mul", grad)
     del raised
     return (out,)
 
@@ -228,7 +208,7 @@ def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     raised = t.new("pow", grad.shape, grad.format)
     scaled = t.new("mul", grad.shape, grad.format)
-    out = laid_out(t.new("pow_backward", grad.shape, grad.format), grad)
+    out = t.like("pow_backward", grad)
     del raised, scaled
     return (out,)
 
@@ -242,14 +222,14 @@ def clamp(t: Tape, x: Tensor, bounds: int = 1) -> Tensor:
     """`x` within one or two `bounds`; keeps its input, and marks what was within in its backward
     pass."""
     node = t.record(_clamp_backward, (x,), (x,), bounds)
-    return attach(t.new("clamp", x.shape, x.format), node, x)
+    return t.like("clamp", x, node)
 
 
 def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
     zero = t.new("scalar_tensor", (), grad.format)
     within = [t.new("le", grad.shape, BOOL) for _ in range(node.context)]
-    out = laid_out(t.new("where", grad.shape, grad.format), grad)
+    out = t.like("where", grad)
     del zero, within
     return (out,)
 
@@ -257,7 +237,7 @@ def _clamp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def limited(t: Tape, x: Tensor, number: Tensor, operation: str) -> Tensor:
     """The `maximum` or `minimum` of `x` and a number that is a tensor; keeps both."""
     node = t.record(_limited_backward, (x,), (x, number))
-    return attach(t.new(operation, x.shape, x.format), node, x)
+    return t.like(operation, x, node)
 
 
 def _limited_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -274,7 +254,7 @@ def where(t: Tape, condition: Tensor, *branches: Tensor) -> Tensor:
     node = t.record(_where_backward, branches, (condition,))
     format = max((x.format for x in branches), key=lambda format: format.block_bytes)
     shape = broadcast(condition.shape, branches[0].shape)
-    return attach(t.new("where", shape, format), node, *branches)
+    return laid_out(t.new("where", shape, format, node), *branches)
 
 
 def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -283,7 +263,7 @@ def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     for index in range(len(node.edges)):
         zero = t.new("zeros", (), grad.format)
         wanted = node.needs(index)
-        made.append(laid_out(t.new("where", grad.shape, grad.format), grad) if wanted else None)
+        made.append(t.like("where", grad) if wanted else None)
         del zero
     return made
 
@@ -291,7 +271,7 @@ def _where_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
     """`x` with a number where the mask says so; keeps the mask."""
     node = t.record(unary_backward, (x,), (mask,), "masked_fill")
-    return attach(t.new("masked_fill", x.shape, x.format), node, x)
+    return t.like("masked_fill", x, node)
 
 
 def to(t: Tape, x: Tensor, format: Format) -> Tensor:
@@ -299,7 +279,7 @@ def to(t: Tape, x: Tensor, format: Format) -> Tensor:
     if x.format is format:
         return x
     node = t.record(_to_backward, (x,), (), x.format)
-    made = attach(t.new("to", x.shape, format), node, x)
+    made = t.like("to", x, node, format=format)
     weight = isinstance(x, Parameter) or (x.storage is None and x.node is not None)
     if weight and made.storage is not None:
         made.storage.becomes("cast")
@@ -307,7 +287,8 @@ def to(t: Tape, x: Tensor, format: Format) -> Tensor:
 
 
 def _to_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    return (laid_out(t.new("to", first(grads).shape, node.context), first(grads)),)
+    grad = first(grads)
+    return (t.like("to", grad, format=node.context),)
 
 
 def in_fp32(t: Tape, x: Tensor) -> Tensor:
@@ -320,7 +301,7 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
     if not p or not t.grad:
         return x
     node = t.record(unary_backward, (x,), (), "dropout")
-    out = attach(t.new("dropout", x.shape, x.format), node, x)
+    out = t.like("dropout", x, node)
     mask = t.new("dropout", x.shape, BOOL)
     keep_output(t, node, mask)
     return out
@@ -329,7 +310,7 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
 def gated_product(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
     """`activation(gate) * up` in one kernel: keeps both, and writes their gradients over them."""
     node = t.record(_gated_backward, (gate, up), (gate, up))
-    return attach(t.new("gated_product", gate.shape, gate.format), node)
+    return t.new("gated_product", gate.shape, gate.format, node)
 
 
 def _gated_backward(t: Tape, node: Node, grads: GradList) -> Grads:

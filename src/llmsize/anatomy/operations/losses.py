@@ -6,7 +6,7 @@ from math import prod
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations.elementwise import to
-from llmsize.anatomy.operations.rules import GradList, attach, keep_output, unary_backward
+from llmsize.anatomy.operations.rules import GradList, keep_output, unary_backward
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import FP32
@@ -18,7 +18,7 @@ def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
     Those have the format of the logits also under autocast, which takes them to fp32 for the mean.
     """
     node = t.record(unary_backward, (logits,), (), "log_softmax")
-    log_probabilities = attach(t.new("log_softmax", logits.shape, logits.format), node)
+    log_probabilities = t.new("log_softmax", logits.shape, logits.format, node)
     keep_output(t, node, log_probabilities)
     if t.autocast:
         log_probabilities = to(t, log_probabilities, FP32)
@@ -30,7 +30,7 @@ def nll_loss(t: Tape, log_probabilities: Tensor, targets: Tensor) -> Tensor:
     shape, format = log_probabilities.shape, log_probabilities.format
     saved = (log_probabilities, targets)
     node = t.record(_nll_backward, (log_probabilities,), saved, (shape, format))
-    loss = attach(t.new("nll_loss", (), format), node)
+    loss = t.new("nll_loss", (), format, node)
     keep_output(t, node, t.new("nll_loss", (), format))
     return loss
 
@@ -42,7 +42,7 @@ def _nll_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def compiled_cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss as one compiled kernel: keeps the 16-bit logits and one number a token."""
     node = t.record(_logits_backward, (logits,), (logits, targets), (logits.shape, logits.format))
-    loss = attach(t.new("cross_entropy", (), FP32), node)
+    loss = t.new("cross_entropy", (), FP32, node)
     keep_output(t, node, t.new("cross_entropy", (*logits.shape[:-1], 1), FP32))
     return loss
 
@@ -70,10 +70,9 @@ def fused_linear_cross_entropy(
     product = t.new("mm", weight.shape, weight.format) if wants else None
     del logits, product
     if node is not None:
-        t.keep(node, to_x)
-        t.keep(node, to_weight)
+        t.keep(node, (to_x, to_weight))
     del losses
-    return attach(t.new("sum", (), FP32), node)
+    return t.new("sum", (), FP32, node)
 
 
 def _precomputed_backward(t: Tape, node: Node, grads: GradList) -> Grads:

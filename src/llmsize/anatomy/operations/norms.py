@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations.elementwise import to, unary
-from llmsize.anatomy.operations.rules import GradList, attach, first, keep_output, laid_out
+from llmsize.anatomy.operations.rules import GradList, first, keep_output
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import FP16, FP32, Format
@@ -16,7 +16,7 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -
     if t.autocast:
         x, *weights = (to(t, part, FP32) for part in (x, *weights))
     node = t.record(_layer_norm_backward, (x, *weights), (x, *weights), [w.shape for w in weights])
-    out = attach(t.new("layer_norm", x.shape, x.format), node)
+    out = t.new("layer_norm", x.shape, x.format, node)
     for _ in ("mean", "rstd"):
         keep_output(t, node, t.new("layer_norm", (*x.shape[:-1], 1), FP32))
     return out
@@ -35,7 +35,7 @@ def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
     Liger-Kernel v0.6, ops/rms_norm.py; torch's `_fused_rms_norm`.
     """
     node = t.record(_layer_norm_backward, (x, *weights), (x,), [w.shape for w in weights])
-    out = attach(t.new("fused_norm", x.shape, x.format), node, x)
+    out = t.like("fused_norm", x, node)
     keep_output(t, node, t.new("fused_norm", (*x.shape[:-1], 1), FP32))
     return out
 
@@ -50,7 +50,7 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
         format = FP32
     if format is FP32 and x.format is FP16:
         node = t.record(_to_half, (x,))
-        out = attach(t.new("softmax", x.shape, FP32), node, x)
+        out = t.like("softmax", x, node, format=FP32)
         keep_output(t, node, out)
         return out
     converted = to(t, x, format) if format else x
@@ -59,4 +59,4 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
 
 def _to_half(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    return (laid_out(t.new("softmax_backward", grad.shape, FP16), grad),)
+    return (t.like("softmax_backward", grad, format=FP16),)

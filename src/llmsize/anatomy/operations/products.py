@@ -7,7 +7,7 @@ from math import prod
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import viewed
 from llmsize.anatomy.operations.elementwise import add, scale, to
-from llmsize.anatomy.operations.rules import GradList, attach, broadcast, first
+from llmsize.anatomy.operations.rules import GradList, broadcast, first
 from llmsize.anatomy.operations.shapes import copy, expand
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Shape, Tensor
@@ -54,32 +54,35 @@ def bmm(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         (b if a.node is not None else None, a if b.node is not None else None),
         (a.shape, b.shape),
     )
-    return attach(t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format), node)
+    return t.new("bmm", (*a.shape[:-1], b.shape[-1]), a.format, node)
 
 
 def batched(t: Tape, x: Tensor) -> Tensor:
     """`x` with all dimensions but the last two seen as one, which may take a copy."""
-    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-2]), *x.shape[-2:]))
-    return x if possible else copy(t, x)
+    if x.strides is None or viewed(x.shape, x.strides, (prod(x.shape[:-2]), *x.shape[-2:]))[0]:
+        return x
+    return copy(t, x)
 
 
 def flat(t: Tape, x: Tensor) -> Tensor:
     """`x` with all dimensions but the last one seen as one, which may take a copy."""
-    possible, _ = viewed(x.shape, x.strides, (prod(x.shape[:-1]), x.shape[-1]))
-    return x if possible else copy(t, x)
+    if x.strides is None or viewed(x.shape, x.strides, (prod(x.shape[:-1]), x.shape[-1]))[0]:
+        return x
+    return copy(t, x)
 
 
 def _matmul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = batched(t, first(grads))
     grads.clear()  # a view of the product made the copy, and has let go of what came
-    a_shape, b_shape = node.context
-    to_b = _product(t, "bmm_backward", b_shape, grad) if node.needs(1) else None
-    return _product(t, "bmm_backward", a_shape, grad) if node.needs(0) else None, to_b
+    to_b = _product(t, "bmm_backward", node, 1, grad)
+    return _product(t, "bmm_backward", node, 0, grad), to_b
 
 
-def _product(t: Tape, operation: str, shape: Shape, grad: Tensor) -> Tensor:
-    """A gradient that a matrix product gives, a view in the shape of what it is for."""
-    made = t.new(operation, shape, grad.format)
+def _product(t: Tape, operation: str, node: Node, index: int, grad: Tensor) -> Tensor | None:
+    """The gradient of a factor that wants one, a view in the shape of what it is for."""
+    if node.edges[index] is None:
+        return None
+    made = t.new(operation, node.context[index], grad.format)
     made.own = False
     return made
 
@@ -97,18 +100,17 @@ def linear(
     inputs = (x, weight) if bias is None else (x, weight, bias)
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))
-    return attach(t.new("mm", (*x.shape[:-1], out or weight.shape[0]), x.format), node)
+    return t.new("mm", (*x.shape[:-1], out or weight.shape[0]), x.format, node)
 
 
 def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = flat(t, first(grads))
     grads.clear()  # a view of the product made the copy, and has let go of what came
-    x_shape, weight_shape = node.context
     if len(node.edges) == 3:  # addmm: the bias's gradient is summed from what came
-        to_x = _product(t, "mm", x_shape, grad) if node.needs(0) else None
-        return to_x, _product(t, "mm", weight_shape, grad) if node.needs(1) else None, grad
-    to_weight = _product(t, "mm", weight_shape, grad) if node.needs(1) else None
-    return _product(t, "mm", x_shape, grad) if node.needs(0) else None, to_weight
+        to_x = _product(t, "mm", node, 0, grad)
+        return to_x, _product(t, "mm", node, 1, grad), grad
+    to_weight = _product(t, "mm", node, 1, grad)
+    return _product(t, "mm", node, 0, grad), to_weight
 
 
 def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -> Tensor:
@@ -119,7 +121,7 @@ def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -
     x = to(t, x, weight.format)
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     node = t.record(_linear_backward, (x, weight), (*saved, ends), (x.shape, weight.shape))
-    return attach(t.new("grouped_mm", (x.shape[0], out), x.format), node)
+    return t.new("grouped_mm", (x.shape[0], out), x.format, node)
 
 
 def dequantized_linear(
@@ -134,7 +136,7 @@ def dequantized_linear(
     saved = (x,) if keeps_input else ()
     node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored))
     whole = _dequantized(t, weight, stored, x.format)
-    result = attach(t.new("mm", (*x.shape[:-1], out), x.format), node)
+    result = t.new("mm", (*x.shape[:-1], out), x.format, node)
     del whole
     return result
 
@@ -150,7 +152,7 @@ def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
     quantized = t.new("int8_vectorwise_quant", x.shape, INT8)
     del half
     product = t.new("int8_linear_matmul", (*x.shape[:-1], out), INT32)
-    result = attach(t.new("int8_mm_dequant", product.shape, x.format), node)
+    result = t.new("int8_mm_dequant", product.shape, x.format, node)
     del quantized, product
     return result
 
@@ -179,7 +181,7 @@ def add_product(t: Tape, base: Tensor, a: Tensor, b: Tensor) -> Tensor:
     base, a, b = (cast(t, x) for x in (base, a, b))
     node = t.record(_add_product_backward, (a, b), (a, b))
     shape = broadcast(base.shape, (*a.shape[:-1], b.shape[-1]))
-    return attach(t.new("baddbmm", shape, a.format), node)
+    return t.new("baddbmm", shape, a.format, node)
 
 
 def _add_product_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -201,7 +203,7 @@ def convolution(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, shape: 
     weight = cast(t, weight)
     inputs = [cast(t, x), weight, *offsets]
     node = t.record(_convolution_backward, inputs, inputs[:2], [i.shape for i in inputs])
-    return attach(t.new("convolution", shape, inputs[0].format), node)
+    return t.new("convolution", shape, inputs[0].format, node)
 
 
 def _convolution_backward(t: Tape, node: Node, grads: GradList) -> Grads:

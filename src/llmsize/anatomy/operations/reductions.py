@@ -7,20 +7,19 @@ from llmsize.anatomy.layout import row_major
 from llmsize.anatomy.operations.elementwise import in_fp32
 from llmsize.anatomy.operations.rules import (
     GradList,
-    attach,
     first,
     keep_output,
     whole_backward,
 )
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import FP32
 
 
 def mean(t: Tape, x: Tensor) -> Tensor:
     """The mean over the last dimension, which stays as 1."""
     node = t.record(whole_backward, (x,), (), ("mean_backward", x.shape))
-    return attach(t.new("mean", (*x.shape[:-1], 1), x.format), node, x)
+    return laid_out(t.new("mean", (*x.shape[:-1], 1), x.format, node), x)
 
 
 def spread(t: Tape, x: Tensor) -> Tensor:
@@ -30,7 +29,7 @@ def spread(t: Tape, x: Tensor) -> Tensor:
 
 def _measure(t: Tape, operation: str, x: Tensor, backward: Rule) -> Tensor:
     node = t.record(backward, (x,), (x,))
-    out = attach(t.new(operation, (*x.shape[:-1], 1), x.format), node)
+    out = t.new(operation, (*x.shape[:-1], 1), x.format, node)
     keep_output(t, node, out)
     return out
 
@@ -62,7 +61,7 @@ def _length_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def total(t: Tape, x: Tensor) -> Tensor:
     """The sum over the last dimension, which stays as 1; its gradient is expanded as a view."""
     node = t.record(_total_backward, (x,), (), x.shape)
-    return attach(t.new("sum", (*x.shape[:-1], 1), x.format), node)
+    return t.new("sum", (*x.shape[:-1], 1), x.format, node)
 
 
 def _total_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -74,7 +73,7 @@ def sum_over(t: Tape, x: Tensor, dim: int, *, keep: bool = False) -> Tensor:
     """The sum over one dimension, which stays as 1 if asked to; its gradient is a view."""
     node = t.record(_total_backward, (x,), (), x.shape)
     left = (1,) if keep else ()
-    return attach(t.new("sum", (*x.shape[:dim], *left, *x.shape[dim + 1 :]), x.format), node)
+    return t.new("sum", (*x.shape[:dim], *left, *x.shape[dim + 1 :]), x.format, node)
 
 
 def log_sum_exp(t: Tape, x: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def log_sum_exp(t: Tape, x: Tensor) -> Tensor:
     input and its output. Under autocast it runs in fp32."""
     x = in_fp32(t, x)
     node = t.record(_log_sum_exp_backward, (x,), (x,), x.shape)
-    out = attach(t.new("logsumexp", (*x.shape[:-1], 1), x.format), node)
+    out = t.new("logsumexp", (*x.shape[:-1], 1), x.format, node)
     keep_output(t, node, out)
     return out
 
@@ -98,7 +97,7 @@ def _log_sum_exp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def sum_first(t: Tape, x: Tensor) -> Tensor:
     """The sum over the first dimension, in fp32 under autocast; its gradient is a view."""
     node = t.record(_sum_first_backward, (x,), (), x.shape)
-    return attach(t.new("sum", x.shape[1:], FP32 if t.autocast else x.format), node)
+    return t.new("sum", x.shape[1:], FP32 if t.autocast else x.format, node)
 
 
 def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -110,4 +109,4 @@ def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
     """Every `chosen` rows summed; the gradient is copied for each of them."""
     node = t.record(whole_backward, (x,), (), ("copy", x.shape))
-    return attach(t.new("sum", (x.shape[0] // chosen, *x.shape[1:]), x.format), node)
+    return t.new("sum", (x.shape[0] // chosen, *x.shape[1:]), x.format, node)

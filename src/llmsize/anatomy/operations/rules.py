@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.layout import elementwise
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Shape, Tensor
+from llmsize.anatomy.tensor import Shape, Tensor, laid_out
 from llmsize.formats import Format
 
 GradList = list[Tensor | None]
@@ -19,26 +18,11 @@ def first(grads: GradList) -> Tensor:
     return grad
 
 
-def attach(tensor: Tensor, node: Node | None, *like: Tensor) -> Tensor:
-    """Make `tensor` the output of `node`; an elementwise result is laid out `like` its operands."""
-    tensor.node = node
-    for operand in like:
-        if operand.strides is not None:
-            operands = [(x.shape, x.strides) for x in like]
-            tensor.strides = elementwise(tensor.shape, *operands)
-            break
-    return tensor
-
-
-def laid_out(tensor: Tensor, *like: Tensor) -> Tensor:
-    """`tensor`, laid out as an elementwise operation on `like` lays out its result."""
-    return attach(tensor, None, *like)
-
-
 def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
     """Keep an output for the node's own backward pass (without a cycle back to the node)."""
     if node is not None:
-        t.keep(node, Tensor(output.shape, output.format, output.storage, strides=output.strides))
+        kept = Tensor(output.shape, output.format, output.storage, strides=output.strides)
+        t.keep(node, (kept,))
 
 
 def promoted(a: Format, b: Format) -> Format:
@@ -53,15 +37,25 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     if len(a) < len(b):
         a, b = b, a
     offset = len(a) - len(b)
+    if a[offset:] == b:
+        return a
     return a[:offset] + tuple(
         [y if x == 1 and y != 1 else x for x, y in zip(a[offset:], b, strict=True)]
     )
 
 
+def joined(t: Tape, operation: str, a: Tensor, b: Tensor, node: Node | None = None) -> Tensor:
+    """What an elementwise operation on two tensors makes."""
+    shape = a.shape if a.shape == b.shape else broadcast(a.shape, b.shape)
+    format = a.format if a.format is b.format else promoted(a.format, b.format)
+    made = t.new(operation, shape, format, node)
+    return made if a.strides is None is b.strides else laid_out(made, a, b)
+
+
 def unary_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     """One tensor like the gradient; the node knows the operation's name."""
     grad = first(grads)
-    return (laid_out(t.new(f"{node.context}_backward", grad.shape, grad.format), grad),)
+    return (t.like(f"{node.context}_backward", grad),)
 
 
 def same_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -8,9 +8,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.layout import Strides, moved, row_major, tidy, viewed
 from llmsize.anatomy.operations.rules import (
     GradList,
-    attach,
     first,
-    laid_out,
     same_backward,
     whole_backward,
 )
@@ -84,19 +82,19 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     if heads == 1:
         return expand(t, x, batch, times, sequence, channels)
     node = t.record(whole_backward, (x,), (), ("sum", x.shape))
-    return attach(t.new("repeat", (batch, heads * times, sequence, channels), x.format), node)
+    return t.new("repeat", (batch, heads * times, sequence, channels), x.format, node)
 
 
 def repeat_first(t: Tape, x: Tensor, times: int) -> Tensor:
     """`x` that many times along a new first dimension, as a copy."""
     node = t.record(whole_backward, (x,), (), ("sum", x.shape))
-    return attach(t.new("repeat", (times, *x.shape), x.format), node)
+    return t.new("repeat", (times, *x.shape), x.format, node)
 
 
 def tile(t: Tape, x: Tensor, times: int) -> Tensor:
     """`x`, whose first dimension is 1, copied so many times."""
     node = t.record(whole_backward, (x,), (), ("sum", x.shape))
-    return attach(t.new("repeat", (times, *x.shape[1:]), x.format), node)
+    return t.new("repeat", (times, *x.shape[1:]), x.format, node)
 
 
 def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
@@ -104,7 +102,7 @@ def cat(t: Tape, parts: Sequence[Tensor], dim: int = -1) -> Tensor:
     node = t.record(_cat_backward, parts, (), [p.shape for p in parts])
     shape = list(parts[0].shape)
     shape[dim] = sum(p.shape[dim] for p in parts)
-    return attach(t.new("cat", tuple(shape), parts[0].format), node)
+    return t.new("cat", tuple(shape), parts[0].format, node)
 
 
 def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -119,7 +117,7 @@ def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def pad_last(t: Tape, x: Tensor, more: int) -> Tensor:
     """`x` with that many zeros more along the last dimension, as a copy."""
     node = t.record(whole_backward, (x,), (), ("pad_backward", x.shape))
-    return attach(t.new("pad", (*x.shape[:-1], x.shape[-1] + more), x.format), node)
+    return t.new("pad", (*x.shape[:-1], x.shape[-1] + more), x.format, node)
 
 
 def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
@@ -138,7 +136,7 @@ def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
 
 def _assemble_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    whole = laid_out(t.new("copy_slices", grad.shape, grad.format), grad)
+    whole = t.like("copy_slices", grad)
     part = t.new("copy", node.context, grad.format)
     if not node.needs(0):
         return None, part
@@ -161,20 +159,21 @@ def add_to_last(t: Tape, x: Tensor, other: Tensor, size: int) -> Tensor:
 
 def _add_to_last_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    whole = laid_out(t.new("copy_slices", grad.shape, grad.format), grad)
+    whole = t.like("copy_slices", grad)
     return whole, t.new("copy", node.context, grad.format)
 
 
 def transpose(t: Tape, x: Tensor, a: int, b: int) -> Tensor:
     """A view with two dimensions exchanged."""
-    order = list(range(len(x.shape)))
-    order[a], order[b] = order[b], order[a]
+    places = list(range(len(x.shape)))
+    places[a], places[b] = places[b], places[a]
+    order = tuple(places)
     return rearranged(x, order, t.record(_transpose_backward, (x,), (), order))
 
 
 def permute(t: Tape, x: Tensor, *order: int) -> Tensor:
     """A view with the dimensions in that order."""
-    back = sorted(range(len(order)), key=order.__getitem__)
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
     return rearranged(x, order, t.record(_transpose_backward, (x,), (), back))
 
 
@@ -182,7 +181,7 @@ def _transpose_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (rearranged(first(grads), node.context),)
 
 
-def rearranged(x: Tensor, order: Sequence[int], node: Node | None = None) -> Tensor:
+def rearranged(x: Tensor, order: tuple[int, ...], node: Node | None = None) -> Tensor:
     """A view with the dimensions in another order, as the output of `node`."""
     shape = tuple([x.shape[i] for i in order])
     return Tensor(shape, x.format, x.storage, node, 0, moved(x.shape, x.strides, order))
@@ -200,7 +199,7 @@ def _reshape_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 def _reshaped(t: Tape, x: Tensor, shape: Shape, node: Node | None = None) -> Tensor:
     possible, strides = viewed(x.shape, x.strides, shape)
     if not possible:
-        return attach(t.new("copy", shape, x.format), node)
+        return t.new("copy", shape, x.format, node)
     return Tensor(shape, x.format, x.storage, node, 0, strides)
 
 
@@ -211,7 +210,7 @@ def contiguous(t: Tape, x: Tensor) -> Tensor:
 
 def copy(t: Tape, x: Tensor) -> Tensor:
     """`x` laid out anew, row-major."""
-    return attach(t.new("copy", x.shape, x.format), t.record(same_backward, (x,)))
+    return t.new("copy", x.shape, x.format, t.record(same_backward, (x,)))
 
 
 def split_heads(t: Tape, x: Tensor, heads: int) -> Tensor:
