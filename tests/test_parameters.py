@@ -11,6 +11,8 @@ import pytest
 from benchmarks.tables.models import configured
 from llmsize import presets
 from llmsize.anatomy import traced
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.mixture import sparse_layers
 from llmsize.anatomy.parameters import Parameters, by_component, count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
@@ -76,6 +78,19 @@ def test_counting_is_fast() -> None:
         outline(model)
         times.append(time.process_time() - start)
     assert min(times) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("fields", "sparse"),
+    [({"decoder_sparse_step": 2}, [1, 3, 5]), ({"decoder_sparse_step": 3}, [2, 5]),
+     ({"decoder_sparse_step": 1, "mlp_only_layers": [0, 4]}, [1, 2, 3, 5]),
+     ({"first_k_dense_replace": 3, "moe_layer_freq": 2}, [4])],
+)  # fmt: skip
+def test_experts_are_in_every_kth_layer(fields: dict[str, Any], sparse: list[int]) -> None:
+    """Qwen counts from one, `(layer_idx + 1) % decoder_sparse_step == 0`; DeepSeek from zero,
+    `layer_idx % moe_layer_freq == 0` (transformers, modeling_qwen2_moe.py; DeepSeek's own code)."""
+    layers = sparse_layers(Config(fields, "any"), 6)
+    assert [index for index, has_experts in enumerate(layers) if has_experts] == sparse
 
 
 BAD_VALUES = [None, -1, 0, 10**9, 2**63, 1e308, float("nan"), "x", [], [[]], {}, True, [None] * 500]

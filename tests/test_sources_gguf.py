@@ -244,9 +244,10 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, problem: str) 
     assert problem in str(failure.value)
 
 
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
-    """An interrupted download is told from the model that it should become."""
-    path = gguf(tmp_path / "m.gguf", LLAMA, TENSORS, cut=100)
+@pytest.mark.parametrize("cut", [1, 100])
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, cut: int) -> None:
+    """An interrupted download is told from the model that it should become, by a byte."""
+    path = gguf(tmp_path / "m.gguf", LLAMA, TENSORS, cut=cut)
     with pytest.raises(LLMSizeError, match="it is cut off"):
         read_gguf(path)
 
