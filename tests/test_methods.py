@@ -95,6 +95,15 @@ def test_the_embeddings_gradient_stays_in_every_micro_batch() -> None:
     assert (step.peaks["backward"], step.peaks["step"]) == (3_358_910_084, 782_702_868)
 
 
+@pytest.mark.parametrize("method", ["trainable-tokens", "prompt-tuning", "prefix-tuning"])
+def test_prompts_of_an_encoder_with_a_decoder_are_refused(method: str) -> None:
+    """T5's class is one though a configuration need not say so (transformers 5.23, `T5Config`)."""
+    sizes = {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2}
+    model = architecture({"model_type": "t5", "vocab_size": 100, **sizes}, "small", "small")
+    with pytest.raises(LLMSizeError, match="encoder, whose prompt is not modelled"):
+        training_step(model, run_of(Choices(method, sequence=16)))
+
+
 def test_houlsby_adapters_have_two_bottlenecks_a_layer() -> None:
     """2 × (2hm + h + m) parameters a layer (Houlsby et al. 2019, section 2.1)."""
     model = presets.get(Architecture, "gpt2")

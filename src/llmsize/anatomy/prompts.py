@@ -34,8 +34,14 @@ def looked_up(t: Trace, name: str, width: int, tokens: int, sequences: int) -> T
     return ops.embedding(t, table, sequences, tokens, indices=indices)
 
 
-def _only_decoder(c: Config) -> None:
-    if c.flag("is_encoder_decoder"):
+ENCODER_DECODERS = ("bart", "t5")
+"""Families of types that are one whether a configuration says so or not."""
+
+
+def _only_decoder(t: Trace, c: Config) -> None:
+    from llmsize.anatomy.families import MODULES
+
+    if c.flag("is_encoder_decoder") or MODULES.get(t.family) in ENCODER_DECODERS:
         raise c.error(
             "has an encoder, whose prompt is not modelled", "use adapters, such as `lora`"
         )
@@ -52,7 +58,7 @@ class PromptTuning(Adapter):
 
     def begin(self, t: Trace, c: Config) -> None:
         """Nothing is made before the model runs."""
-        _only_decoder(c)
+        _only_decoder(t, c)
 
     def embedded(self, t: Trace, x: Tensor) -> Tensor:
         """The prompt and the tokens' embeddings; the caller holds what it is made of."""
@@ -160,7 +166,7 @@ class Prefix(Adapter):
         """The cache is made before the model runs."""
         from llmsize.anatomy.decoder import HEADS, read
 
-        _only_decoder(c)
+        _only_decoder(t, c)
         if c.value(*HEADS) is None:
             raise c.error(
                 "has no attention heads, to whose keys and values a prefix is added",
@@ -285,7 +291,7 @@ class TrainedTokens(Adapter):
 
     def begin(self, t: Trace, c: Config) -> None:
         """The rows as they were stay beside the trained ones."""
-        _only_decoder(c)
+        _only_decoder(t, c)
 
     def table(self, t: Trace, weight: Tensor) -> Tensor:
         """`get_merged_weights`."""
