@@ -68,6 +68,14 @@ EDITS = st.lists(
 )  # fmt: skip
 
 
+def test_a_family_named_by_half_a_character_is_refused(tmp_path: Path) -> None:
+    """JSON can say half of a surrogate pair, which is no text that could be looked for."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "gem\ud800ma", "hidden_size": 64}))
+    with pytest.raises(LLMSizeError, match="states no `model_type`"):
+        resolve(str(path))
+
+
 @pytest.mark.parametrize("kind", GOOD)
 @tried(150)
 @given(edits=EDITS, kept=st.one_of(st.just(1.0), st.floats(0, 1)))

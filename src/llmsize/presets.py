@@ -170,7 +170,7 @@ def _called(kind: type[R], wanted: str, place: str) -> Iterator[R]:
     """The presets of a folder that have an alias or a Hub id of that name."""
     for file in _files(place, folder(kind)):
         text = _text(file)
-        if wanted.encode("utf-8", "surrogateescape") in text.lower():
+        if wanted.encode("utf-8", "surrogatepass") in text.lower():
             record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
             known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
             if wanted and wanted in (alias.lower() for alias in known):
