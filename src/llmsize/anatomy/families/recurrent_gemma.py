@@ -39,11 +39,10 @@ class Recurrence(NamedTuple):
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(
-        c.changed(sliding_window=c.value("attention_window_size", "sliding_window") or 2048),
-        tied=True, activation="gelu_pytorch_tanh", rotary=0.5,
-    )  # fmt: skip
     window = c.size("attention_window_size", "sliding_window", default=2048)
+    s = decoder.read(
+        c.changed(sliding_window=window), tied=True, activation="gelu_pytorch_tanh", rotary=0.5
+    )
     width = c.size("lru_width", default=s.hidden)
     r = Recurrence({}, Dim(width, "lru_width"), s.heads, c.size("conv1d_width", default=4))
     bias = c.flag("attention_bias")
