@@ -52,6 +52,7 @@ def test_the_parts_of_the_peak_sum_to_it(
     memory = peak_memory(found)
     assert memory.value == found.total
     for part in memory.walk():
+        assert part.value >= 0
         if part.formula:
             assert part.value == evaluate(part.formula, part.inputs)
         elif part.parts:
@@ -101,6 +102,16 @@ def test_a_frozen_model_keeps_no_weight_gradients(model: str) -> None:
     found = step(model, Choices(method="lora", sequence=64, rank=4))
     gradients = sum(n for what, n in found.moment.live.items() if what.role == "gradient")
     assert gradients <= found.gradients
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_layers_hand_back_is_no_gradient_of_a_weight(model: str) -> None:
+    """Where blocks run again below trained adapters, all gradients are those of the adapters."""
+    chosen = Choices(method="lora", sequence=64, rank=64, recompute="full")
+    found = step(model, chosen)
+    parts = {part.name: part.value for part in peak_memory(found).parts}
+    assert min(parts.values()) >= 0
+    assert parts.get("gradients", 0) <= found.gradients
 
 
 def test_a_step_of_more_layers_is_folded_like_one_that_is_unrolled() -> None:

@@ -100,7 +100,10 @@ class Leaf(Node):
             return
         if grad is not None and grad.strides is not None:
             grad = tape.new("clone", grad.shape, grad.format)
-        if grad is not None and grad.storage is not None:
+        if self.passing:
+            if self.storage is not None:  # the first layer sends it what others send each other
+                hand_on([grad])
+        elif grad is not None and grad.storage is not None:
             grad.storage.becomes("gradient")
         self.gradient = grad
 
