@@ -45,10 +45,10 @@ def additive_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor
 
 
 def expand_mask(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Broadcast the mask to all heads, padding its last dimension to 16 elements if need be."""
+    """Broadcast the mask to all heads, padding its last dimension to 8 elements if need be."""
     last = mask.size(-1)
-    if last % 16:
-        mask = F.pad(mask, (0, 16 - last % 16))[..., :last]
+    if last % 8:
+        mask = F.pad(mask, (0, 8 - last % 8))[..., :last]
     return mask.expand(query.size(0), query.size(1), query.size(2), key.size(2))
 
 

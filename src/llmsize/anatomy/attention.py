@@ -143,8 +143,12 @@ def additive(t: Tape, mask: Tensor | None, q: Tensor) -> Tensor | None:
     return t.new("where", (q.shape[0], *mask.shape[1:]), q.format)
 
 
-ALIGNMENT = 16
-"""Entries whose multiple a row of the memory-efficient kernel's mask takes."""
+ALIGNMENT = 8
+"""Entries whose multiple a row of the memory-efficient kernel's mask takes.
+
+aten/src/ATen/native/transformers/attention.cpp (torch v2.5), `mem_eff_alignment`; torch v2.13 pads
+a mask of 17 columns to 24, and one of 24 not at all.
+"""
 
 
 def aligned(t: Tape, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
