@@ -14,9 +14,10 @@ from training_runs import run_of
 
 from benchmarks.tables.traces import method_traces
 from llmsize import presets
+from llmsize.anatomy import LoRA, Setting, run_forward
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import INT4, Format
 from llmsize.memory.methods import METHODS, Choices, check_options
 from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer
@@ -285,3 +286,13 @@ def test_choices_that_do_not_go_together_are_refused(choices: Choices, message: 
     """One clear error each."""
     with pytest.raises(LLMSizeError, match=message):
         training_step(presets.get(Architecture, "gpt2"), run_of(replace(choices, sequence=32)))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [Setting(format=INT4), Setting(autocast=INT4), Setting(adapter=LoRA(("all-linear",), INT4))],
+)
+def test_nothing_is_computed_in_a_format_of_blocks(setting: Setting) -> None:
+    """PyTorch's tensors have elements: two that share a byte are stored, and never computed in."""
+    with pytest.raises(LLMSizeError, match="nothing is computed in `int4`"):
+        run_forward(presets.get(Architecture, "gpt2"), setting)

@@ -11,6 +11,7 @@ from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Setting, Trace
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
 
 __all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "run_forward", "traced"]
 
@@ -21,8 +22,10 @@ def run_forward(
     """Run the model's forward pass once; the tape of it, and the loss or the logits.
 
     An `outline` runs one layer of each kind, which is enough for weights and caches.
-    Raises `LLMSizeError` for a configuration that does not describe a model.
+    Raises `LLMSizeError` for a configuration that does not describe a model, and for a format that
+    nothing is computed in.
     """
+    _check_formats(setting)
     adapter = setting.adapter
     trace = Trace(
         grad=setting.training,
@@ -42,6 +45,17 @@ def run_forward(
     result = forward(trace, config)
     trace.let_go(trace.held)
     return trace, result
+
+
+def _check_formats(setting: Setting) -> None:
+    """Raise `LLMSizeError` for tensors in a format of blocks: each is taken for elements alone."""
+    adapted = setting.adapter.format if setting.adapter else None
+    for format in (setting.format, setting.autocast, adapted):
+        if format is not None and format.block_elements != 1:
+            raise LLMSizeError(
+                f"nothing is computed in `{format.name}`",
+                hint="choose bf16, fp16 or fp32; frozen weights may be `quantized`",
+            )
 
 
 @lru_cache(maxsize=1024)  # more than there are presets: who goes through them asks twice

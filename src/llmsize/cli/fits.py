@@ -95,7 +95,7 @@ Which = Annotated[
 ]
 Strict = Annotated[bool, Option("--strict", help="Exit with 1 for what is `tight`, too.")]
 MinParameters = Annotated[
-    int,
+    int | None,
     counting(
         "--min-params", what="parameter count", metavar="N", help="Only models at least this large."
     ),
@@ -137,7 +137,7 @@ class Listing(NamedTuple):
 
     commercial: options.Commercial = False
     family: options.Family = ""
-    min_params: MinParameters = 1
+    min_params: MinParameters = None
     everything: Everything = False
 
 
@@ -562,7 +562,7 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     usual = "nf4" if job == "QLoRA" else "fp16/bf16"
     title = usual if usual in works else next(iter(works))
     filter = Filter(
-        listing.commercial, _families(listing.family), min_parameters=listing.min_params
+        listing.commercial, _families(listing.family), min_parameters=listing.min_params or 0
     )
     found = catalogue.models_that_fit(works, machine, job, filter, engine, each)
     shown = list(found if listing.everything else islice(found, SHOWN))

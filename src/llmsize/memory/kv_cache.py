@@ -113,6 +113,11 @@ def _state(layer: LayerCache, count: int, sequences: int, format: Format, shards
     )
 
 
+NEARLY_ALIKE = 1.25
+"""Up to this many times as many layers of one kind as of the other, groups are as large as the more
+common kind: vLLM's own number, which it has by trial (later versions have 1.5)."""
+
+
 def pool_token_bytes(
     layers: Iterable[LayerCache],
     keys: Format,
@@ -122,15 +127,15 @@ def pool_token_bytes(
 ) -> int:
     """Bytes of a paged pool for one token on one device, as vLLM charges them.
 
-    Layers of different kinds share the pool in groups of as many layers as the rarer kind has; the
-    last group is padded, and a window is charged as if it kept every token. vLLM 0.19,
-    v1/core/kv_cache_utils.py, `_get_kv_cache_groups_uniform_page_size`; latents and an indexer's
-    keys are of one kind there.
+    Layers of different kinds share the pool in groups of as many layers as the rarer kind has, or
+    the other one if they are nearly alike; the last group is padded, and a window is charged as if
+    it kept every token. vLLM 0.19, v1/core/kv_cache_utils.py,
+    `_get_kv_cache_groups_uniform_page_size`; latents and an indexer's keys are of one kind there.
     """
     counts = Counter(layer for layer in layers if layer.kind not in ("recurrent", "none"))
     if len(counts) > 1 and not any(layer.kind == "index" for layer in counts):
         fewest, most = min(counts.values()), max(counts.values())
-        group = most if most < 1.25 * fewest else fewest
+        group = most if most < NEARLY_ALIKE * fewest else fewest
         counts = Counter({layer: -(-count // group) * group for layer, count in counts.items()})
     return sum(
         count * token_bytes(layer, keys, values, policy, tensor_parallel)

@@ -47,6 +47,7 @@ class Filter:
     context: int = 0
     """At least this many tokens of published context."""
     min_parameters: int = 0
+    """At least so many parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def wanted(model: Architecture, filter: Filter) -> bool:
         and (model.commercial is True or not filter.commercial)
         and (not filter.families or model.family in filter.families)
         and (model.context_length or 0) >= filter.context
-        and parameters(model) >= filter.min_parameters
+        and (not filter.min_parameters or parameters(model) >= filter.min_parameters)
     )
 
 
