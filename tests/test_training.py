@@ -6,6 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables.traces import training_memory
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.memory.methods import Choices
+from llmsize.memory.peak import device_memory
+from llmsize.memory.training import TrainingStep, training_step
+from llmsize.stack import Stack
+from tests.training_runs import run_of
 
 REFERENCE = Path(__file__).parent / "reference"
 with (REFERENCE / "training_memory.csv").open() as table:
@@ -18,3 +25,25 @@ def test_a_step_agrees_with_the_traced_one_to_the_byte(row: dict[str, str]) -> N
     answers = list(training_memory([row], REFERENCE))
     assert {a.quantity for a in answers} >= {"act_end_fwd_bytes", "peak_total_bytes", "peak_phase"}
     assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
+
+
+def _recomputed_eagerly(sequence: int) -> TrainingStep:
+    """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
+    chosen = Choices(
+        method="lora", sequence=sequence, batch=8, recompute="full", attention="eager"
+    )  # fmt: skip
+    return training_step(presets.get(Architecture, "tinyllama-1.1b"), run_of(chosen))
+
+
+def test_softmax_takes_a_product_within_its_kernel() -> None:
+    """The backward pass of CUDA's softmax holds gradient times output, in fp32, beside its result:
+    allocated as PyTorch counts it, though no trace of tensors sees it.
+    """
+    step = _recomputed_eagerly(1024)
+    allocated = device_memory(step, presets.get(Stack, "transformers")).parts[0]
+    assert int(allocated.value) - step.total == step.within_kernels == 8 * 32 * 1024**2 * 4
+
+
+def test_what_kernels_take_matters_at_the_peak_alone() -> None:
+    """Where logits are the peak, a temporary in a layer is beneath it."""
+    assert _recomputed_eagerly(128).within_kernels == 0

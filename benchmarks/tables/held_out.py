@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.answers import Answer
@@ -26,7 +27,7 @@ METERS = ("allocated", "reserved", "device")
 def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
     """Peaks of real runs on one device, by what read them: the allocator, or the driver."""
     for row in rows:
-        stack = presets.get(Stack, row["stack"])
+        stack = _stack(row)
         run = training_run(
             _choices(row), stack, presets.get(Precision, row["precision"]),
             presets.get(Optimizer, row["optimizer"]),
@@ -43,10 +44,15 @@ def _model(name: str, directory: Path) -> Architecture:
     return found or read_config(directory / "trace_configs" / f"{name}.json", name)
 
 
+def _stack(row: Row) -> Stack:
+    """The framework, with what the program of a row does beside it."""
+    return replace(presets.get(Stack, row["stack"]), **dict.fromkeys(row["as_run"].split(), True))
+
+
 def _choices(row: Row) -> Choices:
     """What a row says that was chosen."""
-    recompute = row["recompute"]
-    assert recompute in ("none", "full")
+    attention = row["attention"] or "sdpa"
+    assert attention in ("sdpa", "eager") and row["recompute"] in ("none", "full")
     return Choices(
         method=row["method"],
         batch=int(row["batch"]),
@@ -57,5 +63,7 @@ def _choices(row: Row) -> Choices:
         rank=int(row["rank"] or 16),
         targets=tuple(filter(None, row["targets"].split(","))),
         adapter_dropout=float(row["adapter_dropout"]),
-        recompute="full" if recompute == "full" else "none",
+        recompute="full" if row["recompute"] == "full" else "none",
+        attention="eager" if attention == "eager" else "sdpa",
+        upcast=row["upcast"] == "yes",
     )

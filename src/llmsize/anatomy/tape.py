@@ -142,6 +142,8 @@ class Tape:
     """Bytes of checkpoints in host memory, by the turn of the layers that run again from them."""
     events: list[Event] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
+    within: list[tuple[int, int]] = field(default_factory=list)
+    """What kernels take and give back within themselves: after how many events, and its bytes."""
     nodes: list[Node] = field(default_factory=list)
     phase: str = "forward"
     layer: int = -1

@@ -26,6 +26,8 @@ ROLES = {
 """What the tensors of a step are alive for, in the order in which they are shown."""
 
 
+SOFTMAX = "PyTorch v2.13, aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`"
+
 SHOWN = 8
 """Tensors that are listed one by one under each role; the rest is summed."""
 
@@ -50,9 +52,14 @@ def peak_memory(step: TrainingStep) -> Term:
 def device_memory(step: TrainingStep, stack: Stack) -> Term:
     """The peak with what the allocator reserves above it and what the device holds besides.
 
-    This is what `nvidia-smi` shows and what has to fit on a card.
+    This is what `nvidia-smi` shows and what has to fit on a card. What kernels take within
+    themselves is allocated, too, although no trace of tensors sees it.
     """
-    return on_device(peak_memory(step), stack)
+    traced = peak_memory(step)
+    if not step.within_kernels:
+        return on_device(traced, stack)
+    own = counted("kernels' own temporaries", step.within_kernels, source=SOFTMAX)
+    return on_device(total(traced.name, *traced.parts, own, unit="bytes"), stack)
 
 
 def on_device(allocated: Term, stack: Stack) -> Term:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -146,16 +147,38 @@ class Moment:
 
 def stretches(trace: Trace) -> Iterator[Stretch]:
     """The tape in stretches, for all layers; those of a pattern that repeats are one."""
+    return _folded(trace.events, trace.segments, trace.course)
+
+
+def stretches_as_run(trace: Trace) -> Iterator[Stretch]:
+    """The same with what kernels take within themselves, which no trace of tensors sees."""
+    events: list[Event] = []
+    positions = [position for position, _ in trace.within]
+    for start, (position, size) in zip([0, *positions], trace.within, strict=False):
+        events += trace.events[start:position]
+        own = What(*events[-1][1])
+        events += [(size, own), (-size, own)]
+    events += trace.events[positions[-1] if positions else 0 :]
+    segments = [
+        segment._replace(start=segment.start + 2 * bisect_right(positions, segment.start))
+        for segment in trace.segments
+    ]
+    return _folded(events, segments, trace.course)
+
+
+def _folded(
+    events: Sequence[Event], segments: Sequence[Segment], course: Sequence[Turn]
+) -> Iterator[Stretch]:
     passed: dict[int, tuple[Passage, Passage]] = {}
-    for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
-        events = trace.events[segment.start : after.start]
-        once, again = passages(events, segment.layer)
+    for segment, after in pairwise([*segments, Segment("end", -1, len(events))]):
+        own = events[segment.start : after.start]
+        once, again = passages(own, segment.layer)
         if segment.layer >= 0:
             passed[segment.layer] = once, again
-        elif events:
+        elif own:
             yield _stretch(segment.phase, -1, 1, [once])
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
-            yield from _along(trace.course, segment.phase, passed)
+            yield from _along(course, segment.phase, passed)
             passed = {}
 
 

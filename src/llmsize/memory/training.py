@@ -30,7 +30,16 @@ from llmsize.memory.states import (
     step_scratch,
     trained_weights,
 )
-from llmsize.memory.timeline import Moment, Stretch, counted, level, peak, stretches
+from llmsize.memory.timeline import (
+    Moment,
+    Stretch,
+    counted,
+    crest,
+    level,
+    peak,
+    stretches,
+    stretches_as_run,
+)
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.term import Term, total
 
@@ -100,6 +109,8 @@ class TrainingStep(NamedTuple):
     """What is alive above `static` at the highest moments of other phases than those three."""
     beside: Mapping[str, Term] = {}
     """What another trained model has alive in each of those three phases."""
+    within: int = 0
+    """By how much kernels' own temporaries raise the peak of forward and backward."""
 
     @property
     def phase(self) -> str:
@@ -110,6 +121,12 @@ class TrainingStep(NamedTuple):
     def total(self) -> int:
         """The peak of the step: allocated bytes."""
         return self.peaks[self.phase]
+
+    @property
+    def within_kernels(self) -> int:
+        """By how much kernels' own temporaries raise the peak of the step."""
+        passed = max(self.peaks["forward"], self.peaks["backward"])
+        return max(0, passed + self.within - self.total) if self.within else 0
 
     @property
     def left(self) -> int:
@@ -144,6 +161,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         timeline=timeline,
         step_scratch=scratch,
         trained=sum(prod(weight.shape) * weight.copies for weight in trained),
+        within=crest(list(stretches_as_run(trace))).bytes - moment.bytes if trace.within else 0,
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
 

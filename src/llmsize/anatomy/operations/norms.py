@@ -53,10 +53,27 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
         out = t.like("softmax", x, node, format=FP32)
         keep_output(t, node, out)
         return out
-    converted = to(t, x, format) if format else x
-    return unary(t, "softmax", converted, keeps="output")
+    return native_softmax(t, to(t, x, format) if format else x)
+
+
+def native_softmax(t: Tape, x: Tensor) -> Tensor:
+    """Softmax in the format of its input; keeps its output."""
+    return unary(t, "softmax", x, keeps="output", backward=_softmax_backward)
+
+
+def _softmax_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    """One tensor like the gradient, and within the kernel its product with the output.
+
+    PyTorch v2.13, aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`.
+    """
+    return _from_product(t, first(grads))
 
 
 def _to_half(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
-    return (t.like("softmax_backward", grad, format=FP16),)
+    return _from_product(t, first(grads), FP16)
+
+
+def _from_product(t: Tape, grad: Tensor, format: Format | None = None) -> Grads:
+    made = t.like("softmax_backward", grad, format=format)
+    t.within.append((len(t.events), grad.bytes))
+    return (made,)
