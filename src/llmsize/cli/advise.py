@@ -56,7 +56,7 @@ HELD_CONTEXT = 2048
 """… and those that each of several users holds on average: a paged cache gives what is used."""
 SERVER = 8
 """Devices that one copy of a model is divided over, at most: those of a server, with fast links."""
-DAY, HOUR = 86_400.0, 3600.0
+DAY = 86_400.0
 LAW, REPEATING = "chinchilla", "muennighoff"
 SHOWN = 2
 """Models that are offered for each way."""

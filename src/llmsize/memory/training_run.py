@@ -14,6 +14,12 @@ from llmsize.stack import WEIGHT, Stack
 BIASES = frozenset(("bias",))
 """What is trained of the model itself beside adapters, where all biases are."""
 
+KERNELS = tuple(field for field in Setting._fields if field in Stack.__slots__)
+"""What a stack says of the pass, under the same names: kernels, the loss, what is quantized."""
+
+COMPILED = ("fused_norm", "fused_rotary", "fused_gate", "fused_activation", "compiled_loss")
+"""What `torch.compile` makes one kernel of whatever the stack has."""
+
 SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1), ("bmm", 1))
 """Operations whose results selective recomputation saves, each time or every second time:
 pytorch/torchtitan b5bcd76, torchtitan/distributed/activation_checkpoint.py."""
@@ -80,28 +86,14 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
     format = whole if method.like_weights else _format(choices, stack)
     adapter = method.adapter(choices, choices.adapter_format or format) if method.adapter else None
     checkpointed = choices.recompute != "none"
+    kernels = {field: getattr(stack, field) for field in KERNELS}
     return Setting(
+        **kernels | (dict.fromkeys(COMPILED, True) if choices.compiled else {}),
         batch=choices.batch,
         sequence=choices.sequence,
         format=whole if adapter is None else choices.format,
         autocast=choices.format if precision.autocast else None,
         attention=choices.attention,
-        fused_norm=stack.fused_norm or choices.compiled,
-        fused_rotary=stack.fused_rotary or choices.compiled,
-        fused_gate=stack.fused_gate or choices.compiled,
-        fused_activation=stack.fused_activation or choices.compiled,
-        fused_qkv=stack.fused_qkv,
-        fused_recurrence=stack.fused_recurrence,
-        keeps_quantized_inputs=stack.keeps_quantized_inputs,
-        quantizes_head=stack.quantizes_head,
-        quantizes_experts=stack.quantizes_experts,
-        quantizes_from_half=stack.quantizes_from_half,
-        separate_head=stack.separate_head,
-        repeats_keys=stack.repeats_keys,
-        fp32_logits=stack.fp32_logits,
-        shifts_logits=stack.shifts_logits,
-        loss=stack.loss,
-        compiled_loss=stack.compiled_loss or choices.compiled,
         padded=choices.padded,
         training=True,
         trained=BIASES if choices.bias == "all" else method.trained,
@@ -115,7 +107,6 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
         checkpoint_saves=SELECTIVE if choices.recompute == "selective" else (),
         offload_checkpoints=choices.offload_checkpoints,
         input_gradients=checkpointed,
-        keep_outputs=stack.keep_outputs,
     )
 
 
