@@ -15,9 +15,8 @@ from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.methods import Choices, Recompute
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import training_step
-from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.training import Question
+from llmsize.planning.training import Question, run_of
 from llmsize.stack import Stack
 
 BLOG_2023 = "hf-4bit-blog"
@@ -61,8 +60,7 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
             continue
         try:
             asked = _question(row)
-            run = training_run(asked.choices, asked.stack, asked.precision, asked.optimizer)
-            step = training_step(asked.architecture, run)
+            step = training_step(asked.architecture, run_of(asked))
             seen = device_memory(step, asked.stack).parts[: METERS.index(_meter(row["metric"])) + 1]
             got = sum(int(part.value) for part in seen)
             yield Answer(row["id"], "training, any meter", int(row["bytes"]), got)

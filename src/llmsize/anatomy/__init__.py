@@ -13,7 +13,7 @@ from llmsize.anatomy.trace import Setting, Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 
-__all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "run_forward", "traced"]
+__all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "outlined", "run_forward", "traced"]
 
 
 def run_forward(
@@ -56,6 +56,15 @@ def _check_formats(setting: Setting) -> None:
                 f"nothing is computed in `{format.name}`",
                 hint="choose bf16, fp16 or fp32; frozen weights may be `quantized`",
             )
+
+
+@lru_cache(maxsize=64)
+def outlined(architecture: Architecture, setting: Setting) -> Trace:
+    """One layer of each kind: enough for weights. Nothing may be changed in it.
+
+    Raises `LLMSizeError` as `run_forward` does.
+    """
+    return run_forward(architecture, setting, outline=True)[0]
 
 
 @lru_cache(maxsize=1024)  # more than there are presets: who goes through them asks twice

@@ -7,7 +7,7 @@ from math import prod
 from typing import Annotated, Any, Literal, NamedTuple
 
 from llmsize import presets, units
-from llmsize.anatomy import run_forward
+from llmsize.anatomy import outlined
 from llmsize.anatomy.flops import training_flop_per_token
 from llmsize.anatomy.parameters import count
 from llmsize.answer import Cell, Estimate, Row, Scalar, Table
@@ -210,7 +210,7 @@ def _by_anatomy(
         choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
         presets.get(Optimizer, METHODS[choices.method].optimizer or "adamw"),
     )  # fmt: skip
-    trace = run_forward(architecture, run.setting, outline=True)[0]
+    trace = outlined(architecture, run.setting)
     weights = list(trace.weights.values())
     trained = sum(prod(w.shape) * w.copies for w in weights if w.node is not None)
     check_trained(weights, run.setting)

@@ -17,11 +17,10 @@ from llmsize.memory.methods import method_named
 from llmsize.memory.objectives import OBJECTIVES
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
-from llmsize.memory.training_run import training_run
 from llmsize.optimizers import DTYPE, Optimizer
 from llmsize.planning import changes as planning
 from llmsize.planning.slowdown import slowdown
-from llmsize.planning.training import Question, changes, host_need, need, within
+from llmsize.planning.training import Question, changes, host_need, need, run_of, within
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
@@ -31,7 +30,7 @@ FOLLOWED = "the step, followed tensor by tensor"
 
 def estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
     """The peak, what waits in host memory, and, if asked for, the timeline and the changes."""
-    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    run = run_of(question)
     step = training_step(question.architecture, run)
     memory, host = device_memory(step, question.stack), host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
@@ -297,6 +296,5 @@ def drawn(question: Question, file: str, *, timeline: bool) -> str:
 
     if not timeline:
         raise LLMSizeError("only a timeline is drawn into a file", hint="add `--timeline`")
-    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
-    step = training_step(question.architecture, run)
+    step = training_step(question.architecture, run_of(question))
     return options.drawn_into([timeline_chart(step, _subject(question))], file)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmsize.anatomy import Trace, run_forward
+from llmsize.anatomy import Trace, outlined
 from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
 from llmsize.memory.states import (
@@ -35,7 +35,7 @@ def host_memory(architecture: Architecture, run: TrainingRun) -> Term:
     """Bytes of tensors in host memory, by what they are; no parts where nothing is offloaded."""
     if run.offload == "none" and not run.setting.offload_checkpoints:
         return total("host memory", unit="bytes")
-    trace, _ = run_forward(architecture, run.setting, outline=True)
+    trace = outlined(architecture, run.setting)
     parts = list(_resident(trace, run))
     if run.setting.offload_checkpoints:
         parts.append(counted("offloaded checkpoints", _checkpoints(trace)))
@@ -49,14 +49,14 @@ def evictable(architecture: Architecture, run: TrainingRun) -> Term | None:
     """The states that the driver may move to the host when the device is full, if it may."""
     if not run.optimizer.pageable:
         return None
-    trace, _ = run_forward(architecture, run.setting, outline=True)
+    trace = outlined(architecture, run.setting)
     held = sum(states(weight, run) for weight in trained_weights(trace))
     return fact("paged to the host at most", held, unit="bytes", source=run.optimizer.source)
 
 
 def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:
     """Bytes that cross the bus in one optimizer step, by what they are."""
-    trace, _ = run_forward(architecture, run.setting, outline=True)
+    trace = outlined(architecture, run.setting)
     trained, batches = trained_weights(trace), run.accumulation
     parts = []
     if run.offload != "none":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from llmsize.anatomy import Setting, Trace, run_forward
+from llmsize.anatomy import Setting, Trace, outlined, run_forward
 from llmsize.anatomy.trace import Objective as Head
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, one_of
@@ -147,8 +147,8 @@ class Companions(NamedTuple):
 
     def _weights(self, head: Head) -> int:
         setting = self._frozen(head, 1)
-        trace, _ = run_forward(self.architecture, setting, outline=True)
-        return sum(stored(weight, setting) for weight in trace.weights.values())
+        weights = outlined(self.architecture, setting).weights.values()
+        return sum(stored(weight, setting) for weight in weights)
 
     def _read(self, head: Head, batch: int) -> int:
         return _highest(run_forward(self.architecture, self._frozen(head, batch))[0])

@@ -9,7 +9,7 @@ from itertools import takewhile
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from llmsize.anatomy import run_forward
+from llmsize.anatomy import outlined
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
@@ -132,9 +132,9 @@ def tuning(question: Question, devices: int = 1) -> Term:
     They divide what lives through the step, the gradients and what the optimizer allocates, as
     ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
-    from llmsize.memory.training_run import training_run  # with every method
+    from llmsize.planning.training import run_of  # with every method
 
-    run = training_run(question.choices, question.stack, question.precision, question.optimizer)
+    run = run_of(question)
     step = training_step(question.architecture, run)
     if devices == 1:
         return device_memory(step, question.stack)
@@ -180,7 +180,7 @@ def _gathered(question: Question, run: TrainingRun) -> int:
     A layer is used while the next one is fetched; the root's own weights stay from the forward to
     the backward pass. They are gathered in the format of the products.
     """
-    trace, _ = run_forward(question.architecture, run.setting, outline=True)
+    trace = outlined(question.architecture, run.setting)
     layers: Counter[int] = Counter()
     outside = 0
     for weight in trace.weights.values():

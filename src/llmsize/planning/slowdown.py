@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmsize.anatomy import Trace
+from llmsize.anatomy import Trace, outlined
 from llmsize.anatomy.flops import forward_flop_per_token, training_flop_per_token
 from llmsize.anatomy.parameters import count, hidden_size, vocabulary
 from llmsize.hardware import BUS
 from llmsize.memory.host import bus_traffic
 from llmsize.planning.finetuning import DEQUANTIZED_BYTES
-from llmsize.planning.training import Question, outlined, run_of
+from llmsize.planning.training import Question, run_of
 from llmsize.term import Term, term
 from llmsize.units import format_bytes, format_duration, format_share
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import get_args
 
-from llmsize.anatomy import Setting, Trace, run_forward
+from llmsize.anatomy import outlined
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
@@ -65,12 +64,6 @@ def within(question: Question, budget: int) -> bool:
     run = run_of(question)
     held = static_memory(outlined(question.architecture, run.setting), run)
     return held.value <= budget and need(question).value <= budget
-
-
-@lru_cache(maxsize=64)
-def outlined(architecture: Architecture, setting: Setting) -> Trace:
-    """One layer of each kind: enough for weights. Nothing may be changed in it."""
-    return run_forward(architecture, setting, outline=True)[0]
 
 
 def host_need(question: Question) -> Term:
