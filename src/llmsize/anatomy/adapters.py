@@ -316,10 +316,12 @@ class Bottleneck(Adapter):
                 hint=f"choose a width of at most {layer.out}",
             )
         activate = ops.relu if self.activation == "relu" else ops.silu
-        down = activate(t, self._linear(t, hidden, f"{layer.name}.adapter_down", width))
-        up = ops.scale(t, self._linear(t, down, f"{layer.name}.adapter_up", layer.out))
+        down = activate(t, trained_linear(t, hidden, f"{layer.name}.adapter_down", width))
+        up = ops.scale(t, trained_linear(t, down, f"{layer.name}.adapter_up", layer.out))
         return ops.add(t, up, hidden)
 
-    def _linear(self, t: Trace, x: Tensor, name: str, out: int) -> Tensor:
-        weight = t.adapter(f"{name}.weight", (out, x.shape[-1]))
-        return ops.linear(t, x, weight, t.adapter(f"{name}.bias", (out,)))
+
+def trained_linear(t: Trace, x: Tensor, name: str, out: int) -> Tensor:
+    """A linear layer of an adapter itself, with its bias."""
+    weight = t.adapter(f"{name}.weight", (out, x.shape[-1]))
+    return ops.linear(t, x, weight, t.adapter(f"{name}.bias", (out,)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmsize.anatomy import attention
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.adapters import Adapter
+from llmsize.anatomy.adapters import Adapter, trained_linear
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Tape
@@ -92,13 +92,8 @@ class PTuning(PromptTuning):
         """The prompt for one sequence."""
         x = looked_up(t, "embedding", width, self.tokens, 1)
         for number in (0, 2):
-            x = ops.relu(t, self._linear(t, x, number))
-        return self._linear(t, x, 4)
-
-    def _linear(self, t: Trace, x: Tensor, number: int) -> Tensor:
-        name, width = f"{ENCODER}.mlp_head.{number}", x.shape[-1]
-        weight = t.adapter(f"{name}.weight", (width, width))
-        return ops.linear(t, x, weight, t.adapter(f"{name}.bias", (width,)))
+            x = ops.relu(t, trained_linear(t, x, f"{ENCODER}.mlp_head.{number}", width))
+        return trained_linear(t, x, f"{ENCODER}.mlp_head.4", width)
 
 
 class Prefixes:
