@@ -32,6 +32,9 @@ Gate = Literal["swish", "relu"]
 FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
 """Roles of the linear layers of a feed-forward layer."""
 
+NARROW = frozenset(("router", "gate_attention"))
+"""Roles of linear layers that give a number for each expert or head, fewer than many a rank."""
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -115,7 +118,7 @@ class Ranked(Adapter):
 
     def check_rank(self, name: str, role: str, *dimensions: int) -> None:
         """Raise `LLMSizeError` for a rank above those of a layer."""
-        if self.rank > min(dimensions) and role != "router":
+        if self.rank > min(dimensions) and role not in NARROW:
             raise LLMSizeError(
                 f"rank {self.rank:,} is above the dimensions of `{name}` "
                 f"({' to '.join(map(str, dimensions))})",
@@ -183,7 +186,10 @@ class LoRA(Ranked):
         t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
 
     def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
-        return ops.linear(t, ops.linear(t, ops.dropout(t, x, self.dropout), down), up)
+        dropped = ops.dropout(t, x, self.dropout)  # held until it is multiplied, cast or not
+        low = ops.linear(t, dropped, down)
+        del dropped
+        return ops.linear(t, low, up)
 
     def _with_magnitude(
         self, t: Trace, x: Tensor, result: Tensor, layer: Linear, down: Parameter, up: Parameter

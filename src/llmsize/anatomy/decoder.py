@@ -49,6 +49,33 @@ class Sizes(NamedTuple):
     attention_dropout: float
 
 
+Shared = TypeVar("Shared")
+
+
+class ByWindow(dict[int, Shared]):
+    """What layers of one window share.
+
+    A checkpoint keeps what its layer is given: it goes when the first layer that uses it has run
+    again, which is the last to do so.
+    """
+
+    def __init__(self, t: Trace, shared: Mapping[int, Shared]) -> None:
+        """Of layers that `t` traces."""
+        super().__init__(shared)
+        self.trace = t
+        self.users: dict[int, int] = {}
+        """The number of the first layer that uses it, for each window."""
+
+    def __getitem__(self, window: int) -> Shared:
+        layer = self.trace.layer
+        if not self.trace.replaying:
+            self.users.setdefault(window, layer)
+        else:
+            for later in [other for other, user in self.users.items() if user > layer]:
+                del self.users[later], self[later]
+        return super().__getitem__(window)
+
+
 class Around(NamedTuple):
     """What is made once and given to every layer."""
 
@@ -165,6 +192,7 @@ def run(
     handed_positions: bool = True,
     rope: rotary.Rope = ROPE,
     head_bias: bool = False,
+    transform: Part | None = None,
     end: Sequence[blocks.Activation] = (),
     returned: list[Tensor] | None = None,
     spare_mask: bool = False,
@@ -176,7 +204,7 @@ def run(
     embedding itself does to the rows it looks up, `begin` makes the first layer's input of them.
     The model may hold them beside it (`holds_tokens`); they are `embedding` wide if not as wide as
     the layers, and of their table there are `rows` if not as many as tokens that are predicted;
-    `end` is what happens to the logits.
+    `transform` is what the head makes of what it reads, `end` what happens to the logits.
     Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
     the last layer `returned` beside its output. A `spare_mask` is that of a window which all tokens
     outgrow, made though no layer is given it.
@@ -191,7 +219,8 @@ def run(
         alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
     spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
-    around = Around(rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used), masks, [])
+    tables = rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used)
+    around = Around(ByWindow(t, tables), ByWindow(t, masks), [])
     x = t.layers(
         names.layers, partial(_within, block, around), inputs.pop(), kinds,
         position_ids if handed_positions else None, alibi,
@@ -202,10 +231,10 @@ def run(
     if returned is not None:
         returned.clear()
     around.carried.clear()
-    del tokens, position_ids, alibi, masks, spare, around  # gone before the head begins
+    del tokens, position_ids, alibi, masks, spare, tables, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(
-        t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, end=end
+        t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, transform=transform, end=end
     )
 
 

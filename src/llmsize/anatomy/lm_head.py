@@ -26,16 +26,20 @@ def causal_lm(
     head: str = "lm_head",
     tied: str = "",
     bias: bool = False,
+    transform: Callable[[Tensor], Tensor] | None = None,
     end: Sequence[Activation] = (),
     loss: Callable[[Trace, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
-    `tied` names the embedding whose weight the head shares, if it has none of its own. `end` is
-    what happens to the logits before anybody sees them, `loss` what makes the loss of them if it
-    is not that of the next token.
+    `tied` names the embedding whose weight the head shares, if it has none of its own. `transform`
+    is what the head makes of the hidden states before it multiplies, `end` what happens to the
+    logits before anybody sees them, `loss` what makes the loss of them if it is not that of the
+    next token.
     """
     tied = "" if t.setting.separate_head else tied
+    if transform is not None and not _takes_logits(t):
+        hidden, transform = transform(hidden), None
     if t.setting.objective == "score":
         return objectives.score(t, hidden)
     tiled = t.setting.training and t.setting.loss == "tiled"
@@ -45,7 +49,7 @@ def causal_lm(
         weight = _head(t, hidden, vocabulary, head, tied)
         return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
     hidden = asked_for(t, hidden)
-    project = partial(_logits, t, vocabulary, head, tied, bias, end)
+    project = partial(_logits, t, vocabulary, head, tied, bias, transform, end)
     if t.setting.objective == "policy":
         return objectives.policy_logits(t, project(hidden))
     if t.setting.training and t.setting.loss == "chunked":
@@ -60,15 +64,23 @@ def causal_lm(
     return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
 
 
+def _takes_logits(t: Trace) -> bool:
+    """Whether logits are made of the hidden states before anything else is."""
+    tiled = t.setting.training and t.setting.loss in ("tiled", "fused_linear")
+    return t.setting.objective in ("tokens", "policy") and not tiled
+
+
 def _logits(
     t: Trace,
     vocabulary: int,
     head: str,
     tied: str,
     bias: bool,
+    transform: Callable[[Tensor], Tensor] | None,
     end: Sequence[Activation],
     hidden: Tensor,
 ) -> Tensor:
+    hidden = hidden if transform is None else transform(hidden)
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
         table = shared_table(t, f"{head}.weight", f"{tied}.weight")

@@ -72,17 +72,25 @@ def table(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> R
     return tabulated(t, channels, format or x.format)
 
 
-def tabulated(t: Trace, channels: int, format: Format) -> Rotation:
-    """The same, from frequencies that are counted elsewhere."""
+def tabulated(t: Trace, channels: int, format: Format, sequences: int = 1) -> Rotation:
+    """The same, from frequencies that are counted elsewhere, for all `sequences` or for each."""
     grad, t.grad = t.grad, False
-    position = t.new("to", (1, t.sequence, 1), FP32)
-    half = t.new("mul", (1, t.sequence, channels // 2), FP32)
+    position = t.new("to", (sequences, t.sequence, 1), FP32)
+    half = t.new("mul", (sequences, t.sequence, channels // 2), FP32)
     del position
-    angles = t.new("cat", (1, t.sequence, channels), FP32)
+    angles = t.new("cat", (sequences, t.sequence, channels), FP32)
     result = cosines_and_sines(t, angles, format)
     t.grad = grad
     del half
     return result
+
+
+def table_by_sequence(t: Trace, x: Tensor, channels: int, format: Format | None = None) -> Rotation:
+    """The same with a position for each token of each sequence."""
+    _frequencies(t, channels)
+    cosines, sines = tabulated(t, channels, format or x.format, t.batch)
+    shape = (t.batch, 1, t.sequence, channels)
+    return Rotation(cosines.view(*shape), sines.view(*shape))
 
 
 def _frequencies(t: Trace, channels: int) -> None:

@@ -1,0 +1,96 @@
+"""ModernBERT's decoder (Ettin): gated GELU, two layers of three in a window, a head of two layers.
+
+transformers v5.23, models/modernbert_decoder/modeling_modernbert_decoder.py.
+"""
+
+from __future__ import annotations
+
+from llmsize.anatomy import blocks, decoder, rotary
+from llmsize.anatomy import operations as ops
+from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Around, Names, Norm, Sizes
+from llmsize.anatomy.rotary import Rotation
+from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
+from llmsize.quick_dataclasses import dataclass
+
+NAMES = Names("model.embeddings.tok_embeddings", norm="model.final_norm", head="decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """What is told of the parts beside attention."""
+
+    norm: Norm
+    mlp_bias: bool
+    dropout: float
+    """Of the gated product in the MLP."""
+
+
+def forward(t: Trace, c: Config) -> Tensor:
+    """Tokens to loss or logits."""
+    window = c.size("local_attention", default=128) // 2
+    c = c.changed(sliding_window=c.size("sliding_window", default=window))
+    s = decoder.read(c, tied=True, activation="gelu")
+    norm = blocks.layer_norm if c.flag("norm_bias") else decoder.layer_norm_without_bias
+    d = Type(norm, c.flag("mlp_bias"), c.number("mlp_dropout"))
+    bias, embedding_dropout = c.flag("attention_bias"), c.number("embedding_dropout")
+
+    def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
+        reach, first = kind
+        residual = x
+        x = x if first else norm(t, x, "attn_norm")
+        attended = decoder.attention(
+            t, s, x, around, window=reach, bias=bias, turn=turn, name="attn", output="Wo"
+        )
+        attended = ops.dropout(t, attended, s.attention_dropout)
+        x = ops.add(t, residual, attended)
+        residual = x
+        x = norm(t, x, "mlp_norm")
+        return ops.add(t, residual, feed(t, s, d, x))
+
+    def begin(x: Tensor) -> Tensor:
+        return ops.dropout(t, norm(t, x, "model.embeddings.norm"), embedding_dropout)
+
+    every = c.size("global_attn_every_n_layers", default=3)
+    windows = decoder.windows(c, s.layers, lambda layer: layer % every > 0)
+    kinds = [(window, layer == 0) for layer, window in enumerate(windows)]
+    return decoder.run(
+        t, s, block, kinds, norm=norm, names=NAMES, windows=windows, begin=begin,
+        rope=rotary.Rope(rotary.table_by_sequence, apart=True), transform=transform(t, c, s, norm),
+        head_bias=c.flag("decoder_bias", default=True),
+    )  # fmt: skip
+
+
+def transform(t: Trace, c: Config, s: Sizes, norm: Norm) -> decoder.Part:
+    """What is between the last hidden states and the head: a layer, an activation, a norm."""
+    bias = c.flag("classifier_bias")
+    activation = blocks.activation(c, "classifier_activation", default="gelu")
+
+    def transformed(x: Tensor) -> Tensor:
+        x = t.linear(x, "lm_head.dense", s.hidden, bias=bias, role="transform")
+        return norm(t, activation(t, x), "lm_head.norm")
+
+    return transformed
+
+
+def feed(t: Trace, s: Sizes, d: Type, x: Tensor) -> Tensor:
+    """The gated MLP with both halves in one projection, of which the first is activated."""
+    both = t.linear(x, "mlp.Wi", 2 * s.intermediate, bias=d.mlp_bias, role="gate_up")
+    first, gate = ops.split(t, both, s.intermediate, s.intermediate)
+    product = ops.dropout(t, ops.mul(t, s.activation(t, first), gate), d.dropout)
+    return t.linear(product, "mlp.Wo", s.hidden, bias=d.mlp_bias, role="down")
+
+
+def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`rotary.turn` in fp32, of a copy for each factor, cast back."""
+    turned = [
+        ops.add(
+            t,
+            ops.mul(t, ops.to(t, x, FP32), rotation.cosines),
+            ops.mul(t, rotary.rotate_half(t, ops.to(t, x, FP32)), rotation.sines),
+        )
+        for x in (q, k)
+    ]
+    return ops.to(t, turned[0], q.format), ops.to(t, turned[1], q.format)
