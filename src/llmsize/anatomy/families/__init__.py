@@ -17,6 +17,7 @@ TYPES = {
     "apertus": ("apertus",),
     "arcee": ("arcee", "jais2"),
     "aria": ("aria_text",),
+    "axk2": ("axk2",),
     "baichuan": ("baichuan",),
     "bamba": ("bamba",),
     "bart": (

@@ -104,9 +104,8 @@ def dynamic_mask(t: Trace, steps: Tensor, mask: Tensor | None, kept: int, x: Ten
         added = ops.masked_fill(t, added, t.new("ne", of_all, BOOL))
     if tokens > kept:
         active = t.new("zeros_like", shape, x.format)
-        values, indices = t.new("topk", (*shape[:-1], kept), added.format), t.new(
-            "topk", (*shape[:-1], kept), INT64
-        )
+        values = t.new("topk", (*shape[:-1], kept), added.format)
+        indices = t.new("topk", (*shape[:-1], kept), INT64)
         del values
         active = t.new("scatter", active.shape, active.format)
         added = ops.masked_fill(t, added, t.new("eq", shape, BOOL))
@@ -161,7 +160,5 @@ def route(t: Trace, e: Experts, x: Tensor) -> Routing:
 
 def rows(t: Trace, s: Sizes, e: Experts, name: str, indices: Tensor, role: str) -> Tensor:
     """The rows of a table that the experts of each token have."""
-    table = t.weight(
-        f"{name}.weight", (e.count, s.hidden), role, experts=e.count, chosen=e.chosen
-    )
+    table = t.weight(f"{name}.weight", (e.count, s.hidden), role, experts=e.count, chosen=e.chosen)
     return ops.embedding(t, table, *indices.shape, indices=indices)
