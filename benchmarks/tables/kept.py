@@ -31,10 +31,10 @@ def kept_by_place(architecture: Architecture, setting: Setting) -> Kept:
     casts = in_layers = 0
     parts = list(stretches(trace))
     for part in parts:
-        for change, what in part.lasting():
-            if what.role == "cast":
+        for change, (role, _, layer, *_) in part.lasting():
+            if role == "cast":
                 casts += change * part.times
-            elif what.layer >= 0:
+            elif layer >= 0:
                 in_layers += change * part.times
     return Kept(casts, _middle_layer(trace), in_layers, level(parts) - casts - in_layers)
 
@@ -56,9 +56,9 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
     own = before = 0
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
         if segment.layer in layers:
-            for change, what in trace.events[segment.start : after.start]:
-                if what.layer == segment.layer and what.role != "cast":
+            for change, (role, _, layer, *_) in trace.events[segment.start : after.start]:
+                if layer == segment.layer and role != "cast":
                     own += change
-                elif what.layer != OUTSIDE and what.role != "cast":
+                elif layer != OUTSIDE and role != "cast":
                     before += change
     return own, before

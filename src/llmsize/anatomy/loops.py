@@ -12,7 +12,7 @@ from functools import partial
 
 from llmsize.anatomy.autograd import Mark
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Later, What
+from llmsize.anatomy.tensor import Label, Later
 
 APART = 2
 """Turns at either end that are unlike the others."""
@@ -49,12 +49,12 @@ def _begin(t: Tape) -> int:
 def _end(t: Tape, start: int, times: int) -> None:
     """Let what the turn has left alive stand for that of `times` more turns."""
     touched, t.touched = t.touched or {}, None
-    left: Counter[What] = Counter()
-    for change, what in t.events[start:]:
-        left[what] += change
+    left: Counter[Label] = Counter()
+    for change, label in t.events[start:]:
+        left[label] += change
     for storage in [found for found in (entry() for entry in touched.values()) if found]:
-        if left[storage.what] >= storage.bytes:
-            left[storage.what] -= storage.bytes
+        if left[storage.label] >= storage.bytes:
+            left[storage.label] -= storage.bytes
             storage.repeat(times)
 
 
@@ -68,4 +68,4 @@ def _end_backward(t: Tape, times: int) -> None:
     _end(t, start, times)
     later = [event for event in t.events[start:] if type(event[0]) is Later]
     t.events[start:] = [event for event in t.events[start:] if type(event[0]) is not Later]
-    t.events += [(int(change), what) for change, what in later]
+    t.events += [(int(change), label) for change, label in later]

@@ -15,7 +15,7 @@ from llmsize.anatomy.adapters import Adapter, trained_linear
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Dim, Tensor, What
+from llmsize.anatomy.tensor import Dim, Label, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BOOL, FP32, INT64, stored_bytes
@@ -107,15 +107,15 @@ class Prefixes:
         self.format, self.layers = made.format, layers
         self.node = t.record(_collected, (made,), (), self)
         for _ in range(2 * layers):
-            t.events.append((self.size, self._what(-1)))
+            t.events.append((self.size, self._label(-1)))
 
     @property
     def size(self) -> int:
         """Bytes of the keys, or of the values, of one layer."""
         return stored_bytes(self.format, prod(self.shape))
 
-    def _what(self, layer: int) -> What:
-        return What("cache", "cat", layer, self.shape, self.format)
+    def _label(self, layer: int) -> Label:
+        return "cache", "cat", layer, self.shape, self.format
 
     def joined(self, t: Trace, x: Tensor, slot: int) -> Tensor:
         """Keys or values of the layer at work behind those of the virtual tokens, which go."""
@@ -127,7 +127,7 @@ class Prefixes:
         prefix = Tensor(self.shape, self.format, None, self.node, 2 * t.layer + slot)
         whole = ops.cat(t, (prefix, x), dim=2)
         t.held.append(whole)
-        t.events.append((-self.size, self._what(t.layer)))
+        t.events.append((-self.size, self._label(t.layer)))
         return whole
 
 

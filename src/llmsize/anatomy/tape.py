@@ -10,7 +10,7 @@ from weakref import ref
 
 from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
 from llmsize.anatomy.layout import elementwise
-from llmsize.anatomy.tensor import Event, Role, Shape, Storage, Tensor, What, make
+from llmsize.anatomy.tensor import Event, Label, Role, Shape, Storage, Tensor, blank
 from llmsize.formats import Format
 from llmsize.quick_dataclasses import dataclass, field
 
@@ -171,13 +171,18 @@ class Tape:
 
         In a plain `format`, of one element a block: nothing is computed in another.
         """
-        what = make(What, (role, operation, self.layer, shape, format))
+        label = role, operation, self.layer, shape, format
         if self.checkpoint_saves and self.checkpoint is not None:
-            return Tensor(shape, format, self._saved_result(what, self.checkpoint), node)
-        storage = Storage(self.events, what, prod(shape) * format.block_bytes)
+            return Tensor(shape, format, self._saved_result(label, self.checkpoint), node)
+        events, size = self.events, prod(shape) * format.block_bytes
+        storage, made = blank(Storage), blank(Tensor)
+        storage.events, storage.bytes, storage.label, storage.others = events, size, label, None
+        events.append((size, label))
+        made.shape, made.format, made.storage, made.node = shape, format, storage, node
+        made.slot, made.strides, made.own = 0, None, True
         if self.touched is not None:
             self.touched[id(storage)] = ref(storage)
-        return Tensor(shape, format, storage, node, 0, None, True)
+        return made
 
     def like(
         self, operation: str, x: Tensor, node: Node | None = None, *, format: Format | None = None
@@ -188,13 +193,14 @@ class Tape:
             made.strides = elementwise(x.shape, (x.shape, x.strides))
         return made
 
-    def _saved_result(self, what: What, checkpoint: Checkpoint) -> Storage:
+    def _saved_result(self, label: Label, checkpoint: Checkpoint) -> Storage:
         """A new storage, kept if its operation's results are, or the kept one on a second run."""
-        every = dict(self.checkpoint_saves).get(what.operation)
-        saved = every is not None and checkpoint.saves(what.operation, every)
+        _, operation, _, shape, format = label
+        every = dict(self.checkpoint_saves).get(operation)
+        saved = every is not None and checkpoint.saves(operation, every)
         if saved and self.replaying:
             return checkpoint.results.pop(0)
-        made = Storage(self.events, what, prod(what.shape) * what.format.block_bytes)
+        made = Storage(self.events, label, prod(shape) * format.block_bytes)
         if saved:
             made.becomes("kept")
             checkpoint.results.append(made)
@@ -218,15 +224,17 @@ class Tape:
         if not self.grad:
             return None
         edges: list[Edge | None] = []
+        wanted = False
         for tensor in inputs:
             before = tensor.node
             if before is None:
                 edges.append(None)
                 continue
             edges.append((before, tensor.slot, tensor.shape, tensor.format))
+            wanted = True
             if type(before) is Leaf and not self.replaying:
                 before.uses += 1
-        if not any(edges):
+        if not wanted:
             return None
         node = Node(rule, edges, self.layer, context)
         if self.checkpoint is None:

@@ -54,16 +54,20 @@ class What(NamedTuple):
     format: Format
 
 
+Label = tuple[Role, str, int, Shape, Format]
+"""What a storage holds as events carry it: the parts of a `What`, which takes four times as long to
+make. Each is one storage's own, by which events of a storage know each other."""
+
 OUTSIDE = -1
 """Where what belongs to no layer is made: embedding, head, what all layers share."""
 
 HANDED_ON = -2
 """Where what one layer hands the next is made, whichever made it."""
 
-make = tuple.__new__
-"""Makes a named tuple in half the time that its own constructor takes."""
+blank = object.__new__
+"""Makes what is filled by hand, in half the time that a constructor takes."""
 
-Event = tuple[int, What]
+Event = tuple[int, Label]
 """Bytes that come to life (positive) or are released (negative)."""
 
 
@@ -74,51 +78,58 @@ class Later(int):
 class Storage:
     """Bytes on the device, from the operation that makes them to their last reference."""
 
-    __slots__ = ("__weakref__", "bytes", "events", "others", "what")
+    __slots__ = ("__weakref__", "bytes", "events", "label", "others")
 
-    def __init__(self, events: list[Event], what: What, size: int) -> None:
+    def __init__(self, events: list[Event], label: Label, size: int) -> None:
         """Bring `size` bytes to life."""
         self.events = events
         self.bytes = size
         self.others: Others | None = None
         """The like of it, made in the turns of a loop that its turn stands for."""
-        self.what = what
-        events.append((size, what))
+        self.label = label
+        events.append((size, label))
 
     def __del__(self) -> None:
-        self.events.append((-self.bytes, self.what))
+        self.events.append((-self.bytes, self.label))
+
+    @property
+    def what(self) -> What:
+        """What it holds."""
+        return What(*self.label)
 
     def repeat(self, times: int) -> None:
         """Stand for `times` more of the kind."""
-        self.others = Others(self.events, What(*self.what), times * self.bytes)
+        role, operation, layer, shape, format = self.label
+        label = role, operation, layer, shape, format
+        self.others = Others(self.events, label, times * self.bytes)
 
     def becomes(self, role: Role) -> None:
         """From now on it lives for another reason."""
-        was = self.what
-        if was.role != role:
-            self._is_now(make(What, (role, *was[1:])))
+        before, operation, layer, shape, format = self.label
+        if before != role:
+            self._is_now((role, operation, layer, shape, format))
             if self.others is not None:
                 self.others.becomes(role)
 
     def hand_on(self, operation: str, shape: Shape, layer: int = HANDED_ON) -> None:
         """From now on it is what layers hand each other."""
-        self._is_now(make(What, (self.what.role, operation, layer, shape, self.what.format)))
+        role, _, _, _, format = self.label
+        self._is_now((role, operation, layer, shape, format))
 
     def lend(self, operation: str, shape: Shape) -> Lent:
         """Its bytes as what the first layer is handed, until that is let go of."""
-        role, _, _, _, format = self.what
+        role, _, _, _, format = self.label
         size, self.bytes = self.bytes, 0
-        self.events.append((-size, self.what))
-        what = make(What, (role, operation, HANDED_ON, shape, format))
-        return Lent(self.events, what, size, self)
+        self.events.append((-size, self.label))
+        return Lent(self.events, (role, operation, HANDED_ON, shape, format), size, self)
 
-    def _is_now(self, what: What) -> None:
-        self.events += ((-self.bytes, self.what), (self.bytes, what))
-        self.what = what
+    def _is_now(self, label: Label) -> None:
+        self.events += ((-self.bytes, self.label), (self.bytes, label))
+        self.label = label
 
     def keep(self) -> None:
         """From now on it waits for the backward pass, if nothing else holds it yet."""
-        if self.what.role == "temporary":
+        if self.label[0] == "temporary":
             self.becomes("kept")
 
 
@@ -127,17 +138,17 @@ class Lent(Storage):
 
     __slots__ = ("lender",)
 
-    def __init__(self, events: list[Event], what: What, size: int, lender: Storage) -> None:
+    def __init__(self, events: list[Event], label: Label, size: int, lender: Storage) -> None:
         """Take over the bytes of `lender`."""
-        super().__init__(events, what, size)
+        super().__init__(events, label, size)
         self.lender = ref(lender)
 
     def __del__(self) -> None:
-        self.events.append((-self.bytes, self.what))
+        self.events.append((-self.bytes, self.label))
         lender = self.lender()
         if lender is not None:
             lender.bytes = self.bytes
-            lender.events.append((lender.bytes, lender.what))
+            lender.events.append((lender.bytes, lender.label))
 
 
 class Others(Storage):
@@ -146,7 +157,7 @@ class Others(Storage):
     __slots__ = ()
 
     def __del__(self) -> None:
-        self.events.append((Later(-self.bytes), self.what))
+        self.events.append((Later(-self.bytes), self.label))
 
 
 class Tensor:

@@ -13,7 +13,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Parameter, Tape
-from llmsize.anatomy.tensor import OUTSIDE, Dim, Shape, Tensor, What
+from llmsize.anatomy.tensor import OUTSIDE, Dim, Label, Shape, Tensor
 from llmsize.formats import BF16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
@@ -278,8 +278,8 @@ class Trace(Tape):
         self.stored.append(whole)
         if past:
             batch, heads, _, channels = whole.shape
-            what = What("cache", "cat", self.layer, (batch, heads, past, channels), whole.format)
-            self.events.append((-batch * heads * past * channels * whole.format.block_bytes, what))
+            label: Label = "cache", "cat", self.layer, (batch, heads, past, channels), whole.format
+            self.events.append((-batch * heads * past * channels * whole.format.block_bytes, label))
 
     def layer_caches(self) -> list[LayerCache]:
         """What every layer of the model keeps, first layer first."""
@@ -325,8 +325,8 @@ class Trace(Tape):
             before, storage = len(self.events), None
             tensors.pop()
             if len(self.events) > before and alike > 1:
-                change, what = self.events[-1]
-                self.events[-1] = (alike * change, what)
+                change, label = self.events[-1]
+                self.events[-1] = (alike * change, label)
 
     def _weight(self, layer: int, name: str, shape: Shape, format: Format, role: str) -> Parameter:
         prefix, indices = self.places[layer]

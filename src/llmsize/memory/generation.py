@@ -41,10 +41,10 @@ def generation(architecture: Architecture, setting: Setting) -> Generation:
     _, token_parts = _run(architecture, token)
     weights = sum(w.bytes * w.copies for w in prompt.weights.values())
     static = weights + prompt.buffer_bytes + INT64.block_bytes * setting.batch * setting.sequence
-    kept = [(change * part.times, what) for part in prompt_parts for passage in part.passages
-            for change, what in passage.events if what.role == "cache"]  # fmt: skip
+    kept = [(change * part.times, operation) for part in prompt_parts for passage in part.passages
+            for change, (role, operation, *_) in passage.events if role == "cache"]  # fmt: skip
     stored = sum(change for change, _ in kept)
-    states = sum(change for change, what in kept if what.operation == "state")
+    states = sum(change for change, operation in kept if operation == "state")
     return Generation(
         weights=weights,
         buffers=prompt.buffer_bytes,

@@ -203,6 +203,6 @@ def _cached(trace: Trace) -> int:
     return sum(
         change * part.times
         for part in stretches(trace)
-        for change, what in part.lasting()
-        if what.role == "cache"
+        for change, (role, *_) in part.lasting()
+        if role == "cache"
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
-from llmsize.anatomy.tensor import HANDED_ON, OUTSIDE, Event, What
+from llmsize.anatomy.tensor import HANDED_ON, OUTSIDE, Event, Label, What
 from llmsize.anatomy.trace import Trace
 from llmsize.term import Term
 
@@ -25,41 +25,29 @@ def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term
 class Passage:
     """What happens in one traced layer, or outside of the layers, in one go."""
 
-    def __init__(
-        self, events: Sequence[Event], layer: int, net: int, crest: int, *, repeated: bool = False
-    ) -> None:
-        """In one that is `repeated` for another layer nothing happens to what all layers share."""
+    def __init__(self, events: Sequence[Event], layer: int, *, repeated: bool = False) -> None:
+        """In one that is `repeated` for another layer, that one is handed what this one was."""
         self.events = events
         self.layer = layer
-        self.net = net
-        """Bytes that are alive after it and were not before."""
-        self.crest = crest
-        """The most that is alive within it, above what was before."""
         self.repeated = repeated
-
-    def has_events(self) -> bool:
-        """Whether anything happens."""
-        return any(not self.repeated or what.layer != OUTSIDE for _, what in self.events)
+        self._levels = [*accumulate([change for change, _ in events], initial=0)]
+        self.net = self._levels[-1]
+        """Bytes that are alive after it and were not before."""
+        self.crest = max(self._levels)
+        """The most that is alive within it, above what was before."""
 
     @cached_property
     def lasting(self) -> Sequence[Event]:
         """What it leaves alive, and what it releases that was alive before."""
-        return self._unmatched(self._own())
+        return self._unmatched(self.events)
 
     def up_to_crest(self) -> Sequence[Event]:
         """Its events, until most is alive."""
-        events = self._own()
-        levels = accumulate((change for change, _ in events), initial=0)
-        return events[: list(levels).index(self.crest)]
+        return self.events[: self._levels.index(self.crest)]
 
     def at_crest(self) -> Sequence[Event]:
         """What is alive by then and was not before, and what is released."""
         return self._unmatched(self.up_to_crest())
-
-    def _own(self) -> Sequence[Event]:
-        if not self.repeated:
-            return self.events
-        return [event for event in self.events if event[1].layer != OUTSIDE]
 
     def _unmatched(self, events: Sequence[Event]) -> Sequence[Event]:
         """Events without those of storages that come to life and go among them.
@@ -68,28 +56,22 @@ class Passage:
         """
         found: dict[int, Event] = {}
         for event in events:
-            what = id(event[1])
-            if found.pop(what, None) is None:
-                found[what] = event
+            label = id(event[1])
+            if found.pop(label, None) is None:
+                found[label] = event
         if not self.repeated:
             return list(found.values())
-        return [(size, what._replace(layer=self.layer) if what.layer == HANDED_ON else what)
-                for size, what in found.values()]  # fmt: skip
+        return [(size, self._own(label)) for size, label in found.values()]
+
+    def _own(self, label: Label) -> Label:
+        role, operation, layer, shape, format = label
+        return (role, operation, self.layer, shape, format) if layer == HANDED_ON else label
 
 
-def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
-    """What happens in a traced layer, and again in another one of its kind."""
-    net = crest = own_net = own_crest = 0
-    for change, what in events:
-        net += change
-        if net > crest:
-            crest = net
-        if what.layer != OUTSIDE:
-            own_net += change
-            if own_net > own_crest:
-                own_crest = own_net
-    again = Passage(events, layer, own_net, own_crest, repeated=True)
-    return Passage(events, layer, net, crest), again
+def repeated(passage: Passage) -> Passage:
+    """What happens again in another layer of its kind: nothing to what all layers share."""
+    own = [event for event in passage.events if event[1][2] != OUTSIDE]
+    return Passage(own, passage.layer, repeated=True)
 
 
 class Stretch(NamedTuple):
@@ -131,7 +113,7 @@ class Moment:
     def operation(self) -> str:
         """What has just been made."""
         events = self._highest.up_to_crest()
-        return events[-1][1].operation if events else ""
+        return What(*events[-1][1]).operation if events else ""
 
     @cached_property
     def live(self) -> dict[What, int]:
@@ -156,7 +138,8 @@ def stretches_as_run(trace: Trace) -> Iterator[Stretch]:
     positions = [position for position, _ in trace.within]
     for start, (position, size) in zip([0, *positions], trace.within, strict=False):
         events += trace.events[start:position]
-        own = What(*events[-1][1])
+        role, operation, layer, shape, format = events[-1][1]
+        own: Label = role, operation, layer, shape, format
         events += [(size, own), (-size, own)]
     events += trace.events[positions[-1] if positions else 0 :]
     segments = [
@@ -171,12 +154,11 @@ def _folded(
 ) -> Iterator[Stretch]:
     passed: dict[int, tuple[Passage, Passage]] = {}
     for segment, after in pairwise([*segments, Segment("end", -1, len(events))]):
-        own = events[segment.start : after.start]
-        once, again = passages(own, segment.layer)
+        passage = Passage(events[segment.start : after.start], segment.layer)
         if segment.layer >= 0:
-            passed[segment.layer] = once, again
-        elif own:
-            yield _stretch(segment.phase, -1, 1, [once])
+            passed[segment.layer] = passage, repeated(passage)
+        elif passage.events:
+            yield _stretch(segment.phase, -1, 1, [passage])
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
             yield from _along(course, segment.phase, passed)
             passed = {}
@@ -198,7 +180,7 @@ def _along(
             for number, turn in together for once, again in [passed[turn.layer]]
         ]  # fmt: skip
         number, turn = together[0]
-        if any(passage.has_events() for passage in happening):
+        if any(passage.events for passage in happening):
             yield _stretch(phase, number, len(turn.indices), happening)
 
 
@@ -266,15 +248,15 @@ def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:
 def _alive(*passed: tuple[Iterable[Event], int]) -> dict[What, int]:
     """Bytes alive, by what they are, after events that happen so many times."""
     sizes: dict[int, int] = {}  # by identity, which the events of one storage share
-    named: dict[int, What] = {}
+    named: dict[int, Label] = {}
     for events, times in passed:
         if times:
-            for change, what in events:
-                key = id(what)
+            for change, label in events:
+                key = id(label)
                 sizes[key] = sizes.get(key, 0) + change * times
-                named[key] = what
-    live: dict[What, int] = {}
+                named[key] = label
+    live: dict[Label, int] = {}
     for key, size in sizes.items():
         if size:
             live[named[key]] = live.get(named[key], 0) + size
-    return {what: size for what, size in live.items() if size}
+    return {What(*label): size for label, size in live.items() if size}

@@ -20,6 +20,7 @@ from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import QUANTIZED
 from llmsize.architecture import Architecture
+from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError, printable
 from llmsize.memory.objectives import SFT, Companions, Objective, Reference, Rollout
 from llmsize.memory.states import (
@@ -141,6 +142,11 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
 
     Raises `LLMSizeError` where nothing is trained or an adapter matches no layer.
     """
+    with collector_paused():  # nothing of a step refers to itself
+        return _folded(architecture, run)
+
+
+def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     trace, loss = _followed(architecture, run)
     parts = list(stretches(trace))
     del loss

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError, printable
 
 MAX_JSON = 25 * 10**6
@@ -168,18 +167,6 @@ def parse_json(data: bytes, where: str, *, unique: bool = True) -> Any:
         raise _not_json(where, "it is nested too deep") from None
     except ValueError as failure:
         raise _not_json(where, str(failure)) from None
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No search for cycles while many small objects are made: it would take half the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _not_json(where: str, reason: str) -> LLMSizeError:

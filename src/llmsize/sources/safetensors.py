@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llmsize.checkpoint import Checkpoint, StoredTensor
+from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError, printable
 from llmsize.sources.reading import (
     MAX_JSON,
     Budget,
-    collector_paused,
     mapping,
     open_regular,
     parse_json,
