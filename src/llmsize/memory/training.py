@@ -193,7 +193,8 @@ def _held_casts(architecture: Architecture, run: TrainingRun, kept: int) -> int:
     """Bytes of autocast's copies of weights that are there while the reference reads, too."""
     if run.reference == "none" or run.setting.autocast is None:
         return 0
-    return level(list(stretches(run_forward(architecture, run.setting)[0]))) - kept
+    trace = run_forward(architecture, run.setting)[0]
+    return level(list(stretches(trace))) - kept
 
 
 def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRun) -> TrainingStep:
