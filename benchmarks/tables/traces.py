@@ -90,7 +90,8 @@ KINDS = {"adamw_fused": "adamw", "adamw_foreach": "adamw-foreach"}
 def _run(row: Row) -> TrainingRun:
     """The settings of a row in llmsize's words."""
     adapted, checkpointed = row["mode"] == "lora", row["grad_ckpt"] == "full"
-    targets = ("all-linear",) if row["lora_targets"] == "all-linear" else QUERY_AND_VALUE
+    named = row["lora_targets"]
+    targets = QUERY_AND_VALUE if named == "qv" else (named,)
     lora = (
         LoRA(rank=int(row["lora_r"]), targets=targets, dropout=float(row["lora_dropout"]))
         if adapted

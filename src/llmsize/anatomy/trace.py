@@ -445,7 +445,7 @@ class Trace(Tape):
         the same, that alone.
         """
         handed = [] if carried is None else carried
-        marked = self._marked(kinds)
+        marked = self._marked(kinds, x)
         turns = one_of_each(marked) if self.outline else course(marked)
         first, settled = len(self.course), self.outline
         shown = self._follow(prefix, first, turns, range(len(turns)))
@@ -453,10 +453,11 @@ class Trace(Tape):
         entered: Hashable = None
         for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
             before, entered = entered, (x.format, x.shape, x.strides, x.node is not None)
-            if number and not settled and self._is_settled(x, carried):
+            alike = before == entered
+            if number and not settled and self._is_settled(x, carried, alike=alike):
                 settled = True
                 alone = carried is None and told is None and not self.handing_back
-                apart = number - 1 if alone and before == entered else number
+                apart = number - 1 if alone and alike else number
                 seen = None if carried and told is None else _seen(turns, told)
                 shown = self._follow(prefix, first, turns, shown_by(turns, apart, seen))
             if shown[number] != number:
@@ -475,26 +476,39 @@ class Trace(Tape):
         self.enter(OUTSIDE)
         return x
 
-    def _marked(self, kinds: Sequence[Kind]) -> tuple[tuple[Kind, bool, bool, bool], ...]:
-        """The kind of every layer, and whether it runs again, is frozen, and has no adapters."""
+    def _marked(
+        self, kinds: Sequence[Kind], x: Tensor
+    ) -> tuple[tuple[Kind, bool, bool, bool, bool], ...]:
+        """The kind of every layer, and whether it runs again, is frozen, and has no adapters.
+
+        Where `x` wants no gradient, the first is one of its own: it may keep nothing of what it
+        hands back to the loop, which lets go of that when the next has run.
+        """
+        lone = self.grad and x.node is None
         every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
         plain = self.setting.adapter.first if self.setting.adapter else 0
         before = sum(len(turn.indices) for turn in self.course)  # of an encoder's layers
         return tuple(
-            (kind, every > 0 and (before + index) % every == 0, index < frozen, index < plain)
+            (
+                kind,
+                every > 0 and (before + index) % every == 0,
+                index < frozen,
+                index < plain,
+                index < lone,
+            )
             for index, kind in enumerate(kinds)
         )
 
-    def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None) -> bool:
+    def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None, *, alike: bool) -> bool:
         """Whether layers from this turn on are alike if they are of one kind and their neighbours
         look alike.
 
         Not before something is trained, nor where some layers run again and what is carried comes
-        from further away.
+        from further away, nor where the last one left something and was not entered `alike`.
         """
         trained = x.node is not None or not self.grad
         some = self.setting.checkpoint_every > 1
-        return trained and not (some and carried)
+        return trained and not (some and carried) and (alike or not self.handing_back)
 
     def _follow(
         self, prefix: str, first: int, turns: Sequence[Turn], shown: Sequence[int]
@@ -514,9 +528,10 @@ class Trace(Tape):
 def _seen(turns: Sequence[Turn], told: Callable[[Any], Hashable] | None) -> list[Hashable]:
     """What neighbours can tell of each turn, and of what is before the first and after the last.
 
-    Where kinds are told, those are told from layers: what layers share begins and ends with one.
+    Not whether it is the first. Where kinds are told, those are told from layers: what layers share
+    begins and ends with one.
     """
-    seen: list[Hashable] = [(told and told(turn.kind[0]), *turn.kind[1:]) for turn in turns]
+    seen: list[Hashable] = [(told and told(turn.kind[0]), *turn.kind[1:-1]) for turn in turns]
     return [None, *seen, None] if told else [seen[0], *seen, seen[-1]]
 
 
