@@ -12,7 +12,10 @@ LAYER = re.compile(r"\.(\d+)\.")
 
 
 def freeze(model: Any, mode: str, layers: int) -> None:
-    """Freeze all but what `mode` trains, and the first layers with the embeddings below them."""
+    """Freeze all but what `mode` trains, and the first layers with the embeddings below them.
+
+    What the model itself never trains (corrections of routers) stays as it is.
+    """
     head = {id(p) for p in model.get_output_embeddings().parameters()} if mode == "head" else set()
     norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters()}
     below = {id(p) for m in embeddings(model) for p in m.parameters()} if layers else set()
@@ -25,7 +28,7 @@ def freeze(model: Any, mode: str, layers: int) -> None:
         }[mode]
         index = LAYER.search(name)
         frozen = id(parameter) in below or (index is not None and int(index[1]) < layers)
-        parameter.requires_grad_(trained and not frozen)
+        parameter.requires_grad_(parameter.requires_grad and trained and not frozen)
 
 
 def embeddings(model: Any) -> list[Any]:
