@@ -100,7 +100,9 @@ def scanned(t: Trace, d: DeltaNet, inputs: Inputs) -> Tensor:
     """The rule for all tokens or the next one, its last state kept for the cache."""
     at_once = in_kernel if t.setting.fused_recurrence else chunks
     scan = one_token if recurrent.continues(t) else at_once
+    begin = len(t.recent)
     out, state = scan(t, d, inputs)
+    t.forget_unused(begin)  # of a single chunk, all that only its last state is made of
     recurrent.store_state(t, state)
     return out
 
@@ -117,7 +119,7 @@ def chunks(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None
 
     With the last state, for the cache.
     """
-    format = inputs.q.format
+    format, begin = inputs.q.format, len(t.recent)
     q, k, v, decay, beta = by_heads(t, d, inputs)
     tokens = q.shape[2]
     padded = -(-tokens // CHUNK) * CHUNK
@@ -144,7 +146,7 @@ def chunks(t: Trace, d: DeltaNet, inputs: Inputs) -> tuple[Tensor, Tensor | None
         state = advanced(t, state, k, passed, new)
     last = state if t.setting.cache else None
     del state
-    t.forget_unused()
+    t.forget_unused(begin)
     out = ops.reshape(t, out, *out.shape[:2], padded, d.value_dim)
     out = ops.narrow(t, out, 2, tokens)
     return to_rows(t, ops.transpose(t, out, 1, 2), format), last

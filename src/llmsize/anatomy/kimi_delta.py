@@ -61,7 +61,9 @@ def attention(t: Trace, d: KimiDelta, hidden: Tensor, name: str) -> Tensor:
     recurrent.remember(t, d.heads * d.head_dim**2, 3 * d.width, d.kernel)
     at_once = in_kernel if t.setting.fused_recurrence else chunks
     scan = one_token if recurrent.continues(t) else at_once
+    begin = len(t.recent)
     out, state = scan(t, Inputs(q, k, v, decay, beta))
+    t.forget_unused(begin)  # of a single chunk, all that only its last state is made of
     recurrent.store_state(t, state)
     low = t.linear(hidden, f"{name}.g_a_proj", d.head_dim, role="gate_attention")
     gate = t.linear(low, f"{name}.g_b_proj", d.width, role="gate_attention")
@@ -103,7 +105,7 @@ def chunks(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
 
     With the last state, for the cache.
     """
-    format = inputs.q.format
+    format, begin = inputs.q.format, len(t.recent)
     q, k, v, decay, beta = by_heads(t, inputs)
     batch, heads, tokens, channels = k.shape
     padded = -(-tokens // CHUNK) * CHUNK
@@ -135,7 +137,7 @@ def chunks(t: Trace, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         state = advanced(t, state, k_i, decay_i, new)
     last = state if t.setting.cache else None
     del state
-    t.forget_unused()
+    t.forget_unused(begin)
     out = ops.reshape(t, out, batch, heads, padded, channels)
     out = ops.narrow(t, out, 2, tokens)
     out = ops.to(t, ops.contiguous(t, ops.transpose(t, out, 1, 2)), format)

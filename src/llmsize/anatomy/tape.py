@@ -269,20 +269,25 @@ class Tape:
         if checkpoint is not None:
             checkpoint.has_again(tensors)
 
-    def forget_unused(self) -> None:
-        """Let go of the last nodes whose results nobody has, as PyTorch does at once."""
+    @property
+    def recent(self) -> list[Node]:
+        """The nodes as they are recorded: of the block that runs again, or of the whole pass."""
         checkpoint = self.checkpoint
-        nodes = checkpoint.nodes if self.replaying and checkpoint is not None else self.nodes
-        for place in reversed(range(len(nodes))):
+        return checkpoint.nodes if self.replaying and checkpoint is not None else self.nodes
+
+    def forget_unused(self, since: int) -> None:
+        """Let go of nodes whose results nobody has, from place `since` on: PyTorch does at once."""
+        nodes = self.recent
+        for place in reversed(range(since, len(nodes))):
             if type(nodes[place]) is not Node or getrefcount(nodes[place]) > UNUSED:
-                break
+                continue
             for edge in nodes[place].edges:
                 if edge is not None and type(edge[0]) is Leaf:
                     edge[0].uses -= 1
             edge = None
             nodes[place].edges = nodes[place].saved = ()
             if not self.replaying:
-                nodes.pop()
+                del nodes[place]
 
     def run(
         self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool = False
