@@ -30,11 +30,14 @@ def kept_by_place(architecture: Architecture, setting: Setting) -> Kept:
     trace.leave_autocast()
     casts = in_layers = 0
     parts = list(stretches(trace))
+    passed: set[int] = set()
     for part in parts:
+        again = part.turn in passed  # by the loss that balances experts
+        passed |= {part.turn} if part.turn >= 0 else set()
         for change, (role, _, layer, *_) in part.lasting():
             if role == "cast":
                 casts += change * part.times
-            elif layer >= 0:
+            elif layer >= 0 and not again:
                 in_layers += change * part.times
     return Kept(casts, _middle_layer(trace), in_layers, level(parts) - casts - in_layers)
 
@@ -53,12 +56,14 @@ def _middle_layer(trace: Trace) -> int:
 def _changes(trace: Trace, index: int) -> tuple[int, int]:
     """What a layer keeps of its own and frees of its predecessor's."""
     layers = {turn.layer for turn in trace.course if index in turn.indices} or {OUTSIDE}
+    passed: set[int] = set()
     own = before = 0
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
-        if segment.layer in layers:
+        if segment.layer in layers - passed:
             for change, (role, _, layer, *_) in trace.events[segment.start : after.start]:
                 if layer == segment.layer and role != "cast":
                     own += change
                 elif layer != OUTSIDE and role != "cast":
                     before += change
+        passed |= {segment.layer} - {OUTSIDE}  # the loss that balances experts passes it again
     return own, before

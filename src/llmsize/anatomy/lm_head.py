@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 
-from llmsize.anatomy import objectives
+from llmsize.anatomy import balancing, objectives
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.blocks import Activation
 from llmsize.anatomy.tape import Tape
@@ -61,7 +61,8 @@ def causal_lm(
         logits = in_fp32(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)
-    return (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+    result = (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
+    return balancing.add_balance(t, result)
 
 
 def _takes_logits(t: Trace) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
-from llmsize.anatomy import decoder
+from llmsize.anatomy import balancing, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
@@ -55,6 +55,8 @@ class Mixture:
     """Whether experts outside of the best groups lose their scores (DeepSeek V2)."""
     jittered: bool
     """Whether training multiplies what comes in by noise."""
+    recorded: bool
+    """Whether the model hands out the router's logits."""
 
 
 class Routing(NamedTuple):
@@ -101,6 +103,7 @@ def read(
         scaled=scaled,
         grouped=grouped,
         jittered=c.number(jitter) > 0,
+        recorded=c.flag("output_router_logits"),
     )
 
 
@@ -246,6 +249,8 @@ def run_experts(
     width of their input and output if not that of the residual stream. `gate` joins gate and up if
     not by the activation and a product.
     """
+    if m.recorded and routing.logits is not None:
+        balancing.record(t, routing.logits, m.chosen)
     width = inner or s.hidden
     up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
     matrix = partial(_matrix, t, m, transposed=transposed)

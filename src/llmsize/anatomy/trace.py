@@ -174,6 +174,9 @@ class Trace(Tape):
     """The logits, and what comes beside them, where the caller holds them."""
     held: list[Tensor | None] = field(default_factory=list)
     """What the caller of the model holds until it has run."""
+    routed: list[tuple[int, Tensor, int]] = field(default_factory=list)
+    """The logits of each traced layer's router, where the model hands them out, with the number of
+    the layer and how many experts a token is sent to."""
     prefixes: Prefixes | None = None
     """Trained keys and values in front of every layer's own."""
     classifies: bool = False
@@ -316,6 +319,12 @@ class Trace(Tape):
             if trained:
                 weight.train()
         return weight
+
+    def let_go_of_outputs(self) -> None:
+        """The caller holds the outputs no longer."""
+        outputs: list[Tensor | None] = list(self.outputs or ())
+        self.outputs = None
+        self.let_go(outputs)
 
     def let_go(self, tensors: list[Tensor | None]) -> None:
         """Empty the list; what goes with it goes for every layer that a traced one stands for."""

@@ -185,7 +185,7 @@ def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tens
     trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
     trace.enter(-1, "backward")
     backward(trace, loss)
-    trace.outputs = None
+    trace.let_go_of_outputs()
     return trace, loss
 
 
