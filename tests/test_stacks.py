@@ -2,15 +2,20 @@
 
 import csv
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
 from benchmarks.tables.training import measured_training
 from llmsize import presets
+from llmsize.anatomy.autograd import Leaf
+from llmsize.anatomy.operations import fused_linear_cross_entropy
+from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tensor import Tensor
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format
+from llmsize.formats import INT64, Format
 from llmsize.memory.methods import Choices
 from llmsize.memory.training import training_step
 from llmsize.memory.training_run import training_run
@@ -156,3 +161,18 @@ def test_an_earlier_trainer_steps_with_copies_of_all_weights() -> None:
     step = training_step(model, run)
     assert step.phase == "step"
     assert step.total == pytest.approx(72_434_853_376, rel=0.001)
+
+
+def test_ligers_loss_adds_to_the_heads_gradient_in_place() -> None:
+    """Beside both gradients and a number a token, the logits of one chunk live at most: 4,096
+    tokens of 4,096 channels over 128,256 words are 32 chunks of 128 (v0.6.0, v0.8.5).
+    """
+    tokens, hidden, vocabulary = 4096, 4096, 128_256
+    t, bf16 = Tape(), presets.get(Format, "bf16")
+    x, weight = (
+        Tensor((size, hidden), bf16, None, Leaf()) for size in (tokens, vocabulary)
+    )  # fmt: skip
+    fused_linear_cross_entropy(t, x, weight, t.new("labels", (tokens,), INT64), vocabulary)
+    made = 2 * (tokens + vocabulary) * hidden + 4 * tokens
+    labels, chunk = 8 * tokens, 2 * 128 * vocabulary
+    assert max(accumulate(change for change, _ in t.events)) == labels + made + chunk

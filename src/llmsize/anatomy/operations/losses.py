@@ -56,8 +56,9 @@ def fused_linear_cross_entropy(
 ) -> Tensor:
     """Head and loss together, some tokens at a time, with their gradients made in the forward.
 
-    Liger-Kernel v0.6, ops/fused_linear_cross_entropy.py: as many chunks as the vocabulary is wide
-    in units of the hidden size, of a power of two tokens.
+    Liger-Kernel v0.6.0 and v0.8.5, ops/fused_linear_cross_entropy.py: as many chunks as the
+    vocabulary is wide in units of the hidden size, of a power of two tokens. Each is added to the
+    weight's gradient in place; v0.6.2 to v0.8.4 made a product and its fp32 copy first.
     """
     tokens, hidden = prod(x.shape[:-1]), x.shape[-1]
     chunk = 1 << (-(-tokens // -(-vocabulary // hidden)) - 1).bit_length()
@@ -67,8 +68,7 @@ def fused_linear_cross_entropy(
     to_weight = t.new("fused_linear_cross_entropy", weight.shape, weight.format) if wants else None
     losses = t.new("fused_linear_cross_entropy", (tokens,), FP32)
     logits = t.new("mm", (min(chunk, tokens), vocabulary), x.format)
-    product = t.new("mm", weight.shape, weight.format) if wants else None
-    del logits, product
+    del logits
     if node is not None:
         t.keep(node, (to_x, to_weight))
     del losses
