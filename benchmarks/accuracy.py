@@ -145,8 +145,9 @@ MEASURED_BY = {
     "measured_inference.csv": "engines' own logs and drivers' readings that others published",
     "held_out_inference.csv": "logs and readings that were searched for afterwards: all that were "
     "found with their settings, of sources that no other table has; no constant is from them",
-    "held_out_training.csv": "peaks of runs that were searched for afterwards: of frameworks' own "
-    "tables, whose settings are all in their repositories; no constant is from them",
+    "held_out_training.csv": "peaks of runs that were searched for afterwards: of frameworks' "
+    "and an estimator's own tables, whose settings are all in their "
+    "repositories; no constant is from them",
     "held_out_llamacpp.csv": "lines of llama.cpp's logs that were searched for afterwards",
     "gguf_sizes.csv": "llama.cpp's quantizer in a dry run, and published files",
     "kv_cache.csv": "llama.cpp's allocator in a dry run, and engines' logs",

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.answers import Answer
+from benchmarks.tables.training import reading
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.formats import Format
+from llmsize.memory.host import evictable
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import training_step
@@ -20,9 +22,6 @@ from llmsize.stack import Stack
 
 Row = Mapping[str, str]
 
-METERS = ("allocated", "reserved", "device")
-"""Each reads what the one before it does, and the next part of the memory of a device."""
-
 
 def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
     """Peaks of real runs on one device, by what read them: the allocator, or the driver."""
@@ -32,9 +31,10 @@ def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
             _choices(row), stack, presets.get(Precision, row["precision"]),
             presets.get(Optimizer, row["optimizer"]),
         )  # fmt: skip
-        step = training_step(_model(row["model"], directory), run)
-        seen = device_memory(step, stack).parts[: METERS.index(row["metric"]) + 1]
-        got = sum(int(part.value) for part in seen)
+        model = _model(row["model"], directory)
+        got = reading(device_memory(training_step(model, run), stack), row["metric"])
+        if row["metric"] != "device":  # PyTorch does not see what bitsandbytes pages
+            got -= int(evictable(model, run).value) if run.optimizer.pageable else 0
         yield Answer(row["id"], f"peak, {row['metric']}", int(row["bytes"]), got)
 
 
@@ -45,8 +45,11 @@ def _model(name: str, directory: Path) -> Architecture:
 
 
 def _stack(row: Row) -> Stack:
-    """The framework, with what the program of a row does beside it."""
-    return replace(presets.get(Stack, row["stack"]), **dict.fromkeys(row["as_run"].split(), True))
+    """The framework, with what the program of a row does in another way: `loss=eager`."""
+    facts = (word.partition("=") for word in row["as_run"].split())
+    return replace(
+        presets.get(Stack, row["stack"]), **{name: value or True for name, _, value in facts}
+    )
 
 
 def _choices(row: Row) -> Choices:
@@ -66,4 +69,5 @@ def _choices(row: Row) -> Choices:
         recompute="full" if row["recompute"] == "full" else "none",
         attention="eager" if attention == "eager" else "sdpa",
         upcast=row["upcast"] == "yes",
+        fused_backward=row["fused_backward"] == "yes",
     )

@@ -18,6 +18,7 @@ from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.training import Question, run_of
 from llmsize.stack import Stack
+from llmsize.term import Term
 
 BLOG_2023 = "hf-4bit-blog"
 """The post of 24 May 2023: with bitsandbytes 0.39.0, and a transformers that computes Llama's
@@ -61,8 +62,7 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
         try:
             asked = _question(row)
             step = training_step(asked.architecture, run_of(asked))
-            seen = device_memory(step, asked.stack).parts[: METERS.index(_meter(row["metric"])) + 1]
-            got = sum(int(part.value) for part in seen)
+            got = reading(device_memory(step, asked.stack), _meter(row["metric"]))
             yield Answer(row["id"], "training, any meter", int(row["bytes"]), got)
         except LLMSizeError:
             got = None
@@ -147,6 +147,12 @@ def _precision(row: Mapping[str, str]) -> Precision:
 
 METERS = ("allocated", "reserved", "device")
 """Each reads what the one before it does, and the next part of the memory of a device."""
+
+
+def reading(memory: Term, meter: str) -> int:
+    """What a meter reads of the memory of a device: all but the parts of those after it."""
+    after = len(METERS) - 1 - METERS.index(meter)
+    return sum(int(part.value) for part in memory.parts[: len(memory.parts) - after])
 
 
 def _meter(metric: str) -> str:

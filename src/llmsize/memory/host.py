@@ -10,6 +10,7 @@ arXiv:2104.07857).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from llmsize.anatomy import Trace, outlined
 from llmsize.anatomy.tape import Parameter
@@ -28,6 +29,9 @@ from llmsize.term import Term, fact, term, total
 
 OFFLOAD = "pytorch/ao 173b31e, torchao/optim/cpu_offload.py"
 PINNED = "pytorch v2.6, aten/src/ATen/core/CachingHostAllocator.h (allocate)"
+PAGED = "bitsandbytes 0.43.1, bitsandbytes/optim/optimizer.py (get_state_buffer)"
+PAGED_AT_LEAST = 100_000
+"""Numbers of a weight whose states are paged: those of smaller ones are plain tensors."""
 INFINITY = "Rajbhandari et al. 2021, arXiv:2104.07857, section 5"
 
 
@@ -46,12 +50,16 @@ def host_memory(architecture: Architecture, run: TrainingRun) -> Term:
 
 
 def evictable(architecture: Architecture, run: TrainingRun) -> Term | None:
-    """The states that the driver may move to the host when the device is full, if it may."""
+    """The states that the driver may move to the host when the device is full, if it may.
+
+    They are in unified memory, which PyTorch neither allocates nor sees.
+    """
     if not run.optimizer.pageable:
         return None
     trace = outlined(architecture, run.setting)
-    held = sum(states(weight, run) for weight in trained_weights(trace))
-    return fact("paged to the host at most", held, unit="bytes", source=run.optimizer.source)
+    large = (weight for weight in trained_weights(trace) if prod(weight.shape) >= PAGED_AT_LEAST)
+    held = sum(states(weight, run) for weight in large)
+    return fact("paged to the host at most", held, unit="bytes", source=PAGED)
 
 
 def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:

@@ -55,15 +55,16 @@ def device_memory(step: TrainingStep, stack: Stack) -> Term:
     This is what `nvidia-smi` shows and what has to fit on a card. What kernels take within
     themselves is allocated, too, although no trace of tensors sees it.
     """
-    traced = peak_memory(step)
-    if not step.within_kernels:
-        return on_device(traced, stack)
     own = counted("kernels' own temporaries", step.within_kernels, source=SOFTMAX)
-    return on_device(total(traced.name, *traced.parts, own, unit="bytes"), stack)
+    return on_device(peak_memory(step), stack, *([own] if own.value else []))
 
 
-def on_device(allocated: Term, stack: Stack) -> Term:
-    """Allocated bytes with the allocator's slack and the device's context."""
+def on_device(traced: Term, stack: Stack, *unseen: Term) -> Term:
+    """Allocated bytes with the allocator's slack and the device's context.
+
+    Those of a trace, and what is `unseen` by it.
+    """
+    allocated = int(traced.value) + sum(int(term.value) for term in unseen)
     slack = term(
         "allocator slack",
         "ceil(allocated * share)",
@@ -72,13 +73,13 @@ def on_device(allocated: Term, stack: Stack) -> Term:
         grade="fitted",
         note=f"published runs lie between {format_share(stack.slack_low)} and "
         f"{format_share(stack.slack_high)}",
-        allocated=allocated.value,
+        allocated=allocated,
         share=stack.allocator_slack,
     )
     context = fact(
         "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
     )
-    return total("device memory", allocated, slack, context)
+    return total("device memory", traced, *unseen, slack, context)
 
 
 def _role_term(moment: Moment, role: str) -> Term:
