@@ -59,13 +59,13 @@ def test_counts_equal_the_published_configurations(row: dict[str, Any]) -> None:
     assert parameters.active == (row["params_active"] or row["params_total"]) + missing
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_preset_counts_to_its_published_number(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n, model in MODELS.items() if model.published_parameters])
+def test_a_preset_counts_to_its_published_number(name: str) -> None:
     """A preset carries its own answer key; where it differs, its note says by how much."""
     model = MODELS[name]
-    total, published = counted(model).total, model.published_parameters
-    if published not in (None, total):
-        assert f"{abs(published - total):,}" in model.note or f"{total:,}" in model.note
+    total, published = counted(model).total, model.published_parameters or 0
+    told = (f"{abs(published - total):,}", f"{total:,}")
+    assert published == total or any(number in model.note for number in told)
 
 
 def test_counting_is_fast() -> None:

@@ -31,6 +31,21 @@ def test_no_remainder_of_a_mebibyte_is_cut_off(mib: float, beyond: float) -> Non
     assert beyond_tensors([(int(mib * MIB),)]) == beyond * MIB
 
 
+@pytest.mark.parametrize(
+    ("mib", "beyond"), [((9.5, 9.5), 1), ((9, 9), 0), ((10, 9.5), 0), ((9.5, 3, 7), 0.5)]
+)
+def test_blocks_below_ten_mebibytes_share_twenty(mib: tuple[float, ...], beyond: float) -> None:
+    """kMinLargeAlloc and kLargeBuffer of CUDACachingAllocator.h: 9.5 of the 20 leave 10.5, which
+    the next 9.5 has whole, as 1 is not cut off; 10 has a segment of its own."""
+    assert beyond_tensors([[int(size * MIB) for size in mib]]) == beyond * MIB
+
+
+@pytest.mark.parametrize("steps", ["+a:1 +b:1 -a -b", "+a:1 +b:1 -b -a", "+a:3 -a +b:2 -b"])
+def test_what_frees_all_that_it_allocated_leaves_no_gap(steps: str) -> None:
+    """Free neighbours are joined, and a segment in which nothing is left goes back."""
+    assert gaps_of_quantizing([(4 * MIB, 8 * MIB)] * 2, steps) == 0
+
+
 def test_int8_of_llama_2_7b_leaves_more_than_a_gibibyte() -> None:
     """torchao's README: 8.335 GiB reserved, 6.409 of them tensors (A100, `int8wo`)."""
     layer = [12288 * 4096, 4096 * 4096, *[11008 * 4096] * 3]
