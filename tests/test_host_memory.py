@@ -86,6 +86,22 @@ def test_a_tied_head_is_held_with_the_last_layer() -> None:
     assert found.static.part("weights").value == 2 * (151_936 * 1024 + 1024 + layer)
 
 
+def test_a_head_of_its_own_is_held_without_the_embedding() -> None:
+    """Of Pythia 160M: 50,304 rows of 768 channels and the final norm, and a layer as GPT-2's."""
+    found = step("pythia-160m", run_of(Choices(sequence=64, offload="parameters")))
+    layer = 12 * 768**2 + 13 * 768
+    assert found.static.part("weights").value == 2 * (50_304 * 768 + 2 * 768 + layer)
+
+
+def test_megatron_steps_on_18_bytes_a_parameter() -> None:
+    """bf16 weights, fp32 main gradients, a master copy and two moments, and nothing beside them:
+    docs/source/api-guide/dist_optimizer.md of Megatron-LM, without a distributed optimizer."""
+    found = step("gpt2", run_of(Choices(sequence=64), "megatron"))
+    beside = sum(found.static.part(name).value for name in ("inputs", "buffers"))
+    beside += 4 * (12 * 12 + 4) + 4  # AdamW's fp32 step of each of GPT-2's tensors, and the loss
+    assert found.peaks["step"] - beside == 18 * found.trained
+
+
 def test_gradients_cross_once_a_micro_batch_and_weights_once_a_step() -> None:
     """16-bit gradients of four micro-batches go down, the stepped weights come up once."""
     model = presets.get(Architecture, "gpt2")
