@@ -86,6 +86,7 @@ def test_ppo_has_four_models() -> None:
     assert {"weights", "reference model", "reward model", "value model"} <= names
     value = found.static.part("value model")
     assert value.value > 2 * found.static.part("reward model").value
+    assert found.left == 2 * 134_515_008  # the policy's gradients, beside those of the value model
 
 
 def test_a_reference_is_quantized_as_the_base_is() -> None:

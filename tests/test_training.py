@@ -4,8 +4,13 @@ import csv
 from pathlib import Path
 
 import pytest
+from training_runs import run_of
 
 from benchmarks.tables.traces import training_memory
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.memory.methods import Choices
+from llmsize.memory.training import training_step
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.memory.methods import Choices
@@ -48,3 +53,19 @@ def test_softmax_takes_a_product_within_its_kernel() -> None:
 def test_what_kernels_take_matters_at_the_peak_alone() -> None:
     """Where logits are the peak, a temporary in a layer is beneath it."""
     assert _recomputed_eagerly(128).within_kernels == 0
+
+
+def test_a_step_passes_every_layer_there_and_back() -> None:
+    """GPT-2's twelve, between the embedding and the head; then the optimizer steps."""
+    points = training_step(presets.get(Architecture, "gpt2"), run_of(Choices(sequence=64))).timeline
+    forward, backward = (
+        [point for point in points if point.phase == phase] for phase in ("forward", "backward")
+    )
+    for passed, ends in (
+        (forward, ["embedding", "layer 0", "layer 11", "head and loss"]),
+        (backward, ["head and loss", "layer 11", "layer 0", "embedding"]),
+    ):
+        assert [passed[index].place for index in (0, 1, -2, -1)] == ends
+        assert sum(point.layers for point in passed if "layer" in point.place) == 12
+        assert all(point.highest >= point.after for point in passed)
+    assert points[-1].place == "optimizer"
