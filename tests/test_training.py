@@ -4,13 +4,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from training_runs import run_of
 
 from benchmarks.tables.traces import training_memory
-from llmsize import presets
-from llmsize.architecture import Architecture
-from llmsize.memory.methods import Choices
-from llmsize.memory.training import training_step
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.memory.methods import Choices
