@@ -32,8 +32,9 @@ def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
             presets.get(Optimizer, row["optimizer"]),
         )  # fmt: skip
         model = _model(row["model"], directory)
-        got = reading(device_memory(training_step(model, run), stack), row["metric"])
-        if row["metric"] != "device":  # PyTorch does not see what bitsandbytes pages
+        meter, *_ = row["metric"].split(",")
+        got = reading(device_memory(training_step(model, run), stack), meter)
+        if meter != "device":  # PyTorch does not see what bitsandbytes pages
             got -= int(evictable(model, run).value) if run.optimizer.pageable else 0
         yield Answer(row["id"], f"peak, {row['metric']}", int(row["bytes"]), got)
 
@@ -45,11 +46,13 @@ def _model(name: str, directory: Path) -> Architecture:
 
 
 def _stack(row: Row) -> Stack:
-    """The framework, with what the program of a row does in another way: `loss=eager`."""
+    """The framework, with what the program of a row does in another way.
+
+    `keep_outputs` does, `fp32_logits=no` does not, `loss=eager` chooses.
+    """
     facts = (word.partition("=") for word in row["as_run"].split())
-    return replace(
-        presets.get(Stack, row["stack"]), **{name: value or True for name, _, value in facts}
-    )
+    as_run = {name: (value or True) if value != "no" else False for name, _, value in facts}
+    return replace(presets.get(Stack, row["stack"]), **as_run)
 
 
 def _choices(row: Row) -> Choices:
