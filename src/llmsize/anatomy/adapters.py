@@ -200,12 +200,8 @@ class LoRA(Ranked):
         """
         magnitude = t.adapter(f"{layer.name}.lora_magnitude_vector.default.weight", (layer.out,))
         dropped = ops.dropout(t, x, self.dropout)
-        down_cast, up_cast = ops.cast(t, down), ops.cast(t, up)
+        change, held = self._product(t, x, down, up)
         grad, t.grad = t.grad, False
-        eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
-        low = ops.linear(t, eye, down_cast)
-        product = ops.linear(t, low, up_cast)
-        change = ops.to(t, product, x.format)
         weight = ops.to(t, layer.whole(t), x.format)
         norms = self._norms(t, weight, change)
         t.grad = grad
@@ -217,8 +213,34 @@ class LoRA(Ranked):
             result = ops.sub(t, result, layer.bias)
         base = ops.mul(t, ops.shift(t, scale), result)
         total = ops.add(t, base, ops.scale(t, ops.mul(t, scale, added)))
-        del eye, low, product, change
+        del change, held
         return total
+
+    def _product(
+        self, t: Trace, x: Tensor, down: Parameter, up: Parameter
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`get_lora_weight`, and what the graph keeps that it has and nobody goes back through.
+
+        A checkpoint keeps nothing on its first run.
+        """
+        eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
+        kept = t.grad and (t.checkpoint is None or t.replaying)
+        down_cast = ops.cast(t, down)
+        grad, t.grad = t.grad, False
+        held = [ops.to(t, eye, down_cast.format)]
+        held.append(ops.linear(t, held[0], down_cast))
+        if not kept:
+            del held[0]
+        t.grad = grad
+        up_cast = ops.cast(t, up)
+        t.grad = False
+        product = ops.linear(t, held[-1], up_cast)
+        if not kept:
+            held.clear()
+        del eye
+        change = ops.to(t, product, x.format)
+        t.grad = grad
+        return change, held
 
     def _norms(self, t: Trace, weight: Tensor, change: Tensor) -> Tensor:
         whole = ops.add(t, weight, ops.scale(t, change))
