@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.tracing.adapters import add_adapter
 from benchmarks.tracing.kernels import AttentionKernels
 from benchmarks.tracing.models import DTYPES, Settings, make_config, set_layers
+from benchmarks.tracing.recomputing import CHECKPOINTING
 from benchmarks.tracing.runs import (
-    CHECKPOINTING,
     Run,
     forward,
     make_optimizer,

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure_trace import parser, settings_of, write
 from benchmarks.tracing.fake_cuda import faked, install_fake_cuda
 from benchmarks.tracing.models import DTYPES, Settings, instantiate, layer_count, make_config
+from benchmarks.tracing.recomputing import CHECKPOINTING
 from benchmarks.tracing.runs import (
-    CHECKPOINTING,
     Run,
     build,
     make_batch,

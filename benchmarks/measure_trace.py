@@ -31,6 +31,7 @@ from benchmarks.tracing.freezing import OWN_WEIGHTS
 from benchmarks.tracing.generation import measure_inference
 from benchmarks.tracing.models import DTYPES, Settings, set_layers
 from benchmarks.tracing.optimizers import OPTIMIZERS
+from benchmarks.tracing.quantized import BASES
 from benchmarks.tracing.tracker import Tracker
 from benchmarks.tracing.training import measure_training
 
@@ -52,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     p.add_argument("--checkpoint", action="store_true")
     p.add_argument("--every", type=int, default=1, help="checkpoint every so manieth layer only")
+    p.add_argument("--selective", action="store_true", help="keep some results, as torchtitan does")
+    p.add_argument("--offloaded", action="store_true", help="keep checkpoints in host memory")
     p.add_argument("--padded", action="store_true")
     p.add_argument("--keep-outputs", action="store_true")
     p.add_argument("--grad-accum", type=int, default=1)
@@ -65,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--virtual-tokens", type=int, default=20)
     p.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw_fused")
     p.add_argument("--master", action="store_true", help="fp32 copies of the weights for AdamW")
+    p.add_argument("--main-gradients", action="store_true", help="summed in fp32 buffers")
+    p.add_argument("--base", choices=["", *BASES], default="", help="quantized by bitsandbytes")
+    p.add_argument("--upcast", action="store_true", help="keep the rest in fp32 beside such a base")
     p.add_argument("--layers", type=int, help="override the number of layers")
     p.add_argument("--ops", type=Path, help="write the log of all ops to this file")
     return p

@@ -39,6 +39,11 @@ class Settings:
     virtual_tokens: int = 20
     optimizer: str = "adamw_fused"
     master: bool = False
+    main_gradients: bool = False
+    base: str = ""
+    upcast: bool = False
+    selective: bool = False
+    offloaded: bool = False
     logits_to_keep: int = 0
     log_ops: bool = False
 

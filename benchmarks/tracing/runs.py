@@ -13,9 +13,9 @@ from benchmarks.tracing.freezing import OWN_WEIGHTS, freeze
 from benchmarks.tracing.kernels import AttentionKernels
 from benchmarks.tracing.models import DTYPES, Settings, classifies, instantiate, make_config
 from benchmarks.tracing.optimizers import OPTIMIZERS
+from benchmarks.tracing.quantized import quantize
+from benchmarks.tracing.recomputing import recompute
 from benchmarks.tracing.tracker import Peak, Tracker
-
-CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Run:
     kernels: AttentionKernels
     optimizer: torch.optim.Optimizer | None = None
     masters: list[torch.Tensor] = field(default_factory=list)
+    main_gradients: dict[torch.nn.Parameter, torch.Tensor] = field(default_factory=dict)
+    """Buffers in fp32 that gradients are summed in, as Megatron-LM has them."""
     total_parameters: int = 0
 
     @property
@@ -35,29 +37,48 @@ class Run:
         """Parameters that get gradients."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def receive(self, parameter: torch.nn.Parameter) -> None:
+        """Take up a finished gradient."""
+        self.tracker.mark_gradient(parameter)
+        if (main := self.main_gradients.get(parameter)) is not None and parameter.grad is not None:
+            main.add_(parameter.grad)
+            parameter.grad = None
+
+    def gradients(self) -> list[torch.Tensor]:
+        """What the backward pass has left."""
+        own = [p.grad for p in self.trainable if p.grad is not None]
+        return [*self.main_gradients.values()] or own
+
 
 def build(settings: Settings) -> Run:
     """Put the model, adapters and gradient checkpointing in place."""
     config = make_config(settings.config)
     model = instantiate(config, dtype=DTYPES[settings.dtype], attn=settings.attn)
     total = sum(p.numel() for p in model.parameters())
+    if settings.base:
+        quantize(model, settings.base, computes_in(settings), upcast=settings.upcast)
     if settings.mode in OWN_WEIGHTS:
         freeze(model, settings.mode, settings.frozen_layers)
     else:
         model = add_adapter(model, settings)
     if settings.checkpoint:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=CHECKPOINTING, every_n_layers=settings.every
-        )
+        recompute(model, settings)
     kernels = AttentionKernels()
     torch.nn.functional.scaled_dot_product_attention = kernels
     tracker = Tracker(model, log=settings.log_ops)
     return Run(settings, model, tracker, kernels, total_parameters=total)
 
 
+def computes_in(settings: Settings) -> torch.dtype:
+    """What quantized layers multiply in."""
+    return DTYPES[settings.dtype if settings.autocast == "none" else settings.autocast]
+
+
 def make_optimizer(run: Run) -> torch.optim.Optimizer:
     """The optimizer with its states already there, on the weights or on fp32 copies of them."""
     parameters: list[torch.Tensor] = list(run.trainable)
+    if run.settings.main_gradients:
+        run.main_gradients = {p: torch.zeros_like(p, dtype=torch.float32) for p in run.trainable}
     if run.settings.master:
         parameters = run.masters = [p.detach().float().requires_grad_() for p in parameters]
     with torch.device("cpu"):  # where counters are unless they are asked for elsewhere
@@ -110,8 +131,9 @@ def optimizer_step(run: Run) -> None:
     assert run.optimizer is not None
     pairs = list(zip(run.masters, run.trainable, strict=True)) if run.masters else []
     for master, parameter in pairs:
-        assert parameter.grad is not None
-        master.grad = parameter.grad.float()
+        main = run.main_gradients.get(parameter, parameter.grad)
+        assert main is not None
+        master.grad = main.float()
     step(run.optimizer)
     with torch.no_grad():
         for master, parameter in pairs:

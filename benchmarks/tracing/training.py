@@ -11,6 +11,7 @@ import torch
 from benchmarks.tracing.adapters import train_for_certain
 from benchmarks.tracing.freezing import OWN_WEIGHTS
 from benchmarks.tracing.models import Settings, architecture, layer_count
+from benchmarks.tracing.quantized import scales
 from benchmarks.tracing.runs import (
     Run,
     build,
@@ -40,7 +41,7 @@ def measure_training(settings: Settings) -> tuple[dict[str, Any], Tracker]:
     static = register_static(run, batch)
     static_total = tracker.live
     for p in run.trainable:
-        p.register_post_accumulate_grad_hook(tracker.mark_gradient)
+        p.register_post_accumulate_grad_hook(run.receive)
     layers = layer_count(run.model.config)
     with tracker.hooks(), tracker:
         earlier_micro_batches(run, batch)
@@ -59,9 +60,10 @@ def register_static(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, int]:
     add = run.tracker.add_all
     assert run.optimizer is not None
     return {
-        "param_bytes": add(run.model.parameters(), "param"),
+        "param_bytes": add(run.model.parameters(), "param") + add(scales(run.model), "param"),
         "master_bytes": add(run.masters, "master"),
         "buffer_bytes": add(run.model.buffers(), "buffer"),
+        "main_grad_bytes": add(run.main_gradients.values(), "grad"),
         "optim_bytes": static_optimizer_bytes(run),
         "input_bytes": add(batch.values(), "input"),
     }
@@ -107,10 +109,8 @@ def training_step(run: Run, batch: dict[str, torch.Tensor], layers: int) -> dict
     figures = forward_figures(tracker, layers)
     tracker.start("bwd")
     loss.backward()
-    figures["grad_bytes"] = sum(
-        p.grad.numel() * p.grad.element_size() for p in run.trainable if p.grad is not None
-    )
-    outputs = None  # a kept output goes when the next step begins
+    figures["grad_bytes"] = sum(g.numel() * g.element_size() for g in run.gradients())
+    outputs, loss = None, loss.detach()  # a kept output goes with the next step, the graph before
     tracker.start("step")
     optimizer_step(run)
     return figures

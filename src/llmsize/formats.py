@@ -59,6 +59,12 @@ def matrix_bytes(format: Format, rows: int, columns: int) -> int:
     return sum(matrix_tensors(format, rows, columns))
 
 
+def quantized_scales(format: Format, elements: int) -> int:
+    """The scales of so many elements, where they are quantized themselves (QLoRA's double
+    quantization), and are brought back before the weight is; else 0."""
+    return -(-elements // format.block_elements) if "absmax_of_absmax" in format.beside else 0
+
+
 def matrix_tensors(format: Format, rows: int, columns: int) -> list[int]:
     """Bytes of each tensor that such a weight is stored as, its blocks first."""
     beside = (

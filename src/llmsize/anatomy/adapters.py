@@ -155,12 +155,34 @@ class LoRA(Ranked):
         up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
         result = layer.run(t, x)
         format = result.format
+        if layer.weight.quantized:
+            return self._around_quantized(t, x, result, layer, down, up)
         x = ops.to(t, x, self.format)
         if self.dora:
             result = ops.add(t, result, self._with_magnitude(t, x, result, layer, down, up))
         else:
             result = ops.add(t, result, ops.scale(t, self._low_rank(t, x, down, up)))
         return ops.to(t, result, format)
+
+    def _around_quantized(
+        self, t: Trace, x: Tensor, result: Tensor, layer: Linear, down: Parameter, up: Parameter
+    ) -> Tensor:
+        """peft/tuners/lora/bnb.py: `Linear4bit`, which clones the result, and `Linear8bitLt`.
+
+        Autocast is left to choose formats; without it, what is added has that of the result.
+        """
+        if layer.in_4_bit(t):
+            result = ops.copy(t, result)
+        format = result.format
+        if t.autocast is None:
+            x = ops.to(t, x, self.format)
+        if self.dora:
+            result = ops.add(t, result, self._with_magnitude(t, x, result, layer, down, up))
+            return ops.to(t, result, format) if t.autocast is None else result
+        change = ops.scale(t, self._low_rank(t, x, down, up))
+        if t.autocast is None:
+            change = ops.to(t, change, format)
+        return ops.add(t, result, change)
 
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
         """litgpt/lora.py (v0.5.11), `LoRAQKVLinear.forward`.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import FP16
+from llmsize.formats import FP16, quantized_scales
 
 if TYPE_CHECKING:
     from llmsize.anatomy.trace import Trace
 
 LLM_INT8 = "llm-int8"
 """The format whose linear layers multiply in int8 instead of being brought back to 16 bit."""
+
+FOUR_BIT = frozenset(("fp4", "fp4-dq", "nf4", "nf4-dq"))
+"""The formats of its Linear4bit."""
 
 
 class Linear(NamedTuple):
@@ -30,8 +34,12 @@ class Linear(NamedTuple):
     def run(self, t: Trace, x: Tensor) -> Tensor:
         """What the layer gives for `x`."""
         if self.weight.quantized:
-            return _run_quantized(t, x, self.weight, self.bias, self.out)
+            return _run_quantized(t, x, self.weight, self.out)
         return ops.linear(t, x, self.weight, self.bias, self.out)
+
+    def in_4_bit(self, t: Trace) -> bool:
+        """Whether it is bitsandbytes' Linear4bit."""
+        return self.weight.quantized and getattr(t.setting.quantized, "name", "") in FOUR_BIT
 
     def whole(self, t: Trace) -> Tensor:
         """The weight, brought back to 16 bit if it is quantized."""
@@ -43,20 +51,20 @@ class Linear(NamedTuple):
 def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:
     """The linear layers of quantized experts, one after the other, each for its tokens."""
     each = Tensor(weight.shape[1:], weight.format, None)
-    return _run_quantized(t, x, each, None, out)
+    return _run_quantized(t, x, each, out)
 
 
-def _run_quantized(t: Trace, x: Tensor, weight: Tensor, bias: Parameter | None, out: int) -> Tensor:
-    """bitsandbytes' Linear4bit: it computes in 16 bit whatever comes, and hands back the same."""
-    compute = t.autocast or t.setting.format
-    keeps_input = t.setting.keeps_quantized_inputs
-    if t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8:
-        result = ops.int8_linear(t, ops.to(t, x, compute), weight, out)
-    else:
-        stored = FP16 if t.setting.quantizes_from_half else compute
-        result = ops.dequantized_linear(
-            t, ops.to(t, x, compute), weight, out, stored, keeps_input=keeps_input
-        )
-    if bias is not None:
-        result = ops.add(t, result, ops.to(t, bias, compute))
+def _run_quantized(t: Trace, x: Tensor, weight: Tensor, out: int) -> Tensor:
+    """bitsandbytes' layers. Linear4bit computes in 16 bit whatever comes, and hands back the same;
+    Linear8bitLt takes what comes."""
+    format, setting = t.setting.quantized, t.setting
+    if format is not None and format.name == LLM_INT8:
+        return ops.int8_linear(t, x, weight, out)
+    compute = t.autocast or setting.format
+    stored = FP16 if setting.quantizes_from_half else compute
+    result = ops.dequantized_linear(
+        t, ops.to(t, x, compute), weight, out, stored,
+        scales=0 if format is None else quantized_scales(format, prod(weight.shape)),
+        keeps_input=setting.keeps_quantized_inputs,
+    )  # fmt: skip
     return ops.to(t, result, x.format)

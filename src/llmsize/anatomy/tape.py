@@ -78,16 +78,31 @@ class Checkpoint:
     there again.
     """
 
-    __slots__ = ("block", "inputs", "made", "nodes", "offloaded", "recorded", "results", "wanted")
+    __slots__ = (
+        "block",
+        "in_graph",
+        "inputs",
+        "made",
+        "nodes",
+        "offloaded",
+        "recorded",
+        "results",
+        "wanted",
+    )
 
     def __init__(
         self, block: Callable[..., Tensor], inputs: tuple[Any, ...], *, offloaded: bool
     ) -> None:
-        """Remember how to run the block again; `offloaded` inputs wait in host memory."""
+        """Remember how to run the block again; `offloaded`, the hidden states wait in host memory.
+
+        What else the block is told stays (unsloth-zoo, unsloth_zoo/gradient_checkpointing.py,
+        `Unsloth_Offloaded_Gradient_Checkpointer`).
+        """
         self.block = block
-        self.inputs = tuple(_in_host_memory(x) for x in inputs) if offloaded else inputs
+        self.inputs = (_in_host_memory(inputs[0]), *inputs[1:]) if offloaded else inputs
         self.offloaded = offloaded
         self.nodes: list[Node] = []
+        self.in_graph: list[Tensor | None] = []
         self.recorded = 0
         self.wanted = 0
         self.made: dict[str, int] = {}
@@ -145,6 +160,8 @@ class Tape:
     within: list[tuple[int, int]] = field(default_factory=list)
     """What kernels take and give back within themselves: after how many events, and its bytes."""
     nodes: list[Node] = field(default_factory=list)
+    in_graph: list[Tensor | None] = field(default_factory=list)
+    """What nodes hold themselves beside what they keep: it goes with the last of them."""
     phase: str = "forward"
     layer: int = -1
     casts: dict[int, Tensor] = field(default_factory=dict)
@@ -269,6 +286,14 @@ class Tape:
         if checkpoint is not None:
             checkpoint.has_again(tensors)
 
+    def hold_in_graph(self, tensor: Tensor) -> None:
+        """Let a node hold a tensor as an attribute of its own, until the whole graph goes.
+
+        A second run has a graph of its own.
+        """
+        checkpoint = self.checkpoint if self.replaying else None
+        (self.in_graph if checkpoint is None else checkpoint.in_graph).append(tensor)
+
     @property
     def recent(self) -> list[Node]:
         """The nodes as they are recorded: of the block that runs again, or of the whole pass."""
@@ -295,8 +320,7 @@ class Tape:
         """Run `block` as a checkpoint: keep its inputs only."""
         checkpoint = self.checkpoint = Checkpoint(block, inputs, offloaded=offloaded)
         if offloaded:
-            moved = [x for x in inputs if isinstance(x, Tensor) and x.storage is not None]
-            self.offloaded[self.layer] = sum(x.bytes for x in moved)
+            self.offloaded[self.layer] = inputs[0].bytes
         for tensor in checkpoint.inputs:
             storage = getattr(tensor, "storage", None)
             if storage is not None:
@@ -322,6 +346,7 @@ class Tape:
             self.checkpoint, self.replaying, self.casts = None, False, casts
         for node in checkpoint.nodes:
             node.edges = ()
+        checkpoint.in_graph.clear()
 
     def _detached(self, value: Any) -> Any:
         """A tensor of the same storage that starts a graph of its own."""

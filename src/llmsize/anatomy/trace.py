@@ -401,7 +401,8 @@ class Trace(Tape):
         transposed: bool = False,
     ) -> Linear:
         weight = self.weight(f"{name}.weight", shape, role, format=format, linear=True)
-        offset = self.weight(f"{name}.bias", (out,), "bias") if bias else None
+        own = (self.autocast or self.setting.format) if weight.quantized else None  # as it runs
+        offset = self.weight(f"{name}.bias", (out,), "bias", format=own) if bias else None
         return Linear(name, role, weight, offset, out, transposed)
 
     def bare_weight(self, name: str, out: int, width: int, role: str) -> Parameter:

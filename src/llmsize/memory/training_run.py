@@ -20,9 +20,10 @@ KERNELS = tuple(field for field in Setting._fields if field in Stack.__slots__)
 COMPILED = ("fused_norm", "fused_rotary", "fused_gate", "fused_activation", "compiled_loss")
 """What `torch.compile` makes one kernel of whatever the stack has."""
 
-SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1), ("bmm", 1))
-"""Operations whose results selective recomputation saves, each time or every second time:
-pytorch/torchtitan b5bcd76, torchtitan/distributed/activation_checkpoint.py."""
+SELECTIVE = (("mm", 2), ("flash_attention", 1), ("efficient_attention", 1))
+"""Operations whose results selective recomputation saves, each time or every second time; a linear
+layer with a bias is another (`addmm`): pytorch/torchtitan b5bcd76,
+torchtitan/distributed/activation_checkpoint.py."""
 
 
 def training_run(

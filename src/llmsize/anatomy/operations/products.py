@@ -11,7 +11,7 @@ from llmsize.anatomy.operations.rules import GradList, broadcast, first
 from llmsize.anatomy.operations.shapes import copy, expand
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Shape, Tensor
-from llmsize.formats import FP16, FP32, INT8, INT32, Format
+from llmsize.formats import BOOL, FP16, FP32, INT8, INT32, Format
 
 
 def cast(t: Tape, x: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ def linear(
     inputs = (x, weight) if bias is None else (x, weight, bias)
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     node = t.record(_linear_backward, inputs, saved, (x.shape, weight.shape))
-    return t.new("mm", (*x.shape[:-1], out or weight.shape[0]), x.format, node)
+    operation = "mm" if bias is None else "addmm"
+    return t.new(operation, (*x.shape[:-1], out or weight.shape[0]), x.format, node)
 
 
 def _linear_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -125,49 +126,72 @@ def grouped_linear(t: Tape, x: Tensor, weight: Tensor, ends: Tensor, out: int) -
 
 
 def dequantized_linear(
-    t: Tape, x: Tensor, weight: Tensor, out: int, stored: Format, *, keeps_input: bool = False
+    t: Tape,
+    x: Tensor,
+    weight: Tensor,
+    out: int,
+    stored: Format,
+    *,
+    scales: int = 0,
+    keeps_input: bool = False,
 ) -> Tensor:
-    """`x @ weight.T` for a frozen weight that is stored quantized.
+    """`x @ weight.T` for a frozen weight that is stored quantized, with a bias if it has one.
 
     It is brought back to the 16 bit that it was quantized from, cast if `x` has others, and let go
-    of; so again in the backward pass (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py,
-    MatMul4Bit).
+    of; so again in the backward pass. Before it, `scales` that are quantized themselves are
+    (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit, and
+    bitsandbytes/backends/cuda/ops.py, `_dequant_linear_fallback`, which 1,537 tokens take).
     """
     saved = (x,) if keeps_input else ()
-    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored))
+    node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored, scales))
+    absmax = [t.new(name, (scales,), FP32) for name in ("dequantize", "add") if scales]
     whole = _dequantized(t, weight, stored, x.format)
     result = t.new("mm", (*x.shape[:-1], out), x.format, node)
-    del whole
+    del whole, absmax
     return result
 
 
 def int8_linear(t: Tape, x: Tensor, weight: Tensor, out: int) -> Tensor:
-    """`x @ weight.T` in int8 for a frozen weight in int8: `x` is quantized for it, and kept.
+    """`x @ weight.T` in int8 for a frozen weight in int8: `x` is quantized for it by rows.
 
-    The weight is brought back to 16 bit in the backward pass only (bitsandbytes v0.50,
-    bitsandbytes/autograd/_functions.py, MatMul8bitLt); outliers are not counted.
+    The node itself holds `x`, which no checkpoint drops and which goes with the graph. The weight
+    is brought back in the backward pass only (bitsandbytes v0.50,
+    bitsandbytes/autograd/_functions.py, MatMul8bitLt; backends/cuda/ops.py); outliers are looked
+    for and not counted.
     """
-    node = t.record(_dequantized_backward, (x,), (x,), (x.shape, weight, x.format))
+    node = t.record(_dequantized_backward, (x,), (), (x.shape, weight, x.format, 0))
+    if node is not None:
+        t.hold_in_graph(x)
     half = to(t, Tensor(x.shape, x.format, x.storage), FP16)
+    statistics = t.new("int8_vectorwise_quant", x.shape[:-1], FP32)
     quantized = t.new("int8_vectorwise_quant", x.shape, INT8)
-    del half
+    size = t.new("abs", x.shape, FP16)
+    outlying = t.new("ge", x.shape, BOOL)
+    del size, outlying, half
     product = t.new("int8_linear_matmul", (*x.shape[:-1], out), INT32)
-    result = t.new("int8_mm_dequant", product.shape, x.format, node)
-    del quantized, product
+    result = t.new("int8_mm_dequant", product.shape, FP16, node)
+    if x.format is not FP16:
+        result = t.new("to", product.shape, x.format, node)
+    del quantized, statistics, product
     return result
 
 
 def _dequantized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     grad = first(grads)
-    shape, weight, stored = node.context
-    whole = _dequantized(t, weight, stored, grad.format)
+    shape, weight, stored, scales = node.context
+    whole = _dequantized(t, weight, stored, grad.format, scales)
     to_x = t.new("mm", shape, grad.format)
     del whole
     return (to_x,)
 
 
-def _dequantized(t: Tape, weight: Tensor, stored: Format, wanted: Format) -> Tensor:
-    return to(t, t.new("dequantize", weight.shape, stored), wanted)
+def _dequantized(
+    t: Tape, weight: Tensor, stored: Format, wanted: Format, scales: int = 0
+) -> Tensor:
+    absmax = t.new("dequantize", (scales,), FP32) if scales else None
+    whole = t.new("dequantize", weight.shape, stored)
+    del absmax
+    return to(t, whole, wanted)
 
 
 def merged_adapter(t: Tape, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
