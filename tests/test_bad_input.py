@@ -97,6 +97,8 @@ HINTS = [
     ("train mamba-130m --method prefix-tuning", "`prompt-tuning` or `lora`"),
     ("train mamba-130m --method lora --targets q_proj", "in_proj, out_proj"),
     ("train mamba-130m --method ia3", "in_proj, out_proj"),
+    ("train llama3", "`llama-3-8b`"),
+    ("train qwen25-7b", "`qwen2.5-7b`"),
 ]
 
 
@@ -338,7 +340,7 @@ IGNORED = [
     "curve memory-vs-context gpt2 --law kaplan", "curve memory-vs-context gpt2 --context 8192",
     "curve loss-vs-params --compute 1e21", "curve isoflop --law kaplan --law chinchilla",
     "advise --gpu t4 --epochs 3", "advise --gpu t4 --samples 100",
-    "advise gpt2 --gpu t4 --commercial",
+    "advise gpt2 --gpu t4 --commercial", "train gpt2 --reserve 2GB", "infer gpt2 --reserve 2GB",
 ]  # fmt: skip
 
 

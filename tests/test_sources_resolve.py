@@ -53,6 +53,12 @@ def test_a_name_or_hub_id_is_a_preset(text: str) -> None:
     assert (found.where, found.architecture.family) == ("preset `llama-3.1-8b`", "llama")
 
 
+@pytest.mark.parametrize("text", ["bert-base-uncased", "google-bert/bert-base-uncased"])
+def test_a_hub_id_is_known_without_who_published_it(text: str) -> None:
+    """BERT's first authors and everybody after them write the name alone."""
+    assert resolve(text).where == "preset `bert-base`"
+
+
 def test_a_preset_is_preferred_to_a_folder_of_its_name(here: Path) -> None:
     """A bare name means the same everywhere; `./` asks for the folder."""
     safetensors(folder(here / "gpt2") / "model.safetensors", LINEAR)
@@ -82,6 +88,10 @@ def test_a_configuration_alone(here: Path) -> None:
         found = resolve(text)
         assert found.architecture is not None
         assert (found.architecture.name, found.checkpoint) == ("tiny", None)
+    renamed = path.rename(path.with_name("mine-7b.json"))
+    found = resolve(str(renamed))
+    assert found.architecture is not None
+    assert found.architecture.name == "mine-7b"
 
 
 def test_a_checkpoint_alone_says_what_is_missing(here: Path) -> None:

@@ -116,7 +116,7 @@ def test_no_change_names_what_the_card_does_not_run(
     table = answer(capsys, "llama-3-8b", "--gpu", card, "--changes")["answer"][-1]
     named = {row["name"] for row in table["rows"]}
     foreign = {"train LoRA on an NF4 base", "use 8-bit optimizer states",
-               "fuse the loss with the head"}  # fmt: skip
+               "use Liger's fused kernels"}  # fmt: skip
     assert named & foreign == (foreign if runs else set())
     assert "train LoRA adapters only" in named
 
@@ -170,6 +170,81 @@ def test_experts_beside_a_quantized_base_are_told(capsys: pytest.CaptureFixture[
     assert "one tensor, which is not quantized" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("stack", ["transformers-4", "litgpt"])
+def test_experts_that_are_quantized_are_not_said_to_stay(
+    stack: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts that are linear layers are quantized: 46.7B parameters take less than 30 GB."""
+    found = answer(capsys, "mixtral-8x7b", "--method", "qlora", "--stack", stack)
+    assert found["answer"][0]["rows"][0]["cells"]["memory"]["value"] < 30 * 10**9
+    assert not any("which is not quantized" in text for text in found["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["lora"], ": rank 16 in every linear layer"),
+     (["lora", "--rank", "8", "--targets", "c_attn"], ": rank 8 in c_attn"),
+     (["galore"], ", by projections of rank 128"), (["full"], "")],
+)  # fmt: skip
+def test_the_rank_is_told_with_what_is_trained(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GaLore's own rank is 128 (its README, and transformers' `rank` for it), no adapter's."""
+    notes = answer(capsys, "gpt2", "--method", *words)["notes"]
+    assert any(note.endswith(f"parameters are trained{told}") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("dpo", "the reference runs after the policy's forward pass"),
+     ("dpo --reference precomputed", "were computed before training"),
+     ("grpo", "`--reference model` adds one"), ("grpo --reference model", "")],
+)  # fmt: skip
+def test_what_is_said_of_a_reference_is_about_the_one_there_is(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was precomputed does not run, and one that is there needs not be added."""
+    assumed = answer(capsys, "gpt2", "--objective", *words.split())["assumptions"]
+    found = [text for text in assumed if "reference" in text]
+    assert [told in text for text in found] == ([True] if told else [])
+
+
+def test_pairs_are_in_the_headline(capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch of preferences is twice as many sequences as pairs."""
+    found = answer(capsys, "gpt2", "--objective", "dpo", "--batch", "3", "--seq-len", "64")
+    assert "3 × 2 × 64 tokens" in str(found["headline"])
+
+
+def test_liger_is_proposed_where_it_is_one_line_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its kernels are put into transformers' models, not into another framework's."""
+    for stack, proposed in (("transformers", True), ("nanogpt", False), ("transformers-4", False)):
+        table = answer(capsys, "llama-3-8b", "--stack", stack, "--changes")["answer"][-1]
+        named = {row["name"] for row in table["rows"]}
+        assert ("use Liger's fused kernels" in named) == proposed
+
+
+def test_double_quantization_saves_three_eighths_of_a_bit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0.373 bits for each quantized weight (QLoRA, section 3), and the slack above them."""
+    found = answer(capsys, "llama-2-7b", "--method", "qlora", "--changes")
+    rows = {row["name"]: row["cells"] for row in found["answer"][-1]["rows"]}
+    linear = 6_738_415_616 - 2 * 32_000 * 4096 - 65 * 4096  # without embeddings, head and norms
+    saved = rows["use double quantization"]["saves"]["value"]
+    assert saved == pytest.approx(1.02 * 0.373 / 8 * linear, rel=0.01)
+    twice = answer(capsys, "llama-2-7b", "--method", "qlora", "--base", "nf4-dq", "--changes")
+    assert "use double quantization" not in {r["name"] for r in twice["answer"][-1]["rows"]}
+
+
+@pytest.mark.parametrize(("card", "told"), [("tpu-v4", True), ("mi300x", False), ("h100", False)])
+def test_a_card_without_cudas_pytorch_is_told(
+    card: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch on AMD is the same with HIP (its notes on HIP); on a TPU a compiler plans memory."""
+    assumed = answer(capsys, "gpt2", "--gpu", card)["assumptions"]
+    assert any("counted as PyTorch runs on" in text for text in assumed) == told
+
+
 def test_several_devices_are_said_to_hold_copies(capsys: pytest.CaptureFixture[str]) -> None:
     """More cards need more of each, which only data parallel training explains."""
     assert run(["train", "smollm-135m", "--gpus", "2"]) == 0
@@ -206,4 +281,4 @@ def test_a_target_that_no_layer_has_is_told(capsys: pytest.CaptureFixture[str]) 
     """peft adapts what it finds of a list and is silent about the rest; a typing error is not."""
     words = ("gpt2", "--method", "lora", "--targets", "c_attn,c_atn")
     document = answered(capsys, "train", *words)
-    assert "no layer is called `c_atn`: peft adapts the others" in document["assumptions"]
+    assert "no layer is called `c_atn`: peft adapts the others" in document["notes"]

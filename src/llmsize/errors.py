@@ -32,13 +32,31 @@ class UndeterminedError(LLMSizeError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
-    """A hint that offers up to three known names close to `name`, or `otherwise`."""
+    """A hint that offers up to three known names close to `name`, or `otherwise`.
+
+    First those that go on where it stops, whatever is between its words: `llama3`, `Llama 3`.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys(known)), n=3, cutoff=0.6)
-    if not close:
+    names = list(dict.fromkeys(known))
+    longer = sorted((other for other in names if _goes_on(name, other)), key=len)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
+    offered = list(dict.fromkeys((*longer, *close)))[:3]
+    if not offered:
         return otherwise
-    return "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"
+    return "did you mean " + " or ".join(f"`{match}`" for match in offered) + "?"
+
+
+def _goes_on(name: str, other: str) -> bool:
+    """Whether `other` begins with the letters and digits of `name`, and not within a number."""
+    wanted = [c for c in name.lower() if c.isalnum()]
+    if len(wanted) < 3:
+        return False
+    places = [at for at, c in enumerate(other) if c.isalnum()][: len(wanted)]
+    rest = other[places[-1] + 1 :] if places else ""
+    return [other[at] for at in places] == wanted and not (
+        wanted[-1].isdigit() and rest[:1].isdigit()
+    )
 
 
 def one_of(text: str, known: Collection[Name], what: str) -> Name:

@@ -167,12 +167,14 @@ def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
 
 
 def _called(kind: type[R], wanted: str, place: str) -> Iterator[R]:
-    """The presets of a folder that have an alias or a Hub id of that name."""
+    """The presets of a folder that have an alias or a Hub id of that name, whole or without who
+    published it."""
     for file in _files(place, folder(kind)):
         text = _text(file)
         if wanted.encode("utf-8", "surrogatepass") in text.lower():
             record = _made(kind, path.basename(file).removesuffix(".yaml"), file, text)
-            known = (*getattr(record, "aliases", ()), getattr(record, "hub_id", ""))
+            hub_id = getattr(record, "hub_id", "")
+            known = (*getattr(record, "aliases", ()), hub_id, hub_id.rpartition("/")[2])
             if wanted and wanted in (alias.lower() for alias in known):
                 yield record
 

@@ -72,6 +72,8 @@ class Stack:
     """Whether gradients are set to zero and stay (`zero_grad` before PyTorch 2.0)."""
     loads_whole: bool = False
     """Whether each of several devices holds all weights once while they are loaded and divided."""
+    patches: tuple[str, ...] = ()
+    """Stacks whose models its kernels are put into, with one line more in a script."""
     allocator_slack: float = 0.0
     """What the caching allocator reserves above the allocated peak, as a share of it."""
     slack_low: float = 0.0

@@ -108,6 +108,8 @@ def machine(asked: Hardware) -> Machine | None:
     Raises `LLMSizeError` for unknown names and for options that contradict each other.
     """
     found = _described(asked)
+    if found is None and asked.reserve:
+        raise LLMSizeError("memory is reserved of no device", hint="name it: `--gpu rtx-4090`")
     return None if found is None else reserving(found, asked.reserve)
 
 

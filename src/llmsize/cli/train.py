@@ -69,7 +69,8 @@ StackName = Annotated[str, Option(
     "--stack", metavar="NAME", help="Framework: `llmsize show stacks`.",
     autocompletion=options.completing("stacks"))]
 Rank = Annotated[int | None, counting(
-    "--rank", what="rank", metavar="R", help="Rank of adapters or projections (16).")]
+    "--rank", what="rank", metavar="R",
+    help="Rank of adapters (16), or of GaLore's projections (128).")]
 Targets = Annotated[str, Option(
     "--targets", metavar="NAMES", show_default=False,
     help="Adapted layers, such as `q_proj,v_proj`; `all-linear` for all.")]
@@ -275,6 +276,8 @@ def _question(
     check_options(method, given)
     if method.name in QUANTIZED and "base" not in given:
         given["base"] = presets.get(Format, "nf4")
+    if method.rank:
+        given.setdefault("rank", method.rank)
     replicas = machine.devices if machine else gpus
     sequence = knobs.sequence or options.usual_length(architecture, SEQUENCE)
     choices = _choices(step, method=method.name, replicas=replicas, sequence=sequence, **given)

@@ -13,8 +13,8 @@ from llmsize.cli import options
 from llmsize.errors import LLMSizeError, printable
 from llmsize.formats import FP32, Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
-from llmsize.memory.methods import method_named
-from llmsize.memory.objectives import OBJECTIVES
+from llmsize.memory.methods import Choices, method_named
+from llmsize.memory.objectives import OBJECTIVES, objective_notes
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import DTYPE, Optimizer
@@ -26,6 +26,11 @@ from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
 
 FOLLOWED = "the step, followed tensor by tensor"
+MOMENTS = {"step": "the optimizer's step", "reference": "the reference's forward pass"}
+"""Moments of the peak beside the two passes, where their names alone say too little."""
+WITH_CUDA = ("NVIDIA", "AMD")
+"""Makers of cards whose PyTorch is that of CUDA: the same kernels, or their translation by HIP, and
+the same caching allocator (PyTorch's notes on HIP)."""
 
 
 def estimate(question: Question, budget: int | None, *, timeline: bool, every: bool) -> Estimate:
@@ -54,8 +59,11 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
         },
         headline=_headline(question, memory, host, budget),
         answer=tuple(answer),
-        assumptions=_assumptions(question),
-        notes=(*_notes(question, step, memory, budget), *_of_precision(question, run.setting)),
+        assumptions=_assumptions(question, run),
+        notes=(
+            *_notes(question, step, memory, budget), *_unmatched(question),
+            *_of_precision(question, run.setting),
+        ),
         verdict=fits,
     )  # fmt: skip
 
@@ -65,7 +73,8 @@ def _subject(question: Question) -> str:
     choices = question.choices
     aim = "" if choices.objective == "sft" else f" for {choices.objective}"
     what = f"{question.architecture.name}, {choices.method}{aim}"
-    return f"{what}, {choices.batch:,} × {choices.sequence:,} tokens"
+    of_two = " × 2" if OBJECTIVES[choices.objective].pairs else ""
+    return f"{what}, {choices.batch:,}{of_two} × {choices.sequence:,} tokens"
 
 
 def _headline(question: Question, memory: Term, host: Term, budget: int | None) -> str:
@@ -161,11 +170,12 @@ def _known_changes() -> tuple[planning.Change[Question], ...]:
     return changes(
         eight_bit=presets.get(Optimizer, "adamw-8bit"),
         base=lambda: presets.get(Format, "nf4"),
+        double=lambda: presets.get(Format, "nf4-dq"),
         liger=presets.get(Stack, "liger"),
     )
 
 
-def _assumptions(question: Question) -> tuple[str, ...]:
+def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
     stack, model, choices = question.stack, question.architecture, question.choices
     told = [
@@ -174,21 +184,25 @@ def _assumptions(question: Question) -> tuple[str, ...]:
         "are fitted"
     ]
     told += options.taken_for(model)
-    told += _unmatched(question)
     told += options.language_model_alone(model)
     told += options.beyond_positions(model, choices.sequence)
     told += options.requantized(model, (choices.base or choices.format).name)
     if choices.base is not None and not choices.upcast:
+        head = "" if stack.quantizes_head else ", head"
         told.append(
-            f"embeddings, head and norms stay in {choices.format.name}: peft's "
-            "prepare_model_for_kbit_training keeps them in fp32 (`--upcast`), TRL does not call it"
+            f"embeddings{head} and norms stay in {choices.format.name}; `--upcast` keeps them in "
+            "fp32, as peft's prepare_model_for_kbit_training does, which TRL does not call"
         )
-    if note := OBJECTIVES[choices.objective].note:
-        told.append(note)
+    told += objective_notes(OBJECTIVES[choices.objective], run.reference)
     if choices.replicas > 1:
         told.append(
             "data parallel (DDP): every device has a copy of everything and a batch of its own; "
             "`llmsize fits --gpus` counts what ZeRO-3 divides"
+        )
+    if (card := question.accelerator) is not None and card.vendor not in WITH_CUDA:
+        told.append(
+            f"counted as PyTorch runs on {' and '.join(WITH_CUDA)}: on {card.title} other kernels "
+            "and another allocator take other bytes"
         )
     return (*told, *_of_kernels(question))
 
@@ -205,12 +219,14 @@ def _unmatched(question: Question) -> Iterator[str]:
 
 def _of_kernels(question: Question) -> Iterator[str]:
     """What is special about experts and about recurrent layers, if there are any."""
-    weights = traced(question.architecture).weights.values()
-    if question.choices.base is not None and any(weight.experts for weight in weights):
+    weights, stack = traced(question.architecture).weights.values(), question.stack
+    quantized = question.choices.base is not None
+    if quantized and not stack.quantizes_experts and any(weight.experts for weight in weights):
         yield ("the experts of a layer are one tensor, which is not quantized: they stay in "
-               f"{question.choices.format.name}")  # fmt: skip
+               f"{question.choices.format.name}; before transformers 5 most were linear layers, "
+               "which are (`--stack transformers-4`)")  # fmt: skip
     if any(weight.role == "ssm" for weight in weights):
-        if question.choices.base is not None:
+        if quantized:
             yield ("recurrent layers' matrices that the kernels, or transformers, use without "
                    f"their layers stay in {question.choices.format.name}: a quantized one fails "
                    "there (`llm_int8_skip_modules`)")  # fmt: skip
@@ -218,7 +234,7 @@ def _of_kernels(question: Question) -> Iterator[str]:
             "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
             "flash-linear-attention; without them transformers keeps much more (--stack "
             "transformers)"
-            if question.stack.fused_recurrence
+            if stack.fused_recurrence
             else "recurrent layers run in PyTorch, as transformers has them without the kernels "
             "of mamba-ssm and flash-linear-attention, which keep much less (--stack "
             "transformers-kernels)"
@@ -228,12 +244,9 @@ def _of_kernels(question: Question) -> Iterator[str]:
 def _notes(
     question: Question, step: TrainingStep, memory: Term, budget: int | None
 ) -> tuple[str, ...]:
-    where = f"layer {step.place}" if step.place else "outside of the layers"
-    pass_ = step.phase in ("forward", "backward")
     told = [
-        f"the peak is in the {step.phase}"
-        + (f" pass, at {step.moment.operation}, {where}" if pass_ else ""),
-        f"{format_count(step.trained)} parameters are trained",
+        f"the peak is in {_when(step)}",
+        f"{format_count(step.trained)} parameters are trained{_ranked(question.choices)}",
     ]
     if step.stages:
         highest = ", ".join(f"{name} {format_bytes(size)}" for name, size in step.peaks.items())
@@ -247,6 +260,26 @@ def _notes(
             )
         told.append(advice(question, remedy(question, budget)))
     return tuple(told)
+
+
+def _when(step: TrainingStep) -> str:
+    """The moment of the peak."""
+    if step.phase in ("forward", "backward"):
+        where = f"layer {step.place}" if step.place else "outside of the layers"
+        return f"the {step.phase} pass, at {step.moment.operation}, {where}"
+    return MOMENTS.get(step.phase, f"the {step.phase}")
+
+
+def _ranked(choices: Choices) -> str:
+    """Of which rank adapters or projections are, and which layers have them."""
+    takes = method_named(choices.method).takes
+    if "rank" not in takes:
+        return ""
+    if "targets" not in takes:
+        return f", by projections of rank {choices.rank:,}"
+    plain = not choices.targets or ALL_LINEAR in choices.targets
+    where = "every linear layer" if plain else printable(", ".join(choices.targets))
+    return f": rank {choices.rank:,} in {where}"
 
 
 def _of_precision(question: Question, setting: Setting) -> Iterator[str]:

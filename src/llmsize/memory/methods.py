@@ -115,6 +115,8 @@ class Method:
     """Whether the optimizer keeps its states of matrices in a subspace of low rank."""
     fused_backward: bool = False
     """Whether each weight is stepped as soon as its gradient is there."""
+    rank: int = 0
+    """Its library's own, where that is far from what adapters usually have."""
     optimizer: str = ""
     """The only one it steps with."""
     plain: str = ""
@@ -190,7 +192,7 @@ _KNOWN = (
            note="two gradients of the largest weights live at a time"),
     Method("galore", "all weights, optimizer states in a subspace",
            "Zhao et al. 2024, arXiv:2403.03507; https://github.com/jiaweizzhao/GaLore",
-           takes=("rank", "frozen_layers"), trained=None, projected=True,
+           takes=("rank", "frozen_layers"), trained=None, projected=True, rank=128,
            note="gradients stay whole: add --fused-backward for the update layer by layer"),
     Method("lora", "low-rank adapters",
            "Hu et al. 2021, arXiv:2106.09685; " + PEFT + "lora/layer.py",

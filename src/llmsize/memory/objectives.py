@@ -48,14 +48,13 @@ _KNOWN = (
     Objective("dpo", "direct preference optimization",
               "Rafailov et al. 2023, arXiv:2305.18290; TRL v1.16, trl/trainer/dpo_trainer.py",
               head="log-probabilities", pairs=True, reference="model",
-              note="--batch counts pairs; the reference runs after the policy's forward pass"),
+              note="--batch counts pairs"),
     Objective("reward", "a reward model from preferences",
               "Ouyang et al. 2022, arXiv:2203.02155; TRL v1.16, trl/trainer/reward_trainer.py",
               head="score", pairs=True, note="--batch counts pairs; the head gives one number"),
     Objective("grpo", "group relative policy optimization",
               "Shao et al. 2024, arXiv:2402.03300; TRL v1.16, trl/trainer/grpo_trainer.py",
-              head="log-probabilities", rollouts=True,
-              note="without a reference, as beta is 0 by default; --reference model adds one"),
+              head="log-probabilities", rollouts=True),
     Objective("ppo", "proximal policy optimization with a value and a reward model",
               "Schulman et al. 2017, arXiv:1707.06347; TRL v0.29, trl/experimental/ppo",
               head="policy", reference="model", rollouts=True, critic=True,
@@ -85,6 +84,18 @@ class Rollout(NamedTuple):
 def objective_named(name: str) -> Objective:
     """The objective of that name. Raises `LLMSizeError` with close names."""
     return OBJECTIVES[one_of(name, OBJECTIVES, "objective")]
+
+
+def objective_notes(objective: Objective, reference: Reference) -> Iterator[str]:
+    """What is taken for granted about the batch, and about the frozen reference."""
+    if objective.note:
+        yield objective.note
+    if objective.rollouts and reference == "none":
+        yield "without a reference, as where beta is 0; `--reference model` adds one"
+    elif reference == "precomputed":
+        yield "the reference's log-probabilities were computed before training"
+    elif objective.pairs and reference != "none":
+        yield "the reference runs after the policy's forward pass"
 
 
 def check_rollout(objective: Objective, **given: float | None) -> None:

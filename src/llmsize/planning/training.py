@@ -77,7 +77,7 @@ def run_of(question: Question) -> TrainingRun:
 
 
 def changes(
-    *, eight_bit: Optimizer, base: Callable[[], object], liger: Stack
+    *, eight_bit: Optimizer, base: Callable[[], object], double: Callable[[], object], liger: Stack
 ) -> tuple[Change[Question], ...]:
     """What can be changed, cheapest first: nothing lost, then time, then what is trained.
 
@@ -88,8 +88,10 @@ def changes(
                lambda q: _choose(q, attention="sdpa")),
         Change("make gradients views of their buckets", 0.5, "nothing",
                lambda q: _choose(q, bucket_views=q.choices.replicas > 1)),
-        Change("fuse the loss with the head", 1.0, "nothing but a dependency",
-               lambda q: replace(q, stack=liger) if q.stack.loss == "eager" else q),
+        Change("use Liger's fused kernels", 1.0, "nothing but a dependency",
+               lambda q: replace(q, stack=liger) if q.stack.name in liger.patches else q),
+        Change("use double quantization", 1.5, "hardly any quality",
+               lambda q: _choose(q, base=double()) if _has_plain_scales(q) else q),
         Change("use 8-bit optimizer states", 2.0, "hardly any quality",
                lambda q: _with_optimizer(q, eight_bit)),
         Change("halve the micro-batch", 3.0, "some speed: twice as many of them",
@@ -98,7 +100,7 @@ def changes(
                if q.choices.batch % 2 == 0 else q),
         Change("recompute every block", 4.0, "",
                lambda q: _choose(q, recompute="full")),
-        Change("recompute, offload checkpoints", 5.0, "",
+        Change("recompute and offload checkpoints", 5.0, "",
                lambda q: _choose(q, recompute="full", offload_checkpoints=True)),
         Change("offload the optimizer", 6.0, "an optimizer step on the host",
                lambda q: offloaded(q, "optimizer")),
@@ -110,6 +112,11 @@ def changes(
                lambda q: _choose(q, method="qlora", base=base())
                if q.choices.method in ("full", "lora") else q),
     )  # fmt: skip
+
+
+def _has_plain_scales(question: Question) -> bool:
+    base = question.choices.base
+    return base is not None and base.name == "nf4"
 
 
 def _choose(question: Question, **words: object) -> Question:

@@ -58,7 +58,8 @@ def read_path(path: Path, name: str = "", *, need_weights: bool = True) -> Sourc
     if kind == "folder":
         return _folder(path, name or path.absolute().name, need_weights)
     if kind == "file":
-        return _file(path, name or path.absolute().parent.name)
+        own = path.suffix == ".json" and not path.name.endswith((CONFIG, ADAPTER, ".index.json"))
+        return _file(path, name or (path.stem if own else path.absolute().parent.name))
     raise LLMSizeError(
         f"there is no file or folder `{printable(str(path))}`",
         hint="check the path; a model of the Hub is `organisation/name`, a preset a bare name",
