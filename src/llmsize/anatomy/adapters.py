@@ -32,8 +32,9 @@ Gate = Literal["swish", "relu"]
 FEED_FORWARD = frozenset(("gate", "up", "down", "gate_up"))
 """Roles of the linear layers of a feed-forward layer."""
 
-NARROW = frozenset(("router", "gate_attention"))
-"""Roles of linear layers that give a number for each expert or head, fewer than many a rank."""
+NARROW = 128
+"""As many features or fewer may be a number for each head, which the rank of all layers may be
+above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Ranked(Adapter):
 
     def check_rank(self, name: str, role: str, *dimensions: int) -> None:
         """Raise `LLMSizeError` for a rank above those of a layer."""
-        if self.rank > min(dimensions) and role not in NARROW:
+        if self.rank > max(NARROW, min(dimensions)) and role != "router":
             raise LLMSizeError(
                 f"rank {self.rank:,} is above the dimensions of `{name}` "
                 f"({' to '.join(map(str, dimensions))})",

@@ -18,6 +18,7 @@ from llmsize.anatomy.scan_operations import (
     either,
     exp,
     pad,
+    softplus,
     sum_over,
     triangle,
     unsqueeze,
@@ -38,6 +39,10 @@ class KimiDelta:
     heads: int
     head_dim: int
     kernel: int
+    whole_gates: bool = False
+    """Whether each gate is one layer (Ling), not two of low rank."""
+    bounded: bool = False
+    """Whether it forgets no more than so much, where gates are whole."""
 
     @property
     def width(self) -> int:
@@ -52,11 +57,12 @@ def attention(t: Trace, d: KimiDelta, hidden: Tensor, name: str) -> Tensor:
     mixed = ops.cat(t, [t.linear(hidden, f"{name}.{p}_proj", d.width, role=p) for p in "qkv"])
     mixed = ops.transpose(t, mixed, 1, 2)
     mixed = recurrent.convolve(t, mixed, f"{name}.conv1d", d.kernel)
-    if not recurrent.continues(t):
+    if not recurrent.continues(t) and (t.setting.cache or not d.whole_gates):
         mixed = ops.narrow(t, mixed, 2, t.sequence)
     q, k, v = ops.split(t, ops.transpose(t, mixed, 1, 2), *[d.width] * 3)
     q, k, v = [ops.reshape(t, x, *by_head) for x in (q, k, v)]
-    decay = forgetting(t, d, hidden, f"{name}.forget_gate")
+    forget = forgetting_at_once if d.whole_gates else forgetting
+    decay = forget(t, d, hidden, f"{name}.forget_gate")
     beta = ops.sigmoid(t, t.linear(hidden, f"{name}.b_proj", d.heads, role="ssm"))
     recurrent.remember(t, d.heads * d.head_dim**2, 3 * d.width, d.kernel)
     at_once = in_kernel if t.setting.fused_recurrence else chunks
@@ -65,12 +71,35 @@ def attention(t: Trace, d: KimiDelta, hidden: Tensor, name: str) -> Tensor:
     out, state = scan(t, Inputs(q, k, v, decay, beta))
     t.forget_unused(begin)  # of a single chunk, all that only its last state is made of
     recurrent.store_state(t, state)
-    low = t.linear(hidden, f"{name}.g_a_proj", d.head_dim, role="gate_attention")
-    gate = t.linear(low, f"{name}.g_b_proj", d.width, role="gate_attention")
-    del low
+    gate = output_gate(t, d, hidden, name)
     normed = gated_norm(t, out, ops.reshape(t, gate, *by_head), f"{name}.o_norm")
     normed = ops.reshape(t, normed, t.batch, t.sequence, d.width)
     return t.linear(normed, f"{name}.o_proj", d.hidden, role="o")
+
+
+def output_gate(t: Trace, d: KimiDelta, x: Tensor, name: str) -> Tensor:
+    """What a sigmoid makes a gate of, for every channel."""
+    if d.whole_gates:
+        return t.linear(x, f"{name}.g_proj", d.width, role="gate_attention")
+    low = t.linear(x, f"{name}.g_a_proj", d.head_dim, role="gate_attention")
+    return t.linear(low, f"{name}.g_b_proj", d.width, role="gate_attention")
+
+
+def forgetting_at_once(t: Trace, d: KimiDelta, x: Tensor, name: str) -> Tensor:
+    """How much each channel forgets at each token, a logarithm that may be bounded.
+
+    transformers v5.23, models/bailing_hybrid, `BailingHybridForgetGate`.
+    """
+    by_head = (t.batch, t.sequence, d.heads, d.head_dim)
+    steps = ops.to(t, t.linear(x, f"{name}.f_proj", d.width, role="ssm"), FP32)
+    offset = t.weight(f"{name}.dt_bias", (d.width,), "ssm")
+    steps = ops.add(t, steps.view(*by_head), offset.view(1, 1, d.heads, d.head_dim))
+    rates = exp(t, t.weight(f"{name}.A_log", (d.heads,), "ssm")).view(1, 1, d.heads, 1)
+    if d.bounded:
+        decay = ops.scale(t, ops.sigmoid(t, ops.mul(t, rates, steps)))
+    else:
+        decay = ops.mul(t, ops.neg(t, rates), softplus(t, steps))
+    return ops.to(t, decay, x.format)
 
 
 def forgetting(t: Trace, d: KimiDelta, x: Tensor, name: str) -> Tensor:

@@ -140,7 +140,8 @@ CLASSIFIERS = frozenset(("classifier", "score"))
 
 QUANTIZED = frozenset(
     (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
-     *("shared_gate", "shared_up", "shared_down", "shared_gate_up"), "ssm")
+     *("shared_gate", "shared_up", "shared_down", "shared_gate_up"),
+     *("gate_attention", "indexer", "ssm"))
 )  # fmt: skip
 """Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
 

@@ -19,6 +19,7 @@ TYPES = {
     "aria": ("aria_text",),
     "axk2": ("axk2",),
     "baichuan": ("baichuan",),
+    "bailing_hybrid": ("bailing_hybrid",),
     "bamba": ("bamba",),
     "bart": (
         "bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "blenderbot-small",
@@ -43,6 +44,7 @@ TYPES = {
     "exaone4": ("exaone4", "exaone4_5", "exaone4_5_text"),
     "falcon": ("falcon", "RefinedWeb", "RefinedWebModel"),
     "falcon_h1": ("falcon_h1",),
+    "flint": ("flint",),
     "gemma": ("gemma", "gemma2", "gemma3", "gemma3_text", "vaultgemma"),
     "gemma3n": ("gemma3n", "gemma3n_text"),
     "gemma4": ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),

@@ -68,7 +68,7 @@ def attention(t: Trace, s: Sizes, d: Latent, indexer: Indexer, x: Tensor, around
     latent = t.linear(
         x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
     )
-    q_turned, k_turned, kv = turned(t, d, q_turned, latent, around)
+    q_turned, k_turned, kv = deepseek.turned(t, d, q_turned, latent, around)
     q_whole = ops.cat(t, (q_plain, q_turned))
     k, v = deepseek.expand(t, s, d, kv, k_turned)
     expanded = s.heads * (d.query + d.value)
@@ -81,16 +81,3 @@ def attention(t: Trace, s: Sizes, d: Latent, indexer: Indexer, x: Tensor, around
     out = blocks.attend(t, q_whole, k, v, mask, dropout=s.attention_dropout)
     out = ops.to(t, ops.mul(t, out, ops.sigmoid(t, ops.to(t, gate, FP32))), out.format)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
-
-
-def turned(
-    t: Trace, d: Latent, q: Tensor, latent: Tensor, around: Around
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rotated parts of queries and of the key that all heads share, and the rest of the latent;
-    the latter two as they are cached."""
-    kv, k = ops.split(t, latent, d.kv_rank, d.rotary)
-    kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
-    assert around.rotation is not None
-    q, k = d.turn(t, q, ops.split_heads(t, k, 1), around.rotation)
-    kv, k = blocks.store(t, kv.view(t.batch, 1, t.sequence, d.kv_rank), k)
-    return q, k, kv

@@ -254,6 +254,19 @@ def queries(t: Trace, s: Sizes, d: Latent, x: Tensor) -> tuple[Tensor, Tensor]:
     return ops.split_heads(t, q, s.heads), compressed
 
 
+def turned(
+    t: Trace, d: Latent, q: Tensor, latent: Tensor, around: Around
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rotated parts of queries and of the key that all heads share, and the rest of the latent;
+    the latter two as they are cached."""
+    kv, k = ops.split(t, latent, d.kv_rank, d.rotary)
+    kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
+    assert around.rotation is not None
+    q, k = d.turn(t, q, ops.split_heads(t, k, 1), around.rotation)
+    kv, k = blocks.store(t, kv.view(t.batch, 1, t.sequence, d.kv_rank), k)
+    return q, k, kv
+
+
 def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:
     """Each head's key and value made of the latent, and of the key that all heads share."""
     kv = t.linear(kv, "self_attn.kv_b_proj", s.heads * (d.plain + d.value), role="kv_b")
