@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -78,12 +79,17 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def uninitialised(*_: float, size: tuple[int, ...]) -> torch.Tensor:
+    """Stands in for `torch.normal`, which some classes draw weights with that nobody reads."""
+    return torch.empty(size)
+
+
 def instantiate(config: Any, *, dtype: torch.dtype, attn: str) -> Any:
     """Build the model class with uninitialised weights, tied as configured."""
     from transformers.initialization import no_init_weights
 
     factory = model_class(config)
-    with no_init_weights():
+    with no_init_weights(), mock.patch("torch.normal", uninitialised):
         model = factory.from_config(config, dtype=dtype, attn_implementation=attn)
     model.tie_weights()
     return model

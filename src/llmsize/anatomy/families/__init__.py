@@ -38,6 +38,7 @@ TYPES = {
         "glm_moe_dsa", "glm4_moe_lite", "axk1", "youtu", "mistral4",
     ),
     "deepseek_v4": ("deepseek_v4",),
+    "diffllama": ("diffllama",),
     "doge": ("doge",),
     "ernie4_5_moe": ("ernie4_5_moe",),
     "exaone": ("exaone",),

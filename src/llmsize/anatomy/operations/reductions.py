@@ -13,7 +13,7 @@ from llmsize.anatomy.operations.rules import (
 )
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor, laid_out
-from llmsize.formats import FP32
+from llmsize.formats import FP32, Format
 
 
 def mean(t: Tape, x: Tensor) -> Tensor:
@@ -94,10 +94,11 @@ def _log_sum_exp_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (result,)
 
 
-def sum_first(t: Tape, x: Tensor) -> Tensor:
-    """The sum over the first dimension, in fp32 under autocast; its gradient is a view."""
+def sum_first(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
+    """The sum over the first dimension, in a `format` or, under autocast, in fp32; its gradient is
+    a view."""
     node = t.record(_sum_first_backward, (x,), (), x.shape)
-    return t.new("sum", x.shape[1:], FP32 if t.autocast else x.format, node)
+    return t.new("sum", x.shape[1:], format or (FP32 if t.autocast else x.format), node)
 
 
 def _sum_first_backward(t: Tape, node: Node, grads: GradList) -> Grads:
