@@ -34,14 +34,10 @@ def looked_up(t: Trace, name: str, width: int, tokens: int, sequences: int) -> T
     return ops.embedding(t, table, sequences, tokens, indices=indices)
 
 
-ENCODER_DECODERS = ("bart", "t5")
-"""Families of types that are one whether a configuration says so or not."""
-
-
 def _only_decoder(t: Trace, c: Config) -> None:
-    from llmsize.anatomy.families import MODULES
+    from llmsize.anatomy.families import has_encoder
 
-    if c.flag("is_encoder_decoder") or MODULES.get(t.family) in ENCODER_DECODERS:
+    if has_encoder(t.family):
         raise c.error(
             "has an encoder, whose prompt is not modelled", "use adapters, such as `lora`"
         )

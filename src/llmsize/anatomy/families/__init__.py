@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Tensor
@@ -118,6 +119,16 @@ MODULES = {family: module for module, families in TYPES.items() for family in fa
 
 def forward_of(family: str) -> Forward:
     """The forward pass of a family. Raises `LLMSizeError` for one that is not known."""
+    forward: Forward = _module_of(family).forward
+    return forward
+
+
+def has_encoder(family: str) -> bool:
+    """Whether an encoder is beside the family's decoder, as its module says by `HAS_ENCODER`."""
+    return bool(getattr(_module_of(family), "HAS_ENCODER", False))
+
+
+def _module_of(family: str) -> ModuleType:
     module = MODULES.get(family)
     if module is None:
         alike = did_you_mean(
@@ -127,5 +138,4 @@ def forward_of(family: str) -> Forward:
             f"unknown architecture `{printable(family)}`",
             hint=f"{alike}; if its block is that of a known one, say so: `--assume-family llama`",
         )
-    forward: Forward = import_module(f"{__name__}.{module}").forward
-    return forward
+    return import_module(f"{__name__}.{module}")

@@ -20,6 +20,9 @@ from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
 from llmsize.quick_dataclasses import dataclass
 
+HAS_ENCODER = True
+"""What is written attends to what an encoder makes of other tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Type:
