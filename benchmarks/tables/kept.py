@@ -55,7 +55,8 @@ def _middle_layer(trace: Trace) -> int:
 
 def _changes(trace: Trace, index: int) -> tuple[int, int]:
     """What a layer keeps of its own and frees of its predecessor's."""
-    layers = {turn.layer for turn in trace.course if index in turn.indices} or {OUTSIDE}
+    turns = [turn for turn in trace.course if index in turn.indices]
+    layers = {part for turn in turns for part in turn.parts} or {OUTSIDE}
     passed: set[int] = set()
     own = before = 0
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):

@@ -15,8 +15,8 @@ class Turn(NamedTuple):
     indices: Sequence[int]
     pattern: int
     """Number of the first turn of the pattern that repeats with it."""
-    layer: int
-    """Number of the turn that is traced for it."""
+    parts: Sequence[int] = ()
+    """Numbers of the traced parts of layers that it consists of."""
 
 
 MAX_PERIOD = 12
@@ -28,12 +28,12 @@ def one_of_each(kinds: Sequence[Hashable]) -> list[Turn]:
     indices: dict[Hashable, list[int]] = {}
     for index, kind in enumerate(kinds):
         indices.setdefault(kind, []).append(index)
-    return [Turn(kind, found, n, n) for n, (kind, found) in enumerate(indices.items())]
+    return [Turn(kind, found, n) for n, (kind, found) in enumerate(indices.items())]
 
 
 @lru_cache(maxsize=256)
 def course(kinds: tuple[Hashable, ...]) -> tuple[Turn, ...]:
-    """The layers of those `kinds` in turn, each traced for itself.
+    """The layers of those `kinds` in turn.
 
     A pattern of `p` kinds that occurs `r` times in a row has `p` turns three times: once, once for
     the `r - 2` in the middle, once for the last. What a layer takes from its neighbours is then the
@@ -50,8 +50,7 @@ def course(kinds: tuple[Hashable, ...]) -> tuple[Turn, ...]:
         for begin, end in pairwise(ends):
             number = len(found)
             found += [
-                Turn(kinds[begin + i], range(begin + i, end, period), number, number + i)
-                for i in range(period)
+                Turn(kinds[begin + i], range(begin + i, end, period), number) for i in range(period)
             ]
         start = stop
     return tuple(found)

@@ -257,13 +257,15 @@ def pre_norm(
     names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
 ) -> Tensor:
     """Llama's block: each half reads a normalised copy and adds to the residual stream."""
+    x = t.half(normed_before, x, attend, norm, names[0])
+    return t.half(normed_before, x, feed, norm, names[1])
+
+
+def normed_before(t: Trace, x: Tensor, part: Part, norm: Norm, name: str) -> Tensor:
+    """`x + part(norm(x))`."""
     residual = x
-    x = norm(t, x, names[0])
-    x = attend(x)
-    x = ops.add(t, residual, x)
-    residual = x
-    x = norm(t, x, names[1])
-    x = feed(x)
+    x = norm(t, x, name)
+    x = part(x)
     return ops.add(t, residual, x)
 
 
@@ -271,13 +273,15 @@ def post_norm(
     t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm = blocks.rms_norm
 ) -> Tensor:
     """OLMo 2's block: what each half adds is normalised instead of what it reads."""
+    x = t.half(normed_after, x, attend, norm, "post_attention_layernorm")
+    return t.half(normed_after, x, feed, norm, "post_feedforward_layernorm")
+
+
+def normed_after(t: Trace, x: Tensor, part: Part, norm: Norm, name: str) -> Tensor:
+    """`x + norm(part(x))`."""
     residual = x
-    x = attend(x)
-    x = norm(t, x, "post_attention_layernorm")
-    x = ops.add(t, residual, x)
-    residual = x
-    x = feed(x)
-    x = norm(t, x, "post_feedforward_layernorm")
+    x = part(x)
+    x = norm(t, x, name)
     return ops.add(t, residual, x)
 
 
@@ -291,15 +295,16 @@ def sandwich(
     names: tuple[str, str] = ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
 ) -> Tensor:
     """Gemma 2's block: a norm before and a norm after each half."""
+    x = t.half(normed_around, x, attend, norm, "input_layernorm", "post_attention_layernorm")
+    return t.half(normed_around, x, feed, norm, *names)
+
+
+def normed_around(t: Trace, x: Tensor, part: Part, norm: Norm, before: str, after: str) -> Tensor:
+    """`x + norm(part(norm(x)))`."""
     residual = x
-    x = norm(t, x, "input_layernorm")
-    x = attend(x)
-    x = norm(t, x, "post_attention_layernorm")
-    x = ops.add(t, residual, x)
-    residual = x
-    x = norm(t, x, names[0])
-    x = feed(x)
-    x = norm(t, x, names[1])
+    x = norm(t, x, before)
+    x = part(x)
+    x = norm(t, x, after)
     return ops.add(t, residual, x)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from llmsize.anatomy.adapters import Adapter
@@ -116,7 +117,7 @@ class Setting(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A traced layer: what its weights are called, and which layers of the model it stands for."""
+    """A traced part of a layer: what its weights are called, and which layers it stands for."""
 
     prefix: str
     """Of its weights' names; `{}` stands for the layer's index."""
@@ -149,6 +150,17 @@ EXPERTS = frozenset(("expert_gate_up", "expert_up", "expert_down"))
 """Roles of routed experts' weights, which transformers 5 keeps in one parameter for all."""
 
 
+class Half(NamedTuple):
+    """Attention or feed-forward with its residual connection, traced for all that are alike."""
+
+    what: tuple[object, ...]
+    """What it does with what."""
+    part: int
+    """Its number among the parts of layers."""
+    keeps: bool
+    """Whether it keeps what it is handed."""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Trace(Tape):
     """A tape that knows the model's weights and the setting."""
@@ -160,11 +172,15 @@ class Trace(Tape):
     setting: Setting = field(default_factory=Setting)
     weights: dict[tuple[int, str], Parameter] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=lambda: {OUTSIDE: Place("", [])})
-    """The traced layers, by their number, and what is `OUTSIDE` of them."""
+    """The traced parts of layers, by their number, and what is `OUTSIDE` of them."""
     common: Module | None = None
     """The module at work, where it is one that layers have in common."""
     course: list[Turn] = field(default_factory=list)
-    """All layers of the model from first to last. A traced layer has the number of its turn."""
+    """All layers of the model from first to last."""
+    parts: list[int] = field(default_factory=list)
+    """Numbers of the parts of the layer at work: itself, its halves, what goes as it is left."""
+    halves: list[Half] | None = None
+    """Halves of layers that may stand for others, where layers can be taken apart."""
     outline: bool = False
     """Whether one layer of each kind is enough: for weights and caches, not for lifetimes."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
@@ -458,34 +474,54 @@ class Trace(Tape):
         handed = [] if carried is None else carried
         marked = self._marked(kinds, x)
         turns = one_of_each(marked) if self.outline else course(marked)
-        first, settled = len(self.course), self.outline
-        shown = self._follow(prefix, first, turns, range(len(turns)))
+        shown: Sequence[int] = range(len(turns))
+        parts: list[Sequence[int]] = []
+        settled, entered = self.outline, None
         x, self.handing_back = _lent(x), False
-        entered: Hashable = None
-        for number, (kind, checkpointed, *_) in enumerate([turn.kind for turn in turns]):
-            before, entered = entered, (x.format, x.shape, x.strides, x.node is not None)
+        self.halves = [] if carried is None and told is None and not self.outline else None
+        for number, turn in enumerate(turns):
+            before, entered = entered, _look(x)
             alike = before == entered
             if number and not settled and self._is_settled(x, carried, alike=alike):
                 settled = True
-                alone = carried is None and told is None and not self.handing_back
+                alone = self.halves is not None and not self.handing_back
                 apart = number - 1 if alone and alike else number
                 seen = None if carried and told is None else _seen(turns, told)
-                shown = self._follow(prefix, first, turns, shown_by(turns, apart, seen))
-            if shown[number] != number:
-                continue
-            self.enter(first + number)
-            if checkpointed and self.grad:
-                again = partial(_block_of_kind, self, block, kind, handed, len(held))
-                inputs = (x, *held, *handed)
-                x = self.run(again, inputs, offloaded=self.setting.offload_checkpoints)
-                del inputs
+                shown = shown_by(turns, apart, seen)
+            if shown[number] == number:
+                self.parts = []
+                self._begin_part(Place(f"{prefix}.{{}}.", [*turn.indices]))
+                x = self._pass_layer(block, x, turn.kind, held, handed)
+                parts.append(self.parts)
             else:
-                x = block(x, kind)
-            self.attention_weights = None
-            if x.storage is not None:
-                x.storage.hand_on(HIDDEN_STATES, x.shape, first + number)
+                parts.append(parts[shown[number]])
         self.enter(OUTSIDE)
+        self.halves = None
+        self._follow(turns, parts)
         return x
+
+    def _pass_layer(
+        self,
+        block: Callable[[Tensor, Kind], Tensor],
+        x: Tensor,
+        marked: tuple[Kind, bool, bool, bool, bool],
+        held: Sequence[Tensor | None],
+        carried: list[Tensor],
+    ) -> Tensor:
+        """`x` through one layer, whose last part is what goes as it is left."""
+        kind, checkpointed, *_ = marked
+        if checkpointed and self.grad:
+            again = partial(_block_of_kind, self, block, kind, carried, len(held))
+            inputs = (x, *held, *carried)
+            made = self.run(again, inputs, offloaded=self.setting.offload_checkpoints)
+        else:
+            made = block(x, kind)
+        if len(self.parts) > 1:
+            self._begin_part(self.places[self.parts[0]])
+        self.attention_weights = None
+        if made.storage is not None:
+            made.storage.hand_on(HIDDEN_STATES, made.shape, self.layer)
+        return made
 
     def _marked(
         self, kinds: Sequence[Kind], x: Tensor
@@ -496,19 +532,22 @@ class Trace(Tape):
         hands back to the loop, which lets go of that when the next has run.
         """
         lone = self.grad and x.node is None
-        every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
-        plain = self.setting.adapter.first if self.setting.adapter else 0
+        every = self.setting.checkpoint_every
         before = sum(len(turn.indices) for turn in self.course)  # of an encoder's layers
         return tuple(
             (
                 kind,
                 every > 0 and (before + index) % every == 0,
-                index < frozen,
-                index < plain,
+                *self._limits(index),
                 index < lone,
             )
             for index, kind in enumerate(kinds)
         )
+
+    def _limits(self, index: int) -> tuple[bool, bool]:
+        """Whether a layer is frozen, and whether it has no adapters."""
+        adapter = self.setting.adapter
+        return index < self.setting.frozen_layers, adapter is not None and index < adapter.first
 
     def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None, *, alike: bool) -> bool:
         """Whether layers from this turn on are alike if they are of one kind and their neighbours
@@ -521,19 +560,80 @@ class Trace(Tape):
         some = self.setting.checkpoint_every > 1
         return trained and not (some and carried) and (alike or not self.handing_back)
 
-    def _follow(
-        self, prefix: str, first: int, turns: Sequence[Turn], shown: Sequence[int]
-    ) -> Sequence[int]:
-        """Take up a list of layers: its turns, from number `first` on, are `shown` by these."""
+    def _begin_part(self, place: Place) -> None:
+        """Enter one more part of the layer at work, which is at that place."""
+        number = len(self.places) - 1
+        self.places[number] = Place(place.prefix, [*place.indices])
+        self.parts.append(number)
+        self.enter(number)
+
+    def half(self, join: Join, x: Tensor, part: Callable[[Tensor], Tensor], *how: object) -> Tensor:
+        """One half of a layer: `x` with what `part` makes of it, joined as `how` says.
+
+        Of halves that are alike one is traced: where layers hand on nothing but `x`, the same code
+        does the same with an `x` that looks the same.
+        """
+        if self.halves is None or self.handing_back or self.checkpoint or self.common:
+            return join(self, x, part, *how)
+        place = self.places[self.parts[0]]
+        what = join, how, *_code(part), self._limits(place.indices[0]), _look(x), _reason(x)
+        found = next((half for half in self.halves if half.what == what), None)
+        if found is not None and (x.node is not None or not self.grad):
+            self.parts.append(found.part)
+            return x if len(self.parts) > 2 else self._made_elsewhere(x, found)
+        self._begin_part(place)
+        number, left = self.layer, self.attention_weights
+        made = join(self, x, part, *how)
+        if self.attention_weights is left:  # or else it has left something to its own layer
+            self.halves.append(Half(what, number, keeps=_reason(x) != what[-1]))
+        if made.storage is not None:
+            made.storage.hand_on(HIDDEN_STATES, made.shape, number)
+        return made
+
+    def _made_elsewhere(self, x: Tensor, half: Half) -> Tensor:
+        """What a layer's first half makes of `x`, where it is shown by another one.
+
+        That one brings it to life, and lets go of `x` where it keeps it.
+        """
+        made = self.new(HIDDEN_STATES, x.shape, x.format, x.node)
+        made.slot, made.strides = x.slot, x.strides
+        self.events.pop()
+        if half.keeps and x.storage is not None:
+            x.storage.bytes = 0
+        return made
+
+    def _follow(self, turns: Sequence[Turn], parts: Sequence[Sequence[int]]) -> None:
+        """Take up a list of layers that has been passed: of each turn the parts."""
+        first = len(self.course)
         stands_for: dict[int, list[int]] = {}
-        del self.course[first:]
-        for turn, by in zip(turns, shown, strict=True):
-            self.course.append(Turn(turn.kind, turn.indices, first + turn.pattern, first + by))
-            stands_for.setdefault(first + by, []).extend(turn.indices)
+        for turn, numbers in zip(turns, parts, strict=True):
+            self.course.append(turn._replace(pattern=first + turn.pattern, parts=numbers))
+            for number in numbers:
+                stands_for.setdefault(number, []).extend(turn.indices)
         for number, indices in stands_for.items():
-            place = self.places.setdefault(number, Place(f"{prefix}.{{}}.", []))
-            place.indices[:] = sorted(indices)  # weights that are there already know the list
-        return shown
+            self.places[number].indices[:] = sorted(indices)  # which their weights know
+
+
+Join = Callable[..., Tensor]
+"""How a half of a layer adds to the residual stream: called with the trace, that, and the part."""
+
+
+def _look(x: Tensor) -> Hashable:
+    """What a layer can tell of the tensor that it is handed."""
+    return x.format, x.shape, x.strides, x.node is not None
+
+
+def _reason(x: Tensor) -> object:
+    """Why the bytes of a tensor are alive."""
+    return x.storage and x.storage.label[:2]
+
+
+def _code(part: Callable[[Tensor], Tensor]) -> tuple[object, ...]:
+    """What a function does: its code, and the values from around it."""
+    if not isinstance(part, FunctionType):
+        return (part,)
+    around = [cell.cell_contents for cell in part.__closure__ or ()]
+    return part.__code__, part.__defaults__, *around
 
 
 def _seen(turns: Sequence[Turn], told: Callable[[Any], Hashable] | None) -> list[Hashable]:

@@ -124,5 +124,5 @@ def _rounding(size: int, weight: Parameter) -> int:
 
 def _checkpoints(trace: Trace) -> int:
     return sum(
-        trace.offloaded.get(turn.layer, 0) * len(turn.indices) for turn in trace.course
+        trace.offloaded.get(turn.parts[0], 0) * len(turn.indices) for turn in trace.course
     )  # fmt: skip

@@ -88,6 +88,8 @@ class Stretch(NamedTuple):
     """The most that is alive within one of them, above what was before."""
     crest_in: int
     """Index of the passage that has the crest."""
+    layers: int
+    """How many layers it passes; outside of them it counts as one."""
 
     def lasting(self) -> Iterator[Event]:
         """What one of them leaves alive, and what it releases that was alive before."""
@@ -167,48 +169,59 @@ def _folded(
 def _along(
     course: Sequence[Turn], phase: str, passed: Mapping[int, tuple[Passage, Passage]]
 ) -> Iterator[Stretch]:
-    """All layers in the direction in which the traced ones were `passed`."""
+    """All layers in the direction in which the traced parts of them were `passed`."""
     first, *_, last = (*passed, *passed)
-    turns = [(number, turn) for number, turn in enumerate(course) if turn.layer in passed]
-    if first > last or phase == "backward":
-        turns.reverse()
+    order = -1 if first > last or phase == "backward" else 1
+    turns = [
+        (number, turn, parts)
+        for number, turn in enumerate(course)
+        if (parts := [part for part in turn.parts[::order] if part in passed])
+    ][::order]
     whole = _whole(turns, passed)
-    for _, pattern in groupby(turns, lambda pair: pair[1].pattern):
+    for _, pattern in groupby(turns, lambda entry: entry[1].pattern):
         together = list(pattern)
         happening = [
-            once if number in whole else again
-            for number, turn in together for once, again in [passed[turn.layer]]
+            once if whole.get(part) == number else again
+            for number, _, parts in together for part in parts for once, again in [passed[part]]
         ]  # fmt: skip
-        number, turn = together[0]
+        number, turn, _ = together[0]
         if any(passage.events for passage in happening):
-            yield _stretch(phase, number, len(turn.indices), happening)
+            layers = len(turn.indices) * len(together)
+            yield _stretch(phase, number, len(turn.indices), happening, layers)
 
 
 def _whole(
-    turns: Iterable[tuple[int, Turn]], passed: Mapping[int, tuple[Passage, Passage]]
-) -> set[int]:
-    """Numbers of the turns at which, of all that one layer shows, what all layers share changes.
+    turns: Sequence[tuple[int, Turn, Sequence[int]]],
+    passed: Mapping[int, tuple[Passage, Passage]],
+) -> dict[int, int]:
+    """For each part the turn at which, of all that it shows, what all layers share changes.
 
-    It is let go of at the turn that was traced. If nothing of it goes, it is held for another
-    reason from the first such layer on, which on the way back is another one.
+    It is let go of at the turn that was traced, the first. If nothing of it goes, it is held for
+    another reason from the first such layer on, which on the way back is another one.
     """
+    traced: dict[int, int] = {}
+    for number, _, parts in turns:
+        for part in parts:
+            traced[part] = min(number, traced.get(part, number))
     found: dict[int, int] = {}
-    for number, turn in turns:
-        once, again = passed[turn.layer]
-        lets_go = once.net != again.net
-        alone = len(turn.indices) == 1
-        if number == turn.layer if lets_go else alone:
-            found.setdefault(turn.layer, number)
-    return set(found.values())
+    for number, turn, parts in turns:
+        for part in parts:
+            once, again = passed[part]
+            lets_go = once.net != again.net
+            if number == traced[part] if lets_go else len(turn.indices) == 1:
+                found.setdefault(part, number)
+    return found
 
 
-def _stretch(phase: str, turn: int, times: int, passages: Sequence[Passage]) -> Stretch:
+def _stretch(
+    phase: str, turn: int, times: int, passages: Sequence[Passage], layers: int = 1
+) -> Stretch:
     live = highest = highest_in = 0
     for index, passage in enumerate(passages):
         if live + passage.crest > highest:
             highest, highest_in = live + passage.crest, index
         live += passage.net
-    return Stretch(phase, turn, times, passages, live, highest, highest_in)
+    return Stretch(phase, turn, times, passages, live, highest, highest_in, layers)
 
 
 def level(parts: Sequence[Stretch]) -> int:

@@ -267,8 +267,8 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
-        passing = part.times * len(part.passages)
-        yield Point(part.phase, f"layer {place}" if place else outside, live, highest, passing)
+        where = f"layer {place}" if place else outside
+        yield Point(part.phase, where, live, highest, part.layers)
     yield Point("step", "optimizer", live, live + scratch)
 
 

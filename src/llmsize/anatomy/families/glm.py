@@ -6,7 +6,6 @@ transformers v5.23, models/glm/modeling_glm.py, models/glm4/modeling_glm4.py.
 from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, rotary
-from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Part
 from llmsize.anatomy.rotary import Rotation
@@ -41,16 +40,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:
     """A norm before and a norm after each half, under GLM's names."""
-    residual = x
-    x = blocks.rms_norm(t, x, "input_layernorm")
-    x = attend(x)
-    x = blocks.rms_norm(t, x, "post_self_attn_layernorm")
-    x = ops.add(t, residual, x)
-    residual = x
-    x = blocks.rms_norm(t, x, "post_attention_layernorm")
-    x = feed(x)
-    x = blocks.rms_norm(t, x, "post_mlp_layernorm")
-    return ops.add(t, residual, x)
+    norm, around = blocks.rms_norm, decoder.normed_around
+    x = t.half(around, x, attend, norm, "input_layernorm", "post_self_attn_layernorm")
+    return t.half(around, x, feed, norm, "post_attention_layernorm", "post_mlp_layernorm")
 
 
 def turn_laid_out(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
