@@ -27,6 +27,20 @@ def test_a_step_agrees_with_the_traced_one_to_the_byte(row: dict[str, str]) -> N
     assert {a.quantity: a.got for a in answers} == {a.quantity: a.expected for a in answers}
 
 
+def test_the_worked_step_of_the_concept_page_by_hand() -> None:
+    """What Llama-3-8B keeps of 2,048 tokens, added up from its dimensions alone."""
+    tokens, layers, hidden, heads, kv, inner, vocabulary = 2048, 32, 4096, 32, 1024, 14336, 128256
+    norm = 4 * hidden + 2 * (2 * hidden) + 4
+    attention = 2 * (hidden + kv + kv + hidden) + 4 * heads
+    layer = 2 * norm + attention + 4 * (2 * inner)
+    assert layer == 200_840
+    rotary_tables, random_states = 2 * 128 * 2, 24
+    by_hand = tokens * (layers * layer + norm + 4 * vocabulary + rotary_tables)
+    step = training_step(presets.get(Architecture, "llama-3-8b"), run_of(Choices()))
+    kept = sum(size for what, size in step.moment.live.items() if what.role == "kept")
+    assert kept == by_hand + layers * random_states == 14_281_089_792
+
+
 def _recomputed_eagerly(sequence: int) -> TrainingStep:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
     chosen = Choices(

@@ -12,7 +12,8 @@ from llmsize.errors import LLMSizeError
 from llmsize.quick_dataclasses import dataclass, field
 
 Grade = Literal["exact", "formula", "fitted", "assumed"]
-"""How far to trust a number: counted, from a published formula, from a fit, or from a guess."""
+"""How far to trust a number: counted, from a published formula or a trace, from a fit, or from a
+guess."""
 
 GRADES: tuple[Grade, ...] = ("exact", "formula", "fitted", "assumed")
 

@@ -25,7 +25,7 @@ MOST_PLACES = 4
 
 _LEGEND: dict[Grade, str] = {
     "exact": "",
-    "formula": "≈ by a published formula",
+    "formula": "≈ by a published formula or a trace",
     "fitted": "~ fitted to measurements",
     "assumed": "? assumed",
 }
