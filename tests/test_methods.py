@@ -162,6 +162,22 @@ def test_lomo_keeps_neither_states_nor_all_gradients() -> None:
     assert lomo.total < full.total
 
 
+def test_lora_goes_around_an_embedding_or_a_tied_head_by_name() -> None:
+    """peft's `lora.Embedding` has rank × (rows + width) numbers, and so has a linear head."""
+    model = presets.get(Architecture, "gpt2")
+    for name in ("wte", "lm_head"):
+        choices = Choices("lora", rank=8, targets=(name,), sequence=64)
+        assert training_step(model, run_of(choices)).trained == 8 * (50_257 + 768)
+
+
+def test_what_has_no_way_around_an_embedding_says_so() -> None:
+    """IA3's layers are linear ones."""
+    with pytest.raises(LLMSizeError, match="is an embedding"):
+        training_step(
+            presets.get(Architecture, "gpt2"), run_of(Choices("ia3", targets=("wte",), sequence=64))
+        )
+
+
 @pytest.mark.parametrize("base", ["nf4", "nf4-dq", "llm-int8", "gptq-int4-g128"])
 def test_a_quantized_base_is_smaller_and_is_dequantized_one_by_one(base: str) -> None:
     """The weights shrink; a 16-bit copy of one matrix lives while it is used."""

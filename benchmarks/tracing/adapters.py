@@ -182,6 +182,8 @@ def add_adapter(model: Any, settings: Settings) -> Any:
     # Everything is on the device already, and fake parameters cannot be moved in place.
     with mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self):
         adapted = get_peft_model(model, config)
+    for name, tokens in getattr(adapted, "prompt_tokens", {}).items():  # plain attributes
+        adapted.prompt_tokens[name] = tokens.cpu()
     make_again(adapted, own, DTYPES[settings.dtype] if settings.adapter_dtype else None)
     for name, parameter in adapted.named_parameters():
         if settings.mode == "lora-fa" and "lora_A" in name:  # as `create_lorafa_optimizer` does

@@ -7,7 +7,7 @@ from math import prod
 from typing import Literal
 
 from llmsize.errors import LLMSizeError
-from llmsize.formats import FP32, Format, native, stored_bytes
+from llmsize.formats import BF16, FP32, Format, native, stored_bytes
 from llmsize.quick_dataclasses import dataclass, field, replace
 
 Layout = Literal["elementwise", "block", "matrix", "factored", "low_rank"]
@@ -219,6 +219,22 @@ def projection_bytes(
     update = 2 * whole + 3 * stored_bytes(format, rank * long)
     decomposed = 2 * short * long + short * short
     return max(update, stored_bytes(FP32, decomposed) if optimizer.projector else 0)
+
+
+def orthogonalization_bytes(
+    optimizer: Optimizer, shape: tuple[int, ...], role: str, format: Format
+) -> int:
+    """What Muon's step allocates for one weight of that `format`, at its highest.
+
+    The gradient with its momentum, two rounds of it in bf16, and two matrices of its shorter side
+    (pytorch v2.13, torch/optim/_muon.py, `_zeropower_via_newtonschulz`). Weights that AdamW steps
+    take nothing, as its fused kernel does.
+    """
+    if not takes(optimizer, shape, role):
+        return 0
+    short, long = sorted(shape[-2:])
+    rounds = stored_bytes(BF16, 2 * short * long + 2 * short * short)
+    return stored_bytes(format, short * long) + rounds
 
 
 def state_format(optimizer: Optimizer, name: str, stepped: Format) -> Format:

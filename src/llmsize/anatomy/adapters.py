@@ -79,6 +79,22 @@ class Adapter:
         """What the layers get for the tokens' embeddings `x`."""
         return x
 
+    def adapts_embedding(self, module: str) -> bool:
+        """Whether it goes around the embedding `module`, which only a name of its own asks for."""
+        return ALL_LINEAR not in self.targets and module.rsplit(".", 1)[-1] in self.targets
+
+    def around_embedding(
+        self, t: Trace, x: Tensor, name: str, rows: int, own: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """What an embedding of so many `rows` that it goes around gives, which alone gives `x`.
+
+        `own` is what the embedding's own layer does to what it looks up.
+        """
+        raise LLMSizeError(
+            f"`{name}` is an embedding, which this method does not adapt",
+            hint="`lora` does, or train it whole with `--modules-to-save`",
+        )
+
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """What a linear layer that it goes around gives for `x`."""
         return layer.run(t, x)
@@ -164,6 +180,23 @@ class LoRA(Ranked):
         else:
             result = ops.add(t, result, ops.scale(t, self._low_rank(t, x, down, up)))
         return ops.to(t, result, format)
+
+    def around_embedding(
+        self, t: Trace, x: Tensor, name: str, rows: int, own: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """peft/tuners/lora/layer.py, `Embedding.forward`; both factors are used transposed."""
+        if self.dora:
+            return Adapter.around_embedding(self, t, x, name, rows, own)
+        batch, sequence, width = x.shape
+        self.check_rank(name, "embedding", rows, width)
+        down = t.adapter(f"{name}.lora_embedding_A.default", (self.rank, rows))
+        up = t.adapter(f"{name}.lora_embedding_B.default", (width, self.rank))
+        up.viewed = True
+        table = ops.transpose(t, down, 0, 1)
+        after = ops.embedding(t, table, batch, sequence)
+        change = ops.scale(t, ops.linear(t, after, up))
+        change = change if own is None else own(change)
+        return ops.to(t, ops.add(t, x, change), x.format)
 
     def _around_quantized(
         self, t: Trace, x: Tensor, result: Tensor, layer: Linear, down: Parameter, up: Parameter

@@ -31,8 +31,11 @@ def embed(
     table = t.weight(f"{name}.weight", (rows, width), "embedding")
     x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
     x = x if own is None else own(x)
+    adapter = t.setting.adapter
+    if adapter is not None and adapter.adapts_embedding(name):
+        x = adapter.around_embedding(t, x, name, rows, own)
     x = t.with_gradient(x) if t.setting.input_gradients else x
-    return x if t.setting.adapter is None else t.setting.adapter.embedded(t, x)
+    return x if adapter is None else adapter.embedded(t, x)
 
 
 def scaled_embeddings(t: Trace, x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from functools import partial, reduce
 from llmsize.anatomy import balancing, objectives
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.blocks import Activation
-from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.linear import Linear
+from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
@@ -85,7 +86,10 @@ def _logits(
     if tied:
         offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
         table = shared_table(t, f"{head}.weight", f"{tied}.weight")
-        logits = ops.linear(t, hidden, table, offset)
+        if isinstance(table, Parameter):
+            logits = t.through(hidden, Linear(head, "head", table, offset, vocabulary))
+        else:
+            logits = ops.linear(t, hidden, table, offset)
     else:
         logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
     for step in end:

@@ -382,10 +382,13 @@ class Trace(Tape):
         `transposed` weights are stored as (in, out), as GPT-2's are.
         """
         shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
-        layer = self._linear(name, shape, out, bias, role, format, transposed)
+        return self.through(x, self._linear(name, shape, out, bias, role, format, transposed))
+
+    def through(self, x: Tensor, layer: Linear) -> Tensor:
+        """What a linear layer gives for `x`, with an adapter if it has one."""
         adapter = self.setting.adapter
         if adapter is None or not adapter.adapts(
-            name, role, self.family, once_linear=self.once_linear
+            layer.name, layer.role, self.family, once_linear=self.once_linear
         ):
             return layer.run(self, x)
         if self.setting.adapted_biases and layer.bias is not None and layer.bias.node is None:

@@ -39,6 +39,7 @@ class HiRA(Ranked):
         self.check_rank(name, layer.role, width, out)
         down = t.adapter(f"{name}.hira_A.default", (self.rank, width))
         up = t.adapter(f"{name}.hira_B.default", (out, self.rank))
+        up.viewed = True
         result = layer.run(t, x)
         product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
         x = ops.dropout(t, ops.to(t, x, self.format), self.dropout)

@@ -17,7 +17,7 @@ from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
 from llmsize.memory.states import (
     gradient_bytes,
-    projection,
+    highest_in_turn,
     states,
     stepped_bytes,
     stored,
@@ -111,7 +111,7 @@ def _resident(trace: Trace, run: TrainingRun) -> Iterator[Term]:
         yield counted("weights", sum(stored(weight, run.setting) for weight in weights))
         rounded += sum(_rounding(stored(weight, run.setting), weight) for weight in weights)
     if run.optimizer.layout == "low_rank":
-        yield counted("optimizer scratch", projection(trained, run))
+        yield counted("optimizer scratch", highest_in_turn(trained, run))
     yield Term("rounding of pinned blocks", rounded, "bytes", source=PINNED, grade="formula",
                note="each pinned tensor takes a power of two; flat buffers less")  # fmt: skip
 

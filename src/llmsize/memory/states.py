@@ -20,6 +20,7 @@ from llmsize.optimizers import (
     DTYPE,
     factors,
     kept_format,
+    orthogonalization_bytes,
     projection_bytes,
     state_bytes,
     state_format,
@@ -122,10 +123,9 @@ def step_scratch(trained: Iterable[Parameter], run: TrainingRun) -> int:
     if run.offload != "none":
         return 0
     stepped = list(filter(reached, trained))
-    if run.optimizer.layout == "low_rank":
-        return projection(stepped, run)
+    own = (highest_in_turn if run.optimizer.layout in IN_TURN else _copies)(stepped, run)
     recast = bool(run.precision.master) and not _main_gradients(run)
-    return _copies(stepped, run) + recast * copied_bytes(stepped, run)
+    return own + recast * copied_bytes(stepped, run)
 
 
 def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:
@@ -144,11 +144,15 @@ def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:
     return highest
 
 
-def projection(trained: Iterable[Parameter], run: TrainingRun) -> int:
-    """What a step in a subspace allocates for the weight that takes most."""
+IN_TURN = {"low_rank": projection_bytes, "matrix": orthogonalization_bytes}
+"""What a step allocates for a weight, of layouts that take one matrix after the other."""
+
+
+def highest_in_turn(trained: Iterable[Parameter], run: TrainingRun) -> int:
+    """What a step that takes one matrix after the other allocates for the one that takes most."""
+    allocated = IN_TURN[run.optimizer.layout]
     return max(
-        projection_bytes(run.optimizer, weight.shape, weight.role, _stepped(weight, run))
-        for weight in trained
+        (allocated(run.optimizer, w.shape, w.role, _stepped(w, run)) for w in trained), default=0
     )
 
 
