@@ -176,3 +176,14 @@ def test_ligers_loss_adds_to_the_heads_gradient_in_place() -> None:
     made = 2 * (tokens + vocabulary) * hidden + 4 * tokens
     labels, chunk = 8 * tokens, 2 * 128 * vocabulary
     assert max(accumulate(change for change, _ in t.events)) == labels + made + chunk
+
+
+@pytest.mark.parametrize(("stack", "written_out"), [("transformers", True), ("litgpt", False)])
+def test_litgpt_runs_falcon_with_a_fused_kernel(stack: str, written_out: bool) -> None:
+    """Its own block needs no mask and repeats the only key; transformers' takes neither kernel."""
+    run = training_run(
+        Choices(method="lora", sequence=512), presets.get(Stack, stack),
+        presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "sgd"),
+    )  # fmt: skip
+    live = training_step(presets.get(Architecture, "falcon-7b"), run).moment.live
+    assert any(what.shape[-2:] == (512, 512) for what in live) is written_out

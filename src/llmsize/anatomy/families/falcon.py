@@ -62,8 +62,7 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     seen = t.new("ones", (t.batch, total), INT64) if counted else None
     biases = t.new("alibi", (t.batch, s.heads, total), t.setting.format) if b.alibi else None
     position_ids = blocks.positions(t)
-    mask = blocks.mask(t, 0, "alibi" if b.alibi else "always", s.heads)
-    assert mask is not None
+    mask = blocks.mask(t, 0, masking(t, b), s.heads)
     around = Around({0: rotary.table(t, embeddings, s.rotary)}, {0: mask}, [])
     returned: list[Tensor] = []
 
@@ -79,6 +78,13 @@ def model(t: Trace, s: Sizes, b: Block) -> Tensor:
     returned.clear()
     del seen
     return x
+
+
+def masking(t: Trace, b: Block) -> blocks.Masking:
+    """How tokens are masked: LitGPT, which repeats the only key, has a block like Llama's."""
+    if b.alibi:
+        return "alibi"
+    return "as needed" if t.setting.repeats_keys else "always"
 
 
 def sizes(c: Config, new: bool) -> Sizes:
@@ -142,6 +148,9 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     repeated = 2 * s.heads * s.head_dim if b.new else 0
     t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim, expanded=repeated))
     k, v = blocks.store(t, k, v)
+    groups = s.heads // k.shape[1]
+    if t.setting.repeats_keys and groups > 1:
+        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention != "eager":
         dropout = s.attention_dropout
         out = kernels.attend(t, q, k, v, around.mask, repeated=False, dropout=dropout)
