@@ -47,6 +47,8 @@ class Sizes(NamedTuple):
     tied: bool
     activation: blocks.Activation
     attention_dropout: float
+    window: int
+    """Tokens that layers with a window see; 0 if there are none."""
 
 
 Shared = TypeVar("Shared")
@@ -64,16 +66,21 @@ class ByWindow(dict[int, Shared]):
         super().__init__(shared)
         self.trace = t
         self.users: dict[int, int] = {}
-        """The number of the first layer that uses it, for each window."""
+        """The number of the first layer that runs again and uses it, for each window."""
 
     def __getitem__(self, window: int) -> Shared:
         layer = self.trace.layer
-        if not self.trace.replaying:
-            self.users.setdefault(window, layer)
-        else:
+        if self.trace.replaying:
             for later in [other for other, user in self.users.items() if user > layer]:
                 del self.users[later], self[later]
+        elif self.trace.checkpoint is not None:
+            self.users.setdefault(window, layer)
         return super().__getitem__(window)
+
+    def leave_to_checkpoints(self) -> None:
+        """Let go of what no layer that runs again uses: all have run once."""
+        for window in self.keys() - self.users.keys():
+            del self[window]
 
 
 class Around(NamedTuple):
@@ -100,6 +107,8 @@ class Around(NamedTuple):
 
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
+
+WINDOW = ("sliding_window", "attention_chunk_size")
 
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 """What configurations call the number of query heads."""
@@ -142,6 +151,7 @@ def read(
         tied=c.flag("tie_word_embeddings", default=tied),
         activation=blocks.activation(c, *ACTIVATION_FIELDS, default=activation),
         attention_dropout=c.number("attention_dropout", "attn_pdrop", default=attention_dropout),
+        window=c.count(*WINDOW),
     )
 
 
@@ -150,7 +160,7 @@ def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]
 
     `layer_types` says which layers have a window; without it `default` does, asked by index.
     """
-    window = c.count("sliding_window", "attention_chunk_size")
+    window = c.count(*WINDOW)
     kinds = c.each_layer(layers, "layer_types")
     if kinds is None:
         return [window if default(layer) else 0 for layer in range(layers)]
@@ -172,6 +182,15 @@ class Names(NamedTuple):
 
 
 NAMES, ROPE = Names(), rotary.Rope()
+
+
+ALWAYS_BOTH = frozenset((
+    "afmoe", "cohere2", "cohere2_moe", "cwm", "gemma2", "gemma3", "gemma3_text", "gpt_oss",
+    "granite_swa", "granitemoe_swa", "inkling_text", "kolibri1", "llama4", "llama4_text",
+    "ministral", "muse_glimmer_text", "olmo3", "vaultgemma",
+))  # fmt: skip
+"""Types that make the mask of layers with a window and that of layers without, whether or not they
+have both."""
 
 
 def run(
@@ -217,10 +236,12 @@ def run(
     position_ids, alibi = blocks.positions(t), None
     if masking == "alibi":
         alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
-    masks = {window: blocks.mask(t, window, masking, s.heads) for window in used}
+    masked = used | {0, s.window} if t.family in ALWAYS_BOTH else used
+    masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
     spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
     tables = rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used)
-    around = Around(ByWindow(t, tables), ByWindow(t, masks), [])
+    shared = ByWindow(t, tables), ByWindow(t, masks)
+    around = Around(*shared, [])
     x = t.layers(
         names.layers, partial(_within, block, around), inputs.pop(), kinds,
         position_ids if handed_positions else None, alibi,
@@ -231,6 +252,8 @@ def run(
     if returned is not None:
         returned.clear()
     around.carried.clear()
+    for by_window in shared:
+        by_window.leave_to_checkpoints()
     del tokens, position_ids, alibi, masks, spare, tables, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(

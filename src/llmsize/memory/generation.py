@@ -62,12 +62,17 @@ def _run(architecture: Architecture, setting: Setting) -> tuple[Trace, list[Stre
 
 
 def _nominal(trace: Trace, setting: Setting) -> int:
-    """The cache that later tokens can see: a window's is one token short of the window."""
+    """The cache that later tokens can see: a window's is one token short of the window.
+
+    Where keys and values are repeated before they are cached, it has those of every query head.
+    """
     total = 0
     for cache in trace.layer_caches():
         tokens = setting.past + setting.sequence
         if cache.window:
             tokens = min(tokens, cache.window - 1)
         width = cache.kv_heads * (cache.key_dim + cache.value_dim)
+        if cache.kind == "full" and cache.expanded:
+            width = cache.expanded
         total += setting.batch * tokens * width * setting.format.block_bytes
     return total

@@ -7,7 +7,7 @@ number of tokens.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
@@ -88,6 +88,20 @@ class Stack:
         return self.name == "decoder"
 
 
+SHARED = "model.shared"
+
+
+class Tables(NamedTuple):
+    """Which embeddings are one: with the head's, and the encoder's with the decoder's."""
+
+    tied: bool
+    shared: bool
+
+    def of(self, stack: str) -> str:
+        """The name of the embedding that a stack reads."""
+        return SHARED if self.tied and self.shared else f"model.{stack}.embed_tokens"
+
+
 def read(c: Config, name: str) -> Stack:
     """One stack from a `config.json`."""
     hidden = c.size("d_model")
@@ -109,17 +123,21 @@ def read(c: Config, name: str) -> Stack:
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens of both stacks to loss or logits."""
     family = TYPES[c.text("model_type")]
-    for field in ("share_encoder_decoder_embeddings", "tie_word_embeddings"):
-        if not c.flag(field, default=True):
-            raise c.error(f"has `{field}` = false", "llmsize counts one table for all")
     encoder, decoder = read(c, "encoder"), read(c, "decoder")
-    encoded = run(t, family, encoder, None, None)
+    tables = Tables(
+        tied=c.flag("tie_word_embeddings", default=True),
+        shared=c.flag("share_encoder_decoder_embeddings", default=True),
+    )
+    if tables.shared and not tables.tied:  # the shared one is there, and nobody reads it
+        t.weight(f"{SHARED}.weight", (encoder.vocabulary, encoder.hidden), "embedding", fixed=True)
+    encoded = run(t, family, encoder, tables, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
-    decoded = run(t, family, decoder, shifted, encoded)
+    decoded = run(t, family, decoder, tables, shifted, encoded)
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
     result = lm_head.causal_lm(
-        t, decoded, decoder.vocabulary, tied="model.shared", loss=t5.loss,
+        t, decoded, decoder.vocabulary, loss=t5.loss,
+        tied=tables.of("decoder") if tables.tied else "",
         end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
     )  # fmt: skip
     if t.outputs is not None:
@@ -132,9 +150,16 @@ def shifted_logits(vocabulary: int, t: Trace, logits: Tensor) -> Tensor:
     return ops.add(t, logits, Tensor((1, vocabulary), t.setting.format, None))
 
 
-def run(t: Trace, family: Type, s: Stack, tokens: Tensor | None, encoded: Tensor | None) -> Tensor:
+def run(
+    t: Trace,
+    family: Type,
+    s: Stack,
+    tables: Tables,
+    tokens: Tensor | None,
+    encoded: Tensor | None,
+) -> Tensor:
     """Embeddings, blocks, and the final norm of those whose norms come first."""
-    table = t.weight("model.shared.weight", (s.vocabulary, s.hidden), "embedding")
+    table = t.weight(f"{tables.of(s.name)}.weight", (s.vocabulary, s.hidden), "embedding")
     embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
     if t.setting.input_gradients:
         embeddings = t.with_gradient(embeddings)

@@ -77,7 +77,6 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, kinds, windows=[window for window, _ in kinds],
         rope=rotary.read(c, FP32 if family in WIDE_TABLES else None), norm=norm,
-        head_bias=family == "ernie4_5" and bias,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     return decoder.run(
         t, s, block, ["full"] * s.layers, norm=scaled_norm,
-        begin=lambda x: scaled(t, x, whole=isinstance(c.value("scale_emb"), int)),
+        begin=lambda x: scaled(t, x, whole=isinstance(c.fields.get("scale_emb", 1), int)),
     )  # fmt: skip
 
 

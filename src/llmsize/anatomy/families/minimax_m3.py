@@ -22,7 +22,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     dense = Dim(c.size("dense_intermediate_size", "intermediate_size"), "intermediate")
-    s = decoder.read(c.changed(hidden_act="silu"), rotary=0.5)
+    s = decoder.read(c.changed(hidden_act="silu", rotary_dim=None))
     shared = {"shared_expert_intermediate_size": c.value("shared_intermediate_size")}
     m = mixture.read(c.changed(**shared), scores="sigmoid", wide=True, correction="alike")
     indexer, indexed = read_indexer(c, s.layers)

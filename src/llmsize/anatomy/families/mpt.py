@@ -22,7 +22,7 @@ EMBEDDING = "transformer.wte"
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    inner = c.size("expansion_ratio", default=4) * c.size("d_model")
+    inner = 4 * c.size("d_model")  # whatever `expansion_ratio` says
     nested = c.value("attn_config")
     attention_fields: Mapping[str, Any] = nested if isinstance(nested, dict) else {}
     inside = Config(attention_fields, c.model)

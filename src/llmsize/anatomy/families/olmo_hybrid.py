@@ -20,8 +20,8 @@ from llmsize.formats import FP32
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     rope = c.value("rope_parameters")
-    rotated = isinstance(rope, dict) and rope.get("rope_theta") is not None
-    s = decoder.read(c.changed(head_dim=None), rotary=1.0 if rotated else 0.0)
+    base = (rope if isinstance(rope, dict) else c.fields).get("rope_theta", "the default")
+    s = decoder.read(c.changed(head_dim=None), rotary=0.0 if base is None else 1.0)
     d = read_delta_net(c, s)
     bias, doubled = c.flag("attention_bias"), c.flag("linear_allow_neg_eigval", default=True)
 
