@@ -55,32 +55,21 @@ Shared = TypeVar("Shared")
 
 
 class ByWindow(dict[int, Shared]):
-    """What layers of one window share.
-
-    A checkpoint keeps what its layer is given: it goes when the first layer that uses it has run
-    again, which is the last to do so.
-    """
+    """What layers of one window share; a checkpoint keeps what its own layer is given."""
 
     def __init__(self, t: Trace, shared: Mapping[int, Shared]) -> None:
         """Of layers that `t` traces."""
         super().__init__(shared)
         self.trace = t
-        self.users: dict[int, int] = {}
-        """The number of the first layer that runs again and uses it, for each window."""
 
     def __getitem__(self, window: int) -> Shared:
-        layer = self.trace.layer
-        if self.trace.replaying:
-            for later in [other for other, user in self.users.items() if user > layer]:
-                del self.users[later], self[later]
-        elif self.trace.checkpoint is not None:
-            self.users.setdefault(window, layer)
-        return super().__getitem__(window)
-
-    def leave_to_checkpoints(self) -> None:
-        """Let go of what no layer that runs again uses: all have run once."""
-        for window in self.keys() - self.users.keys():
-            del self[window]
+        checkpoint = self.trace.checkpoint
+        if checkpoint is None:
+            return super().__getitem__(window)
+        if not self.trace.replaying:
+            checkpoint.given[id(self)] = super().__getitem__(window)
+        given: Shared = checkpoint.given[id(self)]
+        return given
 
 
 class Around(NamedTuple):
@@ -240,8 +229,8 @@ def run(
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
     spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
     tables = rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used)
-    shared = ByWindow(t, tables), ByWindow(t, masks)
-    around = Around(*shared, [])
+    given = ByWindow(t, tables), ByWindow(t, masks)
+    around = Around(given[0] if rope.apart else tables, given[1], [])
     x = t.layers(
         names.layers, partial(_within, block, around), inputs.pop(), kinds,
         position_ids if handed_positions else None, alibi,
@@ -252,8 +241,8 @@ def run(
     if returned is not None:
         returned.clear()
     around.carried.clear()
-    for by_window in shared:
-        by_window.leave_to_checkpoints()
+    for by_window in given:
+        by_window.clear()
     del tokens, position_ids, alibi, masks, spare, tables, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(

@@ -80,6 +80,7 @@ class Checkpoint:
 
     __slots__ = (
         "block",
+        "given",
         "in_graph",
         "inputs",
         "made",
@@ -106,6 +107,8 @@ class Checkpoint:
         self.recorded = 0
         self.wanted = 0
         self.made: dict[str, int] = {}
+        self.given: dict[int, Any] = {}
+        """What the block takes of what is shared, by the identity of that."""
         self.results: list[Storage] = []
 
     def saves(self, operation: str, every: int) -> bool:
