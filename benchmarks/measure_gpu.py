@@ -25,7 +25,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("error: torch is not installed\n\nhint: install its build for CUDA and '.[trace]'")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -20,10 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+    sys.exit(f"error: without {' and '.join(missing)}\n\nhint: pip install -e '.[trace]'")
 
 from benchmarks.tracing.adapters import MODES
 from benchmarks.tracing.fake_cuda import faked, install_fake_cuda
@@ -78,7 +82,10 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: dict[str, Any]) -> Settings:
     """The settings that the options of the command line name."""
-    config = json.loads(options["config"].read_text())
+    try:
+        config = json.loads(options["config"].read_text())
+    except (OSError, ValueError) as failure:
+        sys.exit(f"error: cannot read `{options['config']}`: {failure}\n\nhint: give a config.json")
     if options["layers"] is not None:
         set_layers(config, options["layers"])
     told = {k: v for k, v in options.items() if k in Settings.__dataclass_fields__}
