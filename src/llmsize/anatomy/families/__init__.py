@@ -106,6 +106,7 @@ TYPES = {
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "t5": ("t5", "mt5", "umt5"),
+    "t5gemma": ("t5gemma",),
     "xglm": ("xglm",),
     "zamba": ("zamba",),
     "zamba2": ("zamba2",),
