@@ -136,12 +136,40 @@ def test_an_engine_that_sleeps_leaves_its_memory_to_training() -> None:
         (Choices(objective="sft", reference="model"), "has no reference"),
         (Choices(objective="dpo", reference="adapter"), "no adapters to switch off"),
         (Choices(objective="grpo", completion=2048), "leave nothing of 2,048"),
+        (Choices(objective="dpo", completion=2048), "leave nothing of 2,048"),
+        (Choices(completion=100), "takes all tokens"),
+        (Choices(objective="reward", completion=100), "one number"),
     ],
 )
 def test_what_an_objective_has_not_is_refused(choices: Choices, message: str) -> None:
     """One clear error each."""
     with pytest.raises(LLMSizeError, match=message):
         run_of(choices)
+
+
+def test_a_completion_is_all_that_trl_scores() -> None:
+    """Of a prompt without labels no logits are made, nor are its last hidden states copied (TRL
+    v1.16, trainer/utils.py, `hidden_states[mask] if compact`).
+    """
+    model = presets.get(Architecture, "smollm-135m")
+    few, all_ = (
+        training_step(model, run_of(Choices(completion=n, recompute="full"), stack="trl"))
+        for n in (300, 0)
+    )
+    rows = 2047 - 300
+    index_copy = 576 * 2  # of each scored token, in 16 bit
+    assert all_.kept - few.kept == pytest.approx(rows * index_copy, rel=0.05)
+    assert few.peaks["forward"] < all_.peaks["forward"]
+
+
+@pytest.mark.parametrize("more", [(), ("--completion", "100")])
+def test_the_longest_sequence_has_a_prompt(
+    more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A search over lengths begins where something is left of them beside what is written."""
+    words = ("--objective", "grpo", "--fit", "seq-len", "--vram", "8GB", *more)
+    assert run_command(["train", "smollm-135m", *words]) == 0
+    assert "the largest seq-len that fits" in capsys.readouterr().out
 
 
 def test_a_wrong_objective_gets_a_close_one() -> None:

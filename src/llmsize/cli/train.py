@@ -26,6 +26,7 @@ from llmsize.memory.methods import (
 )
 from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.training import Offload
+from llmsize.memory.training_run import written
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import largest
 from llmsize.planning.support import computed_in
@@ -106,7 +107,8 @@ ReferenceKind = Annotated[Reference | None, choosing(
     "--reference", known=get_args(Reference), what="reference", metavar="KIND",
     help="Frozen model of a preference or policy")]
 CompletionTokens = Annotated[int | None, counting(
-    "--completion", what="completion", metavar="TOKENS", help="Written of --seq-len (half).")]
+    "--completion", what="completion", metavar="TOKENS",
+    help="Of --seq-len those that are written (half), or have a label (all).")]
 Rollouts = Annotated[int | None, counting(
     "--rollouts", what="rollouts", metavar="N",
     help="Sequences written at once (those of a step).")]
@@ -320,10 +322,7 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
     trained, aim = step.trained, step.aim
     if aim.engine_sleeps and not aim.engine_share:
         raise LLMSizeError("no engine sleeps", hint="add its share of the device: --vllm-share 0.3")
-    check_rollout(
-        OBJECTIVES[aim.objective], completion=aim.completion, rollouts=aim.rollouts,
-        engine=aim.engine_share,
-    )  # fmt: skip
+    check_rollout(OBJECTIVES[aim.objective], rollouts=aim.rollouts, engine=aim.engine_share)
     named = {"adapter_format": trained.adapter_dtype, "base": trained.base}
     given = {
         "rank": trained.rank, "targets": options.names(trained.targets), "width": trained.width,
@@ -353,16 +352,17 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
         check_options(method_named(question.choices.method), ["rank"])
     if budget is None:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
+    lowest = 1 + (written(question.choices) if what == "seq-len" else 0)
 
     def holds(value: int) -> bool:
         try:
             return need(_with(question, what, value)).value <= budget
         except LLMSizeError:
-            if value == 1:
+            if value == lowest:
                 raise
             return False  # a rank above a layer's dimensions
 
-    return _with(question, what, largest(holds, highest=2**20) or 1)
+    return _with(question, what, largest(holds, lowest=lowest, highest=2**20) or lowest)
 
 
 def _with(question: Question, what: str, value: int) -> Question:

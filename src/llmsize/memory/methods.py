@@ -78,7 +78,8 @@ class Choices:
     reference: Reference | None = None
     """Absent for the objective's own: the model without its adapters, where it has some."""
     completion: int = 0
-    """Tokens that a rollout writes; 0 for half of the sequence."""
+    """Tokens that a rollout writes, 0 for half of the sequence; without rollouts those that have a
+    label, 0 for all."""
     rollouts: int = 0
     """Sequences that are written at once; 0 for those of one optimizer step."""
     engine: int = 0

@@ -39,6 +39,7 @@ def training_run(
     _check_recomputation(choices, method)
     _check_steps(choices, method, optimizer)
     _check_places(choices, method, optimizer)
+    _check_completion(choices, objective, stack)
     fused_backward = choices.fused_backward or method.fused_backward
     return TrainingRun(
         precision=precision,
@@ -71,13 +72,13 @@ def _reference(choices: Choices, method: Method, objective: Objective) -> Refere
     return chosen
 
 
+def written(choices: Choices) -> int:
+    """The least tokens of a sequence that are not its prompt; 0 where there is no prompt."""
+    return choices.completion or int(objective_named(choices.objective).rollouts)
+
+
 def _rollout(choices: Choices) -> Rollout:
     completion = choices.completion or max(choices.sequence // 2, 1)
-    if completion >= choices.sequence:
-        raise LLMSizeError(
-            f"{completion:,} written tokens leave nothing of {choices.sequence:,} for the prompt",
-            hint="--seq-len counts prompt and completion",
-        )
     sequences = choices.rollouts or choices.batch * choices.accumulation
     return Rollout(sequences, completion, choices.batch, choices.engine, choices.engine_sleeps)
 
@@ -112,8 +113,8 @@ def _setting(choices: Choices, method: Method, stack: Stack, precision: Precisio
 
 
 def _aimed(setting: Setting, choices: Choices, objective: Objective) -> Setting:
-    """The setting for an objective: what the head gives, and of how many sequences."""
-    scored = _rollout(choices).completion if objective.rollouts else 0
+    """The setting for an objective: what the head gives, and of how many tokens and sequences."""
+    scored = _rollout(choices).completion if objective.rollouts else choices.completion
     batch = setting.batch * (1 + objective.pairs)
     return setting._replace(objective=objective.head, scored=scored, batch=batch)
 
@@ -155,6 +156,26 @@ def _check_recomputation(choices: Choices, method: Method) -> None:
         raise LLMSizeError(
             f"`{method.name}` does not work with recomputation: its cache would be filled twice",
             hint="leave out --recompute, or choose `prompt-tuning`",
+        )
+
+
+def _check_completion(choices: Choices, objective: Objective, stack: Stack) -> None:
+    """Raise `LLMSizeError` for a completion without a prompt, or where it changes nothing."""
+    completion = written(choices)
+    if completion >= choices.sequence:
+        raise LLMSizeError(
+            f"{completion:,} written tokens leave nothing of {choices.sequence:,} for the prompt",
+            hint="--seq-len counts prompt and completion",
+        )
+    if completion and objective.head == "score":
+        raise LLMSizeError(
+            f"`{objective.name}` gives each sequence one number, whatever was written of it",
+            hint="leave out --completion",
+        )
+    if completion and objective.head == "tokens" and stack.loss != "tiled":
+        raise LLMSizeError(
+            f"the loss of {stack.title or stack.name} takes all tokens, with a label or without",
+            hint="leave out --completion, or choose `--stack trl`, which leaves the prompt out",
         )
 
 
