@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     delta = KimiDelta(
         hidden=s.hidden,
         heads=s.heads,
-        head_dim=Dim(c.size("head_dim"), "linear_head_dim"),
+        head_dim=Dim(c.size("linear_head_dim", "head_dim"), "linear_head_dim"),
         kernel=c.size("short_conv_kernel_size", default=4),
         whole_gates=True,
         bounded=c.flag("kda_safe_gate", default=True),
