@@ -19,6 +19,7 @@ from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import DTYPE, Optimizer
 from llmsize.planning import changes as planning
+from llmsize.planning.fits import Band, band_for, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.training import Question, changes, host_need, need, run_of, within
 from llmsize.stack import Stack
@@ -85,8 +86,21 @@ def _headline(question: Question, memory: Term, host: Term, budget: int | None) 
         said += f" and {format_bytes(host.value)} in host memory"
     if budget is None:
         return said
-    verdict = "fits" if memory.value <= budget else "does not fit"
-    return f"{said}, {verdict} in {format_bytes(budget)}"
+    if memory.value > budget:
+        says = "does not fit"
+    else:
+        says = "is tight" if _is_tight(memory, budget, _band(question)) else "fits"
+    return f"{said}, {says} in {format_bytes(budget)}"
+
+
+def _band(question: Question) -> Band:
+    """How far off such estimates are, by runs that others have measured."""
+    return band_for(presets.every(Band).values(), "training", question.stack.name)
+
+
+def _is_tight(memory: Term, budget: int, band: Band) -> bool:
+    """Whether what measured runs differ by is more than what is left, or more than what lacks."""
+    return verdict(memory.value, budget, band=band.share) == "tight"
 
 
 def _table(memory: Term) -> Table:
@@ -259,6 +273,12 @@ def _notes(
                 f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
             )
         told.append(advice(question, remedy(question, budget)))
+    band = _band(question)
+    if budget is not None and _is_tight(memory, budget, band):
+        told.append(
+            f"a close call: 95 % of {band.cases} measured runs are within "
+            f"{format_share(band.share)} of the estimate"
+        )
     return tuple(told)
 
 
