@@ -179,6 +179,8 @@ class Trace(Tape):
     """All layers of the model from first to last."""
     parts: list[int] = field(default_factory=list)
     """Numbers of the parts of the layer at work: itself, its halves, what goes as it is left."""
+    limits: tuple[bool, ...] = ()
+    """Whether the layer at work is frozen, and whether it has no adapters."""
     halves: list[Half] | None = None
     """Halves of layers that may stand for others, where layers can be taken apart."""
     outline: bool = False
@@ -492,7 +494,7 @@ class Trace(Tape):
                 seen = None if carried and told is None else _seen(turns, told)
                 shown = shown_by(turns, apart, seen)
             if shown[number] == number:
-                self.parts = []
+                self.parts, self.limits = [], turn.kind[2:4]
                 self._begin_part(Place(f"{prefix}.{{}}.", [*turn.indices]))
                 x = self._pass_layer(block, x, turn.kind, held, handed)
                 parts.append(self.parts)
@@ -535,22 +537,19 @@ class Trace(Tape):
         hands back to the loop, which lets go of that when the next has run.
         """
         lone = self.grad and x.node is None
-        every = self.setting.checkpoint_every
+        every, frozen = self.setting.checkpoint_every, self.setting.frozen_layers
+        plain = self.setting.adapter.first if self.setting.adapter else 0
         before = sum(len(turn.indices) for turn in self.course)  # of an encoder's layers
         return tuple(
             (
                 kind,
                 every > 0 and (before + index) % every == 0,
-                *self._limits(index),
+                index < frozen,
+                index < plain,
                 index < lone,
             )
             for index, kind in enumerate(kinds)
         )
-
-    def _limits(self, index: int) -> tuple[bool, bool]:
-        """Whether a layer is frozen, and whether it has no adapters."""
-        adapter = self.setting.adapter
-        return index < self.setting.frozen_layers, adapter is not None and index < adapter.first
 
     def _is_settled(self, x: Tensor, carried: Sequence[Tensor] | None, *, alike: bool) -> bool:
         """Whether layers from this turn on are alike if they are of one kind and their neighbours
@@ -578,8 +577,8 @@ class Trace(Tape):
         """
         if self.halves is None or self.handing_back or self.checkpoint or self.common:
             return join(self, x, part, *how)
-        place = self.places[self.parts[0]]
-        what = join, how, *_code(part), self._limits(place.indices[0]), _look(x), _reason(x)
+        place, limits = self.places[self.parts[0]], self.limits
+        what = join, how, *_code(part), limits, _look(x), _reason(x)
         found = next((half for half in self.halves if half.what == what), None)
         if found is not None and (x.node is not None or not self.grad):
             self.parts.append(found.part)

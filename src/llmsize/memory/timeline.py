@@ -25,15 +25,20 @@ def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term
 class Passage:
     """What happens in one traced layer, or outside of the layers, in one go."""
 
-    def __init__(self, events: Sequence[Event], layer: int, *, repeated: bool = False) -> None:
-        """In one that is `repeated` for another layer, that one is handed what this one was."""
+    def __init__(
+        self, events: Sequence[Event], layer: int, levels: Sequence[int], *, repeated: bool = False
+    ) -> None:
+        """`levels` are bytes alive before and after each event, above what was before.
+
+        In one that is `repeated` for another layer, that one is handed what this one was.
+        """
         self.events = events
         self.layer = layer
         self.repeated = repeated
-        self._levels = [*accumulate([change for change, _ in events], initial=0)]
-        self.net = self._levels[-1]
+        self._levels = levels
+        self.net = levels[-1]
         """Bytes that are alive after it and were not before."""
-        self.crest = max(self._levels)
+        self.crest = max(levels)
         """The most that is alive within it, above what was before."""
 
     @cached_property
@@ -68,10 +73,17 @@ class Passage:
         return (role, operation, self.layer, shape, format) if layer == HANDED_ON else label
 
 
-def repeated(passage: Passage) -> Passage:
-    """What happens again in another layer of its kind: nothing to what all layers share."""
-    own = [event for event in passage.events if event[1][2] != OUTSIDE]
-    return Passage(own, passage.layer, repeated=True)
+def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
+    """What happens in a traced part of a layer, and again in another layer of its kind: nothing to
+    what all layers share."""
+    levels = _levels(events)
+    own = [event for event in events if event[1][2] != OUTSIDE]
+    own_levels = levels if len(own) == len(events) else _levels(own)
+    return Passage(events, layer, levels), Passage(own, layer, own_levels, repeated=True)
+
+
+def _levels(events: Sequence[Event]) -> Sequence[int]:
+    return [*accumulate([change for change, _ in events], initial=0)]
 
 
 class Stretch(NamedTuple):
@@ -156,11 +168,11 @@ def _folded(
 ) -> Iterator[Stretch]:
     passed: dict[int, tuple[Passage, Passage]] = {}
     for segment, after in pairwise([*segments, Segment("end", -1, len(events))]):
-        passage = Passage(events[segment.start : after.start], segment.layer)
-        if segment.layer >= 0:
-            passed[segment.layer] = passage, repeated(passage)
-        elif passage.events:
-            yield _stretch(segment.phase, -1, 1, [passage])
+        own = events[segment.start : after.start]
+        if own and segment.layer >= 0:
+            passed[segment.layer] = passages(own, segment.layer)
+        elif own:
+            yield _stretch(segment.phase, -1, 1, [Passage(own, segment.layer, _levels(own))])
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
             yield from _along(course, segment.phase, passed)
             passed = {}
@@ -199,16 +211,14 @@ def _whole(
     It is let go of at the turn that was traced, the first. If nothing of it goes, it is held for
     another reason from the first such layer on, which on the way back is another one.
     """
-    traced: dict[int, int] = {}
-    for number, _, parts in turns:
-        for part in parts:
-            traced[part] = min(number, traced.get(part, number))
     found: dict[int, int] = {}
     for number, turn, parts in turns:
+        alone = len(turn.indices) == 1
         for part in parts:
             once, again = passed[part]
-            lets_go = once.net != again.net
-            if number == traced[part] if lets_go else len(turn.indices) == 1:
+            if once.net != again.net:
+                found[part] = min(number, found.get(part, number))
+            elif alone:
                 found.setdefault(part, number)
     return found
 
