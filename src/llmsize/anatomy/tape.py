@@ -280,7 +280,7 @@ class Tape:
         if checkpoint is not None and not self.replaying:
             checkpoint.leave_out(node, tensors)
             return
-        node.saved = (*node.saved, *tensors)
+        node.saved = (*node.saved, *tensors) if node.saved else tensors
         for tensor in tensors:
             if tensor is not None and tensor.storage is not None:
                 tensor.storage.keep()

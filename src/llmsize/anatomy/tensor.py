@@ -107,14 +107,14 @@ class Storage:
         """From now on it lives for another reason."""
         before, operation, layer, shape, format = self.label
         if before != role:
-            self._is_now((role, operation, layer, shape, format))
+            self._relabel((role, operation, layer, shape, format))
             if self.others is not None:
                 self.others.becomes(role)
 
     def hand_on(self, operation: str, shape: Shape, layer: int = HANDED_ON) -> None:
         """From now on it is what layers hand each other."""
         role, _, _, _, format = self.label
-        self._is_now((role, operation, layer, shape, format))
+        self._relabel((role, operation, layer, shape, format))
 
     def lend(self, operation: str, shape: Shape) -> Lent:
         """Its bytes as what the first layer is handed, until that is let go of."""
@@ -123,7 +123,7 @@ class Storage:
         self.events.append((-size, self.label))
         return Lent(self.events, (role, operation, HANDED_ON, shape, format), size, self)
 
-    def _is_now(self, label: Label) -> None:
+    def _relabel(self, label: Label) -> None:
         self.events += ((-self.bytes, self.label), (self.bytes, label))
         self.label = label
 

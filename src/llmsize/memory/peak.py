@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def peak_memory(step: TrainingStep) -> Term:
             counted("optimizer scratch", step.step_scratch),
         ]
     else:
-        moving = [_role_term(step.moment, role) for role in ROLES]
+        alive = _by_role(step.moment)
+        moving = [_role_term(role, alive[role]) for role in ROLES]
     if step.phase in step.beside:
         moving.append(step.beside[step.phase])
     parts = [part for part in (*step.static.parts, *moving) if part.value]
@@ -82,13 +84,21 @@ def on_device(traced: Term, stack: Stack, *unseen: Term) -> Term:
     return total("device memory", traced, *unseen, slack, context)
 
 
-def _role_term(moment: Moment, role: str) -> Term:
+Kind = tuple[str, Shape, Format]
+"""The operation that tensors are made by, their shape and their format."""
+
+
+def _by_role(moment: Moment) -> dict[str, dict[Kind, int]]:
+    """The tensors that are alive, by why they are: bytes of each kind."""
+    alive: dict[str, dict[Kind, int]] = {role: {} for role in ROLES}
+    for (role, operation, _, shape, format), size in moment.live.items():
+        sizes, kind = alive[role], (operation, shape, format)
+        sizes[kind] = sizes.get(kind, 0) + size
+    return alive
+
+
+def _role_term(role: str, sizes: Mapping[Kind, int]) -> Term:
     """The tensors that are alive for one reason: the largest by name, the rest together."""
-    sizes: dict[tuple[str, Shape, Format], int] = {}
-    for what, size in moment.live.items():
-        if what.role == role:
-            key = (what.operation, what.shape, what.format)
-            sizes[key] = sizes.get(key, 0) + size
     ranked = sorted(sizes.items(), key=lambda item: -item[1])
     listed = [_tensor_term(*key, size) for key, size in ranked[:SHOWN] if size]
     rest = sum(size for _, size in ranked[SHOWN:])

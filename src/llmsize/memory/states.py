@@ -132,7 +132,8 @@ def _copies(trained: Iterable[Parameter], run: TrainingRun) -> int:
     """Bytes of the copies that a step makes of all weights, or of one after the other."""
     optimizer = run.optimizer
     if optimizer.stepping != "each":
-        return optimizer.step_copies * sum(stepped_bytes(weight, run) for weight in trained)
+        copies = optimizer.step_copies
+        return copies * sum(stepped_bytes(weight, run) for weight in trained) if copies else 0
     highest = before = 0
     for weight in trained:
         size, stepped = prod(weight.shape), _stepped(weight, run)

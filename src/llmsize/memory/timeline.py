@@ -62,7 +62,9 @@ class Passage:
         found: dict[int, Event] = {}
         for event in events:
             label = id(event[1])
-            if found.pop(label, None) is None:
+            if label in found:
+                del found[label]
+            else:
                 found[label] = event
         if not self.repeated:
             return list(found.values())
@@ -278,8 +280,9 @@ def _alive(*passed: tuple[Iterable[Event], int]) -> dict[What, int]:
                 key = id(label)
                 sizes[key] = sizes.get(key, 0) + change * times
                 named[key] = label
-    live: dict[Label, int] = {}
+    live: dict[What, int] = {}
     for key, size in sizes.items():
         if size:
-            live[named[key]] = live.get(named[key], 0) + size
-    return {What(*label): size for label, size in live.items() if size}
+            what = What(*named[key])
+            live[what] = live.get(what, 0) + size
+    return {what: size for what, size in live.items() if size}
