@@ -110,7 +110,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor], layers: int) -> dict
     tracker.start("bwd")
     loss.backward()
     figures["grad_bytes"] = sum(g.numel() * g.element_size() for g in run.gradients())
-    outputs, loss = None, loss.detach()  # a kept output goes with the next step, the graph before
+    outputs = None  # a kept output goes when the next step begins
     tracker.start("step")
     optimizer_step(run)
     return figures

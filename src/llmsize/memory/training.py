@@ -186,7 +186,6 @@ def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tens
     trace.enter(-1, "backward")
     backward(trace, loss)
     trace.let_go_of_outputs()
-    trace.let_go(trace.in_graph)
     return trace, loss
 
 
