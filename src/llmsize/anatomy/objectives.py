@@ -104,7 +104,10 @@ def policy_logits(t: Trace, logits: Tensor) -> Tensor:
 
 
 def _selected_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    """A gradient for each sequence, stacked, then filled into those of all tokens."""
+    """A gradient for each sequence, stacked, then filled into those of all tokens.
+
+    Of these a copy is made whose part is divided, as the logits were (autograd's `CopySlices`).
+    """
     whole, scored, format = node.context
     rows = []
     for _ in range(scored[0]):
@@ -116,5 +119,6 @@ def _selected_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     filled = t.new("slice_backward", whole, format)
     del stacked
     copied = t.new("copy", whole, format)
-    del filled
+    part, divided = (t.new(name, scored, format) for name in ("clone", "div"))
+    del filled, part, divided
     return (copied,)

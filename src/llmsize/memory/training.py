@@ -185,7 +185,8 @@ def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tens
     trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
     trace.enter(-1, "backward")
     backward(trace, loss)
-    trace.let_go_of_outputs()
+    if run.setting.objective != "policy":  # whose trainer holds the logits through the step
+        trace.let_go_of_outputs()
     return trace, loss
 
 
