@@ -64,6 +64,7 @@ TYPES = {
     "granitemoe": ("granitemoe",),
     "grok": ("grok-1",),
     "hunyuan_moe": ("hunyuan_v1_moe", "hunyuan_v1_dense", "hunyuan_vl_text"),
+    "hy_v4": ("hy_v4",),
     "inkling": ("inkling_text",),
     "internlm2": ("internlm2",),
     "jamba": ("jamba",),

@@ -59,6 +59,8 @@ class Indexer:
     """Rotary embedding of its q and k."""
     shared: bool = False
     """Whether layers without one use the last choice."""
+    scales_weights: bool = False
+    """Whether heads' weights are scaled once more, not scores (Hunyuan 4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +330,12 @@ def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: 
     t.remember(LayerCache("index", 1, i.head_dim))
     k = blocks.grown(t, k)
     keys = ops.transpose(t, k, -1, -2)
-    scores = ops.scale(t, ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32)))
+    scores = ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32))
+    scores = scores if i.scales_weights else ops.scale(t, scores)
     scores = ops.relu(t, scores)
     weights = t.linear(x, f"{name}.weights_proj", i.heads, role="indexer")
     weights = ops.scale(t, ops.to(t, weights, FP32))
+    weights = ops.scale(t, weights) if i.scales_weights else weights
     weights = weights.view(t.batch, t.sequence, 1, i.heads)
     return ops.matmul(t, weights, scores).view(t.batch, t.sequence, scores.shape[-1])
 
