@@ -173,6 +173,14 @@ def test_the_longest_sequence_has_a_prompt(
     assert "the largest seq-len that fits" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("objective", ["dpo", "grpo", "ppo"])
+def test_a_pass_of_another_model_is_graded_like_the_policys_own(objective: str) -> None:
+    """What was followed is no exact number, whichever model it was followed in."""
+    found = step(objective=objective, sequence=64)
+    assert found.stages
+    assert {stage.grade for stage in found.stages.values()} == {"formula"}
+
+
 def test_a_wrong_objective_gets_a_close_one() -> None:
     """A misspelt name is answered with a close one."""
     with pytest.raises(LLMSizeError, match="unknown objective `dpoo`"):

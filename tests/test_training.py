@@ -41,6 +41,15 @@ def test_the_worked_step_of_the_concept_page_by_hand() -> None:
     assert kept == by_hand + layers * random_states == 14_281_089_792
 
 
+def test_states_and_copies_name_the_source_of_their_own_kind() -> None:
+    """What an optimizer keeps is its library's business, not the model's."""
+    static = training_step(
+        presets.get(Architecture, "gpt2"), run_of(Choices(sequence=64), "mixed", "adamw-8bit")
+    ).static
+    assert "bitsandbytes" in static.part("optimizer states").source
+    assert "arXiv:1710.03740" in static.part("master weights").source
+
+
 def _recomputed_eagerly(sequence: int) -> TrainingStep:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
     chosen = Choices(

@@ -16,7 +16,7 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, one_of
 from llmsize.formats import FP32, INT64
 from llmsize.memory.states import stored
-from llmsize.memory.timeline import counted, peak, stretches
+from llmsize.memory.timeline import counted, peak, stretches, traced
 from llmsize.term import Term, total
 
 Reference = Literal["model", "adapter", "precomputed", "none"]
@@ -60,6 +60,8 @@ _KNOWN = (
               head="policy", reference="model", rollouts=True, critic=True,
               note="reward and value model are as large as the policy"),
 )  # fmt: skip
+
+GIVEN = "a share of the device, as it was given"
 
 OBJECTIVES = {objective.name: objective for objective in _KNOWN}
 SFT = OBJECTIVES["sft"]
@@ -127,7 +129,7 @@ class Companions(NamedTuple):
         if self.objective.critic:
             yield counted("reward model", self._weights("score"))
         if self.rollout and self.rollout.engine and not self.rollout.sleeps:
-            yield counted("engine of the rollouts", self.rollout.engine)
+            yield counted("engine of the rollouts", self.rollout.engine, source=GIVEN)
 
     def moments(self, kept: int) -> Iterator[Term]:
         """The highest moments of what runs besides the trained pass, above what is resident.
@@ -141,8 +143,8 @@ class Companions(NamedTuple):
         if not self.rollout and self.reference in ("model", "adapter"):
             reading = self._read(self.objective.head, self.setting.batch)
             yield total(
-                "reference", counted("kept by the policy", kept),
-                counted("reference's pass", reading), unit="bytes",
+                "reference", traced("kept by the policy", kept),
+                traced("reference's pass", reading), unit="bytes",
             )  # fmt: skip
 
     def _frozen(self, head: Head, batch: int) -> Setting:
@@ -169,14 +171,14 @@ class Companions(NamedTuple):
         heads: list[Head] = ["score"] if self.objective.critic else []
         if self.reference in ("model", "adapter"):
             heads.append(self.objective.head)
-        yield counted("a frozen model's pass", max(self._read(h, rollout.scored) for h in heads))
+        yield traced("a frozen model's pass", max(self._read(h, rollout.scored) for h in heads))
         if self.objective.critic:
             yield counted("logits of the rollouts", self._logits(rollout))
 
     def _rollouts(self, rollout: Rollout) -> Iterator[Term]:
         if rollout.engine:
             if rollout.sleeps:
-                yield counted("engine of the rollouts", rollout.engine)
+                yield counted("engine of the rollouts", rollout.engine, source=GIVEN)
             return
         whole = self.setting.sequence
         written = self.setting._replace(
@@ -189,7 +191,7 @@ class Companions(NamedTuple):
         yield counted("token ids", INT64.block_bytes * rollout.sequences * whole)
         if self.objective.critic:
             yield counted("logits of the rollouts", 2 * self._logits(rollout), "as list and stack")
-        yield counted("keys, values and the pass", max(prompt, cache + token))
+        yield traced("keys, values and the pass", max(prompt, cache + token))
 
     def _run(self, setting: Setting) -> Trace:
         return run_forward(self.architecture, setting)[0]

@@ -37,12 +37,14 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
     trained = trained_weights(trace)
     parts = [_weights(trace.weights.values(), run), _buffers(trace)]
     if run.offload == "none":
-        parts.append(counted("optimizer states", all_states(trained, run), run.optimizer.title))
+        optimizer, held = run.optimizer, all_states(trained, run)
+        parts.append(counted("optimizer states", held, optimizer.title, optimizer.source))
     parts.append(
         counted("inputs", _inputs(trace, run.setting), "token ids, labels and mask in int64")
     )
     if run.precision.master and run.offload == "none":
-        parts.insert(1, counted("master weights", copied_bytes(trained, run), run.precision.title))
+        precision, held = run.precision, copied_bytes(trained, run)
+        parts.insert(1, counted("master weights", held, precision.title, precision.source))
     if gradients_stay(run) and not (run.fused_backward or gradients_leave(run)):
         parts.append(counted("gradients", gradient_bytes(trained, run), "kept between batches"))
     if _has_buckets(run):

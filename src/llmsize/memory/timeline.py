@@ -12,7 +12,7 @@ from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Segment
 from llmsize.anatomy.tensor import HANDED_ON, OUTSIDE, Event, Label, What
 from llmsize.anatomy.trace import Trace
-from llmsize.term import Term
+from llmsize.term import Term, fact
 
 ANATOMY = "the anatomy of the model"
 
@@ -20,6 +20,11 @@ ANATOMY = "the anatomy of the model"
 def counted(name: str, size: int, note: str = "", source: str = ANATOMY) -> Term:
     """Bytes of tensors that were counted one by one."""
     return Term(name, size, "bytes", "", {}, source, "exact", (), note)
+
+
+def traced(name: str, size: int) -> Term:
+    """Bytes that a pass has alive together at some moment."""
+    return fact(name, size, unit="bytes", source=ANATOMY, grade="formula")
 
 
 class Passage:

@@ -40,6 +40,7 @@ from llmsize.memory.timeline import (
     peak,
     stretches,
     stretches_as_run,
+    traced,
 )
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.term import Term, total
@@ -210,14 +211,14 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
         value = training_step(architecture, critic(run))
         resident.append(total("value model", *value.static.parts, unit="bytes"))
         beside = {
-            "forward": counted("kept by the value model", value.kept),
-            "backward": counted("kept by the value model", value.kept),
+            "forward": traced("kept by the value model", value.kept),
+            "backward": traced("kept by the value model", value.kept),
             "step": counted("gradients of the value model", value.left),
         }
         own = value.peaks["backward"] - int(value.static.value)
         stages["value model's backward"] = total(
             "value model's backward", counted("gradients of the policy", step.left),
-            counted("value model's pass", own), unit="bytes",
+            traced("value model's pass", own), unit="bytes",
         )  # fmt: skip
     static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
     more, base = int(static.value - step.static.value), int(static.value)
