@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import measure, missed, report
+from benchmarks.accuracy import measure, missed, page, report
 from benchmarks.answers import Answer, error, statistics
 
 
@@ -34,6 +34,20 @@ def test_an_expected_zero_is_met_by_zero_alone() -> None:
     """There is no relative error to speak of."""
     assert error(Answer("a", "bytes", 0, 0)) == 0
     assert error(Answer("a", "bytes", 0, 1)) == math.inf
+
+
+def test_the_page_begins_with_what_is_furthest_off() -> None:
+    """A case without an answer, then the largest errors; what is met is not among them."""
+    tables = {
+        f"{name}.csv": {"rows": 1, "quantities": {"bytes": statistics(answers((100, got)))}}
+        for name, got in (("near", 101.0), ("met", 100.0), ("none", None), ("far", 150.0))
+    }
+    told = page({"tables": tables})
+    beginning = told[: told.index("## near.csv")]
+    rows = [line.split(" | ") for line in beginning.splitlines() if ".csv |" in line]
+    assert [(row[0], row[5]) for row in rows] == [
+        ("| none.csv", "no answer"), ("| far.csv", "50.0%"), ("| near.csv", "1.0%"),
+    ]  # fmt: skip
 
 
 def test_a_table_that_nothing_answers_is_reported(tmp_path: Path) -> None:
