@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.answers import error
 from benchmarks.tables.traces import inference_memory
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -18,9 +17,15 @@ ROWS = [
 """The reference, and further families with few layers each (transformers 5.23, torch 2.13)."""
 
 
+NEARLY = {"cwm-defaults_prefill_b1_s333_fp32": 24}
+"""Bytes by which the peak of a prompt is missed."""
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_generation_agrees_with_the_traced_model(row: dict[str, str]) -> None:
-    """Weights and cache are exact, peaks within a few kilobytes per gigabyte."""
-    for answer in inference_memory([row], REFERENCE):
-        exact = answer.quantity in ("param_bytes", "kv_cache_bytes")
-        assert error(answer) <= (0 if exact else 2e-5), answer
+    """Weights, cache, and the peaks of the prompt and of a token, to the byte."""
+    answers = list(inference_memory([row], REFERENCE))
+    assert len(answers) >= 4
+    for answer in answers:
+        off = NEARLY.get(answer.id, 0) if "prefill" in answer.quantity else 0
+        assert answer.got == pytest.approx(answer.expected, rel=0, abs=off), answer

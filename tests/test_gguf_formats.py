@@ -8,7 +8,7 @@ import pytest
 from benchmarks.format_names import preset_of
 from llmsize import presets
 from llmsize.errors import LLMSizeError
-from llmsize.formats import Format, matrix_bytes
+from llmsize.formats import NATIVE, Format, matrix_bytes, stored_bytes
 
 TABLE = Path(__file__).parent / "reference" / "quant_formats.csv"
 SIDE = 4096
@@ -27,6 +27,17 @@ def test_a_matrix_takes_the_measured_bits(row: dict[str, str]) -> None:
     expected = float(bits) + (32 / SIDE if per_row else 0)
     stored = matrix_bytes(presets.get(Format, preset_of(row["format"])), SIDE, SIDE)
     assert 8 * stored / SIDE**2 == pytest.approx(expected, abs=6e-7)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_format_of_tensors_has_the_bits_of_its_name(name: str) -> None:
+    """As its library stores it: tf32 as fp32 (NVIDIA's A100 whitepaper), a bool in a byte."""
+    digits = "".join(filter(str.isdigit, name.partition("_")[0]))
+    bits = {"tf32": 32, "bool": 8}.get(name) or int(digits)
+    format = NATIVE[name]
+    assert format.bits_per_element == bits
+    assert stored_bytes(format, 1000) * 8 == 1000 * bits
+    assert format.block_elements == (2 if bits < 8 else 1)
 
 
 def test_a_side_tensor_that_cannot_be_read_is_an_error() -> None:
