@@ -244,7 +244,7 @@ def _is_file(work: Workload) -> bool:
 def _on_devices(model: Subject) -> int:
     """Parameters that are not looked up by a token's number or place."""
     return sum(
-        prod(map(int, weight.shape)) * weight.copies
+        prod(weight.shape) * weight.copies
         for weight in model.trace.weights.values()
         if weight.role not in ("embedding", "position")
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from llmsize.anatomy import LoRA, Parameter, Setting, Trace, traced
+from llmsize.anatomy import LoRA, Setting, Trace, traced
 from llmsize.anatomy.parameters import count, hidden_size
 from llmsize.architecture import Architecture
 from llmsize.formats import FP16, FP32, TRAINED, Format
@@ -290,7 +290,7 @@ def states(model: Subject, optimizer: Optimizer, precision: Precision, dtype: Fo
         kept = _per_parameter(name, model.parameters, size, source=optimizer.source)
     else:
         size = sum(
-            state_bytes(optimizer, _shape(w), role=w.role, stepped=stepped) * w.copies
+            state_bytes(optimizer, w.shape, role=w.role, stepped=stepped) * w.copies
             for w in model.trace.weights.values()
         )
         kept = _scaled(name, model, size, optimizer)
@@ -313,10 +313,6 @@ def _element_bytes(optimizer: Optimizer, stepped: Format) -> int:
     """Bytes of all states for one parameter; step counters are left out."""
     states = optimizer.states.values()
     return sum(state_format(optimizer, name, stepped).block_bytes for name in states)
-
-
-def _shape(weight: Parameter) -> tuple[int, ...]:
-    return tuple(map(int, weight.shape))
 
 
 def cache(model: Subject, work: Workload) -> Term:
@@ -394,9 +390,9 @@ def _per_parameter(name: str, parameters: int, size: int, *, source: str = "") -
     )  # fmt: skip
 
 
-def _scaled(name: str, model: Subject, size: int, fact: Recipe | Optimizer) -> Term:
+def _scaled(name: str, model: Subject, size: int, told: Recipe | Optimizer) -> Term:
     """Bytes that were summed over the tensors of the shape, brought to the parameter count."""
-    source, note = fact.source, fact.note
+    source, note = told.source, told.note
     if not model.assumed:
         return Term(name, size, "bytes", source=source, note=note)
     return term(
