@@ -183,29 +183,14 @@ have both."""
 
 
 def run(
-    t: Trace,
-    s: Sizes,
-    block: Callable[[Tensor, Kind, Around], Tensor],
-    kinds: Sequence[Kind],
-    *,
-    norm: Norm = blocks.rms_norm,
-    names: Names = NAMES,
-    windows: Iterable[int] = (),
-    begin: Part = as_it_is,
-    embed: Part | None = None,
-    holds_tokens: bool = False,
-    embedding: int = 0,
-    rows: int = 0,
-    masking: Masking = "as needed",
-    handed_positions: bool = True,
-    rope: rotary.Rope = ROPE,
-    head_bias: bool = False,
-    transform: Part | None = None,
-    end: Sequence[blocks.Activation] = (),
-    returned: list[Tensor] | None = None,
-    spare_mask: bool = False,
-    carrying: bool = False,
-) -> Tensor:
+    t: Trace, s: Sizes, block: Callable[[Tensor, Kind, Around], Tensor], kinds: Sequence[Kind],
+    *, norm: Norm = blocks.rms_norm, names: Names = NAMES, windows: Iterable[int] = (),
+    begin: Part = as_it_is, embed: Part | None = None, holds_tokens: bool = False,
+    embedding: int = 0, rows: int = 0, masking: Masking = "as needed",
+    handed_positions: bool = True, rope: rotary.Rope = ROPE, head_bias: bool = False,
+    transform: Part | None = None, end: Sequence[blocks.Activation] = (),
+    returned: list[Tensor] | None = None, spare_mask: bool = False, carrying: bool = False,
+) -> Tensor:  # fmt: skip
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
     `windows` are those that attention uses; kinds that are numbers are windows. `embed` is what the
