@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmsize.errors import LLMSizeError
-from llmsize.planning.fits import largest, most, smallest, verdict
+from llmsize.planning.fits import Band, band_for, largest, most, smallest, verdict
+from llmsize.quick_dataclasses import replace
 
 ORDER = ["does not fit", "tight", "fits"]
 
@@ -27,6 +28,17 @@ def test_inside_the_band_is_tight(budget: int, ratio: float, band: float) -> Non
     """Only a need that the error could push across the budget is tight."""
     assume(abs(abs(ratio - 1) - band) > 1e-9)
     assert (verdict(ratio * budget, budget, band=band) == "tight") == (abs(ratio - 1) < band)
+
+
+def test_a_band_is_of_its_own_runs_or_the_widest_of_the_job() -> None:
+    """What was never measured is as uncertain as the worst that was, and says so by no cases."""
+    of_vllm = Band("a", "inference", 0.02, 10, "t", "q", "made up", engines=("vllm",))
+    of_llama_cpp = replace(of_vllm, name="b", share=0.05, engines=("llama.cpp",))
+    training = Band("c", "training", 0.2, 30, "t", "q", "made up")
+    known = [of_vllm, of_llama_cpp, training]
+    assert band_for(known, "inference", "vllm") == of_vllm
+    assert band_for(known, "inference", "mlx") == replace(of_llama_cpp, cases=0)
+    assert band_for(known, "training", "any stack") == training
 
 
 def test_no_memory_is_an_error() -> None:
