@@ -129,7 +129,10 @@ def user_folder() -> str:
 
 @lru_cache(maxsize=1)
 def shipped() -> str:
-    """The presets that came with llmsize: in the package, or in the checkout above it."""
+    """The presets that came with llmsize: in the package, or in the checkout above it.
+
+    Raises `LLMSizeError` where they are gone.
+    """
     package = path.dirname(path.realpath(__file__))
     for folder in (package, path.dirname(path.dirname(package))):
         if path.isdir(presets := path.join(folder, "presets")):

@@ -165,7 +165,10 @@ def measured_utilization(
 
 
 def efficiency(measured: Utilization, share: float | None = None) -> Term:
-    """`share` of the peak as given, or the measured median as a fact with its spread."""
+    """`share` of the peak as given, or the measured median as a fact with its spread.
+
+    Raises `LLMSizeError` for a share that is none.
+    """
     if share is not None:
         if not 0 < share <= 1:
             raise LLMSizeError(

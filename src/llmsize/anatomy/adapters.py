@@ -88,7 +88,8 @@ class Adapter:
     ) -> Tensor:
         """What an embedding of so many `rows` that it goes around gives, which alone gives `x`.
 
-        `own` is what the embedding's own layer does to what it looks up.
+        `own` is what the embedding's own layer does to what it looks up. Raises `LLMSizeError` for
+        a method that adapts linear layers alone.
         """
         raise LLMSizeError(
             f"`{name}` is an embedding, which this method does not adapt",
@@ -100,7 +101,10 @@ class Adapter:
         return layer.run(t, x)
 
     def around_parts(self, t: Trace, x: Tensor, layer: Linear, widths: Sequence[int]) -> Tensor:
-        """What a layer gives for `x` of whose output it adapts parts of these widths."""
+        """What a layer gives for `x` of whose output it adapts parts of these widths.
+
+        Raises `LLMSizeError` for a method that adapts whole layers.
+        """
         raise LLMSizeError(
             f"`{layer.name}` is one projection, of which this method cannot adapt a part",
             hint="only lora and qlora can; or train with `--stack transformers`",

@@ -344,7 +344,7 @@ def advice(question: Question, several: tuple[planning.Change[Question], ...]) -
 
 
 def drawn(question: Question, file: str, *, timeline: bool) -> str:
-    """The timeline as a file."""
+    """The timeline as a file. Raises `LLMSizeError` where none was asked for."""
     from llmsize.memory.timeline_chart import timeline_chart
 
     if not timeline:

@@ -119,6 +119,7 @@ def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:
 
     `steps` is what quantizing one allocates and frees: `+name:bytes per element`, `-name`, in the
     order of the library; at its end the matrix itself is freed, and what is left is the result.
+    Raises `LLMSizeError` for steps that cannot be read.
     """
     pool = Segments()
     loaded = [(pool.take(size), elements) for elements, size in matrices if size > SMALL]

@@ -54,7 +54,8 @@ def verdict(need: float, budget: float, *, band: float) -> Verdict:
     """`fits` or `does not fit` where the error band leaves no doubt, and `tight` inside it.
 
     `band` is the relative error |need − real| / real that 95 % of such estimates stay within,
-    so the real need is expected from need / (1 + band) to need / (1 − band).
+    so the real need is expected from need / (1 + band) to need / (1 − band). Need and budget are in
+    bytes. Raises `LLMSizeError` for a budget of nothing.
     """
     if budget <= 0:
         raise LLMSizeError("the memory budget is nothing", hint="give some memory, such as `16GB`")

@@ -66,7 +66,10 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def read_own(path: Path, limit: int, *, hint: str) -> bytes:
-    """The same of a file that is the user's own, no model's: `hint` says what belongs there."""
+    """The same of a file that is the user's own, no model's: `hint` says what belongs there.
+
+    Raises `LLMSizeError` with that hint.
+    """
     try:
         return read_small(path, limit)
     except LLMSizeError as failure:

@@ -11,7 +11,10 @@ from llmsize.term import Term, total
 
 
 def places(question: Serving) -> tuple[Term, ...]:
-    """llama.cpp's own buffers, and the context on each device that it opens."""
+    """llama.cpp's own buffers, and the context on each device that it opens.
+
+    Raises `LLMSizeError` for weights that are no GGUF file's.
+    """
     if question.file is None:
         raise LLMSizeError("llama.cpp needs a GGUF type", hint="`--quant q4_k_m`")
     server = replace(
