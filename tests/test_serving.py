@@ -18,7 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import CachePolicy, paged_sequences
 from llmsize.memory.serving import Serving, fullest, need, pool, serving
-from llmsize.memory.serving.pooled import edges
+from llmsize.memory.serving.pooled import batch_tokens, edges, graphs
 from llmsize.memory.weights import Recipe
 from llmsize.term import evaluate
 from llmsize.units import GIB
@@ -125,7 +125,26 @@ def test_heads_are_divided_evenly() -> None:
     """vLLM: attention heads (28) "must be divisible by tensor parallel size (8)"."""
     with pytest.raises(LLMSizeError, match="28 heads and 4 KV heads are not divided by 8"):
         need(served("qwen2.5-7b", "vllm", devices=8))
-    assert len(need(served("qwen2.5-7b", "vllm", devices=4, stages=2))) == 2
+    names = [place.name for place in need(served("qwen2.5-7b", "vllm", devices=4, stages=2))]
+    assert names == ["each of 4 GPUs of stage 0", "each of 4 GPUs of stage 1"]
+
+
+@pytest.mark.parametrize(
+    ("context", "tokens"), [(1024, 2048), (32_768, 32_768), (32_769, 2048), (131_072, 2048)]
+)
+def test_prompts_are_cut_where_contexts_are_long(context: int, tokens: int) -> None:
+    """vLLM 0.7, engine/arg_utils.py: chunked prefill of 2,048 tokens if `max_model_len > 32768`;
+    config.py: else a batch has `max(max_model_len, 2048)`."""
+    assert batch_tokens(served("llama-3.1-8b", "vllm-0.7", context=context)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "channels"), [("llama-3.1-8b", 32 * 128), ("deepseek-v2-lite", 16 * 512)]
+)
+def test_graphs_hold_results_of_all_heads(model: str, channels: int) -> None:
+    """Of Llama 3.1 8B 32 of 128 channels, of DeepSeek-V2-Lite 16 latents of 512 (arXiv:2405.04434,
+    section 2.1), whose keys have 64 rotary channels beside them."""
+    assert graphs(served(model, "vllm"), 1).inputs["head_channels"] == channels
 
 
 @pytest.mark.parametrize(
