@@ -378,6 +378,22 @@ def test_exllama_kernels_keep_room_for_the_longest_input() -> None:
     assert exllama.part("weights") == plain.part("weights")
 
 
+def test_old_versions_make_the_logits_of_all_tokens_in_fp32() -> None:
+    """transformers 4.44, modeling_qwen2.py: `logits = self.lm_head(hidden_states)` and then
+    `logits.float()`, of 8,192 tokens with 896 channels and 151,936 words."""
+    asked = served("qwen2.5-0.5b", "transformers-4.44", context=8192)
+    made = fullest(need(asked)).part("activations").value - asked.engine.workspace
+    expected = 8192 * (151_936 * (2 + 4) + 896 * 2)
+    assert made == pytest.approx(expected, rel=0, abs=1024)  # inverse frequencies of the rotation
+
+
+def test_the_largest_layer_visits_the_device() -> None:
+    """Of Llama 2 7B a layer, 4 · 4096² + 3 · 4096 · 11008 + 2 · 4096 numbers, and not the head."""
+    place = need(served("llama-2-7b", gpu_layers=10))[0]
+    visiting = place.part("layer on visit from the host").value
+    assert visiting == 2 * (4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096)
+
+
 def test_experts_wait_in_host_memory_where_the_engine_can() -> None:
     """Qwen3-30B-A3B: 128 experts a layer of three matrices 768 × 2048, in bf16."""
     for engine in ("vllm", "transformers"):
