@@ -63,6 +63,20 @@ def test_more_devices_never_need_more_of_each(method: str) -> None:
     assert needs == sorted(needs, reverse=True)
 
 
+def test_devices_divide_states_and_gather_two_layers() -> None:
+    """Llama 2 7B on eight: 2 + 4 + 8 bytes a parameter live through the step and 2 of gradients
+    come, all divided (arXiv:1910.02054); whole are the embedding, the head and the final norm, and
+    the layer at work and the next one (arXiv:2304.11277), all in 16 bits."""
+    parameters, layer = 6_738_415_616, 4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096
+    work = workload(options.storage("bf16"), 1, 2048)
+    parts = tuning(fits_step(model("llama-2-7b"), work, "full training"), 8).parts[0]
+    assert parts.part("lives through the step").value == pytest.approx(
+        14 * parameters / 8, rel=1e-6
+    )
+    assert parts.part("gradients").value == 2 * parameters / 8
+    assert parts.part("gathered weights").value == 2 * (2 * 32_000 * 4096 + 4096 + 2 * layer)
+
+
 @pytest.mark.parametrize("job", ["full training", "LoRA", "QLoRA"])
 @pytest.mark.parametrize("name", ["llama-2-7b", "llama-3.1-70b"])
 def test_formulas_agree_with_the_step_that_is_walked(name: str, job: Job) -> None:
