@@ -15,6 +15,7 @@ from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.needs import estimated, tuning
 from llmsize.planning.training import Question
+from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 
 PRECISION: dict[str, str] = {"full": "mixed", "lora": "pure-16bit", "qlora": "pure-16bit"}
@@ -75,6 +76,15 @@ def test_devices_divide_states_and_gather_two_layers() -> None:
     )
     assert parts.part("gradients").value == 2 * parameters / 8
     assert parts.part("gathered weights").value == 2 * (2 * 32_000 * 4096 + 4096 + 2 * layer)
+
+
+def test_who_loads_whole_weights_has_them_beside_a_share() -> None:
+    """Llama 2 7B in 16 bits with peft's 39,976,960 parameters of rank 16 in fp32, and an eighth."""
+    question = step("llama-2-7b", "lora")
+    stack = replace(question.stack, loads_whole=True)
+    allocated = tuning(replace(question, stack=stack), 8).parts[0]
+    weights = 2 * 6_738_415_616 + 4 * 39_976_960
+    assert allocated.value == weights + weights // 8
 
 
 @pytest.mark.parametrize("job", ["full training", "LoRA", "QLoRA"])
