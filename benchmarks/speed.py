@@ -37,17 +37,17 @@ SETTINGS = {
     "recomputed": FULL._replace(checkpoint_every=1),
 }
 BUDGETS = {
-    ("gpt2", "full"): 4.0,
-    ("llama-3-8b", "full"): 5.0,
-    ("llama-3-8b", "LoRA"): 7.5,
-    ("llama-3-8b", "recomputed"): 7.0,
-    ("mixtral-8x7b", "full"): 7.0,
-    ("qwen3-30b-a3b", "full"): 8.0,
-    ("mamba-2.8b", "full"): 12.0,
-    ("gemma-3-27b", "full"): 12.0,
-    ("gemma-3-27b", "LoRA"): 14.0,
-    ("deepseek-v3", "full"): 12.0,
-    ("deepseek-v3", "LoRA"): 14.0,
+    ("gpt2", "full"): 3.0,
+    ("llama-3-8b", "full"): 3.5,
+    ("llama-3-8b", "LoRA"): 7.0,
+    ("llama-3-8b", "recomputed"): 5.0,
+    ("mixtral-8x7b", "full"): 5.5,
+    ("qwen3-30b-a3b", "full"): 5.5,
+    ("mamba-2.8b", "full"): 8.0,
+    ("gemma-3-27b", "full"): 9.0,
+    ("gemma-3-27b", "LoRA"): 13.0,
+    ("deepseek-v3", "full"): 7.0,
+    ("deepseek-v3", "LoRA"): 11.0,
 }
 """Milliseconds for a training step of a model: half as much again as a slow core takes."""
 

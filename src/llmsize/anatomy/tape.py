@@ -54,11 +54,11 @@ class Parameter(Tensor):
 
 
 class Segment(NamedTuple):
-    """A stretch of events in one traced layer, or outside of the layers."""
+    """A stretch of events in one traced part of a layer, or outside of the layers."""
 
     phase: str
     layer: int
-    """Number of the traced layer; -1 outside of the layers."""
+    """Number of the traced part; -1 outside of the layers."""
     start: int
     """Index of its first event."""
 

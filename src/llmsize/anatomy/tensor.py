@@ -49,7 +49,7 @@ class What(NamedTuple):
     operation: str
     """The operation that made it."""
     layer: int
-    """Index of the traced layer it was made in; `OUTSIDE` of the layers, or `HANDED_ON`."""
+    """Number of the traced part of a layer it was made in; `OUTSIDE` of them, or `HANDED_ON`."""
     shape: Shape
     format: Format
 

@@ -609,7 +609,7 @@ class Trace(Tape):
         first = len(self.course)
         stands_for: dict[int, list[int]] = {}
         for turn, numbers in zip(turns, parts, strict=True):
-            self.course.append(turn._replace(pattern=first + turn.pattern, parts=numbers))
+            self.course.append(Turn(turn.kind, turn.indices, first + turn.pattern, numbers))
             for number in numbers:
                 stands_for.setdefault(number, []).extend(turn.indices)
         for number, indices in stands_for.items():

@@ -28,7 +28,7 @@ def traced(name: str, size: int) -> Term:
 
 
 class Passage:
-    """What happens in one traced layer, or outside of the layers, in one go."""
+    """What happens in one traced part of a layer, or outside of the layers, in one go."""
 
     def __init__(
         self, events: Sequence[Event], layer: int, levels: Sequence[int], *, repeated: bool = False
@@ -176,7 +176,7 @@ def _folded(
     passed: dict[int, tuple[Passage, Passage]] = {}
     for segment, after in pairwise([*segments, Segment("end", -1, len(events))]):
         own = events[segment.start : after.start]
-        if own and segment.layer >= 0:
+        if segment.layer >= 0:
             passed[segment.layer] = passages(own, segment.layer)
         elif own:
             yield _stretch(segment.phase, -1, 1, [Passage(own, segment.layer, _levels(own))])
