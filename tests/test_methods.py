@@ -121,6 +121,21 @@ def test_a_prefix_is_keys_and_values_of_every_layer() -> None:
     assert step.trained == 20 * 32 * 2 * 1024
 
 
+@pytest.mark.parametrize("stack", ["transformers-4", "litgpt"])
+def test_experts_that_are_linear_layers_have_adapters_each(stack: str) -> None:
+    """242,225,152 of Mixtral 8x7B, rank 16 on every linear layer (peft 0.10,
+    github.com/huggingface/peft/issues/1594), and no copies of the experts' weights.
+    """
+    model = presets.get(Architecture, "mixtral-8x7b")
+    base = presets.get(Format, "nf4")
+    found = training_step(
+        model, run_of(Choices("qlora", base=base, sequence=512, recompute="full"), stack=stack)
+    )
+    assert found.trained == 242_225_152
+    experts = 8 * 3 * 4096 * 14336 * 2
+    assert found.total - found.static.value - found.gradients < experts
+
+
 def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
     """Table 1 of GaLore: mr + 2nr for a matrix, so less than 2mn; the rank raises it."""
     model = presets.get(Architecture, "smollm-135m")

@@ -129,6 +129,15 @@ class Adapter:
         """What gives a parameter that is no linear layer as it is used; it has `fused` layers."""
         return lambda: weight
 
+    def beside_experts(
+        self, t: Trace, x: Tensor, out: Tensor, name: str, ends: Tensor, fused: int
+    ) -> Tensor:
+        """What experts of `fused` linear layers each give for their rows of `x`.
+
+        Without adapters that is `out`; the rows of every expert end at its entry of `ends`.
+        """
+        return out
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked(Adapter):
@@ -312,7 +321,8 @@ class LoRA(Ranked):
         peft/tuners/lora/layer.py, `ParamWrapper`: the product is added into a copy of the weight,
         once to try it out (torch.nn.utils.parametrize) and then for every use.
         """
-        if not (t.once_linear and ALL_LINEAR in self.targets):
+        beside = len(weight.shape) > 2 and t.setting.quantizes_experts
+        if beside or not (t.once_linear and ALL_LINEAR in self.targets):
             return lambda: weight
         *stack, out, width = weight.shape
         rank, count = fused * self.rank, prod(stack)
@@ -324,6 +334,27 @@ class LoRA(Ranked):
         up_cast, down_cast = ops.to(t, up, weight.format), ops.to(t, down, weight.format)
         t.new("baddbmm", weight.shape, weight.format)
         return partial(ops.add_product, t, weight, up_cast, down_cast)
+
+    def beside_experts(
+        self, t: Trace, x: Tensor, out: Tensor, name: str, ends: Tensor, fused: int
+    ) -> Tensor:
+        """Low-rank products beside each linear layer of every expert, as beside any other."""
+        linear = t.once_linear and t.setting.quantizes_experts
+        if not (linear and ALL_LINEAR in self.targets):
+            return out
+        count, width, part = ends.shape[0], x.shape[-1], out.shape[-1] // fused
+        changes = []
+        for index in range(fused):
+            to = f"{name}.{index}"
+            down = t.adapter(f"{to}.lora_A", (count, self.rank, width), trained=not self.fixed_down)
+            up = t.adapter(f"{to}.lora_B", (count, part, self.rank))
+            dropped = ops.dropout(t, ops.to(t, x, self.format), self.dropout)
+            low = ops.grouped_linear(t, dropped, ops.cast(t, down), ends, self.rank)
+            changes.append(ops.scale(t, ops.grouped_linear(t, low, ops.cast(t, up), ends, part)))
+            del dropped, low
+        change = changes[0] if fused == 1 else ops.cat(t, changes)
+        del changes
+        return ops.to(t, ops.add(t, out, change), out.format)
 
 
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")

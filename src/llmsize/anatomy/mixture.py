@@ -258,17 +258,21 @@ def run_experts(
     upper: Tensor = matrix(f"{name}.{up}", tokens.shape[-1], out, role)
     lower: Tensor = matrix(f"{name}.down_proj", m.width, width, "expert_down")
     with_lower = t.merger(lower, f"{name}.down_proj")
-    with_upper = t.merger(upper, f"{name}.{up}", fused=2 if gated else 1)
+    with_upper = t.merger(upper, f"{name}.{up}", fused=1 + gated)
     by_expert = _by_expert(t, m, tokens, routing)
     experts = by_expert.experts
     offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
     upper = with_upper()
-    x = _grouped(t, by_expert.tokens, upper, by_expert.ends, out, offset)
+    ends = by_expert.ends
+    x = _grouped(t, by_expert.tokens, upper, ends, out, offset)
+    x = _with_adapters(t, by_expert.tokens, x, f"{name}.{up}", ends, fused=1 + gated)
     join = gate or (gated_halves if gated else activated)
     x = join(t, s, x)
     offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
-    lower = with_lower()
-    x = _grouped(t, x, lower, by_expert.ends, width, offset)
+    lower, inputs = with_lower(), x
+    x = _grouped(t, inputs, lower, ends, width, offset)
+    x = _with_adapters(t, inputs, x, f"{name}.down_proj", ends)
+    del inputs
     return _summed(t, m, x, by_expert.weights, tokens.format)
 
 
@@ -347,6 +351,14 @@ def _grouped(
     else:
         x = ops.grouped_linear(t, x, weight, ends, out)
     return x if offset is None else ops.add_in_place(t, x, offset)
+
+
+def _with_adapters(
+    t: Trace, x: Tensor, out: Tensor, name: str, ends: Tensor, *, fused: int = 1
+) -> Tensor:
+    """What experts give for `x`, which is `out` if they have no adapters beside them."""
+    adapter = t.setting.adapter
+    return out if adapter is None else adapter.beside_experts(t, x, out, name, ends, fused)
 
 
 def take(t: Trace, x: Tensor, shape: Shape, operation: str) -> Tensor:

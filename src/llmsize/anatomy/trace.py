@@ -390,7 +390,10 @@ class Trace(Tape):
         """What a linear layer gives for `x`, with an adapter if it has one."""
         adapter = self.setting.adapter
         if adapter is None or not adapter.adapts(
-            layer.name, layer.role, self.family, once_linear=self.once_linear
+            layer.name,
+            layer.role,
+            self.family,
+            once_linear=self.once_linear and not self.setting.quantizes_experts,
         ):
             return layer.run(self, x)
         if self.setting.adapted_biases and layer.bias is not None and layer.bias.node is None:
