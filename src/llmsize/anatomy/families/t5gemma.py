@@ -115,6 +115,7 @@ def encode(t: Trace, d: Stack) -> Tensor:
 
     layer = partial(encoder_layer, t, d, around)
     x = t.layers(f"{d.name}.layers", layer, inputs.pop(), d.windows, position_ids)
+    around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
     del tokens, position_ids, padding, masks, around, layer
     return x
@@ -144,6 +145,7 @@ def decode(t: Trace, d: Stack, shifted: Tensor, encoded: Tensor) -> Tensor:
     x = t.layers(
         f"{d.name}.layers", layer, inputs.pop(), kinds, position_ids, across, told=lambda kind: None
     )
+    around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
     del tokens, position_ids, padding, masks, around, across, layer
     return x
