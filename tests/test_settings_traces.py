@@ -17,15 +17,18 @@ with (Path(__file__).parent / "reference" / "settings_traces.csv").open() as tab
 STATES = frozenset(
     ("params_trainable", "param_bytes", "master_bytes", "grad_bytes", "optim_bytes")
 )  # fmt: skip
-NOT_ALIKE = frozenset(("t5_full_040", "t5_prompt_050"))
-"""An output matrix of T5 that the real model ties whatever its configuration says, and a prompt in
-front of an encoder, which llmsize refuses."""
+NOT_ALIKE = frozenset((
+    "t5_full_040", "t5_prompt_050", "t5_full_028_b", "t5_vera_031_b", "mixtral_head_021_c",
+    "gpt_neox_qlora_006_c",
+))  # fmt: skip
+"""Output matrices of T5 that the real model ties whatever its configuration says, a prompt in front
+of an encoder and a tied head trained alone, which llmsize refuses, and a head of GPT-NeoX under its
+name before transformers 5, which peft passes over."""
 NEARLY = frozenset((
-    "qwen3_rslora_003", "qwen2_lora_008", "mamba2_loha_013", "deepseek_v3_prompt_025",
-    "gpt2_prefix_026", "qwen2_dora_045", "qwen3_moe_rslora_052", "deepseek_v2_p-tuning_061",
-    "gemma2_loha_064", "gemma3_text_hira_066", "bert_full_068", "gemma2_boft_069",
-    "qwen3_moe_p-tuning_071", "llama_prompt_073", "gpt_neox_prompt_080", "phi_prompt_084",
-    "bert_full_089",
+    "mamba2_loha_013", "deepseek_v3_prompt_025", "gpt2_prefix_026", "qwen3_moe_rslora_052",
+    "deepseek_v2_p-tuning_061", "bert_full_068", "qwen3_moe_p-tuning_071", "llama_prompt_073",
+    "gpt_neox_prompt_080", "phi_prompt_084", "bert_full_089", "gemma3_text_miss_042_b",
+    "mamba_vera_090_b", "gemma3_text_prompt_005_c", "starcoder2_prefix_023_c",
 ))  # fmt: skip
 """Steps of which a peak is not met to the byte."""
 
@@ -36,5 +39,5 @@ def test_a_drawn_step_is_as_traced(name: str) -> None:
     answers = list(settings_traces([ROWS[name]]))
     assert {"param_bytes", "act_end_fwd_bytes", "peak_step_bytes"} <= {a.quantity for a in answers}
     for answer in answers:
-        off = 0.025 if name in NEARLY and answer.quantity not in STATES else 0
+        off = 0.01 if name in NEARLY and answer.quantity not in STATES else 0
         assert answer.got == pytest.approx(answer.expected, rel=off, abs=0), answer

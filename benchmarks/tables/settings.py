@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.answers import Answer
 from llmsize import presets
 from llmsize.errors import LLMSizeError
-from llmsize.formats import BF16, FP16, FP32
-from llmsize.memory.methods import Choices, method_named
+from llmsize.formats import BF16, FP16, FP32, Format
+from llmsize.memory.methods import Choices, Recompute, method_named
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
@@ -25,12 +26,15 @@ Row = Mapping[str, str]
 
 FORMATS = {"fp32": FP32, "amp-fp16": FP16}
 """What the precisions of the table compute in, if not in bf16."""
-RECIPES = {"fp32": "fp32", "mixed": "mixed", "pure-bf16": "pure-16bit"}
+RECIPES = {"fp32": "fp32", "mixed": "mixed", "megatron": "megatron", "pure-bf16": "pure-16bit"}
 """Their recipes, if not autocast."""
 OPTIMIZERS = {
     "adamw_fused": "adamw", "adamw_foreach": "adamw-foreach", "amsgrad_foreach": "adamw-amsgrad",
 }  # fmt: skip
 """Optimizers that llmsize calls otherwise than by what is before the kind."""
+RECOMPUTED: dict[str, Recompute] = {
+    "none": "none", "full": "full", "selective": "selective", "offloaded": "full",
+}  # fmt: skip
 BIASES = {"none": "none", "all": "all", "lora_only": "adapted"}
 PHASES = {"forward": "fwd", "backward": "bwd", "step": "step"}
 
@@ -77,8 +81,9 @@ def _run(row: Row) -> TrainingRun:
     """The settings of a row in llmsize's words."""
     name = row["optimizer"]
     optimizer = OPTIMIZERS.get(name, name.removesuffix("_foreach"))
+    stack = replace(presets.get(Stack, "transformers"), keep_outputs=row["keep_outputs"] == "True")
     return training_run(
-        _choices(row), presets.get(Stack, "transformers"),
+        _choices(row), stack,
         presets.get(Precision, RECIPES.get(row["precision"], "amp")),
         presets.get(Optimizer, optimizer),
     )  # fmt: skip
@@ -95,13 +100,15 @@ def _choices(row: Row) -> Choices:
         "bias": BIASES[row["lora_bias"]],
         "adapter_format": format if row["adapter_dtype"] else None,
         "modules_to_save": tuple(filter(None, row["modules_to_save"].split(","))),
+        "base": presets.get(Format, row["base"]) if row["base"] else None,
+        "upcast": row["upcast"] == "True",
     }  # fmt: skip
     if row["method"] in ("houlsby", "pfeiffer", "ia3"):
         drawn.pop("targets")  # which the tracer leaves to them
     return Choices(
         row["method"], format=format, batch=int(row["batch"]), sequence=int(row["seq"]),
         attention="eager" if row["attn"] == "eager" else "sdpa", padded=row["padded"] == "True",
-        accumulation=int(row["grad_accum"]), recompute="full" if every else "none",
-        recompute_every=every or 1,
+        accumulation=int(row["grad_accum"]), recompute=RECOMPUTED[row["recompute"]],
+        recompute_every=every or 1, offload_checkpoints=row["recompute"] == "offloaded",
         **{choice: value for choice, value in drawn.items() if choice in takes},
     )  # fmt: skip

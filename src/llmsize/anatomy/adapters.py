@@ -184,6 +184,8 @@ class LoRA(Ranked):
         down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width), trained=trained)
         up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
         result = layer.run(t, x)
+        if layer.in_4_bit(t):
+            result = ops.copy(t, result)
         format = result.format
         if layer.weight.quantized:
             return self._around_quantized(t, x, result, layer, down, up)
@@ -214,12 +216,10 @@ class LoRA(Ranked):
     def _around_quantized(
         self, t: Trace, x: Tensor, result: Tensor, layer: Linear, down: Parameter, up: Parameter
     ) -> Tensor:
-        """peft/tuners/lora/bnb.py: `Linear4bit`, which clones the result, and `Linear8bitLt`.
+        """peft/tuners/lora/bnb.py: `Linear4bit`, which has cloned the result, and `Linear8bitLt`.
 
         Autocast is left to choose formats; without it, what is added has that of the result.
         """
-        if layer.in_4_bit(t):
-            result = ops.copy(t, result)
         format = result.format
         if t.autocast is None:
             x = ops.to(t, x, self.format)

@@ -219,4 +219,4 @@ def mask(
     if not added:
         return allowed
     shape = (t.batch, heads if masking == "alibi" else 1, t.sequence, total)
-    return t.new("mask", shape, t.setting.format)
+    return t.new("mask", shape, FP32 if t.setting.upcast else t.setting.format)

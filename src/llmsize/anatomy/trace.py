@@ -387,7 +387,10 @@ class Trace(Tape):
         return self.through(x, self._linear(name, shape, out, bias, role, format, transposed))
 
     def through(self, x: Tensor, layer: Linear) -> Tensor:
-        """What a linear layer gives for `x`, with an adapter if it has one."""
+        """What a linear layer gives for `x`, with an adapter if it has one.
+
+        One that is trained as a copy has none.
+        """
         adapter = self.setting.adapter
         if adapter is None or not adapter.adapts(
             layer.name,
@@ -395,6 +398,8 @@ class Trace(Tape):
             self.family,
             once_linear=self.once_linear and not self.setting.quantizes_experts,
         ):
+            return layer.run(self, x)
+        if self.saves(f"{layer.name}.weight"):
             return layer.run(self, x)
         if self.setting.adapted_biases and layer.bias is not None and layer.bias.node is None:
             layer.bias.train()

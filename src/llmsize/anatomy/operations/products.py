@@ -146,7 +146,7 @@ def dequantized_linear(
     node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored, scales))
     absmax = [t.new(name, (scales,), FP32) for name in ("dequantize", "add") if scales]
     whole = _dequantized(t, weight, stored, x.format)
-    result = t.new("mm", (*x.shape[:-1], out), x.format, node)
+    result = t.new("gemm_4bit", (*x.shape[:-1], out), x.format, node)
     del whole, absmax
     return result
 
