@@ -1,5 +1,7 @@
 """What a model needs on one device and on several, in every way of using it."""
 
+from math import ceil
+
 import pytest
 
 from llmsize import presets
@@ -104,6 +106,16 @@ def test_quantizing_the_base_saves_memory_and_so_does_freezing_it() -> None:
     ways: tuple[str, ...] = ("qlora", "lora", "full")
     needs = [tuning(step("llama-2-7b", way)).value for way in ways]
     assert needs == sorted(needs)
+
+
+def test_a_pool_is_made_of_a_share_of_the_device() -> None:
+    """Of seven billion parameters in 16 bits what vLLM itself holds is nine tenths
+    (`--gpu-memory-utilization`): weights, a cache of 2,048 tokens of eight KV heads in 32 layers,
+    and one layer's activations by the published rule."""
+    shape = overview.subject(model("llama-3.1-8b"), 7_000_000_000)
+    work = workload(options.storage("bf16"), 1, 2048, "vllm")
+    inside = 2 * 7_000_000_000 + 2048 * 32 * 2 * 8 * 128 * 2 + 34 * 2048 * 4096
+    assert estimated(shape, work, "inference").value == ceil(inside / 0.9)
 
 
 @pytest.mark.parametrize("engine", ["", "vllm"])

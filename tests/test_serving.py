@@ -407,6 +407,13 @@ def test_whole_matrices_are_left_to_the_host(wanted: int, held: int) -> None:
     assert host_bytes(replace(served("qwen3-30b-a3b", "vllm"), host_bytes=wanted)) == held
 
 
+def test_each_of_several_devices_offloads_its_part_of_matrices() -> None:
+    """vLLM 0.19, uva.py, counts on every device: of 30 MB the half of Llama 3.1 8B's first queries,
+    keys and values takes 25.2, and the half of the output matrix is begun."""
+    asked = replace(served("llama-3.1-8b", "vllm"), devices=2, host_bytes=30_000_000)
+    assert host_bytes(asked) == 2 * (4096 * (4096 + 2 * 1024) + 4096 * 4096)
+
+
 @pytest.mark.parametrize("engine", presets.names(Engine))
 def test_every_number_recomputes(engine: str) -> None:
     """For every engine each leaf equals its formula and each sum its parts."""
