@@ -64,6 +64,10 @@ def test_what_is_unknown_does_not_pass_a_filter() -> None:
     assert not wanted(NEWER, Filter(commercial=True))
     assert not wanted(NEWER, Filter(context=1))
     assert not wanted(SMALL, Filter(families=("gpt2",)))
+    assert not wanted(SMALL, Filter(min_parameters=101))
+    uncounted = Architecture("new", "no-such-family", {}, "made up")
+    assert wanted(uncounted, Filter())
+    assert not wanted(uncounted, Filter(min_parameters=1))
 
 
 def test_the_smallest_hardware_comes_first() -> None:

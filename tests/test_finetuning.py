@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 from llmsize import presets
 from llmsize.hardware import Accelerator, bandwidth, peak
 from llmsize.planning.finetuning import run_seconds, step_seconds
@@ -40,6 +42,18 @@ def test_short_samples_are_not_faster_than_their_launches() -> None:
     given = {"parameters": 7e9, "layers": 32, "rate": RATE, "bandwidth": 2e12}
     short = step_seconds("lora", tokens=64, **given)
     assert short.value == step_seconds("lora", tokens=128, **given).value
+
+
+def test_long_samples_take_what_their_flop_take() -> None:
+    """A billion parameters, a million tokens, 100 TFLOP/s: 8N a token with all weights recomputed
+    and trained, 6N beside frozen ones, and 77 bytes a parameter of 1 TB/s for a quantized base."""
+    took = {
+        method: step_seconds(
+            method, parameters=1e9, layers=1, tokens=1e6, rate=1e14, bandwidth=1e12
+        ).value
+        for method in ("full", "lora", "qlora")
+    }
+    assert took == pytest.approx({"full": 80, "lora": 60, "qlora": 60.077})
 
 
 def test_alpaca_took_three_hours() -> None:

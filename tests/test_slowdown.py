@@ -47,6 +47,32 @@ def test_recomputing_every_second_product_is_half_of_that() -> None:
     assert selective == pytest.approx(more(question(), question(recompute="full")) / 2, rel=0.1)
 
 
+def test_what_is_recomputed_is_counted_by_hand() -> None:
+    """Two FLOP for each number of the layers' matrices, and 4 · layers · context · channels for
+    attention (PaLM, arXiv:2204.02311, appendix B); selective: half of the matrices alone."""
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    attention = 4 * 32 * 2048 * 4096
+    full, selective = (
+        flop_of_token(question(recompute=way)).inputs["again"] for way in ("full", "selective")
+    )
+    assert full == 2 * matrices + attention
+    assert selective == matrices
+    every_second = question(recompute="full", recompute_every=2)
+    assert flop_of_token(every_second).inputs["again"] == full / 2
+
+
+def test_only_what_a_change_adds_is_said() -> None:
+    """Of 6.74 billion parameters two bytes go back after a step on the host; with weights there
+    too, two bytes come twice instead: 2M more. A second micro-batch of QLoRA: 77 bytes each."""
+    held, away = question(offload="optimizer"), question(offload="parameters")
+    assert list(slowdown(held, away)) == ["13.48 GB over the bus in a step, 214 ms or more"]
+    base = presets.get(Format, "nf4")
+    once, twice = (question(method="qlora", base=base, accumulation=n) for n in (1, 2))
+    (moved,) = slowdown(once, twice)
+    weights = 6_738_415_616 + 39_976_960  # the base, and adapters of rank 16
+    assert moved == f"{77 * weights / 1e9:.2f} GB moved to dequantize in a step"
+
+
 def test_zero_offload_moves_four_bytes_a_parameter() -> None:
     """Gradients go in 16 bit and weights come back: 4M (Ren et al. 2021, section 4)."""
     crossing = over_the_bus(question(offload="optimizer")).value
