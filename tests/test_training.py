@@ -87,3 +87,11 @@ def test_a_step_passes_every_layer_there_and_back() -> None:
         assert sum(point.layers for point in passed if "layer" in point.place) == 12
         assert all(point.highest >= point.after for point in passed)
     assert points[-1].place == "optimizer"
+
+
+def test_the_backward_pass_leaves_gradients_and_the_loss() -> None:
+    """Of GPT-2's 124,439,808 parameters two bytes each, whatever the optimizer makes to step."""
+    run = run_of(Choices(sequence=64), optimizer="adamw-foreach")
+    found = training_step(presets.get(Architecture, "gpt2"), run)
+    assert found.step_scratch > 0
+    assert 0 <= found.left - 2 * 124_439_808 <= 4
