@@ -24,8 +24,11 @@ from llmsize.stack import Stack
 from llmsize.term import fact
 from llmsize.throughput import (
     Utilization,
+    affordable_flop,
     cost,
+    device_hours,
     efficiency,
+    energy,
     flop_per_token,
     measured_utilization,
     megatron_flop_per_token,
@@ -37,6 +40,20 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def _answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return answered(capsys, "time", *words)
+
+
+def test_hours_energy_and_what_a_reservation_is_worth() -> None:
+    """Eight devices for two hours are 16 GPU-hours; the 560 W of AMD's MI250X data sheet are those
+    of two devices; and an hour of eight at 40 % of 1 PFLOP/s is 1.152e19 FLOP."""
+    seconds = fact("time", 7200, unit="seconds", source="made up")
+    hours = device_hours(seconds, 8)
+    assert hours.value == 16
+    mi250x = presets.get(Accelerator, "mi250x")
+    assert energy(hours, mi250x).value == pytest.approx(16 * 0.28)
+    rate, share = (fact(name, value, unit="", source="made up")
+                   for name, value in (("peak", 1e15), ("utilization", 0.4)))  # fmt: skip
+    worth = affordable_flop(devices=8, seconds=3600, peak=rate, efficiency=share)
+    assert worth.value == pytest.approx(1.152e19)
 
 
 def test_the_anatomy_counts_what_nanogpt_counts() -> None:
