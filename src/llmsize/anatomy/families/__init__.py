@@ -104,6 +104,7 @@ TYPES = {
     "qwen3": ("qwen3", "qwen3_vl_text"),
     "qwen3_next": ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     "recurrent_gemma": ("recurrent_gemma",),
+    "rwkv": ("rwkv",),
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "t5": ("t5", "mt5", "umt5"),
