@@ -303,8 +303,8 @@ def test_a_model_without_attention_has_no_place_for_a_prefix(method: str) -> Non
     ("choices", "message"),
     [
         (Choices("prefix-tuning", recompute="full"), "does not work with recomputation"),
-        (Choices("lora", modules_to_save=("nonsense",)), "no module is called nonsense"),
-        (Choices("ia3", targets=("nonsense",)), "no linear layer is called nonsense"),
+        (Choices("lora", modules_to_save=("nonsense",)), "no module is called `nonsense`"),
+        (Choices("ia3", targets=("nonsense",)), "no linear layer is called `nonsense`"),
         (Choices("houlsby", width=100_000), "is wider than"),
         (Choices("dora", rank=100_000), "above the dimensions"),
         (Choices("trainable-tokens", tokens=10**8), "trained tokens in a vocabulary"),

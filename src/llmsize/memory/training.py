@@ -287,14 +287,16 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
                 "the model has no part that the adapters go to",
                 hint=f"use `lora`, which goes to any of {names}",
             )
+        wanted = " or ".join(f"`{printable(name)}`" for name in adapter.targets)
         raise LLMSizeError(
-            f"no linear layer is called {' or '.join(adapter.targets)}",
+            f"no linear layer is called {wanted}",
             hint=f"choose from {names}, or `all-linear`",
         )
     for module in setting.modules_to_save:
         if all(_module(weight) != module for weight in weights):
             raise LLMSizeError(
-                f"no module is called {printable(module)}", hint=f"choose from {_modules(weights)}"
+                f"no module is called `{printable(module)}`",
+                hint=f"choose from {_modules(weights)}",
             )
     if not any(weight.node is not None for weight in weights):
         roles = f": the model has no {' or '.join(sorted(setting.trained))} of its own" if (

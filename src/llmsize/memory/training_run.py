@@ -183,7 +183,7 @@ def _check_steps(choices: Choices, method: Method, optimizer: Optimizer) -> None
     """Raise `LLMSizeError` where there is nothing to step on, or no way to step as asked."""
     if method.freezes and not choices.frozen_layers:
         raise LLMSizeError(
-            "no layers are frozen", hint="say how many: `--freeze 24` freezes the first 24"
+            "no layers are frozen", hint="say how many: `--freeze 8` freezes the first eight"
         )
     if method.optimizer and optimizer.name != method.optimizer:
         raise LLMSizeError(
