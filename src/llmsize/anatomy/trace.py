@@ -182,7 +182,7 @@ class Trace(Tape):
     limits: tuple[bool, ...] = ()
     """Whether the layer at work is frozen, and whether it has no adapters."""
     halves: list[Half] | None = None
-    """Halves of layers that may stand for others, where layers can be taken apart."""
+    """Halves of layers that may stand for others, where there are unlike layers to take apart."""
     outline: bool = False
     """Whether one layer of each kind is enough: for weights and caches, not for lifetimes."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
@@ -491,14 +491,15 @@ class Trace(Tape):
         parts: list[Sequence[int]] = []
         settled, entered = self.outline, None
         x, self.handing_back = _lent(x), False
-        self.halves = [] if carried is None and told is None and not self.outline else None
+        alone = carried is None and told is None
+        unlike = any(turn.kind != turns[0].kind for turn in turns)
+        self.halves = [] if alone and unlike and not self.outline else None
         for number, turn in enumerate(turns):
             before, entered = entered, _look(x)
             alike = before == entered
             if number and not settled and self._is_settled(x, carried, alike=alike):
                 settled = True
-                alone = self.halves is not None and not self.handing_back
-                apart = number - 1 if alone and alike else number
+                apart = number - 1 if alone and alike and not self.handing_back else number
                 seen = None if carried and told is None else _seen(turns, told)
                 shown = shown_by(turns, apart, seen)
             if shown[number] == number:
