@@ -10,7 +10,7 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
-from llmsize.memory.training import TrainingStep, training_step
+from llmsize.memory.training import TrainingRun, training_step
 from llmsize.stack import Stack
 from tests.training_runs import run_of
 
@@ -50,27 +50,27 @@ def test_states_and_copies_name_the_source_of_their_own_kind() -> None:
     assert "arXiv:1710.03740" in static.part("master weights").source
 
 
-def _recomputed_eagerly(sequence: int) -> TrainingStep:
+def _recomputed_eagerly(sequence: int) -> tuple[Architecture, TrainingRun]:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
     chosen = Choices(
         method="lora", sequence=sequence, batch=8, recompute="full", attention="eager"
     )  # fmt: skip
-    return training_step(presets.get(Architecture, "tinyllama-1.1b"), run_of(chosen))
+    return presets.get(Architecture, "tinyllama-1.1b"), run_of(chosen)
 
 
 def test_softmax_takes_a_product_within_its_kernel() -> None:
     """The backward pass of CUDA's softmax holds gradient times output, in fp32, beside its result:
     allocated as PyTorch counts it, though no trace of tensors sees it.
     """
-    step = _recomputed_eagerly(1024)
-    traced, own, *_ = device_memory(step, presets.get(Stack, "transformers")).parts
-    assert traced.value == step.total
+    asked = _recomputed_eagerly(1024)
+    traced, own, *_ = device_memory(*asked, presets.get(Stack, "transformers")).parts
+    assert traced.value == training_step(*asked).total
     assert own.value == 8 * 32 * 1024**2 * 4
 
 
 def test_what_kernels_take_matters_at_the_peak_alone() -> None:
     """Where logits are the peak, a temporary in a layer is beneath it."""
-    assert _recomputed_eagerly(128).within_kernels == 0
+    assert training_step(*_recomputed_eagerly(128)).within_kernels == 0
 
 
 def test_a_step_passes_every_layer_there_and_back() -> None:

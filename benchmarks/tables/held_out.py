@@ -11,14 +11,15 @@ from benchmarks.tables.training import reading
 from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.formats import Format
+from llmsize.hardware import Accelerator
 from llmsize.memory.host import evictable
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
-from llmsize.memory.training import training_step
 from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.sources.config import read_config
 from llmsize.stack import Stack
+from llmsize.units import MIB
 
 Row = Mapping[str, str]
 
@@ -33,10 +34,16 @@ def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
         )  # fmt: skip
         model = _model(row["model"], directory)
         meter, *_ = row["metric"].split(",")
-        got = reading(device_memory(training_step(model, run), stack), meter)
+        got = reading(device_memory(model, run, stack, _room(row["gpu"])), meter)
         if meter != "device":  # PyTorch does not see what bitsandbytes pages
             got -= int(evictable(model, run).value) if run.optimizer.pageable else 0
         yield Answer(row["id"], f"peak, {row['metric']}", int(row["bytes"]), got)
+
+
+def _room(card: str) -> int | None:
+    """The memory of a card that is known."""
+    found = presets.find(Accelerator, card)
+    return found.visible_mib * MIB if found and found.visible_mib else None
 
 
 def _model(name: str, directory: Path) -> Architecture:

@@ -14,7 +14,6 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
 from llmsize.memory.methods import Choices, Recompute
 from llmsize.memory.peak import device_memory
-from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.training import Question, run_of
 from llmsize.stack import Stack
@@ -61,8 +60,8 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
             continue
         try:
             asked = _question(row)
-            step = training_step(asked.architecture, run_of(asked))
-            got = reading(device_memory(step, asked.stack), _meter(row["metric"]))
+            memory = device_memory(asked.architecture, run_of(asked), asked.stack)
+            got = reading(memory, _meter(row["metric"]))
             yield Answer(row["id"], "training, any meter", int(row["bytes"]), got)
         except LLMSizeError:
             got = None

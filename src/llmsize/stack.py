@@ -75,10 +75,13 @@ class Stack:
     patches: tuple[str, ...] = ()
     """Stacks whose models its kernels are put into, with one line more in a script."""
     allocator_slack: float = 0.0
-    """What the caching allocator reserves above the allocated peak, as a share of it."""
+    """What the caching allocator reserves above the allocated peak, as a share of it: for what is
+    not followed tensor by tensor, such as a step that several devices divide."""
     slack_low: float = 0.0
     slack_high: float = 0.0
     """The spread of that share over published pairs."""
+    expandable_segments: bool = False
+    """Whether it sets that option of the caching allocator, whose segments then grow."""
     context: int = 0
     """Bytes of the device context, libraries and workspaces beside the allocator."""
     aliases: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from math import prod
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
-from llmsize.anatomy.tensor import Shape, Storage, Tensor, laid_out
+from llmsize.anatomy.tensor import HIDDEN_STATES_GRADIENT, Shape, Storage, Tensor, laid_out
 from llmsize.formats import Format
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def hand_on(grads: Sequence[Tensor | None]) -> None:
     """Call what one layer sends the next the same as what comes from the head."""
     for grad in grads:
         if grad is not None and grad.storage is not None:
-            grad.storage.hand_on("hidden_states_gradient", grad.shape)
+            grad.storage.hand_on(HIDDEN_STATES_GRADIENT, grad.shape)
 
 
 def run(tape: Tape, node: Node) -> None:

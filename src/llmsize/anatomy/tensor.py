@@ -64,6 +64,10 @@ OUTSIDE = -1
 HANDED_ON = -2
 """Where what one layer hands the next is made, whichever made it."""
 
+HIDDEN_STATES = "hidden_states"
+HIDDEN_STATES_GRADIENT = "hidden_states_gradient"
+"""What layers hand each other on the way forward and on the way back."""
+
 blank = object.__new__
 """Makes what is filled by hand, in half the time that a constructor takes."""
 

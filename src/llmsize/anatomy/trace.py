@@ -14,7 +14,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Parameter, Tape
-from llmsize.anatomy.tensor import OUTSIDE, Dim, Label, Shape, Tensor
+from llmsize.anatomy.tensor import HIDDEN_STATES, OUTSIDE, Dim, Label, Shape, Tensor
 from llmsize.formats import BF16, FP32, Format
 from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
@@ -655,9 +655,6 @@ def _seen(turns: Sequence[Turn], told: Callable[[Any], Hashable] | None) -> list
     """
     seen: list[Hashable] = [(told and told(turn.kind[0]), *turn.kind[1:-1]) for turn in turns]
     return [None, *seen, None] if told else [seen[0], *seen, seen[-1]]
-
-
-HIDDEN_STATES = "hidden_states"
 
 
 def _lent(x: Tensor) -> Tensor:

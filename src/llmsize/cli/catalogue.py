@@ -20,7 +20,7 @@ from llmsize.memory import overview
 from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
 from llmsize.planning.catalogue import Choice, Each, Filter, parameters, search, wanted
 from llmsize.planning.fits import approached, largest_near
-from llmsize.planning.needs import estimated, serving, tuning
+from llmsize.planning.needs import estimated, serving, tuning_at_least
 from llmsize.term import Term, fact
 
 STORAGES = {
@@ -178,7 +178,7 @@ def searching(
         try:
             if job == "inference":
                 return int(serving(subjects(model), work, devices).value)
-            return int(tuning(step(model, work, job), devices).value)
+            return int(tuning_at_least(step(model, work, job), devices).value)
         except LLMSizeError:  # a family or a shape that cannot be traced is no candidate
             return None
 

@@ -24,7 +24,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, TRAINED, Format
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
-from llmsize.memory.peak import on_device
+from llmsize.memory.peak import device_memory, on_device
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision, check_recipe
 from llmsize.planning.needs import serving
@@ -121,15 +121,21 @@ def estimate(
 
 
 def _parts(subject: Subject, work: Workload, job: Job, stack: Stack) -> Parts:
-    """What one job takes on a device, as `llmsize infer` or `llmsize train` has it."""
+    """What one job takes on a device, as `llmsize infer` or `llmsize train` has it.
+
+    The steps of a shape that stands in for a count are not those that the allocator would follow.
+    """
     if job == "inference":
         return _served(subject, work)
     parts = overview.need(subject, work, job)
     allocated = overview.sum_of({what: parts[what] for what in COMPONENTS if what != OVERHEAD})
     if isinstance(allocated, str):
         return parts
-    beside = on_device(allocated, stack).parts[1:]
-    return parts | {OVERHEAD: total(OVERHEAD, *beside)}
+    if subject.assumed:
+        memory = on_device(allocated, stack)
+    else:
+        memory = device_memory(subject.architecture, overview.run_of(work, job), stack)
+    return parts | {OVERHEAD: total(OVERHEAD, *memory.parts[1:])}
 
 
 def _served(subject: Subject, work: Workload) -> Parts:

@@ -248,8 +248,8 @@ def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool
     question = use.question(model=name, memory=int(machine.usable.value), devices=machine.devices)
     model, work = _asked(architecture, use, machine.accelerator)
     work = on(machine, work)
-    needed, *elsewhere = places_of(model, work, job, machine.devices)
     budget = int(machine.usable.value)
+    needed, *elsewhere = places_of(model, work, job, machine.devices, budget)
     said, stored = verdict(needed.value, budget, band=band_of(work, job).share), work.storage.name
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts if part.value]
@@ -314,13 +314,14 @@ def _largest_settings(
     """The largest context, batch and rank, each for itself; a rank of 0 without adapters."""
     engine = work.engine if job == "inference" else None
     buffered = engine is not None and engine.allocation == "buffers"
+    least = needed if job == "inference" else need_of(model, work, job, machine.devices)
 
     def largest(
         setting: Callable[[int], Workload], known: int, *, block: int = 1, highest: int = 2**30
     ) -> int:
         def need(value: int) -> float:
             if value == known:
-                return needed.value
+                return least.value
             try:
                 return need_of(model, setting(value), job, machine.devices).value
             except LLMSizeError:  # a rank above a layer's dimensions
@@ -358,7 +359,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
 
     question = replace(step(model.architecture, work, job), accelerator=machine.accelerator)
     several = remedy(question, budget)
-    told.insert(0, advice(question, several))
+    told.insert(0, advice(question, several, budget))
     if changes.applied(question, several).choices.offload == "none":
         told += _on_the_host(question, budget)
     return tuple(told)
@@ -409,7 +410,7 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
     """The least that has to be offloaded to host memory for a step to fit, nothing else changed."""
     for what in PLACES[1:]:
         changed = offloaded(question, what)
-        if changed != question and (device := need(changed).value) <= budget:
+        if changed != question and (device := need(changed, budget).value) <= budget:
             kept = f"{KEPT[what]} in host memory (`llmsize train … --offload {what}`)"
             sizes = f"{format_bytes(device)} and {format_bytes(host_need(changed).value)} there"
             costs = ", ".join(("an optimizer step on the host", *slowdown(question, changed)))
@@ -579,13 +580,16 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
             "fewer, or none, can be larger, as the list shows), and for training, every layer "
             "recomputed in the backward pass (gradient checkpointing)",
         ),
-        (*_of_list(shown, more=more), _band(works[title], job)),
+        (*_of_list(shown, job, more=more), _band(works[title], job)),
         verdict=None if shown or isinstance(most, Term) else False,
     )  # fmt: skip
 
 
-def _of_list(shown: Sequence[Choice], *, more: bool) -> Iterator[str]:
+def _of_list(shown: Sequence[Choice], job: Job, *, more: bool) -> Iterator[str]:
     """What the list of models leaves out, or that none is in it."""
+    if shown and job != "inference":
+        yield ("needs are tensors and context: what the allocator caches above them where there is "
+               "room, `llmsize fits MODEL` says")  # fmt: skip
     if not shown:
         yield "no model that llmsize knows and that is asked for fits"
     elif more:

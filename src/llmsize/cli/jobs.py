@@ -15,7 +15,13 @@ from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import Band, band_for
-from llmsize.planning.needs import estimated, serving_places, simulated, tuning
+from llmsize.planning.needs import (
+    estimated,
+    serving_places,
+    simulated,
+    tuning,
+    tuning_at_least,
+)
 from llmsize.planning.support import obstacle, obstacle_to
 from llmsize.planning.training import Question
 from llmsize.stack import Stack
@@ -52,18 +58,31 @@ def engine_on(machine: Machine, engine: Engine) -> Engine:
     return on_card(engine, card.name, memory, card.compute_capability, machine.devices)
 
 
-def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:
-    """Bytes on the fullest device, by passes that are walked operation by operation."""
-    return places_of(model, work, job, devices)[0]
+def places_of(
+    model: Subject, work: Workload, job: Job, devices: int, room: int
+) -> tuple[Term, ...]:
+    """Bytes on the fullest device, by passes that are walked operation by operation, and in host
+    memory where an engine holds some there.
 
-
-def places_of(model: Subject, work: Workload, job: Job, devices: int) -> tuple[Term, ...]:
-    """The same, and the bytes in host memory where an engine holds some there."""
+    Devices have `room` for so many; what training caches on them depends on it.
+    """
+    if _is_followed(work, job):
+        return (tuning(step(model.architecture, work, job), devices, room),)
     if job == "inference":
         return serving_places(model, work, devices)
-    if job == "full training" and not work.storage.trainable:
-        return (estimated(model, work, job, devices),)
-    return (tuning(step(model.architecture, work, job), devices),)
+    return (estimated(model, work, job, devices),)
+
+
+def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:
+    """What the fullest device does not do without, cached or not: it decides what fits."""
+    if _is_followed(work, job):
+        return tuning_at_least(step(model.architecture, work, job), devices)
+    return places_of(model, work, job, devices, 0)[0]
+
+
+def _is_followed(work: Workload, job: Job) -> bool:
+    """Whether it is a step of training that can be run."""
+    return job != "inference" and (job != "full training" or work.storage.trainable)
 
 
 def step(model: Architecture, work: Workload, job: Job) -> Question:

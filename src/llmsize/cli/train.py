@@ -30,7 +30,7 @@ from llmsize.memory.training_run import written
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import largest
 from llmsize.planning.support import computed_in
-from llmsize.planning.training import Question, check_runs, need
+from llmsize.planning.training import Question, check_runs, within
 from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 
@@ -356,7 +356,7 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
 
     def holds(value: int) -> bool:
         try:
-            return need(_with(question, what, value)).value <= budget
+            return within(_with(question, what, value), budget)
         except LLMSizeError:
             if value == lowest:
                 raise

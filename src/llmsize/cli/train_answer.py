@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from llmsize import presets
 from llmsize.anatomy import Setting, traced
@@ -24,7 +25,7 @@ from llmsize.planning.slowdown import slowdown
 from llmsize.planning.training import Question, changes, host_need, need, run_of, within
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
-from llmsize.units import format_bytes, format_count, format_share
+from llmsize.units import format_bytes, format_count
 
 FOLLOWED = "the step, followed tensor by tensor"
 MOMENTS = {"step": "the optimizer's step", "reference": "the reference's forward pass"}
@@ -38,7 +39,8 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
     """The peak, what waits in host memory, and, if asked for, the timeline and the changes."""
     run = run_of(question)
     step = training_step(question.architecture, run)
-    memory, host = device_memory(step, question.stack), host_memory(question.architecture, run)
+    memory = device_memory(question.architecture, run, question.stack, budget)
+    host = host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
     choices = question.choices
     answer = [_table(memory), *_host_tables(host, question.architecture, run)]
@@ -149,8 +151,8 @@ def _timeline(step: TrainingStep) -> Table:
 
 def _changes(question: Question, budget: int | None) -> Table:
     """What each change alone would save, the most first."""
-    rows, now = [], need(question)
-    for saving in planning.ranked(question, _known_changes(), need):
+    rows, now = [], need(question, budget)
+    for saving in planning.ranked(question, _known_changes(), partial(need, room=budget)):
         changed = saving.change.apply(question)
         cells: dict[str, Cell] = {
             "then": saving.then,
@@ -193,9 +195,9 @@ def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
     stack, model, choices = question.stack, question.architecture, question.choices
     told = [
-        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, "
-        f"slack {format_share(stack.allocator_slack)} and context {format_bytes(stack.context)} "
-        "are fitted"
+        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, the "
+        f"allocator's slack follows PyTorch's, and the context of {format_bytes(stack.context)} is "
+        "fitted"
     ]
     told += options.taken_for(model)
     told += options.language_model_alone(model)
@@ -265,20 +267,8 @@ def _notes(
     if step.stages:
         highest = ", ".join(f"{name} {format_bytes(size)}" for name, size in step.peaks.items())
         told.append(f"the highest of each moment: {highest}")
-    if budget is not None and memory.value > budget:
-        if question.optimizer.pageable:
-            states = step.static.part("optimizer states").value
-            told.append(
-                f"the driver may page {format_bytes(states)} of states out to the host, which "
-                f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
-            )
-        told.append(advice(question, remedy(question, budget)))
-    band = _band(question)
-    if budget is not None and _is_tight(memory, budget, band):
-        told.append(
-            f"a close call: 95 % of {band.cases} measured runs are within "
-            f"{format_share(band.share)} of the estimate"
-        )
+    if budget is not None:
+        told += _of_budget(question, step, memory, budget)
     return tuple(told)
 
 
@@ -300,6 +290,30 @@ def _ranked(choices: Choices) -> str:
     plain = not choices.targets or ALL_LINEAR in choices.targets
     where = "every linear layer" if plain else printable(", ".join(choices.targets))
     return f": rank {choices.rank:,} in {where}"
+
+
+def _of_budget(question: Question, step: TrainingStep, memory: Term, budget: int) -> Iterator[str]:
+    """What to do where it does not fit, and how sure that is."""
+    if memory.value == budget:
+        held = format_bytes(need(question).value)
+        yield (
+            f"with room for all that the allocator would cache it were {held}; here free segments "
+            "go back before a step fails, but no gaps within segments"
+        )
+    if memory.value > budget:
+        if question.optimizer.pageable:
+            states = step.static.part("optimizer states").value
+            yield (
+                f"the driver may page {format_bytes(states)} of states out to the host, which "
+                f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
+            )
+        yield advice(question, remedy(question, budget), budget)
+    band = _band(question)
+    if _is_tight(memory, budget, band):
+        yield (
+            f"a close call: 95 % of {band.cases} measured runs are within "
+            f"{format_share(band.share)} of the estimate"
+        )
 
 
 def _of_precision(question: Question, setting: Setting) -> Iterator[str]:
@@ -330,14 +344,14 @@ def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], 
     return (one,) if one else planning.combination(question, known, enough) or ()
 
 
-def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:
+def advice(question: Question, several: tuple[planning.Change[Question], ...], budget: int) -> str:
     """A remedy in words: what it takes, and what it costs."""
     if not several:
         return "no change that llmsize knows makes it fit"
     changed = planning.applied(question, several)
     done = " and ".join(change.name for change in several)
     costs = _costs(question, changed, *several)
-    takes = format_bytes(need(changed).value)
+    takes = format_bytes(need(changed, budget).value)
     if (host := host_need(changed)).value:
         takes += f" and {format_bytes(host.value)} in host memory"
     return f"to make it fit: {done} ({takes}; costs {costs})"

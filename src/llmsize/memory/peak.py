@@ -7,9 +7,11 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy.tensor import Shape
+from llmsize.architecture import Architecture
 from llmsize.formats import Format, stored_bytes
+from llmsize.memory.replay import reserved
 from llmsize.memory.timeline import Moment, counted
-from llmsize.memory.training import TrainingStep
+from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.term import Term, fact, term, total
 from llmsize.units import format_share
 
@@ -51,22 +53,53 @@ def peak_memory(step: TrainingStep) -> Term:
     return total("allocated at the peak", *parts, unit="bytes")
 
 
-def device_memory(step: TrainingStep, stack: Stack) -> Term:
+ALLOCATOR = "pytorch v2.6, c10/cuda/CUDACachingAllocator.cpp"
+
+
+def device_memory(
+    architecture: Architecture, run: TrainingRun, stack: Stack, room: int | None = None
+) -> Term:
     """The peak with what the allocator reserves above it and what the device holds besides.
 
-    This is what `nvidia-smi` shows and what has to fit on a card. What kernels take within
-    themselves is allocated, too, although no trace of tensors sees it.
+    This is what `nvidia-smi` shows. Where a device has `room` for all tensors but not for all that
+    the allocator would cache, it takes all there is: it returns free segments before it fails.
     """
+    least = least_memory(architecture, run, stack)
+    *parts, context = least.parts
+    held = reserved(architecture, run, expandable=stack.expandable_segments)
+    if room is not None and least.value <= room < held + context.value:
+        held = room - int(context.value)
+    slack = term(
+        "allocator slack", "max(reserved - allocated, 0)", unit="bytes", source=ALLOCATOR,
+        grade="formula", note=REPLAYED, reserved=held, allocated=least.value - context.value,
+    )  # fmt: skip
+    return total("device memory", *parts, slack, context)
+
+
+REPLAYED = "the step's tensors, taken from the allocator's segments layer by layer"
+
+
+def least_memory(architecture: Architecture, run: TrainingRun, stack: Stack) -> Term:
+    """What a device needs for the run at the least: all tensors, and the context.
+
+    Whether a run fits is whether there is room for this; a search asks about nothing else. What
+    kernels take within themselves is allocated, too, although no trace of tensors sees it.
+    """
+    step = training_step(architecture, run)
     own = counted("kernels' own temporaries", step.within_kernels, source=SOFTMAX)
-    return on_device(peak_memory(step), stack, *([own] if own.value else []))
+    unseen = [own] if own.value else []
+    return total("device memory", peak_memory(step), *unseen, _context(stack))
 
 
-def on_device(traced: Term, stack: Stack, *unseen: Term) -> Term:
-    """Allocated bytes with the allocator's slack and the device's context.
+def _context(stack: Stack) -> Term:
+    return fact("device context", stack.context, unit="bytes", source=stack.source, grade="fitted")
 
-    Those of a trace, and what is `unseen` by it.
+
+def on_device(allocated: Term, stack: Stack) -> Term:
+    """Allocated bytes with the allocator's usual slack and the device's context.
+
+    It is for what is not one step of one device, which would be followed tensor by tensor.
     """
-    allocated = int(traced.value) + sum(int(term.value) for term in unseen)
     slack = term(
         "allocator slack",
         "ceil(allocated * share)",
@@ -75,13 +108,10 @@ def on_device(traced: Term, stack: Stack, *unseen: Term) -> Term:
         grade="fitted",
         note=f"published runs lie between {format_share(stack.slack_low)} and "
         f"{format_share(stack.slack_high)}",
-        allocated=allocated,
+        allocated=allocated.value,
         share=stack.allocator_slack,
     )
-    context = fact(
-        "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
-    )
-    return total("device memory", traced, *unseen, slack, context)
+    return total("device memory", allocated, slack, _context(stack))
 
 
 Kind = tuple[str, Shape, Format]

@@ -20,6 +20,8 @@ from llmsize.units import MIB
 
 SMALL = MIB
 """Blocks up to this size have a pool of their own, and no remainder of this size is cut off."""
+BLOCK = 512
+"""Blocks are multiples of so many bytes."""
 MIDDLE, MIDDLE_SEGMENT = 10 * MIB, 20 * MIB
 """Blocks below 10 MiB share segments of 20 MiB."""
 SEGMENT_UNIT = 2 * MIB
@@ -31,8 +33,13 @@ Block = tuple[int, int]
 class Segments:
     """The large pool: segments by address, and their free blocks."""
 
+    least_rest = SMALL + 1
+    """The smallest remainder that is cut off."""
+
     def __init__(self, free: Iterable[int] = ()) -> None:
         """Nothing reserved but blocks of those sizes, none of which is used."""
+        self.reserved = 0
+        """Bytes of all segments."""
         self.free: list[tuple[int, int]] = []
         """(bytes, start), the tightest first."""
         self.at: dict[int, int] = {}
@@ -50,16 +57,14 @@ class Segments:
         """A block of at least `size` bytes: from the tightest free one, or a new segment."""
         if size <= SMALL:
             return 0, 0
-        size = -(-size // 512) * 512
+        size = -(-size // BLOCK) * BLOCK
         index = bisect_left(self.free, (size, 0))
         if index == len(self.free):
-            room = MIDDLE_SEGMENT if size < MIDDLE else -(-size // SEGMENT_UNIT) * SEGMENT_UNIT
-            start, self.end = self.end, self.end + room + 1  # neighbours are not joined
-            self.segments[start] = room
+            start, room = self._more(size)
         else:
-            room, start = self.free[index]
-            self._remove(start)
-        if room - size > SMALL:
+            room, start = self.free.pop(index)
+            del self.at[start], self.before[start + room]
+        if room - size >= self.least_rest:
             self._add(start + size, room - size)
             return start, size
         return start, room
@@ -80,6 +85,14 @@ class Segments:
         """Bytes of free blocks once `empty_cache` has returned segments without a used block."""
         return sum(size for start, size in self.at.items() if self.segments.get(start) != size)
 
+    def _more(self, size: int) -> Block:
+        """A new segment, whole; neighbours are not joined."""
+        size = MIDDLE_SEGMENT if size < MIDDLE else -(-size // SEGMENT_UNIT) * SEGMENT_UNIT
+        self.reserved += size
+        start, self.end = self.end, self.end + size + 1
+        self.segments[start] = size
+        return start, size
+
     def _add(self, start: int, size: int) -> None:
         self.at[start], self.before[start + size] = size, start
         insort(self.free, (size, start))
@@ -89,6 +102,21 @@ class Segments:
         del self.before[start + size]
         del self.free[bisect_left(self.free, (size, start))]
         return size
+
+
+class Expandable(Segments):
+    """The same with `expandable_segments:True`: one segment, which grows at its end by 20 MiB."""
+
+    least_rest = BLOCK
+
+    def _more(self, size: int) -> Block:
+        """Its free end, grown until it is large enough."""
+        start = self.before.get(self.end, self.end)
+        cached = self._remove(start) if start < self.end else 0
+        more = -(-(size - cached) // MIDDLE_SEGMENT) * MIDDLE_SEGMENT
+        self.reserved += more
+        self.end += more
+        return start, cached + more
 
 
 def beyond_tensors(layers: Iterable[Sequence[int]]) -> int:

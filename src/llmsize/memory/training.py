@@ -148,7 +148,7 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
 
 
 def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
-    trace, loss = _followed(architecture, run)
+    trace, loss = followed(architecture, run)
     parts = list(stretches(trace))
     del loss
     static, trained = static_memory(trace, run), trained_weights(trace)
@@ -173,7 +173,7 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     return step if run.objective is SFT else _accompanied(step, architecture, run)
 
 
-def _followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tensor]:
+def followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tensor]:
     """The tape of a forward and a backward pass, and the loss, which lives while it is held."""
     trace, loss = run_forward(architecture, run.setting)
     check_trained(trace.weights.values(), run.setting)

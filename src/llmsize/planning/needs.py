@@ -14,7 +14,7 @@ from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16, FP32
 from llmsize.memory.overview import RUNTIME, Job, Subject, Workload, need, on_each, step_of
-from llmsize.memory.peak import device_memory, on_device
+from llmsize.memory.peak import device_memory, least_memory, on_device
 from llmsize.memory.states import stored
 from llmsize.memory.timeline import counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
@@ -126,18 +126,23 @@ def estimated(model: Subject, work: Workload, job: Job, devices: int = 1) -> Ter
     return needed
 
 
-def tuning(question: Question, devices: int = 1) -> Term:
-    """Device memory of a training step on each of `devices`.
+def tuning(question: Question, devices: int = 1, room: int | None = None) -> Term:
+    """Device memory of a training step on each of `devices`, which have `room` for so many bytes.
 
     They divide what lives through the step, the gradients and what the optimizer allocates, as
     ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
-    from llmsize.planning.training import run_of  # with every method
-
-    run = run_of(question)
-    step = training_step(question.architecture, run)
     if devices == 1:
-        return device_memory(step, question.stack)
+        return device_memory(question.architecture, _run_of(question), question.stack, room)
+    return tuning_at_least(question, devices)
+
+
+def tuning_at_least(question: Question, devices: int = 1) -> Term:
+    """The least of that which the step does without on no device: what a search asks about."""
+    run = _run_of(question)
+    if devices == 1:
+        return least_memory(question.architecture, run, question.stack)
+    step = training_step(question.architecture, run)
     share = partial(_share, devices=devices)
     gathered = counted("gathered weights", _gathered(question, run), source=FSDP)
     static = share(step.static)
@@ -146,6 +151,12 @@ def tuning(question: Question, devices: int = 1) -> Term:
     if question.stack.loads_whole and weights.value + share(weights).value > allocated.value:
         allocated = total("allocated while loading", weights, share(weights))
     return on_device(allocated, question.stack)
+
+
+def _run_of(question: Question) -> TrainingRun:
+    from llmsize.planning.training import run_of  # with every method
+
+    return run_of(question)
 
 
 def _moving(step: TrainingStep, share: Callable[[Term], Term]) -> tuple[Term, ...]:

@@ -11,9 +11,9 @@ from llmsize.errors import LLMSizeError
 from llmsize.hardware import Accelerator
 from llmsize.memory.host import host_memory
 from llmsize.memory.methods import Choices
-from llmsize.memory.peak import device_memory
+from llmsize.memory.peak import device_memory, least_memory
 from llmsize.memory.states import static_memory
-from llmsize.memory.training import Offload, TrainingRun, training_step
+from llmsize.memory.training import Offload, TrainingRun
 from llmsize.memory.training_run import training_run
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.changes import Change
@@ -47,13 +47,13 @@ def check_runs(question: Question) -> None:
         raise LLMSizeError(reason, hint="name another optimizer: `llmsize show optimizers`")
 
 
-def need(question: Question) -> Term:
-    """The device memory of the step.
+def need(question: Question, room: int | None = None) -> Term:
+    """The device memory of the step, on a device that has `room` for so many bytes.
 
     Raises `LLMSizeError` for choices that do not go together, or that the card does not run.
     """
     check_runs(question)
-    return device_memory(training_step(question.architecture, run_of(question)), question.stack)
+    return device_memory(question.architecture, run_of(question), question.stack, room)
 
 
 def within(question: Question, budget: int) -> bool:
@@ -61,9 +61,10 @@ def within(question: Question, budget: int) -> bool:
 
     What lives through the step takes an outline alone, and mostly settles it where nothing helps.
     """
-    run = run_of(question)
-    held = static_memory(outlined(question.architecture, run.setting), run)
-    return held.value <= budget and need(question).value <= budget
+    check_runs(question)
+    run, model = run_of(question), question.architecture
+    held = static_memory(outlined(model, run.setting), run)
+    return held.value <= budget and least_memory(model, run, question.stack).value <= budget
 
 
 def host_need(question: Question) -> Term:

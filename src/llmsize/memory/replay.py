@@ -1,0 +1,307 @@
+"""What PyTorch's allocator reserves for a run: its tensors, as they come and go, layer by layer.
+
+The trace of a step is unfolded over all layers, and its large tensors are taken from and returned
+to the segments of `reserved.py`, step after step until a step finds all it needs in what is cached.
+Optimizer states are made in the first step, in the gaps that its activations left; that is why
+later steps may need more. Small tensors (up to 1 MiB) are summed; a quantized base is loaded as it
+is stored; what companions of an objective have beside the trained model is there as one block each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import inf
+from operator import itemgetter
+from typing import NamedTuple
+
+from llmsize.anatomy.tape import Parameter
+from llmsize.anatomy.tensor import (
+    HIDDEN_STATES,
+    HIDDEN_STATES_GRADIENT,
+    OUTSIDE,
+    Event,
+    Label,
+    Shape,
+)
+from llmsize.anatomy.trace import Trace
+from llmsize.architecture import Architecture
+from llmsize.memory.reserved import SEGMENT_UNIT, SMALL, Block, Expandable, Segments
+from llmsize.memory.states import (
+    copied_bytes,
+    gradients_leave,
+    gradients_stay,
+    states,
+    step_scratch,
+    stored,
+    trained_weights,
+)
+from llmsize.memory.timeline import Passage, stretches_as_run
+from llmsize.memory.training import TrainingRun, followed, training_step
+from llmsize.term import Term
+
+STEPS = 4
+"""Steps after which a run is taken for steady, if it has not been before."""
+
+WORKSPACES = 2 * (2 * 4096 + 8 * 16) * 1024
+"""Bytes of cuBLAS's workspaces, one for each thread that multiplies: that of the forward pass and
+that of the backward pass (pytorch v2.6, aten/src/ATen/cuda/CublasHandlePool.cpp,
+`parseChosenWorkspaceSize`; Hopper has 32 MiB each)."""
+
+Like = tuple[str, Shape]
+"""What tensors of one kind have in common: the operation that made them, and their shape."""
+
+Key = int | Like
+"""Which tensor: what the events of one storage share; or what such as layers leave to each other
+are like, of which the last goes first."""
+
+Move = tuple[int, Key, Key]
+"""Bytes that come to life or are released, and whose; or 0 and what a tensor is called next."""
+
+
+class Script(NamedTuple):
+    """What happens to tensors `times` in a row."""
+
+    times: int
+    moves: Sequence[Move]
+    """Of the large ones."""
+    small: int
+    """Bytes of small ones that are alive after it and were not before."""
+    crest: int
+    """The most of those that are alive within it."""
+
+
+@lru_cache(maxsize=256)
+def reserved(architecture: Architecture, run: TrainingRun, *, expandable: bool) -> int:
+    """The most bytes that the allocator holds in a run, on a device that has room for them.
+
+    `expandable` is its option `expandable_segments`.
+    """
+    first, again = _passes(architecture, run)
+    weights = _in_order(first.trace.weights.values())
+    trained = _in_order(trained_weights(first.trace))
+    loaded, made = _resident(architecture, run, weights, trained)
+    segments = Expandable() if expandable else Segments()
+    for size in loaded:
+        segments.take(size)
+    _run(segments, run, (first.scripts, again.scripts), made, _scratch(trained, run))
+    return segments.reserved + _small_segments([*loaded, *made], [first, again])
+
+
+class _Pass(NamedTuple):
+    """A forward and a backward pass over all layers."""
+
+    trace: Trace
+    scripts: Sequence[Script]
+
+
+def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass]:
+    """The one that makes gradients, and the one that adds to them; the same if none stay."""
+    once = run._replace(accumulation=1, keeps_gradients=False)
+    kept = gradients_stay(run) and not (run.fused_backward or gradients_leave(run))
+    if not kept or gradients_stay(once):
+        found = _pass(architecture, run)
+        return found, found
+    return _pass(architecture, once), _pass(architecture, run)
+
+
+def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
+    trace, loss = followed(architecture, run)
+    del loss
+    return _Pass(trace, list(_scripts(trace)))
+
+
+def _run(
+    segments: Segments, run: TrainingRun, passes: Sequence[Sequence[Script]],
+    made: Iterable[int], scratch: Sequence[int],
+) -> None:  # fmt: skip
+    """Step until a step reserves nothing more."""
+    first, again = passes
+    accumulates = run.accumulation > 1 and first is not again
+    for number in range(STEPS):
+        before = segments.reserved
+        left = _play(segments, again if number and run.keeps_gradients else first)
+        if accumulates:
+            left += _play(segments, again)
+        if not number:
+            for size in made:
+                segments.take(size)
+        left_by_step = [segments.take(size) for size in scratch]
+        for block in (*left_by_step, *(() if run.keeps_gradients else left)):
+            segments.give(block)
+        if number and segments.reserved == before:
+            return
+
+
+def _play(segments: Segments, scripts: Iterable[Script]) -> list[Block]:
+    """Take and give what a pass does; the blocks that are left.
+
+    Of tensors that are known by the same key the last one goes first: layers are left in the
+    reverse of the order in which they are entered.
+    """
+    alive: dict[Key, list[Block]] = {}
+    take, give = segments.take, segments.give
+    for script in scripts:
+        for _ in range(script.times):
+            for size, key, after in script.moves:
+                if size > 0:
+                    alive.setdefault(key, []).append(take(size))
+                    continue
+                blocks = alive.get(key)
+                if not size and blocks:
+                    alive.setdefault(after, []).append(blocks.pop())
+                while size < 0 and blocks:  # one event may stand for many layers
+                    block = blocks.pop()
+                    size += block[1]
+                    give(block)
+    return [block for blocks in alive.values() for block in blocks]
+
+
+def _scripts(trace: Trace) -> Iterator[Script]:
+    """The pass of a trace, unfolded: stretch by stretch, each as often as it happens."""
+    written: dict[int, Script] = {}
+    parts = list(stretches_as_run(trace))  # which hold passages, known by their identity
+    left = _left_to_others(passage for part in parts for passage in part.passages)
+    for part in parts:
+        moves: list[Move] = []
+        small = crest = 0
+        for passage in part.passages:
+            key = id(passage)
+            script = written.get(key) or written.setdefault(key, _script(passage, left))
+            moves += script.moves
+            crest = max(crest, small + script.crest)
+            small += script.small
+        yield Script(part.times, moves, small, crest)
+
+
+def _left_to_others(passages: Iterable[Passage]) -> Collection[Like]:
+    """What is made in one layer and released in another."""
+    return {
+        _like(label) for passage in passages for size, label in passage.events
+        if size < 0 and label[2] not in (passage.layer, OUTSIDE)
+    }  # fmt: skip
+
+
+def _like(label: Label) -> Like:
+    _, operation, _, shape, _ = label
+    return operation, shape
+
+
+def _script(passage: Passage, left: Collection[Like]) -> Script:
+    """What happens in one passage. What gets another name in it is called so from its birth on."""
+    moves: list[Move] = []
+    born: dict[Key, int] = {}
+    small = crest = 0
+    for size, label, after in _named(passage):
+        if abs(size) <= SMALL:
+            small += 0 if after else size
+            crest = max(crest, small)
+            continue
+        key, then = _key(label, left), _key(after or label, left)
+        if after and key in born:
+            at = born[then] = born.pop(key)
+            moves[at] = (moves[at][0], then, then)
+        elif after:
+            moves.append((0, key, then))
+        else:
+            if size > 0:
+                born[key] = len(moves)
+            else:
+                born.pop(key, None)
+            moves.append((size, key, key))
+    return Script(1, moves, small, crest)
+
+
+def _named(passage: Passage) -> Iterator[tuple[int, Label, Label | None]]:
+    """Its events; a storage that lives on as something else is one event with both names."""
+    before: Event | None = None
+    for event in passage.events:
+        if not event[0]:
+            continue
+        if before is None:
+            before = event
+        elif before[0] < 0 and event[0] == -before[0] and _lives_on(before[1], event[1]):
+            yield *before, event[1]
+            before = None
+        else:
+            yield *before, None
+            before = event
+    if before is not None:
+        yield *before, None
+
+
+def _lives_on(label: Label, after: Label) -> bool:
+    """Whether what is released is what comes to life, for another reason or handed on."""
+    return after[1] in HANDED or (label[0] != after[0] and label[1:] == after[1:])
+
+
+HANDED = (HIDDEN_STATES, HIDDEN_STATES_GRADIENT)
+"""What layers hand each other."""
+
+
+def _key(label: Label, left: Collection[Like]) -> Key:
+    like = _like(label)
+    return like if like in left else id(label)
+
+
+def _in_order(weights: Iterable[Parameter]) -> list[Parameter]:
+    """Every single weight, layer by layer, as a module lists them: one entry for each copy."""
+    found: list[tuple[float, Parameter]] = []
+    outside = -1.0
+    for weight in weights:
+        outside = inf if weight.indices else outside
+        found += [(index, weight) for index in weight.indices or (outside,)]
+    return [weight for _, weight in sorted(found, key=itemgetter(0))]
+
+
+def _resident(
+    architecture: Architecture, run: TrainingRun,
+    weights: Sequence[Parameter], trained: Sequence[Parameter],
+) -> tuple[list[int], list[int]]:  # fmt: skip
+    """Sizes of what is there before the first step, and of what its optimizer makes.
+
+    Gradients that a pass makes are not among them.
+    """
+    once = run._replace(accumulation=1, keeps_gradients=False)
+    loaded, made = [WORKSPACES // 2] * 2, []
+    for part in training_step(architecture, run).static.parts:
+        if part.name == "optimizer states":
+            parts = len(run.optimizer.states) or 1
+            sizes = _divided(part, trained, lambda weight: states(weight, run))
+            made += [size // parts for size in sizes for _ in range(parts)]
+        elif part.name == "weights":
+            loaded += _divided(part, weights, lambda weight: stored(weight, run.setting))
+        elif part.name == "master weights":
+            loaded += _divided(part, trained, lambda weight: copied_bytes([weight], run))
+        elif part.name != "gradients" or gradients_stay(once):
+            loaded.append(int(part.value))
+    return loaded, made
+
+
+def _divided(part: Term, weights: Iterable[Parameter], of: Callable[[Parameter], int]) -> list[int]:
+    """The part in blocks of single weights; in one if it is not what all of them take together."""
+    sizes = [of(weight) // weight.copies for weight in weights]
+    rest = int(part.value) - sum(sizes)
+    return [*sizes, rest] if rest >= 0 else [int(part.value)]
+
+
+def _scratch(trained: Sequence[Parameter], run: TrainingRun) -> list[int]:
+    """Sizes of what the optimizer allocates: for all weights at once, or for one of them."""
+    kinds = list(dict.fromkeys(trained))
+    if run.optimizer.stepping == "each" or run.optimizer.layout == "low_rank":
+        return [step_scratch(kinds, run)]
+    each = {id(kind): step_scratch([kind], run) // kind.copies for kind in kinds}
+    return [each[id(weight)] for weight in trained]
+
+
+def _small_segments(resident: Iterable[int], passes: Iterable[_Pass]) -> int:
+    """Bytes of the segments of small tensors, which leave hardly any gaps."""
+    most = 0
+    for each in passes:
+        level = 0
+        for script in each.scripts:
+            before = max(0, script.small * (script.times - 1))
+            most = max(most, level + before + script.crest)
+            level += script.small * script.times
+    most += sum(size for size in resident if size <= SMALL)
+    return -(-most // SEGMENT_UNIT) * SEGMENT_UNIT

@@ -1,0 +1,182 @@
+"""What PyTorch's allocator holds in a run: its segments, and the order of the step's tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import tried
+from training_runs import run_of
+
+from llmsize import presets
+from llmsize.anatomy import trace
+from llmsize.anatomy.course import Turn
+from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
+from llmsize.memory import replay
+from llmsize.memory.methods import Choices
+from llmsize.memory.peak import device_memory, least_memory
+from llmsize.memory.reserved import Block, Expandable, Segments
+from llmsize.memory.training import TrainingRun, training_step
+from llmsize.stack import Stack
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(("asked", "segment"), [(2, 20), (9.5, 20), (10, 10), (43, 44), (44, 44)])
+def test_a_segment_is_as_large_as_the_source_says(asked: float, segment: int) -> None:
+    """CUDACachingAllocator.cpp, get_allocation_size: 20 MiB below 10 MiB, then pairs of MiB."""
+    pool = Segments()
+    pool.take(int(asked * MIB))
+    assert pool.reserved == segment * MIB
+
+
+def test_free_blocks_of_two_segments_are_not_joined() -> None:
+    """24 MiB are free, and 16 MiB need a segment of their own: fragmentation, as its notes say."""
+    pool = Segments()
+    blocks = [pool.take(12 * MIB) for _ in range(2)]
+    for block in blocks:
+        pool.give(block)
+    pool.take(16 * MIB)
+    assert pool.reserved == (12 + 12 + 16) * MIB
+
+
+def test_an_expandable_segment_grows_by_what_is_missing() -> None:
+    """The same with `expandable_segments:True`: what is free at its end is enough."""
+    pool = Expandable()
+    blocks = [pool.take(12 * MIB) for _ in range(2)]
+    for block in blocks:
+        pool.give(block)
+    pool.take(16 * MIB)
+    assert pool.reserved == 40 * MIB  # two pages of 20 MiB, of which 24 were taken before
+    pool.take(30 * MIB)
+    assert pool.reserved == 60 * MIB  # 24 MiB of the second page were free
+
+
+class Ledger(Segments):
+    """Writes down which sizes are taken and given, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def take(self, size: int) -> Block:
+        self.sizes.append(size)
+        return super().take(size)
+
+    def give(self, block: Block) -> None:
+        self.sizes.append(-block[1])
+        super().give(block)
+
+
+def _one_by_one(kinds: Sequence[object]) -> tuple[Turn, ...]:
+    return tuple(Turn(kind, range(n, n + 1), n, n) for n, kind in enumerate(kinds))
+
+
+@pytest.fixture
+def unfolded() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def _played(model: Architecture, run: TrainingRun) -> list[int]:
+    ledger = Ledger()
+    made = replay._pass(model, run)
+    left = replay._play(ledger, made.scripts)
+    return [*ledger.sizes, sum(size for _, size in left)]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "smollm-135m", "gemma-2-2b", "qwen3-0.6b"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_folded_layers_are_replayed_as_if_each_were_traced(
+    model: str, method: str, recompute: str, unfolded: pytest.MonkeyPatch
+) -> None:
+    """Every block that is taken and given, in order, is that of a trace of every single layer."""
+    architecture = presets.get(Architecture, model)
+    choices = Choices(method, batch=4, sequence=1024)
+    run = run_of(replace(choices, recompute=recompute))
+    folded = _played(architecture, run)
+    unfolded.setattr(trace, "course", _one_by_one)
+    unfolded.setattr(trace.Trace, "_is_settled", lambda *_, **__: False)
+    assert folded == _played(architecture, run)
+
+
+class Counted(Segments):
+    """Has every byte that is asked for, and no more; remembers the most that was there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def take(self, size: int) -> Block:
+        self.now += size
+        self.most = max(self.most, self.now)
+        return 0, size
+
+    def give(self, block: Block) -> None:
+        self.now -= block[1]
+
+
+FAMILIES = {model.family: model for model in presets.every(Architecture).values()}
+
+
+@tried(25)
+@given(
+    st.sampled_from(sorted(FAMILIES)), st.sampled_from(["full", "lora"]),
+    st.sampled_from(["none", "full"]),
+)  # fmt: skip
+def test_every_family_is_replayed_to_its_peak(family: str, method: str, recompute: str) -> None:
+    """The tensors that are alive at once are those of the step, but for small ones."""
+    choices = Choices(method, batch=2, sequence=512, recompute=recompute)
+    run = run_of(choices)
+    try:
+        step = training_step(FAMILIES[family], run)
+    except LLMSizeError:
+        return  # a model that is not trained so
+    counted = Counted()
+    replay._play(counted, replay._pass(FAMILIES[family], run).scripts)
+    assert counted.most == pytest.approx(step.moment.bytes, rel=0.02, abs=100 * MIB)
+
+
+runs = st.builds(
+    Choices,
+    method=st.sampled_from(["full", "lora", "norms"]),
+    batch=st.integers(1, 4),
+    sequence=st.sampled_from([64, 512, 2048]),
+    recompute=st.sampled_from(["none", "full"]),
+    accumulation=st.sampled_from([1, 2]),
+)
+models = st.sampled_from(["gpt2", "smollm-135m", "qwen3-0.6b"])
+optimizers = st.sampled_from(["adamw", "adamw-foreach", "adafactor", "adamw-8bit", "sgd"])
+stacks = st.sampled_from(["transformers", "torchtune", "transformers-4-torch-1"])
+
+
+@tried(20)
+@given(models, runs, optimizers, stacks, st.floats(0.5, 2))
+def test_what_is_cached_decides_nothing(
+    model: str, choices: Choices, optimizer: str, stack: str, share: float
+) -> None:
+    """A run is within the room of a device if its tensors and the context are, and then only."""
+    architecture, kept = presets.get(Architecture, model), presets.get(Stack, stack)
+    run = run_of(choices, optimizer=optimizer, stack=stack)
+    least = int(least_memory(architecture, run, kept).value)
+    room = int(share * least)
+    with_room = device_memory(architecture, run, kept).value
+    here = device_memory(architecture, run, kept, room).value
+    assert least <= here <= with_room
+    assert (here <= room) == (least <= room)
+
+
+@tried(20)
+@given(models, runs, optimizers)
+def test_expandable_segments_hold_no_more_than_a_page_of_each_gap(
+    model: str, choices: Choices, optimizer: str
+) -> None:
+    """They hold every tensor, and hardly more than segments of a fixed size do."""
+    architecture = presets.get(Architecture, model)
+    run = run_of(choices, optimizer=optimizer)
+    grown = replay.reserved(architecture, run, expandable=True)
+    assert training_step(architecture, run).total <= grown + 2 * MIB
+    assert grown <= replay.reserved(architecture, run, expandable=False) * 1.1 + 40 * MIB
