@@ -211,19 +211,21 @@ def test_what_is_said_of_a_reference_is_about_the_one_there_is(
 
 @pytest.mark.parametrize(
     ("share", "says", "close"),
-    [(2.0, "fits in", False), (1.01, "is tight in", True), (0.99, "does not fit in", True),
+    [(2.0, "fits in", False), (1.01, "is tight in", True), (0.99, "is tight in", True),
      (0.5, "does not fit in", False)],
 )  # fmt: skip
 def test_a_close_call_is_called_one(
     share: float, says: str, close: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Measured runs are off by 13 % at the 95th percentile, so a hundredth decides nothing."""
+    """Measured runs are off by 13 % at the 95th percentile, so a hundredth decides nothing; and
+    where tensors fit, the allocator gets along with a hundredth less than it would cache.
+    """
     words = ("smollm-135m", "--method", "lora")
     budget = int(share * device_bytes(answer(capsys, *words)))
     found = answer(capsys, *words, "--vram", f"{budget}B")
     assert says in str(found["headline"])
     assert any("a close call" in note for note in found["notes"]) == close
-    assert found["verdict"] == (share > 1)
+    assert found["verdict"] == (share > 0.9)
 
 
 def test_pairs_are_in_the_headline(capsys: pytest.CaptureFixture[str]) -> None:

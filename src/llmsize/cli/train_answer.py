@@ -25,7 +25,7 @@ from llmsize.planning.slowdown import slowdown
 from llmsize.planning.training import Question, changes, host_need, need, run_of, within
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
-from llmsize.units import format_bytes, format_count
+from llmsize.units import format_bytes, format_count, format_share
 
 FOLLOWED = "the step, followed tensor by tensor"
 MOMENTS = {"step": "the optimizer's step", "reference": "the reference's forward pass"}
