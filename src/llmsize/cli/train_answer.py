@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from llmsize import presets
 from llmsize.anatomy import Setting, traced
@@ -22,7 +21,15 @@ from llmsize.optimizers import DTYPE, Optimizer
 from llmsize.planning import changes as planning
 from llmsize.planning.fits import Band, band_for, verdict
 from llmsize.planning.slowdown import slowdown
-from llmsize.planning.training import Question, changes, host_need, need, run_of, within
+from llmsize.planning.training import (
+    Question,
+    changes,
+    host_need,
+    need,
+    need_at_least,
+    run_of,
+    within,
+)
 from llmsize.stack import Stack
 from llmsize.term import Term, fact, term
 from llmsize.units import format_bytes, format_count, format_share
@@ -150,9 +157,9 @@ def _timeline(step: TrainingStep) -> Table:
 
 
 def _changes(question: Question, budget: int | None) -> Table:
-    """What each change alone would save, the most first."""
-    rows, now = [], need(question, budget)
-    for saving in planning.ranked(question, _known_changes(), partial(need, room=budget)):
+    """What each change alone would save of tensors, the most first: those decide what fits."""
+    rows, now = [], need_at_least(question)
+    for saving in planning.ranked(question, _known_changes(), need_at_least):
         changed = saving.change.apply(question)
         cells: dict[str, Cell] = {
             "then": saving.then,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
-from math import inf
+from math import inf, prod
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from llmsize.anatomy.tensor import (
     Label,
     Shape,
 )
-from llmsize.anatomy.trace import Trace
+from llmsize.anatomy.trace import Setting, Trace
 from llmsize.architecture import Architecture
 from llmsize.memory.reserved import SEGMENT_UNIT, SMALL, Block, Expandable, Segments
 from llmsize.memory.states import (
@@ -264,23 +264,36 @@ def _resident(
     """
     once = run._replace(accumulation=1, keeps_gradients=False)
     loaded, made = [WORKSPACES // 2] * 2, []
+    parts = len(run.optimizer.states) or 1
     for part in training_step(architecture, run).static.parts:
         if part.name == "optimizer states":
-            parts = len(run.optimizer.states) or 1
-            sizes = _divided(part, trained, lambda weight: states(weight, run))
-            made += [size // parts for size in sizes for _ in range(parts)]
+            made += _divided(part, trained, lambda w: [states(w, run) // parts] * parts)
         elif part.name == "weights":
-            loaded += _divided(part, weights, lambda weight: stored(weight, run.setting))
+            loaded += _divided(part, weights, lambda w: _tensors(w, run.setting))
         elif part.name == "master weights":
-            loaded += _divided(part, trained, lambda weight: copied_bytes([weight], run))
+            loaded += _divided(part, trained, lambda w: [copied_bytes([w], run)])
         elif part.name != "gradients" or gradients_stay(once):
             loaded.append(int(part.value))
     return loaded, made
 
 
-def _divided(part: Term, weights: Iterable[Parameter], of: Callable[[Parameter], int]) -> list[int]:
-    """The part in blocks of single weights; in one if it is not what all of them take together."""
-    sizes = [of(weight) // weight.copies for weight in weights]
+def _tensors(weight: Parameter, setting: Setting) -> list[int]:
+    """Bytes of the tensors that hold a weight: if it is quantized, of its numbers and its scales.
+
+    All of them that it stands for.
+    """
+    whole = stored(weight, setting)
+    if setting.quantized is None or not weight.quantized:
+        return [whole]
+    numbers = prod(weight.shape) * weight.copies * int(setting.quantized.bits_per_element) // 8
+    return [numbers, whole - numbers]
+
+
+def _divided(
+    part: Term, weights: Iterable[Parameter], of: Callable[[Parameter], Iterable[int]]
+) -> list[int]:
+    """The part in tensors of single weights; in one if it is not what they take together."""
+    sizes = [size // weight.copies for weight in weights for size in of(weight)]
     rest = int(part.value) - sum(sizes)
     return [*sizes, rest] if rest >= 0 else [int(part.value)]
 

@@ -56,15 +56,20 @@ def need(question: Question, room: int | None = None) -> Term:
     return device_memory(question.architecture, run_of(question), question.stack, room)
 
 
+def need_at_least(question: Question) -> Term:
+    """Tensors and context, which decide what fits. Raises as `need` does."""
+    check_runs(question)
+    return least_memory(question.architecture, run_of(question), question.stack)
+
+
 def within(question: Question, budget: int) -> bool:
     """Whether the step needs no more than that. Raises as `need` does.
 
     What lives through the step takes an outline alone, and mostly settles it where nothing helps.
     """
-    check_runs(question)
-    run, model = run_of(question), question.architecture
-    held = static_memory(outlined(model, run.setting), run)
-    return held.value <= budget and least_memory(model, run, question.stack).value <= budget
+    run = run_of(question)
+    held = static_memory(outlined(question.architecture, run.setting), run)
+    return held.value <= budget and need_at_least(question).value <= budget
 
 
 def host_need(question: Question) -> Term:
