@@ -12,7 +12,7 @@ import pytest
 from training_runs import check_traced
 
 REFERENCE = Path(__file__).parent / "reference"
-QUANTITIES = ("act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes")
+QUANTITIES = ("grad_bytes", "act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes")
 
 with (REFERENCE / "training_traces.csv").open() as table:
     ROWS = list(csv.DictReader(table))
@@ -20,5 +20,5 @@ with (REFERENCE / "training_traces.csv").open() as table:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_family_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
-    """What the forward pass leaves alive and both peaks equal the traced step to the byte."""
+    """All gradients, what the forward pass leaves alive and both peaks, to the byte."""
     check_traced(row, REFERENCE, QUANTITIES)
