@@ -9,7 +9,7 @@ from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.jobs import need_of, workload
 from llmsize.cli.jobs import step as fits_step
-from llmsize.formats import BF16, FP32, Format
+from llmsize.formats import BF16, FP32, INT4, Format
 from llmsize.memory import overview
 from llmsize.memory.methods import Choices
 from llmsize.memory.overview import Job, Storage
@@ -87,6 +87,13 @@ def test_who_loads_whole_weights_has_them_beside_a_share() -> None:
     allocated = tuning(replace(question, stack=stack), 8).parts[0]
     weights = 2 * 6_738_415_616 + 4 * 39_976_960
     assert allocated.value == weights + weights // 8
+
+
+def test_blocks_of_a_format_are_stored_whole() -> None:
+    """GPT-2's 124,439,808 parameters, two in a byte; and one more takes a byte of its own."""
+    for parameters, size in ((None, 62_219_904), (124_439_809, 62_219_905)):
+        shape = overview.subject(model("gpt2"), parameters)
+        assert overview.uniform(shape, INT4).value == size
 
 
 @pytest.mark.parametrize("job", ["full training", "LoRA", "QLoRA"])

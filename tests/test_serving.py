@@ -18,7 +18,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, Format
 from llmsize.memory.kv_cache import CachePolicy, paged_sequences
 from llmsize.memory.serving import Serving, fullest, need, pool, serving
-from llmsize.memory.serving.pooled import batch_tokens, edges, graphs
+from llmsize.memory.serving.pooled import batch_tokens, edges, graphs, warm_up
 from llmsize.memory.weights import Recipe
 from llmsize.term import evaluate
 from llmsize.units import GIB
@@ -127,6 +127,22 @@ def test_heads_are_divided_evenly() -> None:
         need(served("qwen2.5-7b", "vllm", devices=8))
     names = [place.name for place in need(served("qwen2.5-7b", "vllm", devices=4, stages=2))]
     assert names == ["each of 4 GPUs of stage 0", "each of 4 GPUs of stage 1"]
+
+
+def test_a_stage_receives_hidden_states_and_the_residual() -> None:
+    """vLLM's IntermediateTensors: both of 3,584 channels in 16 bits for each token of a batch."""
+    asked = served("qwen2.5-7b", "vllm", stages=2)
+    received = warm_up(asked).part("received from the stage before")
+    assert received.value == 2 * 2 * 3584 * batch_tokens(asked)
+
+
+@pytest.mark.parametrize(("devices", "channels"), [(1, 14_336 + 28_672), (8, 4096 + 4096)])
+def test_experts_have_two_buffers_for_their_tokens(devices: int, channels: int) -> None:
+    """TritonExperts.workspace_shapes: one as wide as what an expert hands on or makes of it, one as
+    gate and up together or the model; Mixtral 8x7B sends a token of 4,096 channels to two."""
+    asked = served("mixtral-8x7b", "vllm", devices=devices)
+    buffers = warm_up(asked).part("experts' workspace")
+    assert buffers.value == 2 * batch_tokens(asked) * 2 * channels
 
 
 @pytest.mark.parametrize(
