@@ -29,6 +29,7 @@ NEARLY = frozenset((
     "deepseek_v2_p-tuning_061", "bert_full_068", "qwen3_moe_p-tuning_071", "llama_prompt_073",
     "gpt_neox_prompt_080", "phi_prompt_084", "bert_full_089", "gemma3_text_miss_042_b",
     "mamba_vera_090_b", "gemma3_text_prompt_005_c", "starcoder2_prefix_023_c",
+    "starcoder2_prompt_059_c",
 ))  # fmt: skip
 """Steps of which a peak is not met to the byte."""
 

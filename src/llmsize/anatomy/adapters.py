@@ -292,24 +292,18 @@ class LoRA(Ranked):
 
         A checkpoint keeps nothing on its first run.
         """
-        eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
         kept = t.grad and (t.checkpoint is None or t.replaying)
+        eye = t.new("eye", (x.shape[-1], x.shape[-1]), self.format)
         down_cast = ops.cast(t, down)
-        grad, t.grad = t.grad, False
         held = [ops.to(t, eye, down_cast.format)]
-        held.append(ops.linear(t, held[0], down_cast))
+        held.append(_untracked_linear(t, held[0], down_cast))
         if not kept:
             del held[0]
-        t.grad = grad
-        up_cast = ops.cast(t, up)
-        t.grad = False
-        product = ops.linear(t, held[-1], up_cast)
+        product = _untracked_linear(t, held[-1], ops.cast(t, up))
         if not kept:
             held.clear()
         del eye
-        change = ops.to(t, product, x.format)
-        t.grad = grad
-        return change, held
+        return ops.to(t, product, x.format), held
 
     def _norms(self, t: Trace, weight: Tensor, change: Tensor) -> Tensor:
         whole = ops.add(t, weight, ops.scale(t, change))
@@ -355,6 +349,14 @@ class LoRA(Ranked):
         change = changes[0] if fused == 1 else ops.cat(t, changes)
         del changes
         return ops.to(t, ops.add(t, out, change), out.format)
+
+
+def _untracked_linear(t: Trace, x: Tensor, weight: Tensor) -> Tensor:
+    """A linear layer that nobody goes back through."""
+    grad, t.grad = t.grad, False
+    made = ops.linear(t, x, weight)
+    t.grad = grad
+    return made
 
 
 FUSED_NAMES = ("gate_proj", "up_proj", "down_proj")
