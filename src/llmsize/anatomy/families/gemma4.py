@@ -79,8 +79,11 @@ def read(c: Config) -> Shape:
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     plain = c.text("model_type") in PLAIN
     joined = c.flag("attention_k_eq_v")
+    own = whole_layers(c)
     kv_heads = c.size("num_global_key_value_heads", default=s.kv_heads) if joined else s.kv_heads
-    head_dim = Dim(c.size("global_head_dim", default=512), "global_head_dim")
+    kv_heads = own.size("num_key_value_heads", default=kv_heads)
+    head_dim = own.size("head_dim", default=c.size("global_head_dim", default=512))
+    head_dim = Dim(head_dim, "global_head_dim")
     whole = s._replace(head_dim=head_dim, kv_heads=Dim(kv_heads, "global_kv_heads"))
     return Shape(
         local=s._replace(rotary=s.local_rotary),
@@ -93,6 +96,13 @@ def read(c: Config) -> Shape:
         mixture=read_mixture(c),
         capped=c.number("final_logit_softcapping") > 0,
     )
+
+
+def whole_layers(c: Config) -> Config:
+    """What transformers 5 saves of global layers: fields of each that replace the model's."""
+    listed = c.value("per_layer_config")
+    fields = next(iter(listed.values()), {}) if isinstance(listed, dict) else {}
+    return Config(fields if isinstance(fields, dict) else {}, c.model)
 
 
 def read_mixture(c: Config) -> Mixture | None:
