@@ -147,8 +147,9 @@ def selective_scan(t: Trace, x: Tensor, s: Selected, skip: Tensor) -> tuple[Tens
     state = t.new("zeros", (batch, inner, width), x.format)
     outputs = []
     for _ in turns(t, tokens):
-        state = ops.mul(t, ops.select(t, discrete, 2), state)
-        state = ops.add(t, state, ops.select(t, driven, 2))
+        decayed = ops.mul(t, ops.select(t, discrete, 2), state)
+        state = ops.add(t, decayed, ops.select(t, driven, 2))
+        del decayed
         seen = ops.to(t, state, x.format)
         out = ops.matmul(t, seen, unsqueeze(t, ops.select(t, s.out_of, 1), 2))
         del seen
