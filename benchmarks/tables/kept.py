@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 from typing import NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.tape import Segment
-from llmsize.anatomy.tensor import OUTSIDE
+from llmsize.anatomy.tensor import OUTSIDE, Event
 from llmsize.architecture import Architecture
 from llmsize.memory.timeline import level, stretches
 
@@ -60,11 +62,28 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
     passed: set[int] = set()
     own = before = 0
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
+        events = trace.events[segment.start : after.start]
         if segment.layer in layers - passed:
-            for change, (role, _, layer, *_) in trace.events[segment.start : after.start]:
+            for change, (role, _, layer, *_) in events:
                 if layer == segment.layer and role != "cast":
                     own += change
                 elif layer != OUTSIDE and role != "cast":
                     before += change
+        elif segment.layer == OUTSIDE:
+            own += _let_go(trace, events, layers, last=index + 1 == trace.depth)
         passed |= {segment.layer} - {OUTSIDE}  # the loss that balances experts passes it again
     return own, before
+
+
+def _let_go(trace: Trace, events: Sequence[Event], layers: set[int], *, last: bool) -> int:
+    """What each of these layers has no more when the model has run: the logits of its router.
+
+    They go for all layers alike at once; what the last layer hands on goes by itself.
+    """
+    freed = 0
+    for change, (_, _, layer, shape, format) in events:
+        alike = len(trace.places[layer].indices) if layer in layers else 0
+        size = prod(shape) * format.block_bytes
+        if alike > last and change == -alike * size:
+            freed -= size
+    return freed
