@@ -101,8 +101,8 @@ def read(c: Config) -> Shape:
 def whole_layers(c: Config) -> Config:
     """What transformers 5 saves of global layers: fields of each that replace the model's."""
     listed = c.value("per_layer_config")
-    fields = next(iter(listed.values()), {}) if isinstance(listed, dict) else {}
-    return Config(fields if isinstance(fields, dict) else {}, c.model)
+    first = next(iter(listed.values()), None) if isinstance(listed, dict) else None
+    return Config(first if isinstance(first, dict) else {}, c.model)
 
 
 def read_mixture(c: Config) -> Mixture | None:
