@@ -10,6 +10,7 @@ from typing import NamedTuple
 from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.tape import Segment
 from llmsize.anatomy.tensor import OUTSIDE, Event
+from llmsize.anatomy.trace import HIDDEN_STATES
 from llmsize.architecture import Architecture
 from llmsize.memory.timeline import level, stretches
 
@@ -70,20 +71,19 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
                 elif layer != OUTSIDE and role != "cast":
                     before += change
         elif segment.layer == OUTSIDE:
-            own += _let_go(trace, events, layers, last=index + 1 == trace.depth)
+            own += _let_go(trace, events, layers)
         passed |= {segment.layer} - {OUTSIDE}  # the loss that balances experts passes it again
     return own, before
 
 
-def _let_go(trace: Trace, events: Sequence[Event], layers: set[int], *, last: bool) -> int:
+def _let_go(trace: Trace, events: Sequence[Event], layers: set[int]) -> int:
     """What each of these layers has no more when the model has run: the logits of its router.
 
-    They go for all layers alike at once; what the last layer hands on goes by itself.
+    They go for all layers alike at once; what a layer hands on goes by itself.
     """
     freed = 0
-    for change, (_, _, layer, shape, format) in events:
-        alike = len(trace.places[layer].indices) if layer in layers else 0
-        size = prod(shape) * format.block_bytes
-        if alike > last and change == -alike * size:
-            freed -= size
+    for change, (_, operation, layer, shape, format) in events:
+        if layer in layers and layer != OUTSIDE and operation != HIDDEN_STATES:
+            size = prod(shape) * format.block_bytes
+            freed -= size if change == -len(trace.places[layer].indices) * size else 0
     return freed
