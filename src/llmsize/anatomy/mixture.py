@@ -140,16 +140,18 @@ def feed(
     router: str = "mlp.gate",
     experts: str = "mlp.experts",
     shared: str = "mlp.shared_experts",
+    bias: bool = False,
 ) -> Tensor:
-    """The routed experts' output, and the shared expert's if there is one."""
+    """The routed experts' output, and the shared expert's, with a `bias`, if there is one."""
     x = residual = jittered(t, m, x)
     tokens = x.view(t.batch * t.sequence, x.shape[-1])
     routing = route(t, m, tokens, router)
     x = run_experts(t, s, m, tokens, routing, experts).view(*x.shape)
     if m.shared:
-        x = ops.add(
-            t, x, decoder.gated(t, s, residual, name=shared, width=m.shared, role="shared_")
+        alike = decoder.gated(
+            t, s, residual, name=shared, width=m.shared, bias=bias, role="shared_"
         )
+        x = ops.add(t, x, alike)
     return x
 
 

@@ -29,12 +29,14 @@ class Type:
     correction: mixture.Correction = "alike"
     normed_weights: bool = True
     """Whether the experts' weights sum to one where the configuration does not say."""
+    biased: bool = False
+    """Whether the output projection has the bias of q, k and v, and MLPs have one if asked to."""
 
 
 TYPES = {
     "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
     "glm4v_moe_text": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
-    "hy_v3": Type(first_sparse=1, once_linear=False),
+    "hy_v3": Type(first_sparse=1, once_linear=False, biased=True),
     "solar_open": Type(normed_heads=False, correction="fp32"),
     "dots1": Type(normed_weights=False),
     "exaone_moe": Type(first_sparse=1, local_of=4, global_rotates=False),
@@ -47,7 +49,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     t.once_linear = family.once_linear
     s = decoder.read(c, rotary=family.rotary)
     m = mixture.read_corrected(c, correction=family.correction, normed=family.normed_weights)
-    bias = c.flag("attention_bias")
+    bias, mlp_bias = c.flag("attention_bias"), family.biased and c.flag("mlp_bias")
     normed = c.flag("use_qk_norm", default=family.normed_heads)
     period = c.count("sliding_window_pattern", default=family.local_of)
 
@@ -57,12 +59,16 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, output_bias=False,
+                t, s, x, around, window=window, bias=bias, output_bias=family.biased and bias,
                 norm=blocks.rms_norm if normed else None,
                 normed_at_once=c.text("model_type") == "dots1",
                 position=family.global_rotates or window > 0,
             ),
-            lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
+            lambda x: (
+                mixture.feed(t, s, m, x, bias=mlp_bias)
+                if sparse
+                else decoder.gated(t, s, x, bias=mlp_bias)
+            ),
         )  # fmt: skip
 
     reach = decoder.windows(c, s.layers, lambda i: period > 0 and (i + 1) % period > 0)
