@@ -137,6 +137,7 @@ MEASURED_BY = {
     "encoder_traces.csv": f"steps of encoders with either head, {_TRACED}",
     "method_traces.csv": f"steps with peft's methods, {_TRACED}",
     "settings_traces.csv": f"steps under settings drawn at random, {_TRACED}",
+    "model_traces.csv": f"steps of models whose configurations were drawn at random, {_TRACED}",
     "kernel_traces.csv": f"steps with stand-ins that allocate as kernels' sources do, {_TRACED}",
     "objective_traces.csv": f"steps with heads of TRL's own code, {_TRACED}",
     "objective_steps.csv": f"steps of TRL's losses, {_TRACED} (`benchmarks/measure_objective.py`)",

@@ -50,6 +50,10 @@ def settings_traces(rows: list[Row]) -> Iterator[Answer]:
         yield Answer(row["case_id"], "peak_phase", 1.0, right)
 
 
+model_traces = settings_traces
+"""Drawn models under a few settings: a table of the same columns."""
+
+
 QUANTITIES = ("params_trainable", "param_bytes", "master_bytes", "grad_bytes", "optim_bytes",
               "act_end_fwd_bytes", "peak_fwd_bytes", "peak_bwd_bytes", "peak_fwd_bwd_bytes",
               "peak_step_bytes", "peak_total_bytes")  # fmt: skip
