@@ -83,6 +83,13 @@ class Around(NamedTuple):
     carried: list[Tensor]
     """What a layer hands to the next beside its output."""
 
+    def leave_to_checkpoints(self) -> None:
+        """Let go of it all, which every layer has been given; a checkpoint has what is its own."""
+        self.carried.clear()
+        for shared in (self.tables, self.masks):
+            if isinstance(shared, ByWindow):
+                shared.clear()
+
     @property
     def rotation(self) -> Rotation | None:
         """Cosines and sines for attention to all tokens."""
@@ -210,12 +217,8 @@ def run(
     position_ids, alibi = blocks.positions(t), None
     if masking == "alibi":
         alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
-    masked = used | {0, s.window} if t.family in ALWAYS_BOTH else used
-    masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
-    spare = blocks.mask(t, t.sequence + t.setting.past) if spare_mask else None
-    tables = rotary.tables(t, rope, inputs[0], s.rotary, s.local_rotary, used)
-    given = ByWindow(t, tables), ByWindow(t, masks)
-    around = Around(given[0] if rope.apart else tables, given[1], [])
+    masked = used | ({t.sequence + t.setting.past} if spare_mask else set())
+    around = _around(t, s, inputs[0], rope, masking, used, masked)
     x = t.layers(
         names.layers, partial(_within, block, around), inputs.pop(), kinds,
         position_ids if handed_positions else None, alibi,
@@ -225,14 +228,28 @@ def run(
     x = norm(t, x, names.norm)
     if returned is not None:
         returned.clear()
-    around.carried.clear()
-    for by_window in given:
-        by_window.clear()
-    del tokens, position_ids, alibi, masks, spare, tables, around  # gone before the head begins
+    around.leave_to_checkpoints()
+    del tokens, position_ids, alibi, around  # gone before the head begins
     tied = names.embedding if s.tied else ""
     return lm_head.causal_lm(
         t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, transform=transform, end=end
     )
+
+
+def _around(
+    t: Trace,
+    s: Sizes,
+    x: Tensor,
+    rope: rotary.Rope,
+    masking: Masking,
+    used: set[int],
+    masked: set[int],
+) -> Around:
+    """Tables for the windows in use and masks of those `masked`, for layers that read `x`."""
+    masked = masked | {0, s.window} if t.family in ALWAYS_BOTH else masked
+    masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
+    tables = rotary.tables(t, rope, x, s.rotary, s.local_rotary, used)
+    return Around(ByWindow(t, tables) if rope.apart else tables, ByWindow(t, masks), [])
 
 
 def _within(
