@@ -174,6 +174,12 @@ def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, linear: bool = Fal
     return choose(t, m, logits, tokens.format)
 
 
+def hand_out(t: Trace, m: Mixture, routing: Routing) -> None:
+    """Hold the logits of the router until the model has run, if it is asked for them."""
+    if m.recorded and routing.logits is not None:
+        balancing.record(t, routing.logits, m.chosen)
+
+
 def choose(t: Trace, m: Mixture, logits: Tensor, format: Format) -> Routing:
     """The weights of the experts with the best `logits`, in `format` unless they stay in fp32."""
     logits = ops.to(t, logits, FP32) if m.scores == "chosen" else logits
@@ -251,8 +257,7 @@ def run_experts(
     width of their input and output if not that of the residual stream. `gate` joins gate and up if
     not by the activation and a product.
     """
-    if m.recorded and routing.logits is not None:
-        balancing.record(t, routing.logits, m.chosen)
+    hand_out(t, m, routing)
     width = inner or s.hidden
     up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
     matrix = partial(_matrix, t, m, transposed=transposed)

@@ -70,7 +70,10 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, clipped: bool) -> T
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts, whose weights are kept as three long matrices."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
-    weights = mixture.route(t, m, tokens, "ffn.router.layer", linear=True).weights
+    routing = mixture.route(t, m, tokens, "ffn.router.layer", linear=True)
+    mixture.hand_out(t, m, routing)
+    weights = routing.weights
+    del routing
     rows = tokens.shape[0] * m.chosen
     chosen = mixture.take(t, tokens, (rows, s.hidden), "index")
     gate, up, down = (
