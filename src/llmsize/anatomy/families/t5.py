@@ -16,7 +16,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import BOOL, FP32, INT64, Format
+from llmsize.formats import BOOL, FP16, FP32, INT64, Format
 from llmsize.quick_dataclasses import dataclass
 
 HAS_ENCODER = True
@@ -109,10 +109,12 @@ def stack(
         first, _ = kind
         own = biases[0] if not first else None
         x, own = layer(t, s, x, mask, own, decodes=decodes)
+        x = without_infinities(t, x)
         other = biases[1] if not first and decodes else None
         if encoded is not None:
             x, other = cross_layer(t, s, x, encoded, across, other)
-        x = feed(t, s, x, f"layer.{2 if decodes else 1}")
+            x = without_infinities(t, x)
+        x = without_infinities(t, feed(t, s, x, f"layer.{2 if decodes else 1}"))
         biases[:] = [bias for bias in (own, other) if bias is not None]
         return x
 
@@ -126,6 +128,19 @@ def stack(
     x = ops.dropout(t, norm(t, x, f"{name}.final_layer_norm"), s.dropout)
     biases.clear()
     return x
+
+
+def without_infinities(t: Trace, x: Tensor) -> Tensor:
+    """`x` below the largest number of fp16, if it is in fp16."""
+    if x.format is not FP16:
+        return x
+    size = t.new("abs", x.shape, x.format)
+    infinite = t.new("eq", x.shape, BOOL)
+    del size
+    highest = t.new("where", (), FP32)
+    del infinite
+    lowest = t.new("neg", (), FP32)
+    return ops.clamp(t, x, 2, (lowest, highest))
 
 
 def layer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmsize.anatomy.autograd import Grads, Node, Rule
 from llmsize.anatomy.operations.rules import (
     GradList,
@@ -218,10 +220,10 @@ def rsqrt(t: Tape, x: Tensor) -> Tensor:
     return unary(t, "rsqrt", x, keeps="output", backward=_power_backward)
 
 
-def clamp(t: Tape, x: Tensor, bounds: int = 1) -> Tensor:
-    """`x` within one or two `bounds`; keeps its input, and marks what was within in its backward
-    pass."""
-    node = t.record(_clamp_backward, (x,), (x,), bounds)
+def clamp(t: Tape, x: Tensor, bounds: int = 1, limits: Sequence[Tensor] = ()) -> Tensor:
+    """`x` within one or two `bounds`, `limits` if they are tensors; keeps its input and these, and
+    marks what was within in its backward pass."""
+    node = t.record(_clamp_backward, (x,), (x, *limits), bounds)
     return t.like("clamp", x, node)
 
 
