@@ -7,6 +7,9 @@ transformers v5.23, utils/output_capturing.py and models/mixtral/modeling_mixtra
 from __future__ import annotations
 
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.autograd import Grads, Node
+from llmsize.anatomy.operations import GradList
+from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT32, INT64
@@ -50,6 +53,9 @@ def _balance(t: Trace, routed: list[tuple[int, Tensor, int]]) -> Tensor:
     """How often each expert is chosen, times how likely it is."""
     experts = routed[0][1].shape[-1]
     counts, likely = [_handed_on(t.new("zeros", (experts,), FP32)) for _ in range(2)]
+    if t.grad:  # the gradient that layers pass on ends outside of them
+        likely.node = Node(_ends, (), t.layer, None)
+        t.nodes.append(likely.node)
     mask = t.new("to", (t.batch * t.sequence, 1), FP32) if t.setting.padded else None
     for layer, logits, chosen in routed:
         t.enter(layer)
@@ -64,6 +70,10 @@ def _balance(t: Trace, routed: list[tuple[int, Tensor, int]]) -> Tensor:
     share = t.new("div", counts.shape, counts.format)
     product = ops.mul(t, share, ops.scale(t, likely))
     return ops.scale(t, ops.total(t, product).view())
+
+
+def _ends(t: Tape, node: Node, grads: GradList) -> Grads:
+    return ()
 
 
 def _handed_on(x: Tensor) -> Tensor:
