@@ -70,7 +70,7 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
                     own += change
                 elif layer != OUTSIDE and role != "cast":
                     before += change
-        elif segment.layer == OUTSIDE:
+        elif segment.layer == OUTSIDE and index + 1 < trace.depth:
             own += _let_go(trace, events, layers)
         passed |= {segment.layer} - {OUTSIDE}  # the loss that balances experts passes it again
     return own, before

@@ -117,6 +117,7 @@ def encode(t: Trace, d: Stack) -> Tensor:
     x = t.layers(f"{d.name}.layers", layer, inputs.pop(), d.windows, position_ids)
     around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
+    around.masks.clear()
     del tokens, position_ids, padding, masks, around, layer
     return x
 
@@ -147,6 +148,7 @@ def decode(t: Trace, d: Stack, shifted: Tensor, encoded: Tensor) -> Tensor:
     )
     around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
+    around.masks.clear()
     del tokens, position_ids, padding, masks, around, across, layer
     return x
 
