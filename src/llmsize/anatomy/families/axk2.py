@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families import deepseek
@@ -64,20 +63,12 @@ def attention(t: Trace, s: Sizes, d: Latent, indexer: Indexer, x: Tensor, around
     by_head = ops.reshape(t, wide, t.batch, t.sequence, s.heads, d.query + d.value)
     q, gate = ops.split(t, by_head, d.query, d.value)
     gate = ops.reshape(t, gate, t.batch, t.sequence, s.heads * d.value)
-    q_plain, q_turned = ops.split(t, ops.transpose(t, q, 1, 2), d.plain, d.rotary)
-    latent = t.linear(
-        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
-    )
-    q_turned, k_turned, kv = deepseek.turned(t, d, q_turned, latent, around)
-    q_whole = ops.cat(t, (q_plain, q_turned))
-    k, v = deepseek.expand(t, s, d, kv, k_turned)
-    expanded = s.heads * (d.query + d.value)
-    t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
+    heads = deepseek.expanded(t, s, d, x, ops.transpose(t, q, 1, 2), around.rotation)
     mask = around.mask
     assert mask is not None
     chosen = deepseek.choice(t, indexer, x, normed, around, indexed=True)
-    left_out = deepseek.outside(t, chosen, k.shape[2])
+    left_out = deepseek.outside(t, chosen, heads.k.shape[2])
     mask = deepseek.without(t, mask, left_out)
-    out = blocks.attend(t, q_whole, k, v, mask, dropout=s.attention_dropout)
+    out = blocks.attend(t, heads.q, heads.k, heads.v, mask, dropout=s.attention_dropout)
     out = ops.to(t, ops.mul(t, out, ops.sigmoid(t, ops.to(t, gate, FP32))), out.format)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")

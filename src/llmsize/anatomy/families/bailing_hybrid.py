@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, kimi_delta, mixture
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families import deepseek
@@ -65,16 +64,8 @@ def attention_layers(c: Config, layers: int) -> list[bool]:
 def attention(t: Trace, s: Sizes, d: Latent, x: Tensor, around: Around) -> Tensor:
     """Latent attention, each head's output behind a gate."""
     q = ops.split_heads(t, t.linear(x, "self_attn.q_proj", s.heads * d.query, role="q"), s.heads)
-    q_plain, q_turned = ops.split(t, q, d.plain, d.rotary)
-    latent = t.linear(
-        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
-    )
-    q_turned, k_turned, kv = deepseek.turned(t, d, q_turned, latent, around)
-    expanded = s.heads * (d.query + d.value)
-    t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
-    q_whole = ops.cat(t, (q_plain, q_turned))
-    k, v = deepseek.expand(t, s, d, kv, k_turned)
-    out = blocks.attend(t, q_whole, k, v, around.mask, dropout=s.attention_dropout)
+    heads = deepseek.expanded(t, s, d, x, q, around.rotation)
+    out = blocks.attend(t, heads.q, heads.k, heads.v, around.mask, dropout=s.attention_dropout)
     gate = t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention")
     gate = ops.to(t, ops.sigmoid(t, ops.to(t, gate, FP32)), x.format)
     by_head = ops.reshape(t, out, t.batch, t.sequence, s.heads, d.value)

@@ -6,7 +6,7 @@ them); deepseek-ai/deepseek-moe-16b-base, modeling_deepseek.py.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
@@ -216,29 +216,13 @@ def latent_attention(
     """
     q, compressed = queries(t, s, d, x)
     compressed = x if indexer is None else compressed
-    q_plain, q_turned = ops.split(t, q, d.plain, d.rotary)
-    latent = t.linear(
-        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
-    )
-    kv, k_turned = ops.split(t, latent, d.kv_rank, d.rotary)
-    kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
-    k_turned = ops.split_heads(t, k_turned, 1)
-    assert around.rotation is not None
-    q_turned, k_turned = d.turn(t, q_turned, k_turned, around.rotation)
-    kv = kv.view(t.batch, 1, t.sequence, d.kv_rank)
-    kv, k_turned = blocks.store(t, kv, k_turned)
-    expanded = s.heads * (d.query + d.value)
-    t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
-    q_whole = ops.cat(t, (q_plain, q_turned))
-    if d.tempered:
-        q_whole = rotary.tempered(t, q_whole)
-    k, v = expand(t, s, d, kv, k_turned)
+    heads = expanded(t, s, d, x, q, around.rotation)
     mask = around.mask
     if indexer is not None and mask is not None:
         chosen = choice(t, indexer, x, compressed, around, indexed)
-        left_out = outside(t, chosen, k.shape[2])
+        left_out = outside(t, chosen, heads.k.shape[2])
         mask = without(t, mask, left_out)
-    out = blocks.attend(t, q_whole, k, v, mask, dropout=s.attention_dropout)
+    out = blocks.attend(t, heads.q, heads.k, heads.v, mask, dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
 
 
@@ -256,17 +240,40 @@ def queries(t: Trace, s: Sizes, d: Latent, x: Tensor) -> tuple[Tensor, Tensor]:
     return ops.split_heads(t, q, s.heads), compressed
 
 
-def turned(
-    t: Trace, d: Latent, q: Tensor, latent: Tensor, around: Around
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rotated parts of queries and of the key that all heads share, and the rest of the latent;
-    the latter two as they are cached."""
-    kv, k = ops.split(t, latent, d.kv_rank, d.rotary)
+class Expanded(NamedTuple):
+    """Each head's query, key and value."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    made_of: tuple[Tensor, ...]
+    """What they are made of, which attention holds to its end."""
+
+
+def expanded(
+    t: Trace, s: Sizes, d: Latent, x: Tensor, q: Tensor, rotation: Rotation | None
+) -> Expanded:
+    """Queries `q` by heads with their part rotated, keys and values from the latent of `x`.
+
+    What is cached is the latent and one rotated key.
+    """
+    q_plain, q_turned = ops.split(t, q, d.plain, d.rotary)
+    latent = t.linear(
+        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
+    )
+    kv, k_turned = ops.split(t, latent, d.kv_rank, d.rotary)
     kv = blocks.rms_norm(t, kv, "self_attn.kv_a_layernorm")
-    assert around.rotation is not None
-    q, k = d.turn(t, q, ops.split_heads(t, k, 1), around.rotation)
-    kv, k = blocks.store(t, kv.view(t.batch, 1, t.sequence, d.kv_rank), k)
-    return q, k, kv
+    k_turned = ops.split_heads(t, k_turned, 1)
+    assert rotation is not None
+    q_turned, k_turned = d.turn(t, q_turned, k_turned, rotation)
+    kv = kv.view(t.batch, 1, t.sequence, d.kv_rank)
+    kv, k_turned = blocks.store(t, kv, k_turned)
+    whole = s.heads * (d.query + d.value)
+    t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=whole))
+    q_whole = ops.cat(t, (q_plain, q_turned))
+    q_whole = rotary.tempered(t, q_whole) if d.tempered else q_whole
+    k, v = expand(t, s, d, kv, k_turned)
+    return Expanded(q_whole, k, v, (q_plain, q_turned, latent, kv, k_turned))
 
 
 def expand(t: Trace, s: Sizes, d: Latent, kv: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:

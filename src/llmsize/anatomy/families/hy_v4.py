@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families import deepseek
@@ -152,21 +151,13 @@ def attention(
     """Latent attention to chosen tokens, with a sink for each head and a gate for each channel."""
     gate = t.linear(x, "self_attn.gate_proj", s.heads * d.value, role="gate_attention")
     q, compressed = deepseek.queries(t, s, d, x)
-    q_plain, q_turned = ops.split(t, q, d.plain, d.rotary)
-    latent = t.linear(
-        x, "self_attn.kv_a_proj_with_mqa", d.kv_rank + d.rotary, bias=d.bias, role="kv_a"
-    )
-    q_turned, k_turned, kv = deepseek.turned(t, d, q_turned, latent, around)
-    expanded = s.heads * (d.query + d.value)
-    t.remember(LayerCache("latent", 1, d.kv_rank + d.rotary, expanded=expanded))
-    q_whole = ops.cat(t, (q_plain, q_turned))
-    k, v = deepseek.expand(t, s, d, kv, k_turned)
+    heads = deepseek.expanded(t, s, d, x, q, around.rotation)
     mask = around.mask
     assert mask is not None
     chosen = deepseek.choice(t, indexer, x, compressed, around, indexed)
-    left_out = deepseek.outside(t, chosen, k.shape[2])
+    left_out = deepseek.outside(t, chosen, heads.k.shape[2])
     mask = deepseek.without(t, mask, left_out)
-    out = attend_with_sinks(t, q_whole, k, v, mask, dropout=s.attention_dropout)
+    out = attend_with_sinks(t, heads.q, heads.k, heads.v, mask, dropout=s.attention_dropout)
     out = ops.mul(t, out, ops.sigmoid(t, gate))
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=d.bias, role="o")
 
