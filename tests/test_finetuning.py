@@ -56,6 +56,12 @@ def test_long_samples_take_what_their_flop_take() -> None:
     assert took == pytest.approx({"full": 80, "lora": 60, "qlora": 60.077})
 
 
+def test_a_run_is_whole_steps_of_all_devices() -> None:
+    """300 samples in steps of two devices with eight each: 19 steps."""
+    step = step_seconds("lora", parameters=1e9, layers=1, tokens=1e6, rate=1e14, bandwidth=1e12)
+    assert run_seconds(step, samples=100, epochs=3, devices=2, batch=8).value == 19 * step.value
+
+
 def test_alpaca_took_three_hours() -> None:
     """52,002 samples, 3 epochs, 7B on 8 A100: published as 3 hours and under 100 dollars."""
     step = step_seconds(

@@ -118,6 +118,17 @@ def test_offloaded_checkpoints_are_what_layers_take_in() -> None:
     assert host("gpt2", run).part("offloaded checkpoints").value == 12 * 2 * 64 * 768 * 2
 
 
+def test_weights_and_checkpoints_cross_in_every_micro_batch() -> None:
+    """All weights forward and backward, and what layers take in to the host and back, three times:
+    GPT-2's 124,439,808 parameters, and twelve inputs of 2 × 64 × 768 numbers."""
+    model, chosen = presets.get(Architecture, "gpt2"), Choices(batch=2, sequence=64, accumulation=3)
+    streamed = bus_traffic(model, run_of(replace(chosen, offload="parameters")))
+    assert streamed.part("weights to the device").value == 3 * 2 * 2 * 124_439_808
+    recomputed = replace(chosen, recompute="full", offload_checkpoints=True)
+    crossing = bus_traffic(model, run_of(recomputed)).part("checkpoints, there and back")
+    assert crossing.value == 3 * 2 * 12 * 2 * 64 * 768 * 2
+
+
 def test_only_a_paged_optimizer_may_be_moved() -> None:
     """Its states may go, 8 bytes a parameter for AdamW in fp32, but for those of small weights.
 
