@@ -129,6 +129,21 @@ def test_heads_are_divided_evenly() -> None:
     assert names == ["each of 4 GPUs of stage 0", "each of 4 GPUs of stage 1"]
 
 
+@pytest.mark.parametrize(
+    ("model", "engine", "size"),
+    [
+        ("llama-3.1-8b", "vllm", 131_072 * 128 * 2),
+        ("gemma-3-27b", "vllm", (8 + 1) * 131_072 * 128 * 2),
+        ("qwen2.5-7b", "transformers-4.44", 28 * 2 * 131_072 * 128 * 2),
+    ],
+)
+def test_rotary_tables_have_every_position(model: str, engine: str, size: int) -> None:
+    """vLLM's `cos_sin_cache`: a number for each position and channel, eight times as many where
+    angles are stretched by eight, and a second table for windows; transformers 4.44,
+    modeling_qwen2.py: a cosine and a sine in every layer."""
+    assert need(served(model, engine))[0].part("rotary tables").value == size
+
+
 def test_a_stage_receives_hidden_states_and_the_residual() -> None:
     """vLLM's IntermediateTensors: both of 3,584 channels in 16 bits for each token of a batch."""
     asked = served("qwen2.5-7b", "vllm", stages=2)
