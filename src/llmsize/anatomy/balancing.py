@@ -68,7 +68,9 @@ def _balance(t: Trace, routed: list[tuple[int, Tensor, int]]) -> Tensor:
         del probabilities, weighted
     t.enter(-1)
     share = t.new("div", counts.shape, counts.format)
-    product = ops.mul(t, share, ops.scale(t, likely))
+    rows = t.new("sum", (), FP32) if mask is not None else None  # a plain number without a mask
+    mean = ops.scale(t, likely) if rows is None else ops.divide(t, likely, rows)
+    product = ops.mul(t, share, mean)
     return ops.scale(t, ops.total(t, product).view())
 
 
