@@ -24,7 +24,7 @@ from llmsize.errors import LLMSizeError
 from llmsize.formats import FP32, TRAINED, Format
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, Job, Parts, Storage, Subject, Workload
-from llmsize.memory.peak import device_memory, on_device
+from llmsize.memory.peak import beside_tensors
 from llmsize.memory.weights import Recipe
 from llmsize.optimizers import Optimizer, Precision, check_recipe
 from llmsize.planning.needs import serving
@@ -121,21 +121,14 @@ def estimate(
 
 
 def _parts(subject: Subject, work: Workload, job: Job, stack: Stack) -> Parts:
-    """What one job takes on a device, as `llmsize infer` or `llmsize train` has it.
-
-    The steps of a shape that stands in for a count are not those that the allocator would follow.
-    """
+    """What one job takes on a device at the least, as `llmsize infer` or `llmsize train` has it."""
     if job == "inference":
         return _served(subject, work)
     parts = overview.need(subject, work, job)
-    allocated = overview.sum_of({what: parts[what] for what in COMPONENTS if what != OVERHEAD})
-    if isinstance(allocated, str):
+    if any(isinstance(parts[what], str) for what in STATES):
         return parts
-    if subject.assumed:
-        memory = on_device(allocated, stack)
-    else:
-        memory = device_memory(subject.architecture, overview.run_of(work, job), stack)
-    return parts | {OVERHEAD: total(OVERHEAD, *memory.parts[1:])}
+    beside = beside_tensors(overview.step_of(subject, work, job), stack)
+    return parts | {OVERHEAD: total(OVERHEAD, *beside)}
 
 
 def _served(subject: Subject, work: Workload) -> Parts:
@@ -158,6 +151,11 @@ def _served(subject: Subject, work: Workload) -> Parts:
         parts[what] = replace(made, grade="assumed") if subject.assumed else made
     return parts
 
+
+CACHED = (
+    "totals of training are tensors and context, which decide what fits; what the allocator caches "
+    "above them where there is room, `llmsize train` says"
+)
 
 ARTICLE = (
     "the article keeps four fp32 numbers per parameter for AdamW, 16 bytes; PyTorch keeps two "
@@ -275,7 +273,7 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
 
 
 def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
-    told = []
+    told = [CACHED]
     if work.storage.trainable:
         told.append(f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)")
     if work.storage.name == "fp32":

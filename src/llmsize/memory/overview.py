@@ -339,12 +339,8 @@ def activations(model: Subject, step: TrainingStep) -> Term:
 
 def step_of(model: Subject, work: Workload, job: Job) -> TrainingStep:
     """The training step of a job, followed tensor by tensor in the shape of the model."""
-    return training_step(model.architecture, run_of(work, job))
-
-
-def run_of(work: Workload, job: Job) -> TrainingRun:
-    """The knobs of the training step of a job."""
-    return _full_run(work) if job == "full training" else _adapter_run(work)
+    run = _full_run(work) if job == "full training" else _adapter_run(work)
+    return training_step(model.architecture, run)
 
 
 def _full_run(work: Workload) -> TrainingRun:

@@ -82,13 +82,19 @@ REPLAYED = "the step's tensors, taken from the allocator's segments layer by lay
 def least_memory(architecture: Architecture, run: TrainingRun, stack: Stack) -> Term:
     """What a device needs for the run at the least: all tensors, and the context.
 
-    Whether a run fits is whether there is room for this; a search asks about nothing else. What
-    kernels take within themselves is allocated, too, although no trace of tensors sees it.
+    Whether a run fits is whether there is room for this; a search asks about nothing else.
     """
     step = training_step(architecture, run)
+    return total("device memory", peak_memory(step), *beside_tensors(step, stack))
+
+
+def beside_tensors(step: TrainingStep, stack: Stack) -> list[Term]:
+    """What a device needs beside the tensors of a trace.
+
+    What kernels take within themselves is allocated, too, although no trace of tensors sees it.
+    """
     own = counted("kernels' own temporaries", step.within_kernels, source=SOFTMAX)
-    unseen = [own] if own.value else []
-    return total("device memory", peak_memory(step), *unseen, _context(stack))
+    return [*([own] if own.value else []), _context(stack)]
 
 
 def _context(stack: Stack) -> Term:
