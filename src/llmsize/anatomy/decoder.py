@@ -249,7 +249,15 @@ def _around(
     masked = masked | {0, s.window} if t.family in ALWAYS_BOTH else masked
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
     tables = rotary.tables(t, rope, x, s.rotary, s.local_rotary, used)
+    if t.setting.checkpoint_every and not rope.apart:
+        _keep(tables[0])  # in every checkpoint, whether its layer rotates or not
     return Around(ByWindow(t, tables) if rope.apart else tables, ByWindow(t, masks), [])
+
+
+def _keep(rotation: Rotation | None) -> None:
+    for table in rotation or ():
+        if table.storage is not None:
+            table.storage.keep()
 
 
 def _within(
