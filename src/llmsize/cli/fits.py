@@ -42,7 +42,7 @@ from llmsize.planning.catalogue import Choice, Filter, enough
 from llmsize.planning.fits import most, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
-from llmsize.planning.training import PLACES, Question, host_need, need, offloaded
+from llmsize.planning.training import PLACES, Question, host_need, need_at_least, offloaded
 from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, term
 from llmsize.units import format_bytes, format_count, format_share
@@ -359,7 +359,7 @@ def _changes(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
 
     question = replace(step(model.architecture, work, job), accelerator=machine.accelerator)
     several = remedy(question, budget)
-    told.insert(0, advice(question, several, budget))
+    told.insert(0, advice(question, several))
     if changes.applied(question, several).choices.offload == "none":
         told += _on_the_host(question, budget)
     return tuple(told)
@@ -410,7 +410,7 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
     """The least that has to be offloaded to host memory for a step to fit, nothing else changed."""
     for what in PLACES[1:]:
         changed = offloaded(question, what)
-        if changed != question and (device := need(changed, budget).value) <= budget:
+        if changed != question and (device := need_at_least(changed).value) <= budget:
             kept = f"{KEPT[what]} in host memory (`llmsize train … --offload {what}`)"
             sizes = f"{format_bytes(device)} and {format_bytes(host_need(changed).value)} there"
             costs = ", ".join(("an optimizer step on the host", *slowdown(question, changed)))

@@ -314,7 +314,7 @@ def _of_budget(question: Question, step: TrainingStep, memory: Term, budget: int
                 f"the driver may page {format_bytes(states)} of states out to the host, which "
                 f"leaves {format_bytes(memory.value - states)}; a page that is used comes back"
             )
-        yield advice(question, remedy(question, budget), budget)
+        yield advice(question, remedy(question, budget))
     band = _band(question)
     if _is_tight(memory, budget, band):
         yield (
@@ -351,14 +351,14 @@ def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], 
     return (one,) if one else planning.combination(question, known, enough) or ()
 
 
-def advice(question: Question, several: tuple[planning.Change[Question], ...], budget: int) -> str:
+def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:
     """A remedy in words: what it takes, and what it costs."""
     if not several:
         return "no change that llmsize knows makes it fit"
     changed = planning.applied(question, several)
     done = " and ".join(change.name for change in several)
     costs = _costs(question, changed, *several)
-    takes = format_bytes(need(changed, budget).value)
+    takes = format_bytes(need_at_least(changed).value)
     if (host := host_need(changed)).value:
         takes += f" and {format_bytes(host.value)} in host memory"
     return f"to make it fit: {done} ({takes}; costs {costs})"

@@ -61,14 +61,15 @@ def device_memory(
 ) -> Term:
     """The peak with what the allocator reserves above it and what the device holds besides.
 
-    This is what `nvidia-smi` shows. Where a device has `room` for all tensors but not for all that
-    the allocator would cache, it takes all there is: it returns free segments before it fails.
+    This is what `nvidia-smi` shows. Where a device has no `room` for all that the allocator would
+    cache, it takes what there is, or at least what it needs: it returns free segments before it
+    fails.
     """
     least = least_memory(architecture, run, stack)
     *parts, context = least.parts
     held = reserved(architecture, run, expandable=stack.expandable_segments)
-    if room is not None and least.value <= room < held + context.value:
-        held = room - int(context.value)
+    if room is not None and room < held + context.value:
+        held = int(max(room, least.value) - context.value)
     slack = term(
         "allocator slack", "max(reserved - allocated, 0)", unit="bytes", source=ALLOCATOR,
         grade="formula", note=REPLAYED, reserved=held, allocated=least.value - context.value,
