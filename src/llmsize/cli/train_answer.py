@@ -301,11 +301,12 @@ def _ranked(choices: Choices) -> str:
 
 def _of_budget(question: Question, step: TrainingStep, memory: Term, budget: int) -> Iterator[str]:
     """What to do where it does not fit, and how sure that is."""
-    if memory.value == budget:
-        held = format_bytes(need(question).value)
+    held = need(question).value
+    if held > memory.value:
+        tight = "; here free segments go back before a step fails, but no gaps within segments"
         yield (
-            f"with room for all that the allocator would cache it were {held}; here free segments "
-            "go back before a step fails, but no gaps within segments"
+            f"with room for all that the allocator would cache it were {format_bytes(held)}"
+            f"{tight if memory.value == budget else ''}"
         )
     if memory.value > budget:
         if question.optimizer.pageable:
