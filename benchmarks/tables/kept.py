@@ -64,7 +64,8 @@ def _changes(trace: Trace, index: int) -> tuple[int, int]:
     own = before = 0
     for segment, after in pairwise([*trace.segments, Segment("end", -1, len(trace.events))]):
         events = trace.events[segment.start : after.start]
-        if segment.layer in layers - passed:
+        before_all = segment.layer == OUTSIDE and not passed  # which is not what follows the last
+        if segment.layer in layers - passed and not before_all:
             for change, (role, _, layer, *_) in events:
                 if layer == segment.layer and role != "cast":
                     own += change
