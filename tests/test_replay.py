@@ -103,21 +103,8 @@ def test_folded_layers_are_replayed_as_if_each_were_traced(
     assert folded == _played(architecture, run)
 
 
-class Counted(Segments):
-    """Has every byte that is asked for, and no more; remembers the most that was there at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-
-    def take(self, size: int) -> Block:
-        self.now += size
-        self.most = max(self.most, self.now)
-        return 0, size
-
-    def give(self, block: Block) -> None:
-        self.now -= block[1]
-
+UNFOLDED_OTHERWISE = ("zamba",)
+"""Families in some of whose steps layers hand each other what replaying takes for another's."""
 
 FAMILIES = {model.family: model for model in presets.every(Architecture).values()}
 
@@ -128,16 +115,18 @@ FAMILIES = {model.family: model for model in presets.every(Architecture).values(
     st.sampled_from(["none", "full"]),
 )  # fmt: skip
 def test_every_family_is_replayed_to_its_peak(family: str, method: str, recompute: str) -> None:
-    """The tensors that are alive at once are those of the step, but for small ones."""
+    """The tensors that are alive at once are those of the step, or the replay is not believed."""
     choices = Choices(method, batch=2, sequence=512, recompute=recompute)
     run = run_of(choices)
     try:
         step = training_step(FAMILIES[family], run)
     except LLMSizeError:
         return  # a model that is not trained so
-    counted = Counted()
-    replay._play(counted, replay._pass(FAMILIES[family], run).scripts)
-    assert counted.most == pytest.approx(step.moment.bytes, rel=0.02, abs=100 * MIB)
+    one = replay._pass(FAMILIES[family], run)
+    assert one.peak == step.moment.bytes + step.within
+    believed = replay.reserved(FAMILIES[family], run, expandable=False) is not None
+    assert believed == replay.is_met(one)
+    assert believed or family in UNFOLDED_OTHERWISE
 
 
 runs = st.builds(
@@ -171,12 +160,12 @@ def test_what_is_cached_decides_nothing(
 
 @tried(20)
 @given(models, runs, optimizers)
-def test_expandable_segments_hold_no_more_than_a_page_of_each_gap(
+def test_expandable_segments_hold_every_tensor(
     model: str, choices: Choices, optimizer: str
 ) -> None:
-    """They hold every tensor, and hardly more than segments of a fixed size do."""
+    """A segment that grows has room for all that is alive at once."""
     architecture = presets.get(Architecture, model)
     run = run_of(choices, optimizer=optimizer)
     grown = replay.reserved(architecture, run, expandable=True)
+    assert grown is not None
     assert training_step(architecture, run).total <= grown + 2 * MIB
-    assert grown <= replay.reserved(architecture, run, expandable=False) * 1.1 + 40 * MIB

@@ -67,14 +67,19 @@ def device_memory(
     """
     least = least_memory(architecture, run, stack)
     *parts, context = least.parts
+    allocated = int(least.value - context.value)
     held = reserved(architecture, run, expandable=stack.expandable_segments)
-    if room is not None and room < held + context.value:
-        held = int(max(room, least.value) - context.value)
-    slack = term(
-        "allocator slack", "max(reserved - allocated, 0)", unit="bytes", source=ALLOCATOR,
-        grade="formula", note=REPLAYED, reserved=held, allocated=least.value - context.value,
-    )  # fmt: skip
+    slack = _usual_slack(allocated, stack) if held is None else _slack(held, allocated)
+    if room is not None and room < least.value + slack.value:
+        slack = _slack(int(max(room, least.value) - context.value), allocated)
     return total("device memory", *parts, slack, context)
+
+
+def _slack(held: int, allocated: int) -> Term:
+    return term(
+        "allocator slack", "max(reserved - allocated, 0)", unit="bytes", source=ALLOCATOR,
+        grade="formula", note=REPLAYED, reserved=held, allocated=allocated,
+    )  # fmt: skip
 
 
 REPLAYED = "the step's tensors, taken from the allocator's segments layer by layer"
@@ -107,7 +112,12 @@ def on_device(allocated: Term, stack: Stack) -> Term:
 
     It is for what is not one step of one device, which would be followed tensor by tensor.
     """
-    slack = term(
+    slack = _usual_slack(int(allocated.value), stack)
+    return total("device memory", allocated, slack, _context(stack))
+
+
+def _usual_slack(allocated: int, stack: Stack) -> Term:
+    return term(
         "allocator slack",
         "ceil(allocated * share)",
         unit="bytes",
@@ -115,10 +125,9 @@ def on_device(allocated: Term, stack: Stack) -> Term:
         grade="fitted",
         note=f"published runs lie between {format_share(stack.slack_low)} and "
         f"{format_share(stack.slack_high)}",
-        allocated=allocated.value,
+        allocated=allocated,
         share=stack.allocator_slack,
     )
-    return total("device memory", allocated, slack, _context(stack))
 
 
 Kind = tuple[str, Shape, Format]

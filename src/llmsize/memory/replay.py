@@ -36,7 +36,7 @@ from llmsize.memory.states import (
     stored,
     trained_weights,
 )
-from llmsize.memory.timeline import Passage, stretches_as_run
+from llmsize.memory.timeline import Passage, Stretch, crest, stretches_as_run
 from llmsize.memory.training import TrainingRun, followed, training_step
 from llmsize.term import Term
 
@@ -72,20 +72,24 @@ class Script(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def reserved(architecture: Architecture, run: TrainingRun, *, expandable: bool) -> int:
+def reserved(architecture: Architecture, run: TrainingRun, *, expandable: bool) -> int | None:
     """The most bytes that the allocator holds in a run, on a device that has room for them.
 
-    `expandable` is its option `expandable_segments`.
+    `expandable` is its option `expandable_segments`. `None` where the layers hand each other what
+    cannot be told apart once it is unfolded: what is alive at once is then not that of the step.
     """
     first, again = _passes(architecture, run)
+    if not is_met(first):
+        return None
     weights = _in_order(first.trace.weights.values())
     trained = _in_order(trained_weights(first.trace))
     loaded, made = _resident(architecture, run, weights, trained)
     segments = Expandable() if expandable else Segments()
     for size in loaded:
         segments.take(size)
-    _run(segments, run, (first.scripts, again.scripts), made, _scratch(trained, run))
-    return segments.reserved + _small_segments([*loaded, *made], [first, again])
+    scratch = _scratch(trained, run)
+    _run(segments, run, (first.scripts, again.scripts), made, scratch)
+    return segments.reserved + _small_segments([*loaded, *made], [first, again], scratch)
 
 
 class _Pass(NamedTuple):
@@ -93,6 +97,8 @@ class _Pass(NamedTuple):
 
     trace: Trace
     scripts: Sequence[Script]
+    peak: int
+    """The most bytes that are alive at once."""
 
 
 def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass]:
@@ -108,7 +114,39 @@ def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass]
 def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
     trace, loss = followed(architecture, run)
     del loss
-    return _Pass(trace, list(_scripts(trace)))
+    parts = list(stretches_as_run(trace))  # which hold passages, known by their identity
+    return _Pass(trace, list(_scripts(parts)), crest(parts).bytes)
+
+
+class Tally(Segments):
+    """Has every byte that is asked for, and no more; remembers the most that was there at once."""
+
+    def __init__(self) -> None:
+        """Nothing is there."""
+        super().__init__()
+        self.now = self.most = 0
+
+    def take(self, size: int) -> Block:
+        """A block of that size."""
+        self.now += size
+        self.most = max(self.most, self.now)
+        return 0, size
+
+    def give(self, block: Block) -> None:
+        """Return a block."""
+        self.now -= block[1]
+
+
+OFF = 0.05
+"""By how much of the peak what is alive at once, unfolded, may differ from it."""
+
+
+def is_met(one: _Pass) -> bool:
+    """Whether what is alive at once when the layers are unfolded is what is alive in the step."""
+    tally = Tally()
+    _play(tally, one.scripts)
+    least, most = (1 - OFF) * one.peak, (1 + OFF) * one.peak
+    return tally.most <= most and tally.most + _most_of_small([one]) >= least
 
 
 def _run(
@@ -157,21 +195,20 @@ def _play(segments: Segments, scripts: Iterable[Script]) -> list[Block]:
     return [block for blocks in alive.values() for block in blocks]
 
 
-def _scripts(trace: Trace) -> Iterator[Script]:
-    """The pass of a trace, unfolded: stretch by stretch, each as often as it happens."""
+def _scripts(parts: Sequence[Stretch]) -> Iterator[Script]:
+    """A pass, unfolded: stretch by stretch, each as often as it happens."""
     written: dict[int, Script] = {}
-    parts = list(stretches_as_run(trace))  # which hold passages, known by their identity
     left = _left_to_others(passage for part in parts for passage in part.passages)
     for part in parts:
         moves: list[Move] = []
-        small = crest = 0
+        small = highest = 0
         for passage in part.passages:
             key = id(passage)
             script = written.get(key) or written.setdefault(key, _script(passage, left))
             moves += script.moves
-            crest = max(crest, small + script.crest)
+            highest = max(highest, small + script.crest)
             small += script.small
-        yield Script(part.times, moves, small, crest)
+        yield Script(part.times, moves, small, highest)
 
 
 def _left_to_others(passages: Iterable[Passage]) -> Collection[Like]:
@@ -191,11 +228,11 @@ def _script(passage: Passage, left: Collection[Like]) -> Script:
     """What happens in one passage. What gets another name in it is called so from its birth on."""
     moves: list[Move] = []
     born: dict[Key, int] = {}
-    small = crest = 0
+    small = highest = 0
     for size, label, after in _named(passage):
         if abs(size) <= SMALL:
             small += 0 if after else size
-            crest = max(crest, small)
+            highest = max(highest, small)
             continue
         key, then = _key(label, left), _key(after or label, left)
         if after and key in born:
@@ -209,7 +246,7 @@ def _script(passage: Passage, left: Collection[Like]) -> Script:
             else:
                 born.pop(key, None)
             moves.append((size, key, key))
-    return Script(1, moves, small, crest)
+    return Script(1, moves, small, highest)
 
 
 def _named(passage: Passage) -> Iterator[tuple[int, Label, Label | None]]:
@@ -307,14 +344,26 @@ def _scratch(trained: Sequence[Parameter], run: TrainingRun) -> list[int]:
     return [each[id(weight)] for weight in trained]
 
 
-def _small_segments(resident: Iterable[int], passes: Iterable[_Pass]) -> int:
+def _small_segments(
+    resident: Iterable[int], passes: Iterable[_Pass], scratch: Iterable[int]
+) -> int:
     """Bytes of the segments of small tensors, which leave hardly any gaps."""
-    most = 0
+    most = _most_of_small(passes, scratch) + _sum_of_small(resident)
+    return -(-most // SEGMENT_UNIT) * SEGMENT_UNIT
+
+
+def _most_of_small(passes: Iterable[_Pass], scratch: Iterable[int] = ()) -> int:
+    """The most bytes that small tensors take at once, in a pass or in the step after it."""
+    most, stepping = 0, _sum_of_small(scratch)
     for each in passes:
         level = 0
         for script in each.scripts:
             before = max(0, script.small * (script.times - 1))
             most = max(most, level + before + script.crest)
             level += script.small * script.times
-    most += sum(size for size in resident if size <= SMALL)
-    return -(-most // SEGMENT_UNIT) * SEGMENT_UNIT
+        most = max(most, level + stepping)
+    return most
+
+
+def _sum_of_small(sizes: Iterable[int]) -> int:
+    return sum(size for size in sizes if size <= SMALL)
