@@ -5,11 +5,11 @@ transformers v5.23, models/bailing_hybrid/modeling_bailing_hybrid.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import blocks, decoder, kimi_delta, mixture
+from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
-from llmsize.anatomy.families import deepseek
+from llmsize.anatomy.families import deepseek, kimi_linear
 from llmsize.anatomy.families.deepseek import Latent
 from llmsize.anatomy.kimi_delta import KimiDelta
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -31,21 +31,12 @@ def forward(t: Trace, c: Config) -> Tensor:
         bounded=c.flag("kda_safe_gate", default=True),
     )
 
-    def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
-        attends, sparse = kind
-        return decoder.pre_norm(
-            t,
-            x,
-            lambda x: (
-                attention(t, s, d, x, around)
-                if attends
-                else kimi_delta.attention(t, delta, x, "self_attn")
-            ),
-            lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
-        )
+    def attend(x: Tensor, around: Around) -> Tensor:
+        return attention(t, s, d, x, around)
 
     sparse = mixture.sparse_layers(c, s.layers, first_sparse=2)
-    return decoder.run(t, s, block, list(zip(attention_layers(c, s.layers), sparse, strict=True)))
+    kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
+    return decoder.run(t, s, kimi_linear.hybrid(t, s, m, delta, attend), kinds)
 
 
 RENORMALIZED = ("norm_topk_prob", "moe_renormalize")

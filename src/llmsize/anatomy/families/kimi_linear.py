@@ -5,6 +5,8 @@ transformers v5.23, models/kimi_linear/modeling_kimi_linear.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmsize.anatomy import blocks, decoder, kimi_delta, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
@@ -12,6 +14,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.families.deepseek import Latent, read_latent
 from llmsize.anatomy.kimi_delta import KimiDelta
+from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.scan_operations import written
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -29,22 +32,35 @@ def forward(t: Trace, c: Config) -> Tensor:
         kernel=c.size("linear_conv_kernel_dim", default=4),
     )
 
+    def attend(x: Tensor, around: Around) -> Tensor:
+        return latent_attention(t, s, latent, x, around)
+
+    sparse = mixture.sparse_layers(c, s.layers, 1)
+    kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
+    return decoder.run(t, s, hybrid(t, s, m, delta, attend), kinds)
+
+
+Block = Callable[[Tensor, tuple[bool, bool], Around], Tensor]
+"""Of a kind: whether it attends, and whether it has experts."""
+
+
+def hybrid(
+    t: Trace, s: Sizes, m: Mixture, delta: KimiDelta, attend: Callable[[Tensor, Around], Tensor]
+) -> Block:
+    """Llama's block around attention or delta attention, with experts or without."""
+
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
         attends, sparse = kind
         return decoder.pre_norm(
             t,
             x,
             lambda x: (
-                latent_attention(t, s, latent, x, around)
-                if attends
-                else kimi_delta.attention(t, delta, x, "self_attn")
+                attend(x, around) if attends else kimi_delta.attention(t, delta, x, "self_attn")
             ),
             lambda x: mixture.feed(t, s, m, x) if sparse else decoder.gated(t, s, x),
         )
 
-    sparse = mixture.sparse_layers(c, s.layers, 1)
-    kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
-    return decoder.run(t, s, block, kinds)
+    return block
 
 
 def attention_layers(c: Config, layers: int) -> list[bool]:
