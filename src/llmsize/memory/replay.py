@@ -43,10 +43,10 @@ from llmsize.term import Term
 STEPS = 4
 """Steps after which a run is taken for steady, if it has not been before."""
 
-WORKSPACES = 2 * (2 * 4096 + 8 * 16) * 1024
-"""Bytes of cuBLAS's workspaces, one for each thread that multiplies: that of the forward pass and
-that of the backward pass (pytorch v2.6, aten/src/ATen/cuda/CublasHandlePool.cpp,
-`parseChosenWorkspaceSize`; Hopper has 32 MiB each)."""
+WORKSPACE = (2 * 4096 + 8 * 16) * 1024
+"""Bytes of a workspace of cuBLAS, which each thread that multiplies has: that of the forward pass
+and that of the backward pass (pytorch v2.6, aten/src/ATen/cuda/CublasHandlePool.cpp,
+`parseChosenWorkspaceSize`; Hopper has 32 MiB)."""
 
 Like = tuple[str, Shape]
 """What tensors of one kind have in common: the operation that made them, and their shape."""
@@ -300,7 +300,7 @@ def _resident(
     Gradients that a pass makes are not among them.
     """
     once = run._replace(accumulation=1, keeps_gradients=False)
-    loaded, made = [WORKSPACES // 2] * 2, []
+    loaded, made = [WORKSPACE] * 2, []
     parts = len(run.optimizer.states) or 1
     for part in training_step(architecture, run).static.parts:
         if part.name == "optimizer states":
