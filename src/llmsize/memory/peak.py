@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from llmsize.anatomy.tensor import Shape
 from llmsize.architecture import Architecture
 from llmsize.formats import Format, stored_bytes
-from llmsize.memory.replay import reserved
 from llmsize.memory.timeline import Moment, counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.term import Term, fact, term, total
@@ -65,6 +64,8 @@ def device_memory(
     cache, it takes what there is, or at least what it needs: it returns free segments before it
     fails.
     """
+    from llmsize.memory.replay import reserved  # which searches and overviews do without
+
     least = least_memory(architecture, run, stack)
     *parts, context = least.parts
     allocated = int(least.value - context.value)
