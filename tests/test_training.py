@@ -89,6 +89,16 @@ def test_a_step_passes_every_layer_there_and_back() -> None:
     assert points[-1].place == "optimizer"
 
 
+def test_layers_that_repeat_in_a_pattern_are_all_named() -> None:
+    """Gemma 2's 26 layers see a window and all tokens in turn: each is named once, both ways."""
+    model = presets.get(Architecture, "gemma-2-2b")
+    points = training_step(model, run_of(Choices(sequence=64))).timeline
+    for phase in ("forward", "backward"):
+        passed = [p.place.split()[1::2] for p in points if p.phase == phase and "layer" in p.place]
+        named = [i for ends in passed for i in range(int(ends[0]), int(ends[-1]) + 1)]
+        assert sorted(named) == list(range(26))
+
+
 def test_the_backward_pass_leaves_gradients_and_the_loss() -> None:
     """Of GPT-2's 124,439,808 parameters two bytes each, whatever the optimizer makes to step."""
     run = run_of(Choices(sequence=64), optimizer="adamw-foreach")

@@ -9,7 +9,7 @@ rounding and the device's context are not in them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Literal, NamedTuple
@@ -250,12 +250,22 @@ def critic(run: TrainingRun) -> TrainingRun:
 
 def _place(trace: Trace, turn: int) -> str:
     """The indices of the layers in a turn; nothing outside of the layers."""
+    return _from_to(trace.course[turn].indices) if turn >= 0 else ""
+
+
+def _passed(trace: Trace, turn: int) -> str:
+    """The same of all turns of the pattern that repeats with it."""
     if turn < 0:
         return ""
-    indices = trace.course[turn].indices
-    if len(indices) < 2:
-        return f"{indices[0]}"
-    return f"{indices[0]} to {indices[-1]}"
+    pattern = trace.course[turn].pattern
+    return _from_to(
+        [index for other in trace.course if other.pattern == pattern for index in other.indices]
+    )
+
+
+def _from_to(indices: Sequence[int]) -> str:
+    first, last = min(indices), max(indices)
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -> Iterator[Point]:
@@ -264,7 +274,7 @@ def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -
     for part in parts:
         highest = live + max(0, part.net * (part.times - 1)) + part.crest
         live += part.net * part.times
-        place = _place(trace, part.turn)
+        place = _passed(trace, part.turn)
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
