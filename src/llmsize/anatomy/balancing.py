@@ -6,6 +6,9 @@ transformers v5.23, utils/output_capturing.py and models/mixtral/modeling_mixtra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations import GradList
@@ -14,20 +17,23 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT32, INT64
 
-BALANCED = frozenset((
-    "dbrx", "deepseek_v4", "ernie4_5_moe", "flex_olmo", "glm4v_moe_text", "gpt_oss", "granitemoe",
-    "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "jamba", "laguna", "mellum",
-    "minimax", "minimax_m2", "minimax_m3_vl_text", "mixtral", "olmoe", "phimoe",
-    "qwen2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next",
-    "qwen3_omni_moe_text", "qwen3_vl_moe_text",
-))  # fmt: skip
-"""Types whose models add that loss to their own; others only hand the logits out."""
+
+class Routed(NamedTuple):
+    """What the router of a layer gave, where the model hands it out."""
+
+    layer: int
+    """Number of the traced layer."""
+    logits: Tensor
+    chosen: int
+    """Experts that a token is sent to."""
+    balanced: bool
+    """Whether the model adds the loss to its own; others only hand the logits out."""
 
 
-def record(t: Trace, logits: Tensor, chosen: int) -> None:
+def record(t: Trace, logits: Tensor, chosen: int, *, balanced: bool) -> None:
     """Hold what a router gave of each expert, of which a token is sent to the best `chosen`."""
     if not t.replaying:
-        t.routed.append((t.layer, logits, chosen))
+        t.routed.append(Routed(t.layer, logits, chosen, balanced))
 
 
 def add_balance(t: Trace, loss: Tensor) -> Tensor:
@@ -36,8 +42,8 @@ def add_balance(t: Trace, loss: Tensor) -> Tensor:
     The caller holds the routers' logits, and that loss, as long as the model's own.
     """
     routed, t.routed = t.routed, []
-    balance = _balance(t, routed) if routed and t.family in BALANCED else None
-    given = [logits for _, logits, _ in routed]
+    balance = _balance(t, routed) if any(each.balanced for each in routed) else None
+    given = [each.logits for each in routed]
     if balance is not None:
         given.append(balance)
         if t.setting.training:
@@ -49,15 +55,15 @@ def add_balance(t: Trace, loss: Tensor) -> Tensor:
     return loss
 
 
-def _balance(t: Trace, routed: list[tuple[int, Tensor, int]]) -> Tensor:
+def _balance(t: Trace, routed: Sequence[Routed]) -> Tensor:
     """How often each expert is chosen, times how likely it is."""
-    experts = routed[0][1].shape[-1]
+    experts = routed[0].logits.shape[-1]
     counts, likely = [_handed_on(t.new("zeros", (experts,), FP32)) for _ in range(2)]
     if t.grad:  # the gradient that layers pass on ends outside of them
         likely.node = Node(_ends, (), t.layer, None)
         t.nodes.append(likely.node)
     mask = t.new("to", (t.batch * t.sequence, 1), FP32) if t.setting.padded else None
-    for layer, logits, chosen in routed:
+    for layer, logits, chosen, _ in routed:
         t.enter(layer)
         probabilities = ops.softmax(t, logits)
         counts = _handed_on(_counted(t, counts, probabilities, chosen))

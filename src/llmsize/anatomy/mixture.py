@@ -57,6 +57,8 @@ class Mixture:
     """Whether training multiplies what comes in by noise."""
     recorded: bool
     """Whether the model hands out the router's logits."""
+    balanced: bool
+    """Whether it then adds to its loss how unequally busy they keep the experts."""
 
 
 class Routing(NamedTuple):
@@ -80,6 +82,7 @@ def read(
     grouped: bool = False,
     width: str = "moe_intermediate_size",
     jitter: str = "router_jitter_noise",
+    balanced: bool = False,
 ) -> Mixture:
     """The mixture from a `config.json`; `width` is the field with the width of one expert,
     `jitter` that with the share of noise."""
@@ -104,14 +107,17 @@ def read(
         grouped=grouped,
         jittered=c.number(jitter) > 0,
         recorded=c.flag("output_router_logits"),
+        balanced=balanced,
     )
 
 
-def read_corrected(c: Config, *, correction: Correction = "alike", normed: bool = True) -> Mixture:
+def read_corrected(
+    c: Config, *, correction: Correction = "alike", normed: bool = True, balanced: bool = False
+) -> Mixture:
     """The mixture of DeepSeek V3: sigmoids in fp32, corrected for the choice, scaled."""
     return read(
         c, scores="sigmoid", precise=True, wide=True, correction=correction, normed=normed,
-        scaled=True,
+        scaled=True, balanced=balanced,
     )  # fmt: skip
 
 
@@ -177,7 +183,7 @@ def route(t: Trace, m: Mixture, tokens: Tensor, name: str, *, linear: bool = Fal
 def hand_out(t: Trace, m: Mixture, routing: Routing) -> None:
     """Hold the logits of the router until the model has run, if it is asked for them."""
     if m.recorded and routing.logits is not None:
-        balancing.record(t, routing.logits, m.chosen)
+        balancing.record(t, routing.logits, m.chosen, balanced=m.balanced)
 
 
 def choose(t: Trace, m: Mixture, logits: Tensor, format: Format) -> Routing:

@@ -20,6 +20,7 @@ from llmsize.quick_dataclasses import dataclass, field
 from llmsize.stack import Loss
 
 if TYPE_CHECKING:
+    from llmsize.anatomy.balancing import Routed
     from llmsize.anatomy.prompts import Prefixes
 
 Kind = TypeVar("Kind", bound=Hashable)
@@ -193,9 +194,8 @@ class Trace(Tape):
     """The logits, and what comes beside them, where the caller holds them."""
     held: list[Tensor | None] = field(default_factory=list)
     """What the caller of the model holds until it has run."""
-    routed: list[tuple[int, Tensor, int]] = field(default_factory=list)
-    """The logits of each traced layer's router, where the model hands them out, with the number of
-    the layer and how many experts a token is sent to."""
+    routed: list[Routed] = field(default_factory=list)
+    """What each traced layer's router gave, where the model hands it out."""
     prefixes: Prefixes | None = None
     """Trained keys and values in front of every layer's own."""
     classifies: bool = False

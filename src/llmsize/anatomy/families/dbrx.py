@@ -27,7 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     renamed = {usual: attention_fields.get(own) for own, usual in told.items()}
     c = c.changed(**ffn_fields, **renamed)
     s = decoder.read(c)
-    m = mixture.read(c, width="ffn_hidden_size")
+    m = mixture.read(c, width="ffn_hidden_size", balanced=True)
     clipped = attention_fields.get("clip_qkv") is not None
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:

@@ -63,7 +63,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     e = read(c)
     s = decoder.read(c, rotary=c.size("qk_rope_head_dim") / c.size("head_dim"))
-    m = mixture.read(c, scores="sigmoid", correction="alike")
+    m = mixture.read(c, scores="sigmoid", correction="alike", balanced=True)
 
     others: list[Tensor] = []
 

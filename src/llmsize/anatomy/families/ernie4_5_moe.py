@@ -20,7 +20,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True)
     shared = c.count("moe_num_shared_experts", default=2)
     t.once_linear = True
-    m = mixture.read(Config({"n_shared_experts": shared, **c.fields}, c.model), correction="weight")
+    m = mixture.read(
+        Config({"n_shared_experts": shared, **c.fields}, c.model),
+        correction="weight",
+        balanced=True,
+    )
     bias = c.flag("use_bias")
 
     def block(x: Tensor, sparse: str, around: Around) -> Tensor:

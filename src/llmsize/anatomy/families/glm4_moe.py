@@ -29,13 +29,17 @@ class Type:
     correction: mixture.Correction = "alike"
     normed_weights: bool = True
     """Whether the experts' weights sum to one where the configuration does not say."""
+    balanced: bool = False
+    """Whether the model adds the loss that keeps its experts equally busy."""
     biased: bool = False
     """Whether the output projection has the bias of q, k and v, and MLPs have one if asked to."""
 
 
 TYPES = {
     "glm4_moe": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
-    "glm4v_moe_text": Type(rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32"),
+    "glm4v_moe_text": Type(
+        rotary=0.5, normed_heads=False, first_sparse=1, correction="fp32", balanced=True
+    ),
     "hy_v3": Type(first_sparse=1, once_linear=False, biased=True),
     "solar_open": Type(normed_heads=False, correction="fp32"),
     "dots1": Type(normed_weights=False),
@@ -48,7 +52,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     family = TYPES[c.text("model_type")]
     t.once_linear = family.once_linear
     s = decoder.read(c, rotary=family.rotary)
-    m = mixture.read_corrected(c, correction=family.correction, normed=family.normed_weights)
+    m = mixture.read_corrected(
+        c, correction=family.correction, normed=family.normed_weights, balanced=family.balanced
+    )
     bias, mlp_bias = c.flag("attention_bias"), family.biased and c.flag("mlp_bias")
     normed = c.flag("use_qk_norm", default=family.normed_heads)
     period = c.count("sliding_window_pattern", default=family.local_of)

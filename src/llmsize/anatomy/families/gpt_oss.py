@@ -17,7 +17,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, width="intermediate_size")
+    m = mixture.read(c, width="intermediate_size", balanced=True)
     bias = c.flag("attention_bias", default=True)
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:

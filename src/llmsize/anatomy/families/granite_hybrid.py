@@ -24,7 +24,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     rotated = not hybrid or c.text("position_embedding_type") == "rope"
     s = decoder.read(c, rotary=1.0 if rotated else 0.0)
     m = (
-        mixture.read(c, scores="chosen", width="intermediate_size")
+        mixture.read(c, scores="chosen", width="intermediate_size", balanced=True)
         if c.count("num_local_experts")
         else None
     )

@@ -24,7 +24,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     sparse = c.text("model_type") == "granitemoe_swa"
     s = decoder.read(c, tied=not sparse)
-    m = mixture.read(c, scores="chosen", width="intermediate_size") if sparse else None
+    m = (
+        mixture.read(c, scores="chosen", width="intermediate_size", balanced=True)
+        if sparse
+        else None
+    )
     shared = Dim(c.count("shared_intermediate_size"), "shared_width")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     bases = rotation_bases(c, s.layers)

@@ -17,7 +17,7 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, scores="chosen")
+    m = mixture.read(c, scores="chosen", balanced=True)
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:

@@ -17,7 +17,7 @@ NAMES = Names(norm="model.final_layernorm")
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.0)
-    m = mixture.read(c, normed=False, width="intermediate_size")
+    m = mixture.read(c, normed=False, width="intermediate_size", balanced=True)
     mixer = read_mamba(c, s.hidden)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:

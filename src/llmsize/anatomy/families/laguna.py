@@ -18,7 +18,7 @@ from llmsize.formats import FP32
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.5, local_rotary=1.0)
-    m = mixture.read(c, scores="sigmoid", correction="weight")
+    m = mixture.read(c, scores="sigmoid", correction="weight", balanced=True)
     capped = c.number("moe_router_logit_softcapping") > 0
     bias = c.flag("attention_bias")
     gating = c.value("gating")

@@ -19,7 +19,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
     t.once_linear = True
-    m = mixture.read(c, width="intermediate_size", wide=True)
+    m = mixture.read(c, width="intermediate_size", wide=True, balanced=True)
     window, size = c.count("sliding_window"), c.size("block_size", default=256)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:

@@ -24,7 +24,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     dense = Dim(c.size("dense_intermediate_size", "intermediate_size"), "intermediate")
     s = decoder.read(c.changed(hidden_act="silu", rotary_dim=None))
     shared = {"shared_expert_intermediate_size": c.value("shared_intermediate_size")}
-    m = mixture.read(c.changed(**shared), scores="sigmoid", wide=True, correction="alike")
+    m = mixture.read(
+        c.changed(**shared), scores="sigmoid", wide=True, correction="alike", balanced=True
+    )
     indexer, indexed = read_indexer(c, s.layers)
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:

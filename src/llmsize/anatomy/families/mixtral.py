@@ -81,7 +81,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c)
     m = mixture.read(
         c, scores=family.scores, wide=family.wide, normed=family.normed,
-        correction=family.correction,
+        correction=family.correction, balanced=True,
         jitter="input_jitter_noise" if family.sampled else "router_jitter_noise",
     )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)

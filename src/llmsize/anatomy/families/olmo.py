@@ -24,7 +24,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     family = c.text("model_type")
     first, flex = family == "olmo", family == "flex_olmo"
     t.once_linear = flex
-    m = mixture.read(c, width="intermediate_size", normed=False) if flex else None
+    m = mixture.read(c, width="intermediate_size", normed=False, balanced=True) if flex else None
     norm: Norm = norm_without_weights if first else fp32_norm
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:

@@ -21,7 +21,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.25)
     d = read_delta_net(c, s.hidden)
-    m = mixture.read(c) if c.value("num_experts") is not None else None
+    m = mixture.read(c, balanced=True) if c.value("num_experts") is not None else None
     joined = c.text("model_type") == "qwen3_next"
     t.once_linear = joined
     bias = c.flag("attention_bias")
