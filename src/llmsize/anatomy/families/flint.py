@@ -21,7 +21,7 @@ DENSE = (0, 1)
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
-    m = mixture.read(c, scores="sigmoid", precise=True, wide=True)
+    m = mixture.read(c, scores="sigmoid", precise=True, wide=True, balanced=True)
     bias = c.flag("attention_bias")
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
