@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tables.kept import kept_by_place
 from llmsize import presets
 from llmsize.anatomy import LoRA, Setting, course, run_forward
 from llmsize.anatomy.autograd import backward
@@ -102,7 +101,7 @@ def test_few_layers_show_what_all_do(
     """A step followed through every single layer has the same sizes, to the byte, and at its peak
     as much alive for the same reasons."""
     model = presets.get(Architecture, name)
-    few, few_kept = _step(model, setting), kept_by_place(model, setting)
+    few = _step(model, setting)
     monkeypatch.setattr(course, "MAX_PERIOD", 0)
     monkeypatch.setattr("llmsize.anatomy.trace.course", course.course.__wrapped__)
     monkeypatch.setattr("llmsize.anatomy.trace.shown_by", lambda turns, *_: list(range(len(turns))))
@@ -111,7 +110,6 @@ def test_few_layers_show_what_all_do(
     assert few.peaks == every.peaks
     assert few.static == every.static
     assert (few.kept, few.gradients, few.trained) == (every.kept, every.gradients, every.trained)
-    assert few_kept.in_layers == kept_by_place(model, setting).in_layers
     assert few.moment.operation == every.moment.operation
     assert _reasons(few) == _reasons(every)
 

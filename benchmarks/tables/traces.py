@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.answers import Answer
-from benchmarks.tables.kept import kept_by_place
+from benchmarks.tables.kept import Kept, kept_by_place
 from llmsize import presets
 from llmsize.anatomy import LoRA, Setting, run_forward
 from llmsize.architecture import Architecture
@@ -36,7 +36,7 @@ def training_memory(rows: list[Row], directory: Path) -> Iterator[Answer]:
     for row in rows:
         step = _step(row, directory)
         static = {part.name: int(part.value) for part in step.static.parts} if step else {}
-        places = kept_by_place(_model(row, directory), _run(row).setting) if step else None
+        places = _places(row, directory) if step else None
         got = {
             "param_bytes": static.get("weights"),
             "master_bytes": static.get("master weights", 0),
@@ -74,6 +74,12 @@ def _step(row: Row, directory: Path) -> TrainingStep | None:
         return training_step(_model(row, directory), _run(row))
     except LLMSizeError:
         return None
+
+
+def _places(row: Row, directory: Path) -> Kept:
+    """What is kept where; of a single layer, that in the middle."""
+    middle = int(row["num_layers"] or 0) // 2
+    return kept_by_place(_model(row, directory), _run(row).setting, middle)
 
 
 def _model(row: Row, directory: Path) -> Architecture:

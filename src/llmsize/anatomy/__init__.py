@@ -17,11 +17,12 @@ __all__ = ["LoRA", "Parameter", "Setting", "Tensor", "Trace", "outlined", "run_f
 
 
 def run_forward(
-    architecture: Architecture, setting: Setting, *, outline: bool = False
+    architecture: Architecture, setting: Setting, *, outline: bool = False, unrolled: bool = False
 ) -> tuple[Trace, Tensor]:
     """Run the model's forward pass once; the tape of it, and the loss or the logits.
 
-    An `outline` runs one layer of each kind, which is enough for weights and caches.
+    An `outline` runs one layer of each kind, which is enough for weights and caches; `unrolled`,
+    every layer is run, which tells them apart.
     Raises `LLMSizeError` for a configuration that does not describe a model, and for a format that
     nothing is computed in.
     """
@@ -34,6 +35,7 @@ def run_forward(
         family=architecture.family,
         setting=setting,
         outline=outline,
+        unrolled=unrolled,
         batch=Dim(setting.batch, "batch"),
         sequence=Dim(setting.sequence + (adapter.longer if adapter else 0), "sequence"),
     )

@@ -186,6 +186,8 @@ class Trace(Tape):
     """Halves of layers that may stand for others, where there are unlike layers to take apart."""
     outline: bool = False
     """Whether one layer of each kind is enough: for weights and caches, not for lifetimes."""
+    unrolled: bool = False
+    """Whether every layer is traced, and stands for itself alone."""
     caches: list[tuple[int, LayerCache]] = field(default_factory=list)
     """What the traced layers keep of their tokens, by the layers' numbers."""
     stored: list[Tensor] = field(default_factory=list)
@@ -486,14 +488,14 @@ class Trace(Tape):
         """
         handed = [] if carried is None else carried
         marked = self._marked(kinds, x)
-        turns = one_of_each(marked) if self.outline else course(marked)
+        turns = self._turns(marked)
         shown: Sequence[int] = range(len(turns))
         parts: list[Sequence[int]] = []
-        settled, entered = self.outline, None
+        settled, entered = self.outline or self.unrolled, None
         x, self.handing_back = _lent(x), False
         alone = carried is None and told is None
         unlike = any(turn.kind != turns[0].kind for turn in turns)
-        self.halves = [] if alone and unlike and not self.outline else None
+        self.halves = [] if alone and unlike and not settled else None
         for number, turn in enumerate(turns):
             before, entered = entered, _look(x)
             alike = before == entered
@@ -513,6 +515,12 @@ class Trace(Tape):
         self.halves = None
         self._follow(turns, parts)
         return x
+
+    def _turns(self, kinds: tuple[Hashable, ...]) -> Sequence[Turn]:
+        """The layers of those kinds, as finely as they are wanted."""
+        if self.unrolled:
+            return [Turn(kind, range(index, index + 1), index) for index, kind in enumerate(kinds)]
+        return one_of_each(kinds) if self.outline else course(kinds)
 
     def _pass_layer(
         self,
