@@ -6,6 +6,7 @@ fake CUDA tensors, as benchmarks/measure_trace.py has them.
 """
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_the_parts_of_the_peak_sum_to_it(objective: str, method: str) -> None:
     """Whatever the objective, everything alive at the highest moment is listed."""
     found = step(objective=objective, method=method)
     assert peak_memory(found).value == found.total == max(found.peaks.values())
+    assert found.total == max(point.highest for point in found.timeline)
 
 
 def test_a_reference_is_one_more_model_unless_adapters_are_switched_off() -> None:
@@ -209,10 +211,21 @@ def test_the_command_refuses_what_does_not_apply(
 
 
 def test_the_command_says_when_what_lives(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rollouts, scoring and both passes of the policy each have their highest moment."""
+    """Every model's passes have their highest moment, in the order in which TRL's PPO has them."""
     words = ["smollm-135m", "--objective", "ppo", "--seq-len", "256", "--format", "plain"]
     assert run_command(["train", *words]) == 0
     told = capsys.readouterr().out
-    assert "the highest of each moment: forward" in told
-    assert "rollouts" in told
-    assert "scoring" in told
+    moments = told.partition("the highest of each moment: ")[2].splitlines()[0]
+    assert re.findall("([a-z][a-z' ]+) [0-9]", moments) == [
+        "rollouts", "scoring", "forward", "backward", "value model's backward", "step",
+    ]  # fmt: skip
+
+
+def test_a_reference_reads_between_the_policys_passes() -> None:
+    """TRL's DPO runs it where the policy's activations are kept, and nothing of it is left."""
+    *_, before, read, _ = (
+        point for point in step(objective="dpo").timeline if point.phase != "step"
+        and point.place in ("head and loss", "other models")
+    )  # fmt: skip
+    assert (before.phase, read.phase) == ("forward", "reference")
+    assert before.after == read.after < read.highest

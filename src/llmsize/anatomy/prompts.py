@@ -291,7 +291,7 @@ class TrainedTokens(Adapter):
                 f"{self.tokens:,} trained tokens in a vocabulary of {weight.shape[0]:,}",
                 hint="`--virtual-tokens` says how many of its rows are trained",
             )
-        shape = (Dim(self.tokens, "trained tokens"), weight.shape[-1])
+        shape = (Dim(self.tokens, "trained_tokens"), weight.shape[-1])
         rows = t.adapter("trainable_tokens_delta.default", shape)
         t.share_buffer("trainable_tokens_original", *shape)
         places = t.new("to", shape[:1], INT64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -47,6 +48,10 @@ from llmsize.term import Term, total
 
 Offload = Literal["none", "optimizer", "parameters"]
 """What lives in host memory: nothing; what the optimizer steps on and with; the weights, too."""
+
+
+FOLLOWS = {"reference": "forward", "value model's backward": "backward"}
+"""The phase that a stage of other models comes after; all other stages come before the step."""
 
 
 class TrainingRun(NamedTuple):
@@ -155,14 +160,11 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     scratch = step_scratch(trained, run)
     moment = peak(parts)
     timeline = tuple(_timeline(trace, parts, int(static.value), scratch))
-    peaks: dict[str, int] = {}
-    for point in timeline:
-        peaks[point.phase] = max(point.highest, peaks.get(point.phase, 0))
     step = TrainingStep(
         static=static,
         gradients=gradient_bytes(trained, run),
         kept=level([part for part in parts if part.phase == "forward"]),
-        peaks=peaks,
+        peaks=_peaks(timeline),
         moment=moment,
         place=_place(trace, moment.layer),
         timeline=timeline,
@@ -204,7 +206,7 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
     companions = Companions(
         architecture, run.setting, run.objective, run.reference, run.rollout
     )  # fmt: skip
-    resident, peaks, beside = list(companions.resident()), dict(step.peaks), {}
+    resident, beside = list(companions.resident()), {}
     held = step.kept + _held_casts(architecture, run, step.kept)
     stages = {term.name: term for term in companions.moments(held)}
     if run.objective.critic:
@@ -217,21 +219,35 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
         }
         own = value.peaks["backward"] - int(value.static.value)
         stages["value model's backward"] = total(
-            "value model's backward", counted("gradients of the policy", step.left),
+            "value model's backward", counted("gradients and logits of the policy", step.left),
             traced("value model's pass", own), unit="bytes",
         )  # fmt: skip
     static = total(step.static.name, *step.static.parts, *resident, unit="bytes")
-    more, base = int(static.value - step.static.value), int(static.value)
-    peaks = {phase: size + more + bytes_of(beside, phase) for phase, size in peaks.items()}
-    before = [Point(name, "other models", base, base + int(stages[name].value)) for name in stages]
-    own_timeline = [
-        p._replace(after=p.after + more, highest=p.highest + more) for p in step.timeline
-    ]
+    timeline = tuple(_accompanied_timeline(step, int(static.value), stages, beside))
     return step._replace(
-        static=static, stages=stages, beside=beside,
-        peaks=peaks | {name: base + int(term.value) for name, term in stages.items()},
-        timeline=(*before, *own_timeline),
-    )  # fmt: skip
+        static=static, stages=stages, beside=beside, peaks=_peaks(timeline), timeline=timeline
+    )
+
+
+def _accompanied_timeline(
+    step: TrainingStep, base: int, stages: Mapping[str, Term], beside: Mapping[str, Term]
+) -> Iterator[Point]:
+    """The points of the step and, in their places, one for each stage of other models.
+
+    A stage leaves what the next phase begins with.
+    """
+
+    def stage(name: str, after: int) -> Point:
+        return Point(name, "other models", after, base + int(stages[name].value))
+
+    more = base - int(step.static.value)
+    yield from (stage(name, base) for name in stages if name not in FOLLOWS)
+    for point, following in zip_longest(step.timeline, step.timeline[1:]):
+        above = more + bytes_of(beside, point.phase)
+        yield point._replace(after=point.after + above, highest=point.highest + above)
+        if following is not None and following.phase != point.phase:
+            left = point.after + more + bytes_of(beside, following.phase)
+            yield from (stage(n, left) for n in stages if FOLLOWS.get(n) == point.phase)
 
 
 def bytes_of(terms: Mapping[str, Term], name: str) -> int:
@@ -266,6 +282,14 @@ def _passed(trace: Trace, turn: int) -> str:
 def _from_to(indices: Sequence[int]) -> str:
     first, last = min(indices), max(indices)
     return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _peaks(timeline: Iterable[Point]) -> dict[str, int]:
+    """The highest of each phase, in their order."""
+    peaks: dict[str, int] = {}
+    for point in timeline:
+        peaks[point.phase] = max(point.highest, peaks.get(point.phase, 0))
+    return peaks
 
 
 def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -> Iterator[Point]:
