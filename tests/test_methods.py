@@ -19,9 +19,11 @@ from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import INT4, Format
 from llmsize.memory.methods import METHODS, Choices, check_options
+from llmsize.memory.peak import peak_memory
 from llmsize.memory.training import training_step
 from llmsize.optimizers import Optimizer
 from llmsize.sources.config import architecture, read_config
+from llmsize.term import term
 
 REFERENCE = Path(__file__).parent / "reference"
 QV = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
@@ -94,6 +96,17 @@ def test_the_embeddings_gradient_stays_in_every_micro_batch() -> None:
         model, run_of(choices)._replace(optimizer=presets.get(Optimizer, "adamw-foreach"))
     )
     assert (step.peaks["backward"], step.peaks["step"]) == (3_358_910_084, 782_702_868)
+
+
+def test_formulas_of_prompts_can_be_evaluated() -> None:
+    """What lives at the peak is an expression of its inputs' names."""
+    run = run_of(Choices("trainable-tokens", tokens=8000))
+    step = training_step(presets.get(Architecture, "smollm-135m"), run)
+    parts = [part for role in peak_memory(step).parts for part in role.parts if part.formula]
+    assert any("_tokens" in part.formula for part in parts)
+    for part in parts:
+        again = term(part.name, part.formula, unit=part.unit, **part.inputs)
+        assert again.value == part.value
 
 
 @pytest.mark.parametrize("method", ["trainable-tokens", "prompt-tuning", "prefix-tuning"])

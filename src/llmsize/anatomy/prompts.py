@@ -30,7 +30,7 @@ ENCODER = "prompt_encoder.default"
 def looked_up(t: Trace, name: str, width: int, tokens: int, sequences: int) -> Tensor:
     """Trained embeddings of the virtual tokens, for some sequences."""
     indices = t.new("arange", (1, tokens), INT64)
-    table = t.adapter(f"{ENCODER}.{name}.weight", (Dim(tokens, "virtual tokens"), width))
+    table = t.adapter(f"{ENCODER}.{name}.weight", (Dim(tokens, "virtual_tokens"), width))
     return ops.embedding(t, table, sequences, tokens, indices=indices)
 
 
@@ -200,7 +200,7 @@ class LlamaAdapter(Adapter):
                 "no keys and values to read a prompt from", hint="use `lora` or `prompt-tuning`"
             )
         width = projections[0].shape[-1]
-        table = t.adapter("attn.adapter_wte.weight", (Dim(self.tokens, "virtual tokens"), width))
+        table = t.adapter("attn.adapter_wte.weight", (Dim(self.tokens, "virtual_tokens"), width))
         prompt = ops.to(t, table.view(1, self.tokens, width), t.setting.format)
         read = [ops.linear(t, prompt, weight) for weight in projections]
         shape = (t.batch, heads, self.tokens, channels)
@@ -250,7 +250,7 @@ class AdaptionPrompt(Adapter):
     def beside(self, t: Trace, x: Tensor, out: Tensor, queries: Callable[[], Tensor]) -> Tensor:
         """`AdaptedAttention.forward`: softmax over the prompt in fp32, through the output layer."""
         name = "self_attn"
-        prompt = t.adapter(f"{name}.adaption_prompt", (1, Dim(self.tokens, "virtual tokens"),
+        prompt = t.adapter(f"{name}.adaption_prompt", (1, Dim(self.tokens, "virtual_tokens"),
                                                        x.shape[-1]))  # fmt: skip
         gate = t.adapter(f"{name}.adaption_gate", (1,))
         weights = {w.role: w for (layer, _), w in t.weights.items() if layer == t.layer}
