@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from benchmarks.tracing.freezing import OWN_WEIGHTS
-from benchmarks.tracing.models import DTYPES, ENCODERS, Settings, classifies, first, layer_count
+from benchmarks.tracing.models import DTYPES, Settings, classifies, first, layer_count, unmasks
 
 LORA_MODES = ("lora", "rslora", "dora", "lora-fa")
 WHOLE_RANK = {"hira": "HiraConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
@@ -87,7 +87,7 @@ def task_type(config: Any, settings: Settings) -> str:
     """What peft calls the job of the model's head."""
     if classifies(settings.config):
         return "SEQ_CLS"
-    if config.model_type in ENCODERS:
+    if unmasks(config):
         return "FEATURE_EXTRACTION"  # which peft wraps without asking for more
     return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 

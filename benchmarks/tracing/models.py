@@ -57,13 +57,16 @@ def make_config(values: dict[str, Any]) -> Any:
     return AutoConfig.for_model(values["model_type"], **rest)
 
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
-"""Types that the masked-language-model head is for, unless `architectures` names a classifier."""
-
-
 def classifies(config: dict[str, Any]) -> bool:
     """Whether a configuration asks for a classifier's head."""
     return (config.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+
+
+def unmasks(config: Any) -> bool:
+    """Whether the model is an encoder that tells masked tokens, as decoders beside one do not."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return not config.is_encoder_decoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def model_class(config: Any) -> Any:
@@ -72,7 +75,7 @@ def model_class(config: Any) -> Any:
 
     if classifies({"architectures": config.architectures}):
         return transformers.AutoModelForSequenceClassification
-    if config.model_type in ENCODERS:
+    if unmasks(config):
         return transformers.AutoModelForMaskedLM
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM

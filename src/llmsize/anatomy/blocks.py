@@ -198,8 +198,9 @@ def mask(
     heads: int = 1,
     *,
     given: bool = True,
+    format: Format | None = None,
 ) -> Tensor | None:
-    """The attention mask made once for all layers.
+    """The attention mask made once for all layers, in the `format` of the first one's input.
 
     Without padding, a fused kernel is told that attention is causal and needs no mask, unless the
     sequence outgrows a `window` (transformers v5.23, masking_utils.py). What says where a batch is
@@ -219,4 +220,4 @@ def mask(
     if not added:
         return allowed
     shape = (t.batch, heads if masking == "alibi" else 1, t.sequence, total)
-    return t.new("mask", shape, FP32 if t.setting.upcast else t.setting.format)
+    return t.new("mask", shape, format or (FP32 if t.setting.upcast else t.setting.format))

@@ -234,21 +234,24 @@ class Trace(Tape):
         It has a `format` of its own if the model says so; a `fixed` one is never trained. The
         weight of a `linear` layer is used by calling that.
         """
-        layer = self.layer
-        if self.common is not None:
-            layer, name = OUTSIDE, self.common.prefix + name
+        layer, name = self._home(name)
         weight = self.weights.get((layer, name))
         if weight is None:
             quantized = self._quantizes(role, linear=linear)
             own = FP32 if self.setting.upcast and not quantized else self.setting.format
             weight = self._weight(layer, name, shape, format or own, role)
-            weight.calls = self.common.calls if self.common is not None else 1
             weight.quantized = quantized and len(shape) > 1
             weight.experts, weight.chosen = experts, chosen
             weight.copied = self.saves(name)
             if (self._trains(name, role) or weight.copied) and not fixed:
                 weight.train()
         return weight
+
+    def _home(self, name: str) -> tuple[int, str]:
+        """The layer that a parameter belongs to, and its name there."""
+        if self.common is None:
+            return self.layer, name
+        return OUTSIDE, self.common.prefix + name
 
     def saves(self, name: str) -> bool:
         """Whether a trained copy is beside a frozen module: where asked for, or of a classifier."""
@@ -333,10 +336,11 @@ class Trace(Tape):
 
     def adapter(self, name: str, shape: Shape, *, trained: bool = True) -> Parameter:
         """A parameter beside the model's own, which is `trained` unless it is said to be fixed."""
-        weight = self.weights.get((self.layer, name))
+        layer, name = self._home(name)
+        weight = self.weights.get((layer, name))
         if weight is None:
             assert self.setting.adapter is not None
-            weight = self._weight(self.layer, name, shape, self.setting.adapter.format, "adapter")
+            weight = self._weight(layer, name, shape, self.setting.adapter.format, "adapter")
             if trained:
                 weight.train()
         return weight
@@ -361,6 +365,7 @@ class Trace(Tape):
     def _weight(self, layer: int, name: str, shape: Shape, format: Format, role: str) -> Parameter:
         prefix, indices = self.places[layer]
         made = Parameter(prefix + name, shape, format, role, indices)
+        made.calls = self.common.calls if self.common is not None else 1
         self.weights[layer, name] = made
         return made
 

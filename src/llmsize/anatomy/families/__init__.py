@@ -15,6 +15,7 @@ Forward = Callable[[Trace, Config], Tensor]
 
 TYPES = {
     "afmoe": ("afmoe",),
+    "albert": ("albert",),
     "apertus": ("apertus",),
     "arcee": ("arcee", "jais2"),
     "aria": ("aria_text",),
@@ -28,7 +29,10 @@ TYPES = {
     "beam": ("beam",),
     "biogpt": ("biogpt",),
     "bitnet": ("bitnet",),
-    "bert": ("bert", "roberta", "xlm-roberta", "camembert"),
+    "bert": (
+        "bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "distilbert", "electra",
+        "ernie", "roberta-prelayernorm", "xlm-roberta-xl",
+    ),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2", "cohere2_moe"),
     "ctrl": ("ctrl",),
@@ -89,6 +93,7 @@ TYPES = {
     ),
     "mllama": ("mllama_text_model",),
     "modernbert_decoder": ("modernbert-decoder",),
+    "mpnet": ("mpnet",),
     "mpt": ("mpt",),
     "muse_glimmer": ("muse_glimmer_text",),
     "nanochat": ("nanochat",),

@@ -17,8 +17,9 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -
         x, *weights = (to(t, part, FP32) for part in (x, *weights))
     node = t.record(_layer_norm_backward, (x, *weights), (x, *weights), [w.shape for w in weights])
     out = t.new("layer_norm", x.shape, x.format, node)
-    for _ in ("mean", "rstd"):
-        keep_output(t, node, t.new("layer_norm", (*x.shape[:-1], 1), FP32))
+    statistics = [t.new("layer_norm", (*x.shape[:-1], 1), FP32) for _ in ("mean", "rstd")]
+    for made in statistics:
+        keep_output(t, node, made)
     return out
 
 
