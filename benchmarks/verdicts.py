@@ -8,7 +8,7 @@ from benchmarks.answers import Answer
 from llmsize import presets
 from llmsize.errors import LLMSizeError
 from llmsize.planning.fits import Band, Verdict, verdict
-from llmsize.planning.needs import tuning_at_least
+from llmsize.planning.needs import tuning
 from llmsize.planning.training import Question
 
 Row = Mapping[str, str]
@@ -40,9 +40,9 @@ def verdicts(rows: Iterable[Row], question: Callable[[Row], Question]) -> Iterat
         if "lora" in row["method"] and not row["lora_rank"]:
             quantity += "; rank not published"
         try:
-            need = tuning_at_least(question(row), int(row["gpus"])).value
-            band = presets.get(Band, "training").share
-            said = verdict(need, int(row["bytes"]), band=band)
+            room = int(row["bytes"])
+            need = tuning(question(row), int(row["gpus"]), room).value
+            said = verdict(need, room, band=presets.get(Band, "training").share)
             yield Answer(row["id"], quantity, 1.0, float(said != wrong))
         except LLMSizeError:
             yield Answer(row["id"], quantity, 1.0, None)

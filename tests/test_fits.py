@@ -7,7 +7,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmsize.errors import LLMSizeError
-from llmsize.planning.fits import Band, band_for, largest, most, smallest, verdict
+from llmsize.planning.fits import (
+    Band,
+    band_for,
+    largest,
+    largest_below,
+    most,
+    smallest,
+    verdict,
+)
 from llmsize.quick_dataclasses import replace
 
 ORDER = ["does not fit", "tight", "fits"]
@@ -118,3 +126,16 @@ def test_most_needs_are_met_at_once() -> None:
     root = (-(10**5) + isqrt(10**10 + 4 * 80 * 79 * 10**9)) // 160
     assert most(need, 80 * 10**9, 512) == root
     assert len(asked) <= 8
+
+
+@given(st.integers(1, 10**6), st.sets(st.integers(2, 10**6)))
+def test_the_largest_below_a_bound_holds_and_the_next_does_not(bound: int, bad: set[int]) -> None:
+    """Whatever fails in between: both were asked about, the lowest apart."""
+    asked: dict[int, bool] = {}
+
+    def holds(value: int) -> bool:
+        return asked.setdefault(value, value not in bad and value < bound)
+
+    found = largest_below(holds, bound)
+    assert found == 1 or asked[found]
+    assert found == bound or not asked[found + 1]

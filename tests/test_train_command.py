@@ -237,6 +237,17 @@ def test_a_close_call_is_called_one(
     assert found["verdict"] == (share > 0.9)
 
 
+def test_gaps_make_a_run_fail_whose_tensors_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """With room for tensors and context to the byte there is none for what lies between tensors."""
+    words = ("gpt2", "--batch", "4")
+    rows = {row["name"]: row for row in answer(capsys, *words)["answer"][0]["rows"]}
+    size = {name: row["cells"]["memory"]["value"] for name, row in rows.items()}
+    least = size["device memory"] - size["allocator slack"]
+    found = answer(capsys, *words, "--vram", f"{least}B")
+    assert found["verdict"] is False
+    assert any("in pieces too small" in note for note in found["notes"])
+
+
 def test_pairs_are_in_the_headline(capsys: pytest.CaptureFixture[str]) -> None:
     """A batch of preferences is twice as many sequences as pairs."""
     found = answer(capsys, "gpt2", "--objective", "dpo", "--batch", "3", "--seq-len", "64")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from math import inf
 from typing import Annotated, NamedTuple
@@ -18,6 +18,7 @@ from llmsize.cli.estimate import format_named
 from llmsize.cli.jobs import (
     band_of,
     in_detail,
+    is_followed,
     multiplies,
     need_of,
     on,
@@ -39,10 +40,17 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.memory.training import Offload
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough
-from llmsize.planning.fits import most, smallest, verdict
+from llmsize.planning.fits import largest_below, most, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
-from llmsize.planning.training import PLACES, Question, host_need, need_at_least, offloaded
+from llmsize.planning.training import (
+    PLACES,
+    Question,
+    host_need,
+    need_at_least,
+    offloaded,
+    within,
+)
 from llmsize.quick_dataclasses import replace
 from llmsize.term import Term, term
 from llmsize.units import format_bytes, format_count, format_share
@@ -258,17 +266,28 @@ def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool
         f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {stored} needs "
         f"{format_bytes(needed.value)}{each}, and there are {format_bytes(budget)}"
     )
-    within = needed.value <= budget
-    advised = _limits(model, work, job, machine, needed) if within else (
+    holds = needed.value <= budget
+    advised = _limits(model, work, job, machine, needed) if holds else (
         _changes(model, work, job, machine))  # fmt: skip
+    told = (*_of_room(model, work, job, machine, needed), *advised)
     return Estimate(
         "fits", question | {"dtype": stored, "answer": said}, headline,
         (Table("", ("bytes",), tuple(rows), heading=f"{job} in {stored}", total=True),
          Table("", ("bytes",), tuple(_room(machine, needed, elsewhere)))),
         _assumptions(work, job, architecture, machine.devices),
-        (*advised, *_in_detail(name, model, work, job, machine, hardware), _band(work, job)),
-        verdict=said == "fits" if strict else within,
+        (*told, *_in_detail(name, model, work, job, machine, hardware), _band(work, job)),
+        verdict=said == "fits" if strict else holds,
     )  # fmt: skip
+
+
+def _of_room(
+    model: Subject, work: Workload, job: Job, machine: Machine, needed: Term
+) -> Iterator[str]:
+    """What the allocator does where a step of training would cache more than there is."""
+    if machine.devices == 1 and is_followed(work, job):
+        from llmsize.cli.train_answer import of_room
+
+        yield from of_room(step(model.architecture, work, job), needed, int(machine.usable.value))
 
 
 def _room(machine: Machine, needed: Term, elsewhere: Iterable[Term]) -> Iterator[Row]:
@@ -327,8 +346,12 @@ def _largest_settings(
             except LLMSizeError:  # a rank above a layer's dimensions
                 return inf
 
-        return most(need, machine.usable.value, known, block=block, highest=highest)
+        found = most(need, machine.usable.value, known, block=block, highest=highest)
+        if job == "inference":
+            return found
+        return largest_below(lambda value: holds(setting(value)), found, lowest=known)
 
+    holds = partial(_holds, model, job=job, machine=machine, devices=machine.devices)
     block = engine.token_block if engine and buffered else ALIGNMENT
     return (
         largest(lambda value: work._replace(context=value), work.context, block=block),
@@ -370,7 +393,7 @@ def _fewest(model: Subject, work: Workload, job: Job, machine: Machine) -> int |
 
     def holds(devices: int) -> bool:
         try:
-            return need_of(model, work, job, devices).value <= machine.usable.value
+            return _holds(model, work, job, machine, devices)
         except LLMSizeError:  # heads that so many devices do not divide
             return False
 
@@ -378,6 +401,12 @@ def _fewest(model: Subject, work: Workload, job: Job, machine: Machine) -> int |
         powers = (2**power for power in range(MOST_DEVICES.bit_length()))
         return next((n for n in powers if n >= machine.devices and holds(n)), None)
     return smallest(holds, lowest=machine.devices, highest=MOST_DEVICES)
+
+
+def _holds(model: Subject, work: Workload, job: Job, machine: Machine, devices: int) -> bool:
+    """Whether so many of those devices do, with the gaps between tensors on one that trains."""
+    room = int(machine.usable.value)
+    return places_of(model, work, job, devices, room)[0].value <= room
 
 
 def _layout(work: Workload, job: Job) -> str:
@@ -410,9 +439,10 @@ def _on_the_host(question: Question, budget: int) -> Iterator[str]:
     """The least that has to be offloaded to host memory for a step to fit, nothing else changed."""
     for what in PLACES[1:]:
         changed = offloaded(question, what)
-        if changed != question and (device := need_at_least(changed).value) <= budget:
+        if changed != question and within(changed, budget):
             kept = f"{KEPT[what]} in host memory (`llmsize train … --offload {what}`)"
-            sizes = f"{format_bytes(device)} and {format_bytes(host_need(changed).value)} there"
+            there = format_bytes(host_need(changed).value)
+            sizes = f"{format_bytes(need_at_least(changed).value)} and {there} there"
             costs = ", ".join(("an optimizer step on the host", *slowdown(question, changed)))
             yield f"or keep {kept}: {sizes}; costs {costs}"
             return

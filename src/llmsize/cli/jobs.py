@@ -66,7 +66,7 @@ def places_of(
 
     Devices have `room` for so many; what training caches on them depends on it.
     """
-    if _is_followed(work, job):
+    if is_followed(work, job):
         return (tuning(step(model.architecture, work, job), devices, room),)
     if job == "inference":
         return serving_places(model, work, devices)
@@ -75,12 +75,12 @@ def places_of(
 
 def need_of(model: Subject, work: Workload, job: Job, devices: int) -> Term:
     """What the fullest device does not do without, cached or not: it decides what fits."""
-    if _is_followed(work, job):
+    if is_followed(work, job):
         return tuning_at_least(step(model.architecture, work, job), devices)
     return places_of(model, work, job, devices, 0)[0]
 
 
-def _is_followed(work: Workload, job: Job) -> bool:
+def is_followed(work: Workload, job: Job) -> bool:
     """Whether it is a step of training that can be run."""
     return job != "inference" and (job != "full training" or work.storage.trainable)
 

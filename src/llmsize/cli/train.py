@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from llmsize import presets
@@ -28,9 +29,9 @@ from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
 from llmsize.memory.training import Offload
 from llmsize.memory.training_run import written
 from llmsize.optimizers import Optimizer, Precision
-from llmsize.planning.fits import largest
+from llmsize.planning.fits import largest, largest_below
 from llmsize.planning.support import computed_in
-from llmsize.planning.training import Question, check_runs, within
+from llmsize.planning.training import Question, check_runs, may_be_within, within
 from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 
@@ -354,15 +355,16 @@ def _fitted(question: Question, what: str, budget: int | None) -> Question:
         raise LLMSizeError("fit into what?", hint="give a card: `--gpu rtx-4090` or `--vram 24GB`")
     lowest = 1 + (written(question.choices) if what == "seq-len" else 0)
 
-    def holds(value: int) -> bool:
+    def holds(enough: Callable[[Question, int], bool], value: int) -> bool:
         try:
-            return within(_with(question, what, value), budget)
+            return enough(_with(question, what, value), budget)
         except LLMSizeError:
             if value == lowest:
                 raise
             return False  # a rank above a layer's dimensions
 
-    return _with(question, what, largest(holds, lowest=lowest, highest=2**20) or lowest)
+    bound = largest(partial(holds, may_be_within), lowest=lowest, highest=2**20) or lowest
+    return _with(question, what, largest_below(partial(holds, within), bound, lowest=lowest))
 
 
 def _with(question: Question, what: str, value: int) -> Question:

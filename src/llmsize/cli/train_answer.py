@@ -24,6 +24,7 @@ from llmsize.planning.slowdown import slowdown
 from llmsize.planning.training import (
     Question,
     changes,
+    growing_segments,
     host_need,
     need,
     need_at_least,
@@ -157,7 +158,7 @@ def _timeline(step: TrainingStep) -> Table:
 
 
 def _changes(question: Question, budget: int | None) -> Table:
-    """What each change alone would save of tensors, the most first: those decide what fits."""
+    """What each change alone would save of tensors, the most first, and whether it then fits."""
     rows, now = [], need_at_least(question)
     for saving in planning.ranked(question, _known_changes(), need_at_least):
         changed = saving.change.apply(question)
@@ -176,7 +177,7 @@ def _changes(question: Question, budget: int | None) -> Table:
         if (host := host_need(changed)).value:
             cells["host memory"] = host
         if budget is not None:
-            cells["fits"] = "yes" if saving.then.value <= budget else "no"
+            cells["fits"] = "yes" if within(changed, budget) else "no"
         rows.append(Row(saving.change.name, cells))
     fits = ("fits",) if budget is not None else ()
     columns = ("then", "saves", "host memory", *fits, "costs")
@@ -299,15 +300,26 @@ def _ranked(choices: Choices) -> str:
     return f": rank {choices.rank:,} in {where}"
 
 
+def of_room(question: Question, memory: Term, budget: int) -> Iterator[str]:
+    """What the allocator does where it would hold more than there is."""
+    held, least = need(question).value, need_at_least(question).value
+    if held <= budget:
+        return
+    if memory.value <= budget:
+        yield (
+            f"with room for all that the allocator would cache it were {format_bytes(held)}; here "
+            "it gives free segments back and asks for them again, which takes time"
+        )
+    elif least <= budget:
+        yield (
+            f"tensors and context are {format_bytes(least)}, but what is free between the tensors "
+            f"is in pieces too small, even once free segments have gone back"
+        )
+
+
 def _of_budget(question: Question, step: TrainingStep, memory: Term, budget: int) -> Iterator[str]:
     """What to do where it does not fit, and how sure that is."""
-    held = need(question).value
-    if held > memory.value:
-        tight = "; here free segments go back before a step fails, but no gaps within segments"
-        yield (
-            f"with room for all that the allocator would cache it were {format_bytes(held)}"
-            f"{tight if memory.value == budget else ''}"
-        )
+    yield from of_room(question, memory, budget)
     if memory.value > budget:
         if question.optimizer.pageable:
             states = step.static.part("optimizer states").value
@@ -340,7 +352,7 @@ def _of_precision(question: Question, setting: Setting) -> Iterator[str]:
 
 def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], ...]:
     """The cheapest change that makes it fit, or the cheapest combination; none if nothing does."""
-    known = _known_changes()
+    known = (growing_segments(), *_known_changes())
 
     def enough(changed: Question) -> bool:
         try:
@@ -349,7 +361,7 @@ def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], 
             return False  # what does not go together
 
     one = planning.single(question, known, enough)
-    return (one,) if one else planning.combination(question, known, enough) or ()
+    return (one,) if one else planning.combination(question, known[1:], enough) or ()
 
 
 def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:

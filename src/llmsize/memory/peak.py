@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING
 
 from llmsize.anatomy.tensor import Shape
@@ -61,19 +61,31 @@ def device_memory(
     """The peak with what the allocator reserves above it and what the device holds besides.
 
     This is what `nvidia-smi` shows. Where a device has no `room` for all that the allocator would
-    cache, it takes what there is, or at least what it needs: it returns free segments before it
-    fails.
+    cache, it gives free segments back; where that does not help, it is what there would have to be
+    for the run to come further. So a run fits where this is within the room, and then only.
     """
-    from llmsize.memory.replay import reserved  # which searches and overviews do without
-
     least = least_memory(architecture, run, stack)
     *parts, context = least.parts
     allocated = int(least.value - context.value)
-    held = reserved(architecture, run, expandable=stack.expandable_segments)
-    slack = _usual_slack(allocated, stack) if held is None else _slack(held, allocated)
-    if room is not None and room < least.value + slack.value:
-        slack = _slack(int(max(room, least.value) - context.value), allocated)
+    if room is not None and room < least.value:
+        slack = _slack(allocated, allocated)
+    else:
+        inside = inf if room is None else room - context.value
+        slack = _slack_within(architecture, run, stack, allocated, inside)
     return total("device memory", *parts, slack, context)
+
+
+def _slack_within(
+    architecture: Architecture, run: TrainingRun, stack: Stack, allocated: int, room: float
+) -> Term:
+    """What the allocator reserves above what is allocated, with `room` for both."""
+    from llmsize.memory.replay import reserved  # which overviews do without
+
+    held = reserved(architecture, run, expandable=stack.expandable_segments, room=room)
+    if held is not None:
+        return _slack(held, allocated)
+    usual = _usual_slack(allocated, stack)
+    return usual if allocated + usual.value <= room else _slack(int(room), allocated)
 
 
 def _slack(held: int, allocated: int) -> Term:
@@ -89,7 +101,7 @@ REPLAYED = "the step's tensors, taken from the allocator's segments layer by lay
 def least_memory(architecture: Architecture, run: TrainingRun, stack: Stack) -> Term:
     """What a device needs for the run at the least: all tensors, and the context.
 
-    Whether a run fits is whether there is room for this; a search asks about nothing else.
+    With less it fails; whether more is needed, for gaps between tensors, `device_memory` says.
     """
     step = training_step(architecture, run)
     return total("device memory", peak_memory(step), *beside_tensors(step, stack))

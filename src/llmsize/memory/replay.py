@@ -26,7 +26,7 @@ from llmsize.anatomy.tensor import (
 )
 from llmsize.anatomy.trace import Setting, Trace
 from llmsize.architecture import Architecture
-from llmsize.memory.reserved import SEGMENT_UNIT, SMALL, Block, Expandable, Segments
+from llmsize.memory.reserved import SEGMENT_UNIT, SMALL, Block, Expandable, OutOfMemory, Segments
 from llmsize.memory.states import (
     copied_bytes,
     gradients_leave,
@@ -72,11 +72,15 @@ class Script(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def reserved(architecture: Architecture, run: TrainingRun, *, expandable: bool) -> int | None:
-    """The most bytes that the allocator holds in a run, on a device that has room for them.
+def reserved(
+    architecture: Architecture, run: TrainingRun, *, expandable: bool, room: float = inf
+) -> int | None:
+    """The most bytes that the allocator holds in a run, on a device with `room` for so many.
 
-    `expandable` is its option `expandable_segments`. `None` where the layers hand each other what
-    cannot be told apart once it is unfolded: what is alive at once is then not that of the step.
+    More than those where the run fails: then free segments go back, and what is left of the others
+    is in pieces too small for a tensor. `expandable` is the option `expandable_segments`. `None`
+    where the layers hand each other what cannot be told apart once it is unfolded: what is alive at
+    once is then not that of the step.
     """
     first, again = _passes(architecture, run)
     if not is_met(first):
@@ -84,12 +88,16 @@ def reserved(architecture: Architecture, run: TrainingRun, *, expandable: bool) 
     weights = _in_order(first.trace.weights.values())
     trained = _in_order(trained_weights(first.trace))
     loaded, made = _resident(architecture, run, weights, trained)
-    segments = Expandable() if expandable else Segments()
-    for size in loaded:
-        segments.take(size)
     scratch = _scratch(trained, run)
-    _run(segments, run, (first.scripts, again.scripts), made, scratch)
-    return segments.reserved + _small_segments([*loaded, *made], [first, again], scratch)
+    small = _small_segments([*loaded, *made], [first, again], scratch)
+    segments = (Expandable if expandable else Segments)(room=room - small)
+    try:
+        for size in loaded:
+            segments.take(size)
+        _run(segments, run, (first.scripts, again.scripts), made, scratch)
+    except OutOfMemory as failure:
+        return failure.reserved + small
+    return segments.most + small
 
 
 class _Pass(NamedTuple):
@@ -153,11 +161,11 @@ def _run(
     segments: Segments, run: TrainingRun, passes: Sequence[Sequence[Script]],
     made: Iterable[int], scratch: Sequence[int],
 ) -> None:  # fmt: skip
-    """Step until a step reserves nothing more."""
+    """Step until a step asks the driver for nothing more."""
     first, again = passes
     accumulates = run.accumulation > 1 and first is not again
     for number in range(STEPS):
-        before = segments.reserved
+        before = segments.asked
         left = _play(segments, again if number and run.keeps_gradients else first)
         if accumulates:
             left += _play(segments, again)
@@ -167,7 +175,7 @@ def _run(
         left_by_step = [segments.take(size) for size in scratch]
         for block in (*left_by_step, *(() if run.keeps_gradients else left)):
             segments.give(block)
-        if number and segments.reserved == before:
+        if number and segments.asked == before:
             return
 
 

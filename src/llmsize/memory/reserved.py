@@ -14,6 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
+from math import inf
 
 from llmsize.errors import LLMSizeError
 from llmsize.units import MIB
@@ -25,9 +26,22 @@ BLOCK = 512
 MIDDLE, MIDDLE_SEGMENT = 10 * MIB, 20 * MIB
 """Blocks below 10 MiB share segments of 20 MiB."""
 SEGMENT_UNIT = 2 * MIB
+PAGE = MIDDLE_SEGMENT
+"""What a segment that is expandable grows and shrinks by."""
+ENDLESS = 2**62
+"""Addresses that it may grow to: far beyond any device."""
 
 Block = tuple[int, int]
 """Where a block starts, and its bytes."""
+
+
+class OutOfMemory(Exception):
+    """No free block is large enough, and the device has no room for more of them."""
+
+    def __init__(self, reserved: int) -> None:
+        """`reserved` is what would have to be."""
+        super().__init__(reserved)
+        self.reserved = reserved
 
 
 class Segments:
@@ -36,10 +50,16 @@ class Segments:
     least_rest = SMALL + 1
     """The smallest remainder that is cut off."""
 
-    def __init__(self, free: Iterable[int] = ()) -> None:
+    def __init__(self, free: Iterable[int] = (), room: float = inf) -> None:
         """Nothing reserved but blocks of those sizes, none of which is used."""
+        self.room = room
+        """Bytes that the device has for segments."""
         self.reserved = 0
         """Bytes of all segments."""
+        self.most = 0
+        """The most that they were at once."""
+        self.asked = 0
+        """Bytes that the driver was asked for, whether or not they went back."""
         self.free: list[tuple[int, int]] = []
         """(bytes, start), the tightest first."""
         self.at: dict[int, int] = {}
@@ -54,11 +74,14 @@ class Segments:
             self.end += size + 1
 
     def take(self, size: int) -> Block:
-        """A block of at least `size` bytes: from the tightest free one, or a new segment."""
+        """A block of at least `size` bytes: from the tightest free one, or from more memory.
+
+        Raises `OutOfMemory` where there is none even once free segments have gone back.
+        """
         if size <= SMALL:
             return 0, 0
         size = -(-size // BLOCK) * BLOCK
-        index = bisect_left(self.free, (size, 0))
+        index = self._tightest(size)
         if index == len(self.free):
             start, room = self._more(size)
         else:
@@ -81,17 +104,40 @@ class Segments:
             start, size = left, size + self._remove(left)
         self._add(start, size)
 
-    def gaps(self) -> int:
-        """Bytes of free blocks once `empty_cache` has returned segments without a used block."""
-        return sum(size for start, size in self.at.items() if self.segments.get(start) != size)
+    def release(self) -> None:
+        """Give back what no block is used of: whole segments (`release_cached_blocks`)."""
+        for start, size in list(self.segments.items()):
+            if self.at.get(start) == size:
+                self._remove(start)
+                del self.segments[start]
+                self.reserved -= size
+
+    def _tightest(self, size: int) -> int:
+        """Index of the smallest free block that is large enough."""
+        return bisect_left(self.free, (size, 0))
 
     def _more(self, size: int) -> Block:
+        """What the driver has, or has once all that is free went back (`malloc`)."""
+        try:
+            return self._new(size)
+        except OutOfMemory:
+            self.release()
+            return self._new(size)
+
+    def _new(self, size: int) -> Block:
         """A new segment, whole; neighbours are not joined."""
         size = MIDDLE_SEGMENT if size < MIDDLE else -(-size // SEGMENT_UNIT) * SEGMENT_UNIT
-        self.reserved += size
+        self._reserve(size)
         start, self.end = self.end, self.end + size + 1
         self.segments[start] = size
         return start, size
+
+    def _reserve(self, size: int) -> None:
+        if self.reserved + size > self.room:
+            raise OutOfMemory(self.reserved + size)
+        self.reserved += size
+        self.asked += size
+        self.most = max(self.most, self.reserved)
 
     def _add(self, start: int, size: int) -> None:
         self.at[start], self.before[start + size] = size, start
@@ -105,18 +151,68 @@ class Segments:
 
 
 class Expandable(Segments):
-    """The same with `expandable_segments:True`: one segment, which grows at its end by 20 MiB."""
+    """The same with `expandable_segments:True`: one segment of pages, mapped as they are needed."""
 
     least_rest = BLOCK
 
-    def _more(self, size: int) -> Block:
-        """Its free end, grown until it is large enough."""
-        start = self.before.get(self.end, self.end)
-        cached = self._remove(start) if start < self.end else 0
-        more = -(-(size - cached) // MIDDLE_SEGMENT) * MIDDLE_SEGMENT
-        self.reserved += more
-        self.end += more
-        return start, cached + more
+    def __init__(self, free: Iterable[int] = (), room: float = inf) -> None:
+        """Nothing of it has pages."""
+        super().__init__(free, room)
+        self.unmapped = {self.end: ENDLESS}
+        """Start → end of what has no pages."""
+
+    def release(self) -> None:
+        """Give back the pages that are free altogether (`unmap_block`)."""
+        for start, size in list(self.at.items()):
+            first, last = -(-start // PAGE) * PAGE, (start + size) // PAGE * PAGE
+            if first < last:
+                self._remove(start)
+                if start < first:
+                    self._add(start, first - start)
+                if last < start + size:
+                    self._add(last, start + size - last)
+                self.reserved -= last - first
+                self._unmap(first, last)
+
+    def _unmap(self, start: int, end: int) -> None:
+        end = self.unmapped.pop(end, end)
+        start = next((first for first, last in self.unmapped.items() if last == start), start)
+        self.unmapped[start] = end
+
+    def _tightest(self, size: int) -> int:
+        """A block that pages may follow counts with them, so others go first (`get_free_block`)."""
+        index = super()._tightest(size)
+        while index + 1 < len(self.free) and self._extent(index + 1) < self._extent(index):
+            index += 1
+        return index
+
+    def _extent(self, index: int) -> int:
+        size, start = self.free[index]
+        return self.unmapped.get(start + size, start + size) - start
+
+    def _new(self, size: int) -> Block:
+        """Pages at the first place for them, with what is free there (`find_expandable_block`)."""
+        start = self._place(size)
+        while (free := self.at.get(start, 0)) < size:
+            page = start + free
+            end = self.unmapped[page]
+            more = min(-(-(size - free) // PAGE) * PAGE, end - page)
+            self._reserve(more)
+            del self.unmapped[page]
+            if page + more < end:
+                self.unmapped[page + more] = end
+            self.give((page, more))
+        return start, self._remove(start)
+
+    def _place(self, size: int) -> int:
+        """The first address that is followed by enough that is unmapped or free."""
+        for page in sorted(self.unmapped):
+            start = end = self.before.get(page, page)
+            while end - start < size and (end in self.at or end in self.unmapped):
+                end = self.unmapped.get(end) or end + self.at[end]
+            if end - start >= size:
+                break
+        return start
 
 
 def beyond_tensors(layers: Iterable[Sequence[int]]) -> int:
@@ -166,4 +262,5 @@ def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:
                     hint="write `+name:bytes` for what is allocated, `-name` for what is freed",
                 ) from None
         pool.give(block)
-    return pool.gaps()
+    pool.release()
+    return sum(pool.at.values())

@@ -102,6 +102,17 @@ def _last(holds: Callable[[int], bool], good: int, failed: int) -> int:
     return good
 
 
+def largest_below(holds: Callable[[int], bool], bound: int, *, lowest: int = 1) -> int:
+    """The `bound` if it `holds`, or a smaller value that does where the next one does not.
+
+    It is for what may hold and fail in turns below the bound: that one was asked about, unless it
+    is the `lowest`.
+    """
+    if bound <= lowest or holds(bound):
+        return bound
+    return _last(holds, lowest, bound)
+
+
 def most(
     need: Callable[[int], float], budget: float, known: int,
     *, block: int = 1, highest: int = HIGHEST,

@@ -57,19 +57,27 @@ def need(question: Question, room: int | None = None) -> Term:
 
 
 def need_at_least(question: Question) -> Term:
-    """Tensors and context, which decide what fits. Raises as `need` does."""
+    """Tensors and context, without which nothing fits. Raises as `need` does."""
     check_runs(question)
     return least_memory(question.architecture, run_of(question), question.stack)
 
 
-def within(question: Question, budget: int) -> bool:
-    """Whether the step needs no more than that. Raises as `need` does.
+def may_be_within(question: Question, budget: int) -> bool:
+    """Whether tensors and context are. Raises as `need` does.
 
     What lives through the step takes an outline alone, and mostly settles it where nothing helps.
     """
     run = run_of(question)
     held = static_memory(outlined(question.architecture, run.setting), run)
     return held.value <= budget and need_at_least(question).value <= budget
+
+
+def within(question: Question, budget: int) -> bool:
+    """Whether the step runs on a device of that memory, gaps between its tensors included.
+
+    Raises as `need` does.
+    """
+    return may_be_within(question, budget) and need(question, budget).value <= budget
 
 
 def host_need(question: Question) -> Term:
@@ -80,6 +88,15 @@ def host_need(question: Question) -> Term:
 def run_of(question: Question) -> TrainingRun:
     """The knobs that the choices come to. Raises `LLMSizeError` as `need` does."""
     return training_run(question.choices, question.stack, question.precision, question.optimizer)
+
+
+def growing_segments() -> Change[Question]:
+    """The option of PyTorch's allocator that leaves hardly any gaps; HIP does not have it."""
+    return Change(
+        "set `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`", 0.0, "nothing",
+        lambda q: replace(q, stack=replace(q.stack, expandable_segments=True))
+        if q.accelerator is None or q.accelerator.vendor == "NVIDIA" else q,
+    )  # fmt: skip
 
 
 def changes(
