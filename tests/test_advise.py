@@ -79,7 +79,7 @@ def test_short_data_repeat_and_are_worth_less() -> None:
 
 def option(way: Way, name: str, have: Resources, parameters: int = 6_738_415_616) -> Option:
     model = Architecture(name, "llama", {}, "made up", published_parameters=parameters)
-    return adapt(have, way, Choice(model, "bf16", 10**9, "fits", 10**9), 32, parameters)
+    return adapt(have, way, Choice(model, parameters, "bf16", 10**9, "fits", 10**9), 32, parameters)
 
 
 def test_alpaca_takes_three_hours_and_a_hundred_dollars() -> None:
@@ -115,7 +115,9 @@ def test_a_mixture_of_experts_takes_the_time_of_what_a_token_meets() -> None:
     have = resources("a100", days=1, tokens=10**9)
     dense = option("lora", "dense", have, 10**11)
     model = Architecture("moe", "mixtral", {}, "made up", published_parameters=10**11)
-    experts = adapt(have, "lora", Choice(model, "bf16", 10**9, "fits", 10**9), 32, 5 * 10**10)
+    experts = adapt(
+        have, "lora", Choice(model, 10**11, "bf16", 10**9, "fits", 10**9), 32, 5 * 10**10
+    )
     assert dense.seconds and experts.seconds
     assert experts.seconds.value == pytest.approx(dense.seconds.value / 2, rel=0.01)
     assert experts.parameters == 10**11

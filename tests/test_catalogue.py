@@ -4,7 +4,15 @@ from functools import partial
 
 from llmsize import presets
 from llmsize.architecture import Architecture
-from llmsize.planning.catalogue import Filter, best, enough, parameters, search, wanted
+from llmsize.planning.catalogue import (
+    Filter,
+    best,
+    enough,
+    largest_first,
+    parameters,
+    search,
+    wanted,
+)
 
 BYTES = {"fp16": 2, "int8": 1}
 
@@ -17,6 +25,7 @@ SMALL = model("small", 100, released="2023-01", commercial=True, context_length=
 NEWER = model("newer", 100, released="2024-12")
 LARGE = model("large", 150)
 HUGE = model("huge", 1000)
+ORDERED = [HUGE, LARGE, NEWER, SMALL]
 
 
 def need(model: Architecture, format: str) -> int | None:
@@ -25,13 +34,18 @@ def need(model: Architecture, format: str) -> int | None:
 
 
 def test_each_model_takes_the_most_precise_format_that_fits() -> None:
-    """Largest first, newest first among equals; what fits in no format is left out."""
-    found = list(search([SMALL, NEWER, LARGE, HUGE], ["fp16", "int8"], need, 220, band=0.05))
+    """What fits in no format is left out; the others stay in their order."""
+    found = list(search(ORDERED, ["fp16", "int8"], need, 220, band=0.05))
     assert [(c.model.name, c.format, c.verdict, c.headroom) for c in found] == [
         ("large", "int8", "fits", 70),
         ("newer", "fp16", "fits", 20),
         ("small", "fp16", "fits", 20),
     ]
+
+
+def test_models_are_listed_from_the_largest() -> None:
+    """Among equals the newest comes first."""
+    assert largest_first([SMALL, NEWER, LARGE, HUGE]) == ORDERED
 
 
 def test_a_smaller_format_that_fits_is_better_than_a_tight_one() -> None:
@@ -85,7 +99,7 @@ def test_only_what_is_asked_for_is_counted() -> None:
         asked.append(model.name)
         return need(model, format)
 
-    next(search([SMALL, NEWER, LARGE, HUGE], ["fp16"], counted, 400, band=0))
+    next(search(ORDERED, ["fp16"], counted, 400, band=0))
     assert asked == ["huge", "large"]
 
 

@@ -12,13 +12,23 @@ from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.cli.estimate import format_named
 from llmsize.cli.jobs import band_of, refusal, step
+from llmsize.cli.processes import divided
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Machine
 from llmsize.ladder import typical, typical_depth
 from llmsize.memory import overview
 from llmsize.memory.overview import JOBS, Job, Storage, Subject, Workload
-from llmsize.planning.catalogue import Choice, Each, Filter, parameters, search, wanted
+from llmsize.planning.catalogue import (
+    Choice,
+    Each,
+    Filter,
+    by_size,
+    largest_first,
+    parameters,
+    search,
+    wanted,
+)
 from llmsize.planning.fits import approached, largest_near
 from llmsize.planning.needs import estimated, serving, tuning_at_least
 from llmsize.term import Term, fact
@@ -148,16 +158,21 @@ def _typical(layers: int) -> Subject:
 
 def models_that_fit(
     works: Mapping[str, Workload], machine: Machine, job: Job, filter: Filter,
-    engine: Engine | None, each: Each = map,
+    engine: Engine | None, *, everything: bool = False,
 ) -> Iterator[Choice]:  # fmt: skip
     """The presets that fit for a job, largest first, in the most precise format that does.
 
-    The formats are those of one engine, transformers unless another is named.
+    The formats are those of one engine, transformers unless another is named. Models are put in
+    order before the search, so that it can end early, or after one for `everything`.
     """
     loaded = {title: works[title] for title in LOADED if title in works}
     usable = works if engine else loaded or works
     models = [model for model in presets.every(Architecture).values() if wanted(model, filter)]
-    return searching(usable, machine, job)(models, each=each)
+    searched = searching(usable, machine, job)
+    if not everything:
+        return searched(largest_first(models))
+    found = searched(models, each=divided)
+    return iter(sorted(found, key=lambda choice: by_size(choice.model, choice.parameters)))
 
 
 def searching(
@@ -256,7 +271,7 @@ def models_table(chosen: list[Choice], job: Job) -> Table:
         Row(
             choice.model.name,
             {
-                "parameters": known("parameters", parameters(choice.model), "parameters"),
+                "parameters": known("parameters", choice.parameters, "parameters"),
                 "weights in": choice.format,
                 "needs": known("needed", choice.need, "bytes"),
                 "headroom": known("headroom", choice.headroom, "bytes"),

@@ -595,7 +595,9 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     filter = Filter(
         listing.commercial, _families(listing.family), min_parameters=listing.min_params or 0
     )
-    found = catalogue.models_that_fit(works, machine, job, filter, engine, each)
+    found = catalogue.models_that_fit(
+        works, machine, job, filter, engine, everything=listing.everything
+    )
     shown = list(found if listing.everything else islice(found, SHOWN))
     more = next(found, None) is not None
     most = table.column(job)[title]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from llmsize.errors import LLMSizeError
 from llmsize.hardware import Machine
-from llmsize.planning.catalogue import Choice, parameters
+from llmsize.planning.catalogue import Choice
 from llmsize.planning.finetuning import Method, run_seconds, step_seconds
 from llmsize.planning.fits import Verdict
 from llmsize.planning.needs import Way
@@ -180,7 +180,7 @@ def adapt(
     if way != "serve" and not have.tokens:
         why += ", once there is text to train on"
     return Option(
-        way, model.name, parameters(model), choice.format, choice.need, choice.verdict, seconds,
+        way, model.name, choice.parameters, choice.format, choice.need, choice.verdict, seconds,
         _cost(have, seconds) if seconds else None,
         seconds is None or seconds.value <= have.seconds,
         why,

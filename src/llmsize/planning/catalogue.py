@@ -55,6 +55,7 @@ class Choice:
     """A model in the most precise format that fits."""
 
     model: Architecture
+    parameters: int
     format: str
     need: int
     """Bytes on the fullest device."""
@@ -85,9 +86,14 @@ def wanted(model: Architecture, filter: Filter) -> bool:
     )
 
 
-def largest_first(model: Architecture) -> tuple[int, tuple[int, int], str]:
-    """Largest first, then newest, then by name, so that the order is always the same."""
-    return -parameters(model), newest_first(model), model.name
+def by_size(model: Architecture, count: int) -> tuple[int, tuple[int, int], str]:
+    """Sorts models of so many parameters largest first, then newest first, then by name."""
+    return -count, newest_first(model), model.name
+
+
+def largest_first(models: Iterable[Architecture]) -> list[Architecture]:
+    """The models from the largest to the smallest, always in the same order."""
+    return sorted(models, key=lambda model: by_size(model, parameters(model)))
 
 
 def newest_first(model: Architecture) -> tuple[int, int]:
@@ -109,11 +115,10 @@ def search(
     *,
     band: float,
     least: Least = lambda model, format: 0,
-    order: Callable[[Architecture], tuple[Any, ...]] = largest_first,
     certain: bool = False,
     each: Each = map,
 ) -> Iterator[Choice]:
-    """The models that fit in their `order`, found lazily if `each` is.
+    """Those of the models that fit, in their order, found lazily if `each` is.
 
     `formats` goes from the most precise to the smallest: each model takes the first that *fits*,
     or the first that is *tight* but within the budget if none does, unless it has to be `certain`.
@@ -121,17 +126,18 @@ def search(
     """
     limits = (budget * (1 - band), *([] if certain else [budget]))
 
-    def first_within(model: Architecture) -> tuple[str, int] | None:
+    def first_within(model: Architecture) -> tuple[int, str, int] | None:
         asked, bound = lru_cache(maxsize=None)(partial(need, model)), partial(least, model)
         within = (_first_within(limit, formats, asked, bound) for limit in limits)
-        return next(filter(None, within), None)
+        found = next(filter(None, within), None)
+        return found and (parameters(model), *found)  # counted where it has been traced
 
-    ordered = sorted(models, key=order)
-    for model, found in zip(ordered, each(first_within, ordered), strict=True):
+    models = list(models)
+    for model, found in zip(models, each(first_within, models), strict=True):
         if found is not None:
-            format, needed = found
+            count, format, needed = found
             said = verdict(needed, budget, band=band)
-            yield Choice(model, format, needed, said, budget - needed)
+            yield Choice(model, count, format, needed, said, budget - needed)
 
 
 def _first_within(
@@ -152,14 +158,14 @@ def best(
 ) -> list[Choice]:
     """The best of the class of the largest that fits.
 
-    `searched` is `search` with everything given but the models and their order.
+    `searched` is `search` with everything given but the models.
     """
-    largest = next(searched(models), None)
+    largest = next(searched(largest_first(models)), None)
     if largest is None:
         return []
-    limit = parameters(largest.model)
+    limit = largest.parameters
     peers = [each for each in models if limit / PEERS <= parameters(each) <= limit]
-    return list(islice(searched(peers, order=best_first), shown))
+    return list(islice(searched(sorted(peers, key=best_first)), shown))
 
 
 def enough(
