@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -102,10 +103,8 @@ def test_few_layers_show_what_all_do(
     as much alive for the same reasons."""
     model = presets.get(Architecture, name)
     few = _step(model, setting)
-    monkeypatch.setattr(course, "MAX_PERIOD", 0)
-    monkeypatch.setattr("llmsize.anatomy.trace.course", course.course.__wrapped__)
-    monkeypatch.setattr("llmsize.anatomy.trace.shown_by", lambda turns, *_: list(range(len(turns))))
-    monkeypatch.setattr("llmsize.anatomy.trace._code", lambda part: (object(),))  # none is alike
+    unrolled = partial(run_forward, unrolled=True)
+    monkeypatch.setattr("llmsize.memory.training.run_forward", unrolled)
     every = _step(model, setting)
     assert few.peaks == every.peaks
     assert few.static == every.static
