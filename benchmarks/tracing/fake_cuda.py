@@ -115,7 +115,11 @@ def patch_data_dependence(*, padded: bool) -> None:
     import_utils.is_fake_tensor = lambda _: False
     masking_utils.find_packed_sequence_indices = lambda _: None
     masking_utils.fast_all = lambda _: not padded
-    masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, *_: mask is None or not padded
+    masking_utils._ignore_bidirectional_mask_sdpa = lambda mask, tokens, window=None: (
+        (mask is None or not padded) and (window is None or tokens < window)
+    )
+    modeling_utils: Any = importlib.import_module("transformers.modeling_utils")
+    modeling_utils.PreTrainedModel.warn_if_padding_and_no_attention_mask = lambda *_: None
     for name in ("adam", "adagrad"):
         optimizer: Any = importlib.import_module(f"torch.optim.{name}")
         optimizer._get_value = lambda _: 1.0

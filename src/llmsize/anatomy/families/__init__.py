@@ -37,6 +37,7 @@ TYPES = {
     "cohere": ("cohere", "cohere2", "cohere2_moe"),
     "ctrl": ("ctrl",),
     "dbrx": ("dbrx",),
+    "deberta_v2": ("deberta-v2",),
     "deepseek": (
         "deepseek", "deepseek_v2", "deepseek_ocr2_text", "deepseek_v3", "deepseek_v32", "kimi_k2",
         "kimi_k25",
@@ -92,6 +93,7 @@ TYPES = {
         "qwen3_vl_moe_text", "qwen3_omni_moe_text",
     ),
     "mllama": ("mllama_text_model",),
+    "modernbert": ("modernbert",),
     "modernbert_decoder": ("modernbert-decoder",),
     "mpnet": ("mpnet",),
     "mpt": ("mpt",),

@@ -190,7 +190,7 @@ def read(c: Config, family: Type) -> Shape:
         intermediate=Dim(c.size("intermediate_size", "hidden_dim"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
         positions=Dim(c.size("max_position_embeddings", default=512), "positions"),
-        kinds=Dim(c.size("type_vocab_size", default=2), "kinds") if family.has_kinds else 0,
+        kinds=Dim(c.count("type_vocab_size", default=2), "kinds") if family.has_kinds else 0,
         tasks=c.size("task_type_vocab_size", default=3) if c.flag("use_task_id") else 0,
         labels=labels(c),
         activation=blocks.activation(c, *ACTIVATION_FIELDS, default="gelu"),
@@ -199,7 +199,7 @@ def read(c: Config, family: Type) -> Shape:
             "attention_probs_dropout_prob", "attention_dropout", default=0.1
         ),
         head_dropout=c.number(
-            "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout",
+            "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout",
             default=dropout if family.head_dropout is None else family.head_dropout,
         ),
         tied=c.flag("tie_word_embeddings", default=True),

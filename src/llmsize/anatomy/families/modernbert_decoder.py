@@ -28,13 +28,19 @@ class Type:
     """Of the gated product in the MLP."""
 
 
+def read(c: Config) -> Type:
+    """It from a `config.json`."""
+    norm = blocks.layer_norm if c.flag("norm_bias") else decoder.layer_norm_without_bias
+    return Type(norm, c.flag("mlp_bias"), c.number("mlp_dropout"))
+
+
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     window = c.size("local_attention", default=128) // 2
     c = c.changed(sliding_window=c.size("sliding_window", default=window))
     s = decoder.read(c, tied=True, activation="gelu")
-    norm = blocks.layer_norm if c.flag("norm_bias") else decoder.layer_norm_without_bias
-    d = Type(norm, c.flag("mlp_bias"), c.number("mlp_dropout"))
+    d = read(c)
+    norm = d.norm
     bias, embedding_dropout = c.flag("attention_bias"), c.number("embedding_dropout")
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
@@ -58,19 +64,20 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(window, layer == 0) for layer, window in enumerate(windows)]
     return decoder.run(
         t, s, block, kinds, norm=norm, names=NAMES, windows=windows, begin=begin,
-        rope=rotary.Rope(rotary.table_by_sequence, apart=True), transform=transform(t, c, s, norm),
+        rope=rotary.Rope(rotary.table_by_sequence, apart=True),
+        transform=transform(t, c, s, norm, "lm_head"),
         head_bias=c.flag("decoder_bias", default=True),
     )  # fmt: skip
 
 
-def transform(t: Trace, c: Config, s: Sizes, norm: Norm) -> decoder.Part:
+def transform(t: Trace, c: Config, s: Sizes, norm: Norm, name: str) -> decoder.Part:
     """What is between the last hidden states and the head: a layer, an activation, a norm."""
     bias = c.flag("classifier_bias")
     activation = blocks.activation(c, "classifier_activation", default="gelu")
 
     def transformed(x: Tensor) -> Tensor:
-        x = t.linear(x, "lm_head.dense", s.hidden, bias=bias, role="transform")
-        return norm(t, activation(t, x), "lm_head.norm")
+        x = t.linear(x, f"{name}.dense", s.hidden, bias=bias, role="transform")
+        return norm(t, activation(t, x), f"{name}.norm")
 
     return transformed
 
