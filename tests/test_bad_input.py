@@ -172,6 +172,7 @@ FIELDS: list[dict[str, Any]] = [
     {"num_attention_heads": 0},
     {"num_key_value_heads": 3},
     {"intermediate_size": {}},
+    {"model_type": "falcon_h1", "mamba_d_ssm": 2, "mamba_n_heads": 4},
     {"model_type": "no-such-family"},
     {"model_type": 7},
     {"model_type": "\x1b[31mllama"},

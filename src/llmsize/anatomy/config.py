@@ -52,9 +52,9 @@ class Config:
             )
         return number
 
-    def heads(self, hidden: int, *names: str) -> int:
+    def heads(self, hidden: int, *names: str, default: int | None = None) -> int:
         """A number of heads that share `hidden` channels evenly."""
-        heads = self.few(*names)
+        heads = self.few(*names, default=default)
         if hidden % heads:
             raise self.error(
                 f"has {heads} heads that do not divide {hidden}", f"correct `{names[0]}`"

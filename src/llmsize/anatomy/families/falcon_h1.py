@@ -73,7 +73,7 @@ def feed(t: Trace, s: Sizes, x: Tensor, bias: bool) -> Tensor:
 def read_mamba2(c: Config, hidden: int) -> Mamba2:
     """The mixer from a `config.json`."""
     inner = c.size("mamba_d_ssm", default=c.size("mamba_expand", default=2) * hidden)
-    heads = c.size("mamba_n_heads", default=128)
+    heads = c.heads(inner, "mamba_n_heads", default=128)
     return Mamba2(
         hidden=hidden,
         heads=Dim(heads, "heads"),
