@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -117,7 +118,8 @@ def estimate(
     stack = presets.get(Stack, "transformers")
     parts = {job: _parts(subject, works[job], job, stack) for job in JOBS}
     assumptions += assumed + _range(subject, work)
-    return _answer(question, subject, name, parts, assumptions, _notes(work, parts))
+    notes = (*_notes(work, parts), *_of_optimizer(subject, works["full training"], parts))
+    return _answer(question, subject, name, parts, assumptions, notes)
 
 
 def _parts(subject: Subject, work: Workload, job: Job, stack: Stack) -> Parts:
@@ -286,6 +288,19 @@ def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
             "(`llmsize train … --method qlora --recompute full`)"
         )
     return tuple(told)
+
+
+def _of_optimizer(subject: Subject, work: Workload, jobs: dict[Job, Parts]) -> Iterator[str]:
+    """That full training keeps no activations at its peak, where that is the optimizer's step."""
+    job: Job = "full training"
+    if isinstance(jobs[job]["activations"], str):
+        return
+    step = overview.step_of(subject, work, job)
+    if step.phase == "step" and step.step_scratch:
+        yield (
+            "full training peaks while the optimizer steps: its activations are what the optimizer "
+            "allocates then; batch and context count once the backward pass is higher"
+        )
 
 
 def _answer(
