@@ -118,9 +118,9 @@ class Ledger(Segments):
         super().__init__()
         self.sizes: list[int] = []
 
-    def take(self, size: int) -> Block:
+    def place(self, size: int) -> Block:
         self.sizes.append(size)
-        return super().take(size)
+        return super().place(size)
 
     def give(self, block: Block) -> None:
         self.sizes.append(-block[1])
@@ -140,7 +140,7 @@ def unfolded() -> Iterator[pytest.MonkeyPatch]:
 def _played(model: Architecture, run: TrainingRun) -> list[int]:
     ledger = Ledger()
     made = replay._pass(model, run)
-    left = replay._play(ledger, made.scripts)
+    left = replay._play(ledger, made)
     return [*ledger.sizes, sum(size for _, size in left)]
 
 
@@ -157,7 +157,9 @@ def test_folded_layers_are_replayed_as_if_each_were_traced(
     folded = _played(architecture, run)
     unfolded.setattr(trace, "course", _one_by_one)
     unfolded.setattr(trace.Trace, "_is_settled", lambda *_, **__: False)
+    training_step.cache_clear()
     assert folded == _played(architecture, run)
+    training_step.cache_clear()
 
 
 UNFOLDED_OTHERWISE = ("zamba",)

@@ -24,9 +24,17 @@ from llmsize.anatomy.tensor import (
     Label,
     Shape,
 )
-from llmsize.anatomy.trace import Setting, Trace
+from llmsize.anatomy.trace import Setting
 from llmsize.architecture import Architecture
-from llmsize.memory.reserved import SEGMENT_UNIT, SMALL, Block, Expandable, OutOfMemory, Segments
+from llmsize.memory.reserved import (
+    SEGMENT_UNIT,
+    SMALL,
+    Block,
+    Expandable,
+    OutOfMemory,
+    Segments,
+    whole,
+)
 from llmsize.memory.states import (
     copied_bytes,
     gradients_leave,
@@ -34,10 +42,9 @@ from llmsize.memory.states import (
     states,
     step_scratch,
     stored,
-    trained_weights,
 )
-from llmsize.memory.timeline import Passage, Stretch, crest, stretches_as_run
-from llmsize.memory.training import TrainingRun, followed, training_step
+from llmsize.memory.timeline import Passage, Stretch, crest
+from llmsize.memory.training import TrainingRun, training_step
 from llmsize.term import Term
 
 STEPS = 4
@@ -51,12 +58,9 @@ and that of the backward pass (pytorch v2.6, aten/src/ATen/cuda/CublasHandlePool
 Like = tuple[str, Shape]
 """What tensors of one kind have in common: the operation that made them, and their shape."""
 
-Key = int | Like
-"""Which tensor: what the events of one storage share; or what such as layers leave to each other
-are like, of which the last goes first."""
-
-Move = tuple[int, Key, Key]
-"""Bytes that come to life or are released, and whose; or 0 and what a tensor is called next."""
+Move = tuple[int, int, int]
+"""Bytes that come to life, and the number of the pile that they are put on; -1, and the pile whose
+last tensor is released; or 0, that pile, and the one that its last tensor goes to."""
 
 
 class Script(NamedTuple):
@@ -85,8 +89,8 @@ def reserved(
     first, again = _passes(architecture, run)
     if not is_met(first):
         return None
-    weights = _in_order(first.trace.weights.values())
-    trained = _in_order(trained_weights(first.trace))
+    weights = _in_order(training_step(architecture, run).weights)
+    trained = [weight for weight in weights if weight.node is not None]
     loaded, made = _resident(architecture, run, weights, trained)
     scratch = _scratch(trained, run)
     small = _small_segments([*loaded, *made], [first, again], scratch)
@@ -94,7 +98,7 @@ def reserved(
     try:
         for size in loaded:
             segments.take(size)
-        _run(segments, run, (first.scripts, again.scripts), made, scratch)
+        _run(segments, run, (first, again), made, scratch)
     except OutOfMemory as failure:
         return failure.reserved + small
     return segments.most + small
@@ -103,8 +107,9 @@ def reserved(
 class _Pass(NamedTuple):
     """A forward and a backward pass over all layers."""
 
-    trace: Trace
     scripts: Sequence[Script]
+    piles: int
+    """How many piles of tensors there are."""
     peak: int
     """The most bytes that are alive at once."""
 
@@ -113,36 +118,31 @@ def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass]
     """The one that makes gradients, and the one that adds to them; the same if none stay."""
     once = run._replace(accumulation=1, keeps_gradients=False)
     kept = gradients_stay(run) and not (run.fused_backward or gradients_leave(run))
+    again = _pass(architecture, run)
     if not kept or gradients_stay(once):
-        found = _pass(architecture, run)
-        return found, found
-    return _pass(architecture, once), _pass(architecture, run)
+        return again, again
+    return _pass(architecture, once), again
 
 
 def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
-    trace, loss = followed(architecture, run)
-    del loss
-    parts = list(stretches_as_run(trace))  # which hold passages, known by their identity
-    return _Pass(trace, list(_scripts(parts)), crest(parts).bytes)
+    parts = training_step(architecture, run).as_run
+    writer = _Writer(_left_to_others(passage for part in parts for passage in part.passages))
+    scripts = [writer.script(part) for part in parts]
+    return _Pass(scripts, len(writer.piles), crest(parts).bytes)
 
 
 class Tally(Segments):
     """Has every byte that is asked for, and no more; remembers the most that was there at once."""
 
-    def __init__(self) -> None:
-        """Nothing is there."""
-        super().__init__()
-        self.now = self.most = 0
-
-    def take(self, size: int) -> Block:
+    def place(self, size: int) -> Block:
         """A block of that size."""
-        self.now += size
-        self.most = max(self.most, self.now)
+        self.reserved += size
+        self.most = max(self.most, self.reserved)
         return 0, size
 
     def give(self, block: Block) -> None:
         """Return a block."""
-        self.now -= block[1]
+        self.reserved -= block[1]
 
 
 OFF = 0.05
@@ -152,13 +152,13 @@ OFF = 0.05
 def is_met(one: _Pass) -> bool:
     """Whether what is alive at once when the layers are unfolded is what is alive in the step."""
     tally = Tally()
-    _play(tally, one.scripts)
+    _play(tally, one)
     least, most = (1 - OFF) * one.peak, (1 + OFF) * one.peak
     return tally.most <= most and tally.most + _most_of_small([one]) >= least
 
 
 def _run(
-    segments: Segments, run: TrainingRun, passes: Sequence[Sequence[Script]],
+    segments: Segments, run: TrainingRun, passes: tuple[_Pass, _Pass],
     made: Iterable[int], scratch: Sequence[int],
 ) -> None:  # fmt: skip
     """Step until a step asks the driver for nothing more."""
@@ -179,44 +179,25 @@ def _run(
             return
 
 
-def _play(segments: Segments, scripts: Iterable[Script]) -> list[Block]:
+def _play(segments: Segments, one: _Pass) -> list[Block]:
     """Take and give what a pass does; the blocks that are left.
 
-    Of tensors that are known by the same key the last one goes first: layers are left in the
-    reverse of the order in which they are entered.
+    Of the tensors on a pile the last one goes first: layers are left in the reverse of the order in
+    which they are entered.
     """
-    alive: dict[Key, list[Block]] = {}
-    take, give = segments.take, segments.give
-    for script in scripts:
+    piles: list[list[Block]] = [[] for _ in range(one.piles)]
+    place, give = segments.place, segments.give
+    for script in one.scripts:
         for _ in range(script.times):
-            for size, key, after in script.moves:
+            for size, pile, after in script.moves:
                 if size > 0:
-                    alive.setdefault(key, []).append(take(size))
-                    continue
-                blocks = alive.get(key)
-                if not size and blocks:
-                    alive.setdefault(after, []).append(blocks.pop())
-                while size < 0 and blocks:  # one event may stand for many layers
-                    block = blocks.pop()
-                    size += block[1]
-                    give(block)
-    return [block for blocks in alive.values() for block in blocks]
-
-
-def _scripts(parts: Sequence[Stretch]) -> Iterator[Script]:
-    """A pass, unfolded: stretch by stretch, each as often as it happens."""
-    written: dict[int, Script] = {}
-    left = _left_to_others(passage for part in parts for passage in part.passages)
-    for part in parts:
-        moves: list[Move] = []
-        small = highest = 0
-        for passage in part.passages:
-            key = id(passage)
-            script = written.get(key) or written.setdefault(key, _script(passage, left))
-            moves += script.moves
-            highest = max(highest, small + script.crest)
-            small += script.small
-        yield Script(part.times, moves, small, highest)
+                    piles[pile].append(place(size))
+                elif blocks := piles[pile]:
+                    if size:
+                        give(blocks.pop())
+                    else:
+                        piles[after].append(blocks.pop())
+    return [block for blocks in piles for block in blocks]
 
 
 def _left_to_others(passages: Iterable[Passage]) -> Collection[Like]:
@@ -232,29 +213,61 @@ def _like(label: Label) -> Like:
     return operation, shape
 
 
-def _script(passage: Passage, left: Collection[Like]) -> Script:
-    """What happens in one passage. What gets another name in it is called so from its birth on."""
-    moves: list[Move] = []
-    born: dict[Key, int] = {}
-    small = highest = 0
-    for size, label, after in _named(passage):
-        if abs(size) <= SMALL:
-            small += 0 if after else size
-            highest = max(highest, small)
-            continue
-        key, then = _key(label, left), _key(after or label, left)
-        if after and key in born:
-            at = born[then] = born.pop(key)
-            moves[at] = (moves[at][0], then, then)
-        elif after:
-            moves.append((0, key, then))
-        else:
-            if size > 0:
-                born[key] = len(moves)
+class _Writer:
+    """Writes what happens to the large tensors of a pass, with their piles."""
+
+    def __init__(self, left: Collection[Like]) -> None:
+        """Nothing is written. What layers leave to each other is piled by what it is like."""
+        self._left = left
+        self.piles: dict[int | Like, int] = {}
+        """Number of the pile of what the events of one storage share, or of what is like it."""
+        self._sizes: dict[int, int] = {}
+        """Bytes of the tensor that was last put on each pile."""
+        self._written: dict[int, Script] = {}
+
+    def script(self, part: Stretch) -> Script:
+        """A stretch: passage by passage, each of which is written once."""
+        moves: list[Move] = []
+        small = highest = 0
+        for passage in part.passages:
+            key = id(passage)
+            script = self._written.get(key) or self._written.setdefault(key, self._passage(passage))
+            moves += script.moves
+            highest = max(highest, small + script.crest)
+            small += script.small
+        return Script(part.times, moves, small, highest)
+
+    def _passage(self, passage: Passage) -> Script:
+        """What happens in it once. What gets another name in it is called so from its birth on."""
+        moves: list[Move] = []
+        born: dict[int, int] = {}
+        small = highest = 0
+        for size, label, after in _named(passage):
+            if abs(size) <= SMALL:
+                small += 0 if after else size
+                highest = max(highest, small)
+                continue
+            pile, then = self._pile(label), self._pile(after or label)
+            if size > 0 and not after:
+                born[pile] = len(moves)
+                self._sizes[pile] = size
+                moves.append((whole(size), pile, pile))
+            elif not after:
+                born.pop(pile, None)  # one event may stand for many layers
+                several = max(1, round(-size / self._sizes.get(pile, -size)))
+                moves += [(-1, pile, pile)] * several
             else:
-                born.pop(key, None)
-            moves.append((size, key, key))
-    return Script(1, moves, small, highest)
+                self._sizes[then] = abs(size)
+                if pile in born:
+                    at = born[then] = born.pop(pile)
+                    moves[at] = (moves[at][0], then, then)
+                else:
+                    moves.append((0, pile, then))
+        return Script(1, moves, small, highest)
+
+    def _pile(self, label: Label) -> int:
+        like = _like(label)
+        return self.piles.setdefault(like if like in self._left else id(label), len(self.piles))
 
 
 def _named(passage: Passage) -> Iterator[tuple[int, Label, Label | None]]:
@@ -282,11 +295,6 @@ def _lives_on(label: Label, after: Label) -> bool:
 
 HANDED = (HIDDEN_STATES, HIDDEN_STATES_GRADIENT)
 """What layers hand each other."""
-
-
-def _key(label: Label, left: Collection[Like]) -> Key:
-    like = _like(label)
-    return like if like in left else id(label)
 
 
 def _in_order(weights: Iterable[Parameter]) -> list[Parameter]:

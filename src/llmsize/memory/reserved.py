@@ -31,8 +31,18 @@ PAGE = MIDDLE_SEGMENT
 ENDLESS = 2**62
 """Addresses that it may grow to: far beyond any device."""
 
+FIELD = 64
+"""Bits of an address: a number with bytes above them is ordered as PyTorch orders free blocks, and
+compared faster than a pair."""
+LOW = (1 << FIELD) - 1
+
 Block = tuple[int, int]
 """Where a block starts, and its bytes."""
+
+
+def whole(size: int) -> int:
+    """The size in whole blocks (`round_size`)."""
+    return -(-size // BLOCK) * BLOCK
 
 
 class OutOfMemory(Exception):
@@ -60,8 +70,8 @@ class Segments:
         """The most that they were at once."""
         self.asked = 0
         """Bytes that the driver was asked for, whether or not they went back."""
-        self.free: list[tuple[int, int]] = []
-        """(bytes, start), the tightest first."""
+        self.free: list[int] = []
+        """Bytes and start of free blocks in one number each (`FIELD`), the tightest first."""
         self.at: dict[int, int] = {}
         """Start → bytes of free blocks."""
         self.before: dict[int, int] = {}
@@ -78,31 +88,43 @@ class Segments:
 
         Raises `OutOfMemory` where there is none even once free segments have gone back.
         """
-        if size <= SMALL:
-            return 0, 0
-        size = -(-size // BLOCK) * BLOCK
+        return self.place(whole(size)) if size > SMALL else (0, 0)
+
+    def place(self, size: int) -> Block:
+        """The same for a size that is `whole`."""
         index = self._tightest(size)
         if index == len(self.free):
             start, room = self._more(size)
         else:
-            room, start = self.free.pop(index)
-            del self.at[start], self.before[start + room]
-        if room - size >= self.least_rest:
-            self._add(start + size, room - size)
-            return start, size
-        return start, room
+            key = self.free.pop(index)
+            start, room = key & LOW, key >> FIELD
+            del self.at[start]
+        end = start + room
+        if room - size < self.least_rest:
+            self.before.pop(end, None)
+            return start, room
+        rest = start + size
+        self.at[rest], self.before[end] = end - rest, rest
+        insort(self.free, end - rest << FIELD | rest)
+        return start, size
 
     def give(self, block: Block) -> None:
         """Return a block, joined with its free neighbours."""
         start, size = block
         if not size:
             return
-        if start + size in self.at:
-            size += self._remove(start + size)
-        if start in self.before:
-            left = self.before[start]
-            start, size = left, size + self._remove(left)
-        self._add(start, size)
+        at, before, end = self.at, self.before, start + size
+        if end in at:
+            end += self._remove(end)
+        if start in before:
+            start = before[start]
+            self._remove(start)
+        at[start], before[end] = end - start, start
+        insort(self.free, end - start << FIELD | start)
+
+    def sizes(self) -> list[int]:
+        """Bytes of the free blocks, the tightest first."""
+        return [key >> FIELD for key in self.free]
 
     def release(self) -> None:
         """Give back what no block is used of: whole segments (`release_cached_blocks`)."""
@@ -114,7 +136,7 @@ class Segments:
 
     def _tightest(self, size: int) -> int:
         """Index of the smallest free block that is large enough."""
-        return bisect_left(self.free, (size, 0))
+        return bisect_left(self.free, size << FIELD)
 
     def _more(self, size: int) -> Block:
         """What the driver has, or has once all that is free went back (`malloc`)."""
@@ -141,12 +163,12 @@ class Segments:
 
     def _add(self, start: int, size: int) -> None:
         self.at[start], self.before[start + size] = size, start
-        insort(self.free, (size, start))
+        insort(self.free, size << FIELD | start)
 
     def _remove(self, start: int) -> int:
         size = self.at.pop(start)
         del self.before[start + size]
-        del self.free[bisect_left(self.free, (size, start))]
+        del self.free[bisect_left(self.free, size << FIELD | start)]
         return size
 
 
@@ -187,8 +209,9 @@ class Expandable(Segments):
         return index
 
     def _extent(self, index: int) -> int:
-        size, start = self.free[index]
-        return self.unmapped.get(start + size, start + size) - start
+        start, size = self.free[index] & LOW, self.free[index] >> FIELD
+        end = self.unmapped.get(start + size, start + size)
+        return end - start
 
     def _new(self, size: int) -> Block:
         """Pages at the first place for them, with what is free there (`find_expandable_block`)."""
@@ -235,7 +258,7 @@ def _beyond(sizes: Sequence[int], least: int, free: tuple[int, ...]) -> tuple[in
     """
     pool = Segments(free)
     beyond = sum(pool.take(size)[1] - size for size in sizes)
-    return beyond, tuple([size for size, _ in pool.free if size >= least])
+    return beyond, tuple([size for size in pool.sizes() if size >= least])
 
 
 def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:
@@ -263,4 +286,4 @@ def gaps_of_quantizing(matrices: Iterable[tuple[int, int]], steps: str) -> int:
                 ) from None
         pool.give(block)
     pool.release()
-    return sum(pool.at.values())
+    return sum(pool.sizes())

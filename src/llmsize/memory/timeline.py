@@ -179,10 +179,15 @@ def _folded(
         if segment.layer >= 0:
             passed[segment.layer] = passages(own, segment.layer)
         elif own:
-            yield _stretch(segment.phase, -1, 1, [Passage(own, segment.layer, _levels(own))])
+            yield outside(segment.phase, own)
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
             yield from _along(course, segment.phase, passed)
             passed = {}
+
+
+def outside(phase: str, events: Sequence[Event]) -> Stretch:
+    """What happens once, outside of the layers."""
+    return _stretch(phase, -1, 1, [Passage(events, -1, _levels(events))])
 
 
 def _along(

@@ -38,6 +38,7 @@ from llmsize.memory.timeline import (
     counted,
     crest,
     level,
+    outside,
     peak,
     stretches,
     stretches_as_run,
@@ -118,6 +119,10 @@ class TrainingStep(NamedTuple):
     """What another trained model has alive in each of those three phases."""
     within: int = 0
     """By how much kernels' own temporaries raise the peak of forward and backward."""
+    as_run: Sequence[Stretch] = ()
+    """The two passes in stretches, with those temporaries, and what goes with the loss."""
+    weights: Sequence[Parameter] = ()
+    """What is trained, and what is not."""
 
     @property
     def phase(self) -> str:
@@ -155,7 +160,10 @@ def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
 def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     trace, loss = followed(architecture, run)
     parts = list(stretches(trace))
+    before = len(trace.events)
     del loss
+    let_go = outside("backward", trace.events[before:])
+    as_run = list(stretches_as_run(trace)) if trace.within else [*parts, let_go]
     static, trained = static_memory(trace, run), trained_weights(trace)
     scratch = step_scratch(trained, run)
     moment = peak(parts)
@@ -170,7 +178,9 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         timeline=timeline,
         step_scratch=scratch,
         trained=sum(prod(weight.shape) * weight.copies for weight in trained),
-        within=crest(list(stretches_as_run(trace))).bytes - moment.bytes if trace.within else 0,
+        within=crest(as_run).bytes - moment.bytes,
+        as_run=as_run,
+        weights=list(trace.weights.values()),
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
 
