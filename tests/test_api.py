@@ -12,6 +12,8 @@ import llmsize
 from llmsize.answer import document
 from llmsize.cli import run
 from llmsize.errors import LLMSizeError
+from llmsize.memory import replay
+from llmsize.quick_dataclasses import replace
 
 SAME: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("estimate --params 7B --dtype fp16", (), {"params": 7e9, "dtype": "fp16"}),
@@ -47,6 +49,21 @@ def test_a_function_answers_as_its_command(
     printed = json.loads(capsys.readouterr().out)
     name = line.split()[0]
     assert json.loads(json.dumps(document(getattr(llmsize, name)(*arguments, **words)))) == printed
+
+
+def test_what_the_allocator_reserves_is_found_when_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asking follows the step and no more; what is refused is refused before."""
+    asked: list[Any] = []
+    monkeypatch.setattr(replay, "reserved", lambda *words, **_: asked.append(words))
+    answer = llmsize.train("gpt2", batch=2)
+    assert not asked
+    assert answer.headline.startswith("gpt2, full, 2 × 1,024 tokens")
+    assert len(asked) == 1
+    assert replace(answer, notes=()).headline == answer.headline
+    with pytest.raises(LLMSizeError):
+        llmsize.train("gpt2", method="lora", targets="nothing")
 
 
 def test_every_function_is_listed_and_described() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from llmsize import presets
-from llmsize.answer import Estimate
+from llmsize.answer import Estimate, Later
 from llmsize.architecture import Architecture
 from llmsize.cli import machines, options
 from llmsize.cli.declare import Option, choosing, counting
@@ -26,12 +26,12 @@ from llmsize.memory.methods import (
     method_named,
 )
 from llmsize.memory.objectives import OBJECTIVES, Reference, check_rollout
-from llmsize.memory.training import Offload
+from llmsize.memory.training import Offload, training_step
 from llmsize.memory.training_run import written
 from llmsize.optimizers import Optimizer, Precision
 from llmsize.planning.fits import largest, largest_below
 from llmsize.planning.support import computed_in
-from llmsize.planning.training import Question, check_runs, may_be_within, within
+from llmsize.planning.training import Question, check_runs, may_be_within, run_of, within
 from llmsize.quick_dataclasses import replace
 from llmsize.stack import Stack
 
@@ -242,6 +242,11 @@ def train(
         question = _fitted(question, view.fit, budget)
     if view.output is not None:
         return drawn(question, view.output, timeline=view.timeline)
+    training_step(architecture, run_of(question))  # which raises, if anything does
+    return Later.of(partial(_answer, question, budget, view, assumed))
+
+
+def _answer(question: Question, budget: int | None, view: View, assumed: str) -> Estimate:
     made = estimate(question, budget, timeline=view.timeline, every=view.changes)
     return replace(
         made, assumptions=(*made.assumptions, *filter(None, [assumed])),
