@@ -16,16 +16,18 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 
 def quantize(model: Any, base: str, compute: torch.dtype, *, upcast: bool) -> None:
-    """Replace every linear layer but the head, and what is left by fp32 if it is to be `upcast`.
+    """Replace linear layers, all but the head, and what is left by fp32 if it is to be `upcast`.
 
     transformers' `replace_with_bnb_linear`, and peft's `prepare_model_for_kbit_training`.
     """
     from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
 
     install_operators()
-    head = model.get_output_embeddings()
+    left = [*get_keys_to_not_convert(model), *model._keep_in_fp32_modules]
     for name, module in list(model.named_modules()):
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+        if type(module) in (torch.nn.Linear, Conv1D) and should_convert_module(name, left):
             model.set_submodule(name, quantized_linear(module, base, compute))
     setattr(model, "is_loaded_in_8bit" if base == "llm-int8" else "is_loaded_in_4bit", True)
     model.requires_grad_(requires_grad=False)
@@ -34,13 +36,9 @@ def quantize(model: Any, base: str, compute: torch.dtype, *, upcast: bool) -> No
 
 
 def raise_to_fp32(model: Any) -> None:
-    """Make what is not quantized fp32; biases of quantized layers are cast back as they run."""
+    """Make what is not quantized fp32; biases of quantized layers change as they run."""
     again: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(getattr(module, "weight", None), torch.Tensor) and not (
-            module.weight.is_floating_point()
-        ):
-            continue
         for key, p in list(module.named_parameters(recurse=False)):
             if p.is_floating_point():
                 wide = torch.nn.Parameter(torch.empty_like(p, dtype=torch.float32), False)

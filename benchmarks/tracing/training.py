@@ -37,6 +37,8 @@ def measure_training(settings: Settings) -> tuple[dict[str, Any], Tracker]:
         train_for_certain(run.model)
     run.optimizer = make_optimizer(run)
     batch = make_batch(settings)
+    if settings.base:
+        settle_biases(run, batch)
     tracker = run.tracker
     static = register_static(run, batch)
     static_total = tracker.live
@@ -114,6 +116,12 @@ def training_step(run: Run, batch: dict[str, torch.Tensor], layers: int) -> dict
     tracker.start("step")
     optimizer_step(run)
     return figures
+
+
+def settle_biases(run: Run, batch: dict[str, torch.Tensor]) -> None:
+    """Let quantized layers cast their biases in place, as they do the first time that they run."""
+    with torch.no_grad():
+        forward(run, batch)
 
 
 def earlier_micro_batches(run: Run, batch: dict[str, torch.Tensor]) -> None:

@@ -18,7 +18,10 @@ Stepping = Literal["fused", "foreach", "each"]
 """Which weights a step takes at once: all, in kernels that allocate nothing; all, by operations
 that make copies of them; or one after the other."""
 
-MATRICES_ONLY: tuple[Layout, ...] = ("matrix", "factored", "low_rank")
+FLAT_ONLY: tuple[Layout, ...] = ("matrix", "low_rank")
+"""Layouts of matrices that are parameters of their own: experts' that are stacked in one are among
+the others (pytorch v2.13, torch/optim/_muon.py; transformers v5.23, trainer_optimizer.py, which
+gives GaLore the weights of linear layers)."""
 
 WEIGHT = "weight"
 """In place of a format: the format of the weight that the optimizer steps on."""
@@ -162,8 +165,11 @@ def projected(optimizer: Optimizer, rank: int) -> Optimizer:
 
 def takes(optimizer: Optimizer, shape: tuple[int, ...], role: str = "") -> bool:
     """Whether the optimizer's layout is used for this weight, and not that of the `others`."""
-    matrix = len(shape) > 1 or optimizer.layout not in MATRICES_ONLY
-    return matrix and role not in optimizer.excludes and prod(shape) >= optimizer.min_elements
+    if optimizer.layout in FLAT_ONLY:
+        fits = len(shape) == 2
+    else:
+        fits = len(shape) > 1 or optimizer.layout != "factored"
+    return fits and role not in optimizer.excludes and prod(shape) >= optimizer.min_elements
 
 
 def _factored_bytes(shape: tuple[int, ...], states: Mapping[str, Format]) -> int:
@@ -190,8 +196,7 @@ def _low_rank_bytes(
     That one is cast to 16 bit, but in fp32 it is a view of all singular vectors, which stay
     (jiaweizzhao/GaLore, galore_torch/galore_projector.py, `get_orthogonal_matrix`).
     """
-    *stack, rows, columns = shape
-    short, long = sorted((rows, columns))
+    short, long = sorted(shape)
     rank = min(optimizer.rank, short)
     kept = sum(stored_bytes(format, rank * long) for format in states.values())
     if optimizer.block:
@@ -199,7 +204,7 @@ def _low_rank_bytes(
     if optimizer.projector:
         format = state_format(optimizer, optimizer.projector, stepped)
         kept += stored_bytes(format, short * (short if format == FP32 else rank))
-    return prod(stack) * kept
+    return kept
 
 
 def projection_bytes(
@@ -214,11 +219,19 @@ def projection_bytes(
     whole = stored_bytes(format, prod(shape))
     if not takes(optimizer, shape, role):
         return 2 * whole
-    short, long = sorted(shape[-2:])
+    short, long = sorted(shape)
     rank = min(optimizer.rank, short)
     update = 2 * whole + 3 * stored_bytes(format, rank * long)
     decomposed = 2 * short * long + short * short
     return max(update, stored_bytes(FP32, decomposed) if optimizer.projector else 0)
+
+
+def leftover_bytes(before: int, after: int) -> int:
+    """What two weights in a row that are not projected, of `before` and `after` bytes, allocate.
+
+    The two temporaries of the one are there until those of the other take their names, one by one.
+    """
+    return max(2 * before + after, before + 2 * after)
 
 
 def orthogonalization_bytes(
@@ -232,7 +245,7 @@ def orthogonalization_bytes(
     """
     if not takes(optimizer, shape, role):
         return 0
-    short, long = sorted(shape[-2:])
+    short, long = sorted(shape)
     rounds = stored_bytes(BF16, 2 * short * long + 2 * short * short)
     return stored_bytes(format, short * long) + rounds
 

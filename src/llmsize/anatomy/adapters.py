@@ -122,8 +122,10 @@ class Adapter:
         """What the whole of attention gives for `x`, whose `queries` can be had once more."""
         return out
 
-    def idle(self, t: Trace, name: str, width: int, out: int) -> None:
-        """Make what it has beside a linear layer whose weight is used without the layer."""
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """What it has beside a linear layer from `width` to `out`; beside one whose weight is used
+        without the layer that is all, and never gets a gradient."""
+        return ()
 
     def merger(self, t: Trace, weight: Tensor, name: str, fused: int) -> Callable[[], Tensor]:
         """What gives a parameter that is no linear layer as it is used; it has `fused` layers."""
@@ -178,11 +180,8 @@ class LoRA(Ranked):
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/lora/layer.py, `Linear.forward`."""
-        name, width, out = layer.name, x.shape[-1], layer.out
-        self.check_rank(name, layer.role, width, out)
-        trained = not self.fixed_down
-        down = t.adapter(f"{name}.lora_A.default.weight", (self.rank, width), trained=trained)
-        up = t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
+        self.check_rank(layer.name, layer.role, x.shape[-1], layer.out)
+        down, up = self.parts(t, layer.name, x.shape[-1], layer.out)
         result = layer.run(t, x)
         if layer.in_4_bit(t):
             result = ops.copy(t, result)
@@ -248,11 +247,13 @@ class LoRA(Ranked):
         change = ops.scale(t, change)
         return ops.add(t, result, change)
 
-    def idle(self, t: Trace, name: str, width: int, out: int) -> None:
-        """Two factors that never get a gradient."""
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """The factor next to the input, which may be frozen, and the other."""
         down = f"{name}.lora_A.default.weight"
-        t.adapter(down, (self.rank, width), trained=not self.fixed_down)
-        t.adapter(f"{name}.lora_B.default.weight", (out, self.rank))
+        return (
+            t.adapter(down, (self.rank, width), trained=not self.fixed_down),
+            t.adapter(f"{name}.lora_B.default.weight", (out, self.rank)),
+        )
 
     def _low_rank(self, t: Trace, x: Tensor, down: Parameter, up: Parameter) -> Tensor:
         dropped = ops.dropout(t, x, self.dropout)  # held until it is multiplied, cast or not

@@ -32,7 +32,7 @@ def embed(
     x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
     x = x if own is None else own(x)
     adapter = t.setting.adapter
-    if adapter is not None and adapter.adapts_embedding(name):
+    if adapter is not None and adapter.adapts_embedding(name) and not table.copied:
         x = adapter.around_embedding(t, x, name, rows, own)
     x = t.with_gradient(x) if t.setting.input_gradients else x
     return x if adapter is None else adapter.embedded(t, x)

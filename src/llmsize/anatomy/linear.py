@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import FP16, quantized_scales
+from llmsize.formats import FP16, Format, quantized_scales
 
 if TYPE_CHECKING:
     from llmsize.anatomy.trace import Trace
@@ -46,6 +46,15 @@ class Linear(NamedTuple):
         if not self.weight.quantized:
             return self.weight
         return t.new("dequantize", self.weight.shape, t.autocast or t.setting.format)
+
+
+def bias_format(t: Trace, x: Tensor) -> Format:
+    """The format that a quantized layer's bias has once the layer has run on `x`, in place: that
+    of `x` in Linear8bitLt, what the layer computes in anywhere else."""
+    format = t.setting.quantized
+    if format is not None and format.name == LLM_INT8:
+        return x.format
+    return t.autocast or t.setting.format
 
 
 def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:

@@ -28,8 +28,11 @@ ENCODER = "prompt_encoder.default"
 
 
 def looked_up(t: Trace, name: str, width: int, tokens: int, sequences: int) -> Tensor:
-    """Trained embeddings of the virtual tokens, for some sequences."""
-    indices = t.new("arange", (1, tokens), INT64)
+    """Trained embeddings of the virtual tokens, for some sequences.
+
+    Indices come from the host for all sequences, of which a prompt's encoder takes the first.
+    """
+    indices = t.new("to", (t.batch, tokens), INT64)
     table = t.adapter(f"{ENCODER}.{name}.weight", (Dim(tokens, "virtual_tokens"), width))
     return ops.embedding(t, table, sequences, tokens, indices=indices)
 

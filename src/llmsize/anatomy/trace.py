@@ -12,7 +12,7 @@ from llmsize.anatomy.adapters import Adapter
 from llmsize.anatomy.autograd import Leaf
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.course import Turn, course, one_of_each, shown_by
-from llmsize.anatomy.linear import Linear
+from llmsize.anatomy.linear import Linear, bias_format
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import HIDDEN_STATES, OUTSIDE, Dim, Label, Shape, Tensor
 from llmsize.formats import BF16, FP32, Format
@@ -140,12 +140,12 @@ CLASSIFIERS = frozenset(("classifier", "score"))
 `PeftModelForSequenceClassification`)."""
 
 
-QUANTIZED = frozenset(
+MATRICES = frozenset(
     (*("q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up"),
      *("shared_gate", "shared_up", "shared_down", "shared_gate_up"),
      *("gate_attention", "indexer", "ssm"))
 )  # fmt: skip
-"""Roles of the linear layers that bitsandbytes replaces; embeddings, head and norms stay."""
+"""Roles of the matrices of attention and feed-forward layers."""
 
 EXPERTS = frozenset(("expert_gate_up", "expert_up", "expert_down"))
 """Roles of routed experts' weights, which transformers 5 keeps in one parameter for all."""
@@ -227,17 +227,18 @@ class Trace(Tape):
         format: Format | None = None,
         fixed: bool = False,
         linear: bool = False,
+        kept: bool = False,
     ) -> Parameter:
         """The parameter `name` (relative to its layer), made when it is first asked for.
 
         `experts` says that its first dimension is routed experts, of which a token uses `chosen`.
         It has a `format` of its own if the model says so; a `fixed` one is never trained. The
-        weight of a `linear` layer is used by calling that.
+        weight of a `linear` layer is used by calling that; one that is `kept` is never quantized.
         """
         layer, name = self._home(name)
         weight = self.weights.get((layer, name))
         if weight is None:
-            quantized = self._quantizes(role, linear=linear)
+            quantized = not kept and self._quantizes(role, linear=linear)
             own = FP32 if self.setting.upcast and not quantized else self.setting.format
             weight = self._weight(layer, name, shape, format or own, role)
             weight.quantized = quantized and len(shape) > 1
@@ -279,15 +280,15 @@ class Trace(Tape):
             self.caches.append((self.layer, cache))
 
     def add_buffer(self, size: int) -> None:
-        """Count a constant of that many bytes in every layer like the one at work."""
+        """Count a constant of that many bytes in every layer like the one at work, if in one."""
         if not self.replaying:
             self.own_buffers[self.layer] = self.own_buffers.get(self.layer, 0) + size
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes of the model's buffers: constants beside the weights."""
-        own = (len(self.places[layer].indices) * size for layer, size in self.own_buffers.items())
-        return self.buffers + sum(own)
+        own = self.own_buffers.items()
+        return self.buffers + sum(size * (len(self.places[at].indices) or 1) for at, size in own)
 
     def share_buffer(self, name: str, *shape: int) -> None:
         """Count an fp32 constant that layers share: as large as the largest of them needs."""
@@ -385,13 +386,14 @@ class Trace(Tape):
         role: str,
         transposed: bool = False,
         format: Format | None = None,
+        kept: bool = False,
     ) -> Tensor:
         """A linear layer from the last dimension of `x` to `out`, with an adapter if it has one.
 
-        `transposed` weights are stored as (in, out), as GPT-2's are.
+        `transposed` weights are stored as (in, out), as GPT-2's are, unless they are quantized.
+        What is `kept` never is (transformers' `_keep_in_fp32_modules`).
         """
-        shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
-        return self.through(x, self._linear(name, shape, out, bias, role, format, transposed))
+        return self.through(x, self._linear(x, name, out, bias, role, format, transposed, kept))
 
     def through(self, x: Tensor, layer: Linear) -> Tensor:
         """What a linear layer gives for `x`, with an adapter if it has one.
@@ -420,7 +422,7 @@ class Trace(Tape):
         `parts` are the names by which an adapter may target them, and their widths.
         """
         out = sum(parts.values())
-        layer = self._linear(name, (out, x.shape[-1]), out, bias, role)
+        layer = self._linear(x, name, out, bias, role)
         adapter = self.setting.adapter
         if adapter is None:
             return layer.run(self, x)
@@ -429,16 +431,19 @@ class Trace(Tape):
 
     def _linear(
         self,
+        x: Tensor,
         name: str,
-        shape: Shape,
         out: int,
         bias: bool,
         role: str,
         format: Format | None = None,
         transposed: bool = False,
+        kept: bool = False,
     ) -> Linear:
-        weight = self.weight(f"{name}.weight", shape, role, format=format, linear=True)
-        own = (self.autocast or self.setting.format) if weight.quantized else None  # as it runs
+        transposed &= kept or not self._quantizes(role, linear=True)
+        shape = (x.shape[-1], out) if transposed else (out, x.shape[-1])
+        weight = self.weight(f"{name}.weight", shape, role, format=format, linear=True, kept=kept)
+        own = bias_format(self, x) if weight.quantized else None
         offset = self.weight(f"{name}.bias", (out,), "bias", format=own) if bias else None
         return Linear(name, role, weight, offset, out, transposed)
 
@@ -446,7 +451,7 @@ class Trace(Tape):
         """The weight of a linear layer that is used without the layer, and without its adapter."""
         adapter = self.setting.adapter
         if adapter is not None and adapter.adapts(name, role, self.family):
-            adapter.idle(self, name, width, out)
+            adapter.parts(self, name, width, out)
         return self.weight(f"{name}.weight", (out, width), role)
 
     def _quantizes(self, role: str, *, linear: bool) -> bool:
@@ -455,10 +460,13 @@ class Trace(Tape):
         Recurrent layers have weights without one, and matrices that are used without theirs: a
         packed one would fail there, so that it has to be among `llm_int8_skip_modules`.
         """
-        replaced = role in QUANTIZED and (linear or role != "ssm")
-        replaced |= role == "head" and linear and self.setting.quantizes_head
-        replaced |= role in EXPERTS and self.setting.quantizes_experts
-        return self.setting.quantized is not None and replaced
+        if self.setting.quantized is None or role == "score":
+            return False
+        if role == "head":
+            return linear and self.setting.quantizes_head
+        if role in EXPERTS:
+            return self.setting.quantizes_experts
+        return linear or (role in MATRICES and role != "ssm")
 
     def adapted_matrix(self, weight: Tensor, name: str, role: str, *, fused: int = 1) -> Tensor:
         """A parameter that is no linear layer, with its adapter added into a copy of it.

@@ -6,6 +6,7 @@ LoKr), others stay small (VeRA, MiSS).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt, prod
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from llmsize.anatomy.adapters import Ranked
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.operations import GradList, first, promoted
-from llmsize.anatomy.tape import Tape
+from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import FP32
 from llmsize.quick_dataclasses import dataclass
@@ -35,10 +36,9 @@ class HiRA(Ranked):
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/hira/layer.py, `Linear.forward`."""
-        name, width, out = layer.name, x.shape[-1], layer.out
-        self.check_rank(name, layer.role, width, out)
-        down = t.adapter(f"{name}.hira_A.default", (self.rank, width))
-        up = t.adapter(f"{name}.hira_B.default", (out, self.rank))
+        out = layer.out
+        self.check_rank(layer.name, layer.role, x.shape[-1], out)
+        down, up = self.parts(t, layer.name, x.shape[-1], out)
         up.viewed = True
         result = layer.run(t, x)
         product = ops.linear(t, ops.transpose(t, down, 0, 1), up)
@@ -50,6 +50,13 @@ class HiRA(Ranked):
         change = ops.linear(t, x, changed, out=out)
         del changed
         return ops.to(t, ops.add(t, result, change), result.format)
+
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """Two factors."""
+        return (
+            t.adapter(f"{name}.hira_A.default", (self.rank, width)),
+            t.adapter(f"{name}.hira_B.default", (out, self.rank)),
+        )
 
 
 class WholeChange(Ranked):
@@ -83,9 +90,7 @@ class LoHa(WholeChange):
 
     def change(self, t: Trace, layer: Linear, width: int) -> Tensor:
         """`HadaWeight`: one function that keeps its four factors only."""
-        shapes = {"w1_a": (layer.out, self.rank), "w1_b": (self.rank, width),
-                  "w2_a": (layer.out, self.rank), "w2_b": (self.rank, width)}  # fmt: skip
-        factors = [t.adapter(f"{layer.name}.hada_{part}.default", shapes[part]) for part in shapes]
+        factors = self.parts(t, layer.name, width, layer.out)
         node = t.record(_hadamard_backward, factors, factors)
         grad, t.grad = t.grad, False
         try:
@@ -99,6 +104,12 @@ class LoHa(WholeChange):
             return changed
         finally:
             t.grad = grad
+
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """Four factors."""
+        shapes = {"w1_a": (out, self.rank), "w1_b": (self.rank, width),
+                  "w2_a": (out, self.rank), "w2_b": (self.rank, width)}  # fmt: skip
+        return [t.adapter(f"{name}.hada_{part}.default", shapes[part]) for part in shapes]
 
 
 def _hadamard_backward(t: Tape, node: Node, grads: GradList) -> Grads:
@@ -132,19 +143,22 @@ class LoKr(WholeChange):
     def change(self, t: Trace, layer: Linear, width: int) -> Tensor:
         """`get_delta_weight`: the second matrix is whole where the rank is half of its size."""
         rows, columns = (factors(size, self.factor) for size in (layer.out, width))
-        small = t.adapter(f"{layer.name}.lokr_w1.default", (rows[0], columns[0]))
-        large = self._large(t, layer.name, rows[1], columns[1])
+        small, large, *right = self.parts(t, layer.name, width, layer.out)
+        whole = ops.linear(t, large, right[0], out=columns[1]) if right else large
         product = ops.mul(
-            t, small.view(rows[0], 1, columns[0], 1), large.view(1, rows[1], 1, columns[1])
+            t, small.view(rows[0], 1, columns[0], 1), whole.view(1, rows[1], 1, columns[1])
         )
         return ops.reshape(t, ops.scale(t, product), layer.out, width)
 
-    def _large(self, t: Trace, name: str, rows: int, columns: int) -> Tensor:
-        if self.rank >= max(rows, columns) / 2:
-            return t.adapter(f"{name}.lokr_w2.default", (rows, columns))
-        left = t.adapter(f"{name}.lokr_w2_a.default", (rows, self.rank))
-        right = t.adapter(f"{name}.lokr_w2_b.default", (self.rank, columns))
-        return ops.linear(t, left, right, out=columns)
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """The small matrix, and the other one whole or as two factors."""
+        rows, columns = (factors(size, self.factor) for size in (out, width))
+        shapes = {"w1": (rows[0], columns[0])}
+        if self.rank >= max(rows[1], columns[1]) / 2:
+            shapes["w2"] = (rows[1], columns[1])
+        else:
+            shapes |= {"w2_a": (rows[1], self.rank), "w2_b": (self.rank, columns[1])}
+        return [t.adapter(f"{name}.lokr_{part}.default", shapes[part]) for part in shapes]
 
 
 def factors(size: int, wanted: int = 0) -> tuple[int, int]:
@@ -169,11 +183,8 @@ class VeRA(Ranked):
 
     def around(self, t: Trace, x: Tensor, layer: Linear) -> Tensor:
         """peft/tuners/vera/layer.py, `Linear.forward`: layers take views of the shared ones."""
-        name, width, out, format = layer.name, x.shape[-1], layer.out, x.format
-        inner = t.adapter(f"{name}.vera_lambda_d.default", (self.rank,))
-        outer = t.adapter(f"{name}.vera_lambda_b.default", (out,))
-        t.share_buffer("vera_A", self.rank, width)
-        t.share_buffer("vera_B", out, self.rank)
+        width, out, format = x.shape[-1], layer.out, x.format
+        inner, outer = self.parts(t, layer.name, width, out)
         down = Tensor((self.rank, width), FP32, None)
         up = Tensor((out, self.rank), FP32, None)
         result = layer.run(t, x)
@@ -181,6 +192,15 @@ class VeRA(Ranked):
         low = ops.mul(t, inner, ops.linear(t, ops.dropout(t, x, self.dropout), down))
         result = ops.add(t, result, ops.mul(t, outer, ops.linear(t, low, up)))
         return ops.to(t, result, format)
+
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """Two scales, and what the layer needs of the shared matrices."""
+        t.share_buffer("vera_A", self.rank, width)
+        t.share_buffer("vera_B", out, self.rank)
+        return (
+            t.adapter(f"{name}.vera_lambda_d.default", (self.rank,)),
+            t.adapter(f"{name}.vera_lambda_b.default", (out,)),
+        )
 
 
 class MiSS(Ranked):
@@ -195,7 +215,7 @@ class MiSS(Ranked):
         """peft/tuners/miss/layer.py, `MissLinear.forward`."""
         format, out = x.format, layer.out
         self.check_rank(layer.name, layer.role, x.shape[-1])
-        block = t.adapter(f"{layer.name}.miss_block.default", (self.rank, out))
+        (block,) = self.parts(t, layer.name, x.shape[-1], out)
         result = layer.run(t, x)
         if x.shape[-1] % self.rank:
             x = ops.pad_last(t, x, -x.shape[-1] % self.rank)
@@ -204,6 +224,10 @@ class MiSS(Ranked):
         summed = _sum_of_parts(t, ops.reshape(t, ops.dropout(t, x, self.dropout), *parts))
         result = ops.add(t, result, ops.linear(t, summed, block, out=out))
         return ops.to(t, result, format)
+
+    def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
+        """One matrix."""
+        return (t.adapter(f"{name}.miss_block.default", (self.rank, out)),)
 
 
 def _sum_of_parts(t: Tape, x: Tensor) -> Tensor:

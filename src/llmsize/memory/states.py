@@ -20,6 +20,7 @@ from llmsize.optimizers import (
     DTYPE,
     factors,
     kept_format,
+    leftover_bytes,
     orthogonalization_bytes,
     projection_bytes,
     state_bytes,
@@ -152,11 +153,18 @@ IN_TURN = {"low_rank": projection_bytes, "matrix": orthogonalization_bytes}
 
 
 def highest_in_turn(trained: Iterable[Parameter], run: TrainingRun) -> int:
-    """What a step that takes one matrix after the other allocates for the one that takes most."""
-    allocated = IN_TURN[run.optimizer.layout]
-    return max(
-        (allocated(run.optimizer, w.shape, w.role, _stepped(w, run)) for w in trained), default=0
-    )
+    """What a step that takes one matrix after the other allocates for the one that takes most.
+
+    Where there are projections, it takes what has none first.
+    """
+    optimizer, weights = run.optimizer, list(trained)
+    allocated = IN_TURN[optimizer.layout]
+    own = [allocated(optimizer, w.shape, w.role, _stepped(w, run)) for w in weights]
+    if optimizer.layout == "low_rank":
+        plain = [w for w in weights if not takes(optimizer, w.shape, w.role)]
+        sizes = [stored_bytes(_stepped(w, run), prod(w.shape)) for w in plain]
+        own += [leftover_bytes(before, after) for before, after in pairwise(sizes)]
+    return max(own, default=0)
 
 
 def copied_bytes(trained: Iterable[Parameter], run: TrainingRun) -> int:

@@ -19,7 +19,7 @@ from llmsize.anatomy import Setting, Trace, run_forward
 from llmsize.anatomy.autograd import backward
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
-from llmsize.anatomy.trace import QUANTIZED
+from llmsize.anatomy.trace import MATRICES
 from llmsize.architecture import Architecture
 from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError, printable
@@ -353,7 +353,7 @@ def check_trained(weights: Collection[Parameter], setting: Setting) -> None:
 def _is_linear(weight: Parameter) -> bool:
     """Whether it is the matrix of a linear layer between embedding and head."""
     matrix = len(weight.shape) == 2 and weight.name.endswith(".weight")
-    return weight.role in QUANTIZED and matrix
+    return weight.role in MATRICES and matrix
 
 
 def _module(weight: Parameter) -> str:

@@ -340,7 +340,7 @@ def index_scores(t: Trace, i: Indexer, x: Tensor, compressed: Tensor, rotation: 
     scores = ops.matmul(t, ops.to(t, q, FP32), ops.to(t, keys, FP32))
     scores = scores if i.scales_weights else ops.scale(t, scores)
     scores = ops.relu(t, scores)
-    weights = t.linear(x, f"{name}.weights_proj", i.heads, role="indexer")
+    weights = t.linear(x, f"{name}.weights_proj", i.heads, role="indexer", kept=True)
     weights = ops.scale(t, ops.to(t, weights, FP32))
     weights = ops.scale(t, weights) if i.scales_weights else weights
     weights = weights.view(t.batch, t.sequence, 1, i.heads)

@@ -276,7 +276,7 @@ def index(t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int) 
     wide = ops.to(t, ops.transpose(t, keys, -1, -2), FP32)
     scores = ops.relu(t, ops.matmul(t, ops.to(t, q, FP32), wide))
     scores = ops.scale(t, scores)
-    weights = t.linear(x, f"{name}.scorer.weights_proj", i.heads, role="indexer")
+    weights = t.linear(x, f"{name}.scorer.weights_proj", i.heads, role="indexer", kept=True)
     weights = ops.scale(t, ops.to(t, weights, FP32))
     weights = ops.reshape(t, weights, t.batch, t.sequence, i.heads, 1)
     scores = ops.sum_over(t, ops.mul(t, scores, weights), 2)
@@ -290,8 +290,8 @@ def compressor(
     """Keys that are also values, one for `ratio` tokens, weighted by a gate and their place."""
     series = 2 if ratio == SPARSE else 1
     count = t.sequence // ratio
-    kv = t.linear(x, f"{name}.kv_proj", series * channels, role=role)
-    gate = t.linear(x, f"{name}.gate_proj", series * channels, role=role)
+    kv = t.linear(x, f"{name}.kv_proj", series * channels, role=role, kept=True)
+    gate = t.linear(x, f"{name}.gate_proj", series * channels, role=role, kept=True)
     place = t.weight(f"{name}.position_bias", (ratio, series * channels), role)
     t.weight(f"{name}.kv_norm.weight", (channels,), "norm")
     t.add_buffer(2 * FP32.block_bytes * rotated)  # inverse frequencies, as those of the model

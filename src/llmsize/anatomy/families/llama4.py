@@ -156,7 +156,8 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def route(t: Trace, m: Mixture, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The scores of all experts, zero for those not chosen, and the logits."""
-    logits = t.linear(tokens, "feed_forward.router", m.count, role="router")
+    # a class of its own, which `replace_with_bnb_linear` passes over
+    logits = t.linear(tokens, "feed_forward.router", m.count, role="router", kept=True)
     highest, indices = ops.topk(t, logits, m.chosen)
     scores = ops.scatter_in_place(
         t, t.new("full_like", logits.shape, logits.format), highest, indices

@@ -175,7 +175,7 @@ def attention(
     source: Tensor,
     name: str,
     mask: Tensor | None,
-    bias: Tensor | Callable[[], Tensor],
+    bias: Tensor | Callable[[Format], Tensor],
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -184,15 +184,15 @@ def attention(
     q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
     k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
     v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
-    added = bias if isinstance(bias, Tensor) else bias()
+    added = bias if isinstance(bias, Tensor) else bias(q.format)
     out = attend(t, s, q, k, v, added, mask, causal=causal)
     return t.linear(out, f"{name}.o", s.hidden, role="o"), None if s.apart else added
 
 
-def no_bias(t: Trace, s: Shape) -> Tensor:
-    """Zeros for the encoder's tokens; a checkpointed layer asks for their gradient."""
-    shape = (1, s.heads, t.sequence, t.sequence)
-    zeros = t.new("zeros", shape, t.autocast or t.setting.format)
+def no_bias(t: Trace, s: Shape, format: Format) -> Tensor:
+    """Zeros for the encoder's tokens in the queries' `format`; a checkpointed layer asks for their
+    gradient."""
+    zeros = t.new("zeros", (1, s.heads, t.sequence, t.sequence), format)
     wanted = t.grad and t.setting.checkpoint_every and not s.apart
     return t.with_gradient(zeros) if wanted else zeros
 
@@ -244,8 +244,11 @@ def with_mask(t: Trace, bias: Tensor, mask: Tensor | None, *, causal: bool) -> T
     return ops.contiguous(t, bias)
 
 
-def position_bias(t: Trace, s: Shape, *, bidirectional: bool) -> Tensor:
-    """A learned number for each head and bucket of distances: 1, heads, tokens, tokens."""
+def position_bias(t: Trace, s: Shape, _: Format, *, bidirectional: bool) -> Tensor:
+    """A learned number for each head and bucket of distances: 1, heads, tokens, tokens.
+
+    Its format is that of what is learned, whatever the queries' is.
+    """
     past, total = t.setting.past, t.setting.past + t.sequence
     queries = t.new("add", (t.sequence, 1), INT64)
     keys = t.new("arange", (total,), INT64)
@@ -302,8 +305,8 @@ def plain(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
     x = t.linear(x, f"{name}.wi", s.intermediate, role="up")
     x = s.activation(t, x)
     x = ops.dropout(t, x, s.dropout)
-    x = ops.to(t, x, t.setting.format)
-    return t.linear(x, f"{name}.wo", s.hidden, role="down")
+    x = ops.to(t, x, kept_format(t))
+    return t.linear(x, f"{name}.wo", s.hidden, role="down", kept=True)
 
 
 def gated(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
@@ -312,5 +315,10 @@ def gated(t: Trace, s: Shape, x: Tensor, name: str) -> Tensor:
     up = t.linear(x, f"{name}.wi_1", s.intermediate, role="up")
     x = ops.mul(t, gate, up)
     x = ops.dropout(t, x, s.dropout)
-    x = ops.to(t, x, t.setting.format)
-    return t.linear(x, f"{name}.wo", s.hidden, role="down")
+    x = ops.to(t, x, kept_format(t))
+    return t.linear(x, f"{name}.wo", s.hidden, role="down", kept=True)
+
+
+def kept_format(t: Trace) -> Format:
+    """The format of a weight that is never quantized, to which its input is cast before it."""
+    return FP32 if t.setting.upcast else t.setting.format
