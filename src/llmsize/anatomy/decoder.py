@@ -180,15 +180,6 @@ class Names(NamedTuple):
 NAMES, ROPE = Names(), rotary.Rope()
 
 
-ALWAYS_BOTH = frozenset((
-    "afmoe", "cohere2", "cohere2_moe", "cwm", "gemma2", "gemma3", "gemma3_text", "gpt_oss",
-    "granite_swa", "granitemoe_swa", "inkling_text", "kolibri1", "llama4", "llama4_text",
-    "ministral", "muse_glimmer_text", "olmo3", "vaultgemma",
-))  # fmt: skip
-"""Types that make the mask of layers with a window and that of layers without, whether or not they
-have both."""
-
-
 def run(
     t: Trace, s: Sizes, block: Callable[[Tensor, Kind, Around], Tensor], kinds: Sequence[Kind],
     *, norm: Norm = blocks.rms_norm, names: Names = NAMES, windows: Iterable[int] = (),
@@ -196,7 +187,7 @@ def run(
     embedding: int = 0, rows: int = 0, masking: Masking = "as needed",
     handed_positions: bool = True, rope: rotary.Rope = ROPE, head_bias: bool = False,
     transform: Part | None = None, end: Sequence[blocks.Activation] = (),
-    returned: list[Tensor] | None = None, spare_mask: bool = False, carrying: bool = False,
+    returned: list[Tensor] | None = None, masks: Iterable[int] = (), carrying: bool = False,
 ) -> Tensor:  # fmt: skip
     """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
 
@@ -206,8 +197,8 @@ def run(
     the layers, and of their table there are `rows` if not as many as tokens that are predicted;
     `transform` is what the head makes of what it reads, `end` what happens to the logits.
     Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
-    the last layer `returned` beside its output. A `spare_mask` is that of a window which all tokens
-    outgrow, made though no layer is given it.
+    the last layer `returned` beside its output. `masks` are made for these windows, too, whether or
+    not a layer has them; 0 stands for no window.
     Blocks that are `carrying` hand each other more than the residual stream.
     """
     used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
@@ -217,8 +208,7 @@ def run(
     position_ids, alibi = blocks.positions(t), None
     if masking == "alibi":
         alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
-    masked = used | ({t.sequence + t.setting.past} if spare_mask else set())
-    around = _around(t, s, inputs[0], rope, masking, used, masked)
+    around = _around(t, s, inputs[0], rope, masking, used, used | {*masks})
     x = t.layers(
         names.layers, partial(_within, block, around), inputs.pop(), kinds,
         position_ids if handed_positions else None, alibi,
@@ -246,7 +236,6 @@ def _around(
     masked: set[int],
 ) -> Around:
     """Tables for the windows in use and masks of those `masked`, for layers that read `x`."""
-    masked = masked | {0, s.window} if t.family in ALWAYS_BOTH else masked
     masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
     tables = rotary.tables(t, rope, x, s.rotary, s.local_rotary, used)
     if t.setting.checkpoint_every and not rope.apart:

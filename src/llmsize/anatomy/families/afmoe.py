@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda i: (i + 1) % period > 0)
     return decoder.run(
         t, s, block, [(window, i >= dense) for i, window in enumerate(reach)],
-        norm=fp32_norm, windows=reach,
+        norm=fp32_norm, windows=reach, masks=(0, s.window),
         begin=begin, holds_tokens=True,
     )  # fmt: skip
 

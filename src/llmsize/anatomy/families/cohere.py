@@ -49,7 +49,10 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,))
+    return decoder.run(
+        t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,),
+        masks=() if always_rotates else (0, s.window),
+    )  # fmt: skip
 
 
 class Router(NamedTuple):

@@ -43,7 +43,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(windows, sparse, strict=True))
     return decoder.run(
         t, s, block, kinds, norm=fp32_norm, windows=(0, *windows), masking="eager",
-        spare_mask=not any(windows),
+        masks=() if any(windows) else (t.sequence + t.setting.past,),
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, windows(c, s.layers), norm=gemma_norm, embed=lambda x: scaled(t, x),
         rope=rotary.Rope(apart=family in NORMED_HEADS), masking="eager" if softcap else "as needed",
-        end=lm_head.SOFTCAP if capped else (),
+        end=lm_head.SOFTCAP if capped else (), masks=(0, s.window) if family != "gemma" else (),
     )  # fmt: skip
 
 

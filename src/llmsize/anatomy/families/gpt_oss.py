@@ -31,8 +31,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
     return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, masking="eager", rope=rotary.Rope(rotary.half_table)
-    )
+        t, s, block, kinds, norm=fp32_norm, masking="eager", masks=(0, s.window),
+        rope=rotary.Rope(rotary.half_table),
+    )  # fmt: skip
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:

@@ -60,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     return decoder.run(
         t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), windows=reach,
-        begin=begin, end=(ops.scale,), masking="eager",
+        begin=begin, end=(ops.scale,), masking="eager", masks=(0, s.window),
     )  # fmt: skip
 
 

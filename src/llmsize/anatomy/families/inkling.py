@@ -61,8 +61,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
     used = {reaches[local].window for local, _ in kinds}
     return decoder.run(
-        t, s, block, kinds, norm=scaled_norm, windows=used, begin=begin, handed_positions=False
-    )
+        t, s, block, kinds, norm=scaled_norm, windows=used, masks=(0, s.window), begin=begin,
+        handed_positions=False,
+    )  # fmt: skip
 
 
 def read_reach(c: Config, s: Sizes, local: bool) -> Reach:

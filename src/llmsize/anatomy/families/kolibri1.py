@@ -34,7 +34,8 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: feed(t, s, m, x),
         )
 
-    return decoder.run(t, s, block, decoder.windows(c, s.layers, lambda i: (i + 1) % PERIOD > 0))
+    windows = decoder.windows(c, s.layers, lambda i: (i + 1) % PERIOD > 0)
+    return decoder.run(t, s, block, windows, masks=(0, s.window))
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ TURNS: dict[str, rotary.Turn] = {
 WIDE_TABLES = ("ernie4_5",)
 """Types whose cosines and sines stay in fp32."""
 
+BOTH_MASKS = ("cwm", "ministral")
+"""Types that make the masks of layers with and without a window, whether or not they have both."""
+
 DROPOUT = {"seed_oss": 0.1}
 """Types that leave out a share of weights and results in training unless told otherwise."""
 
@@ -77,6 +80,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, kinds, windows=[window for window, _ in kinds],
         rope=rotary.read(c, FP32 if family in WIDE_TABLES else None), norm=norm,
+        masks=(0, s.window) if family in BOTH_MASKS else (),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda layer: (layer + 1) % period(c) > 0)
     kinds = list(zip(reach, sparse_layers(c, s.layers), strict=True))
     return decoder.run(
-        t, s, block, kinds, windows=reach, norm=norm, masking="chunked",
+        t, s, block, kinds, windows=reach, norm=norm, masking="chunked", masks=(0, s.window),
         rope=rotary.Rope(rotary.complex_table),
     )  # fmt: skip
 

@@ -102,7 +102,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             norm=family.norm,
         )  # fmt: skip
 
-    reach = windows(c, s.layers)
+    reach, beyond = windows(c, s.layers), t.sequence + t.setting.past  # all tokens
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
     return decoder.run(
         t,
@@ -111,7 +111,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         kinds,
         norm=family.norm,
         windows=reach,
-        spare_mask=family.masks_windows and not any(reach),
+        masks=(beyond,) if family.masks_windows and not any(reach) else (),
         rope=rotary.read(c),
         head_bias=c.flag("lm_head_bias"),
     )

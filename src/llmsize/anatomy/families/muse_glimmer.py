@@ -36,6 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     return decoder.run(
         t, s, block, list(zip(reach, rotating(c, s.layers), strict=True)), windows=reach,
         norm=power_norm, begin=lambda x: power_norm(t, x), end=(ops.scale, *lm_head.SOFTCAP),
+        masks=(0, s.window),
     )  # fmt: skip
 
 

@@ -49,8 +49,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 4 > 0)
     return decoder.run(
-        t, s, block, kinds, norm=norm, rope=rotary.Rope(format=FP32, apart=family == "olmo3")
-    )
+        t, s, block, kinds, norm=norm, rope=rotary.Rope(format=FP32, apart=family == "olmo3"),
+        masks=(0, s.window) if family == "olmo3" else (),
+    )  # fmt: skip
 
 
 def norm_without_weights(t: Trace, x: Tensor, name: str) -> Tensor:
