@@ -1,6 +1,7 @@
 """What offloading takes off the device and puts on the host, and what replicas add."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,45 @@ def test_offloaded_checkpoints_are_what_layers_take_in() -> None:
     """Twelve layers of GPT-2 take 2 × 64 × 768 numbers of 16 bits; positions stay."""
     run = run_of(Choices(batch=2, sequence=64, recompute="full", offload_checkpoints=True))
     assert host("gpt2", run).part("offloaded checkpoints").value == 12 * 2 * 64 * 768 * 2
+
+
+def powers_of_two_above(*sizes: int) -> int:
+    """What is added where each of the sizes becomes the next power of two."""
+    return sum(next(2**n for n in range(64) if 2**n >= size) - size for size in sizes)
+
+
+@pytest.mark.parametrize("place", ["optimizer", "parameters"])
+def test_every_pinned_tensor_takes_a_power_of_two(
+    place: Literal["optimizer", "parameters"],
+) -> None:
+    """CachingHostAllocator.h rounds up what each of two tensors a weight takes: its gradient, and
+    the copy that is stepped on or the weight itself; here those of GPT-2 in 16 bits."""
+    c = 768
+    layer = [c * 3 * c, 3 * c, c * c, c, c * 4 * c, 4 * c, 4 * c * c, c, c, c, c, c]
+    tensors = [50257 * c, 1024 * c, *12 * layer, c, c]
+    assert sum(tensors) == 124_439_808
+    rounding = powers_of_two_above(*(2 * size for size in tensors))
+    on_host = host("gpt2", run_of(Choices(sequence=64, offload=place)))
+    assert on_host.part("rounding of pinned blocks").value == 2 * rounding
+
+
+def test_a_copy_to_step_on_is_there_where_the_weights_are_not() -> None:
+    """torchao's CPUOffloadOptimizer copies each trained weight, in its format; streamed weights are
+    stepped on where they are."""
+    optimizer = host("gpt2", run_of(Choices(sequence=64, offload="optimizer")))
+    streamed = host("gpt2", run_of(Choices(sequence=64, offload="parameters")))
+    assert optimizer.part("weights to step on").value == 2 * 124_439_808
+    assert streamed.part("weights").value == 2 * 124_439_808
+    assert "weights to step on" not in {part.name for part in streamed.parts}
+    assert "weights" not in {part.name for part in optimizer.parts}
+
+
+def test_only_layers_that_run_again_have_checkpoints() -> None:
+    """Every third of GPT-2's twelve layers: four inputs of 64 × 768 numbers of 16 bits."""
+    run = run_of(
+        Choices(sequence=64, recompute="full", recompute_every=3, offload_checkpoints=True)
+    )
+    assert host("gpt2", run).part("offloaded checkpoints").value == 4 * 64 * 768 * 2
 
 
 def test_weights_and_checkpoints_cross_in_every_micro_batch() -> None:
