@@ -104,8 +104,8 @@ class Workload(NamedTuple):
     optimizer: Optimizer
     format_of: FormatOf
     """Looks up the formats that recipes name."""
-    batch: int = 1
-    context: int = 4096
+    batch: int
+    context: int
     """Tokens of each sequence."""
     lora: LoRA = ADAPTERS
     recompute: bool = False

@@ -1,0 +1,138 @@
+"""Parts of memory for one model or a bare count: what they are, and how sure of it."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from llmsize import presets
+from llmsize.architecture import Architecture
+from llmsize.cli.estimate import format_named
+from llmsize.cli.options import storage
+from llmsize.memory import overview
+from llmsize.memory.overview import COMPONENTS, JOBS, RUNTIME, Job, Parts, Subject, Workload
+from llmsize.optimizers import Optimizer, Precision
+from llmsize.quick_dataclasses import replace
+from llmsize.stack import Stack
+from llmsize.term import Term
+
+REFERENCE = Path(__file__).parent / "reference"
+GPT2 = presets.get(Architecture, "gpt2")
+
+
+def work(dtype: str = "bf16", optimizer: str = "adamw", recipe: str = "pure-16bit") -> Workload:
+    """One sequence of 100 tokens."""
+    return Workload(
+        storage(dtype, served=True), presets.get(Precision, recipe),
+        presets.get(Optimizer, optimizer), format_named, batch=1, context=100,
+    )  # fmt: skip
+
+
+def parts_of(subject: Subject, asked: Workload, job: Job) -> Parts:
+    return overview.need(subject, asked, job)
+
+
+def term_of(parts: Parts, name: str) -> Term:
+    """The part of that name, which is there."""
+    part = parts[name]
+    assert isinstance(part, Term)
+    return part
+
+
+def bare(times: int) -> Subject:
+    """So many times GPT-2's count, in its shape."""
+    return overview.subject(GPT2, times * overview.subject(GPT2).parameters)
+
+
+def test_a_file_of_llama_cpp_has_the_bytes_of_all_its_tensors() -> None:
+    """As llama-quantize counts them, some of Q4_K_M's in six bits."""
+    with (REFERENCE / "gguf_sizes.csv").open() as table:
+        row = next(
+            row for row in csv.DictReader(table)
+            if (row["model"], row["quant"]) == ("llama-2-7b", "Q4_K_M")
+        )  # fmt: skip
+    subject = overview.subject(presets.get(Architecture, "llama-2-7b"))
+    parts = parts_of(subject, work("q4_k_m"), "inference")
+    assert term_of(parts, "weights").value == int(row["tensor_bytes"])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2), ("nf4", 2)])
+def test_the_cache_is_in_the_format_of_plain_weights(dtype: str, size: int) -> None:
+    """A key and a value of 768 channels for 12 layers and 100 tokens; beside blocks in 16 bits."""
+    parts = parts_of(overview.subject(GPT2), work(dtype), "inference")
+    assert term_of(parts, "KV cache").value == 2 * 768 * 12 * 100 * size
+
+
+def test_states_of_adapters_are_those_of_their_own_matrices() -> None:
+    """Adafactor keeps an fp32 number a row and a column of each of GPT-2's adapters of rank 16,
+    which go from 768, 768, 768 and 3,072 channels to 2,304, 768, 3,072 and 768."""
+    layers = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
+    each = sum((16 + inputs) + (outputs + 16) for inputs, outputs in layers)
+    roots = 2 * len(layers)  # the root mean square of each matrix, by which its step is scaled
+    parts = parts_of(overview.subject(GPT2), work(optimizer="adafactor"), "LoRA")
+    assert term_of(parts, "optimizer states").value == 12 * 4 * (each + roots)
+
+
+@pytest.mark.parametrize(
+    ("asked", "job", "name"),
+    [
+        (work("nf4"), "inference", "weights"),
+        (work(optimizer="adafactor"), "full training", "optimizer states"),
+    ],
+)
+def test_what_is_summed_over_a_shape_follows_the_count(
+    asked: Workload, job: Job, name: str
+) -> None:
+    """Three times the parameters in the same shape take three times the bytes."""
+    one, three = (term_of(parts_of(bare(n), asked, job), name) for n in (1, 3))
+    assert three.value == 3 * one.value
+    assert (one.grade, three.grade) == ("exact", "assumed")
+
+
+def grades(subject: Subject, job: Job) -> dict[str, str]:
+    parts = parts_of(subject, work(), job)
+    return {name: part.grade for name, part in parts.items() if isinstance(part, Term)}
+
+
+def test_what_follows_from_an_assumed_shape_is_assumed() -> None:
+    """Weights are counted, whatever the shape; cache and activations stand or fall with it."""
+    known, stand_in = (grades(bare(n), "inference") for n in (1, 2))
+    assert (known["KV cache"], known["activations"]) == ("exact", "formula")
+    assert (stand_in["KV cache"], stand_in["activations"]) == ("assumed", "assumed")
+    assert known["weights"] == stand_in["weights"] == "exact"
+    trained = [grades(bare(n), "full training")["activations"] for n in (1, 2)]
+    assert trained == ["formula", "assumed"]
+
+
+def test_a_published_shape_that_is_a_guess_is_no_better() -> None:
+    """What follows from a preset that says `assumed` is assumed, too."""
+    guessed = overview.subject(replace(GPT2, grade="assumed"))
+    assert grades(guessed, "inference")["KV cache"] == "assumed"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_says_something_of_every_component(job: Job) -> None:
+    """A number, or the reason why there is none."""
+    parts = parts_of(overview.subject(GPT2), work(), job)
+    assert tuple(parts) == COMPONENTS
+    assert all(isinstance(part, Term) or part for part in parts.values())
+
+
+def test_the_runtime_s_own_memory_is_that_of_the_stack() -> None:
+    """The overview and `train` with transformers count the same context."""
+    assert RUNTIME.value == presets.get(Stack, "transformers").context
+
+
+def test_a_master_copy_is_beside_the_states() -> None:
+    """Rajbhandari et al. 2020: of each parameter an fp32 copy and two fp32 moments."""
+    parts = parts_of(overview.subject(GPT2), work(recipe="mixed"), "full training")
+    states = term_of(parts, "optimizer states")
+    assert [part.value for part in states.parts] == [8 * 124_439_808, 4 * 124_439_808]
+
+
+def test_of_several_devices_each_has_a_share_and_its_own_runtime() -> None:
+    """101 bytes on two devices are 51 on the fuller one; what is beside is on each, whole."""
+    weights, own = (Term(name, size, "bytes") for name, size in (("weights", 101), ("own", 7)))
+    shared = overview.on_each({"weights": weights, "own": own}, 2, own)
+    assert isinstance(shared, Term)
+    assert shared.value == 51 + 7 + RUNTIME.value
