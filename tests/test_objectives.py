@@ -110,6 +110,42 @@ def test_a_value_model_is_trained_whole_and_so_not_quantized() -> None:
     assert found.static.part("reward model").value == whole
 
 
+@pytest.mark.parametrize("method", ["frozen", "lora"])
+def test_a_policy_that_is_frozen_in_part_has_a_value_model_that_is_not(method: str) -> None:
+    """What is frozen is the policy's: states and gradients of the value model stay the same."""
+    whole = step(objective="ppo")
+    frozen = step(objective="ppo", method=method, frozen_layers=10)
+    assert frozen.static.part("value model").value == whole.static.part("value model").value
+    assert frozen.beside["step"].value == whole.beside["step"].value
+    gradients = 2 * (134_515_008 + 576)  # two bytes a parameter, with a head of one number
+    assert 0 <= frozen.beside["step"].value - gradients <= 4  # the loss
+
+
+def test_a_rollout_has_token_ids_and_a_cache_for_every_sequence() -> None:
+    """Eight sequences of 256 tokens in int64; a key and a value of 3 heads of 64 channels for 30
+    layers, in 16 bits, and the logits of a token each."""
+    written = step(objective="grpo", rollouts=8, completion=100).stages["rollouts"]
+    assert written.part("token ids").value == 8 * 8 * 256
+    cached = 2 * 30 * 3 * 64 * 2 * 8 * 255
+    passed = written.part("keys, values and the pass").value
+    assert cached < passed < 1.2 * cached
+
+
+def test_scoring_holds_the_logits_of_what_was_written_once() -> None:
+    """They are a stack by then (TRL, trl/experimental/ppo, `logitss`): fp32 for 49,152 tokens."""
+    scoring = step(objective="ppo", rollouts=8, completion=100).stages["scoring"]
+    assert scoring.part("logits of the rollouts").value == 4 * 8 * 100 * 49_152
+
+
+def test_a_reference_reads_as_many_sequences_as_the_policy() -> None:
+    """Four times the batch are four times the rows in its pass, whose weights are counted apart."""
+    few, many = (
+        step(objective="grpo", reference="model", rollouts=8, batch=n).stages["scoring"].value
+        for n in (1, 4)
+    )
+    assert many > 3 * few
+
+
 def test_more_rollouts_take_more_only_while_they_are_written() -> None:
     """The cache of a rollout is gone when the policy is trained."""
     few, many = (step(objective="grpo", rollouts=n) for n in (8, 64))

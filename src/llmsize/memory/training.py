@@ -268,8 +268,8 @@ def bytes_of(terms: Mapping[str, Term], name: str) -> int:
 def critic(run: TrainingRun) -> TrainingRun:
     """How the value model is trained: whole, beside the policy, and so in a plain format."""
     setting = run.setting._replace(
-        objective="score", adapter=None, trained=None, modules_to_save=(),
-        input_gradients=False, quantized=None, upcast=False,
+        objective="score", adapter=None, trained=None, frozen_layers=0, modules_to_save=(),
+        quantized=None, upcast=False,
     )  # fmt: skip
     return run._replace(objective=SFT, reference="none", rollout=None, setting=setting)
 
