@@ -1,0 +1,183 @@
+"""Bounds of speed by hand: bytes over bandwidth, FLOP over the rate of the card, and the bus.
+
+Counts are those of the published models; bandwidth and rates those of the data sheet of the A100
+SXM with 80 GB: 2,039 GB/s and 312 TFLOP/s in bf16.
+"""
+
+import pytest
+from test_serving import served
+
+from llmsize import presets
+from llmsize.hardware import BUS, Accelerator
+from llmsize.memory.serving import Serving
+from llmsize.planning.serving import (
+    Budget,
+    bits_per_weight,
+    bus_bytes,
+    first_token,
+    fits,
+    largest_that_fits,
+    least_on_host,
+    tokens_per_second,
+)
+from llmsize.units import GIB
+
+A100 = presets.get(Accelerator, "a100-sxm-80gb")
+BANDWIDTH, PEAK = 2039e9, 312e12
+
+PARAMETERS, TABLE = 8_030_261_248, 128_256 * 4096
+"""Llama 3.1 8B, whose embedding and head are two such tables."""
+LAYER = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336 + 2 * 4096
+READ = 2 * (PARAMETERS - TABLE)
+"""Bytes in bf16 of all but the embedding, of which rows are looked up."""
+CACHED = 2 * 32 * 8 * 128 * 2
+"""Bytes of a token's keys and values."""
+NORMS = (2 * 32 + 1) * 4096
+
+
+def flop(context: int) -> int:
+    """Two for each number that a token is multiplied with: of matrices, keys and values."""
+    return 2 * (PARAMETERS - TABLE - NORMS) + 2 * 2 * 32 * 4096 * context
+
+
+def llama(engine: str = "transformers", **knobs: int) -> Serving:
+    return served("llama-3.1-8b", engine, **knobs)
+
+
+def speed(question: Serving) -> float:
+    return float(tokens_per_second(question, A100).value)
+
+
+def test_one_sequence_reads_weights_and_cache_for_every_token() -> None:
+    """The arithmetic takes a hundredth of that."""
+    assert speed(llama(context=1024)) == pytest.approx(BANDWIDTH / (READ + 1024 * CACHED))
+
+
+def test_many_short_sequences_are_bound_by_arithmetic() -> None:
+    """512 of 64 tokens: the FLOP of each at the full rate of the card."""
+    assert speed(llama(context=64, batch=512)) == pytest.approx(PEAK / flop(64))
+
+
+def test_devices_that_divide_matrices_read_at_once() -> None:
+    """Each of two has half of the weights and half of the heads' cache."""
+    one, two = (speed(llama("vllm", context=1024, devices=n)) for n in (1, 2))
+    assert two == pytest.approx(2 * one) == pytest.approx(2 * BANDWIDTH / (READ + 1024 * CACHED))
+
+
+def test_beams_are_computed_side_by_side_and_give_one_sequence() -> None:
+    """Four beams read the weights once and four caches; one of them is kept."""
+    beams = served("llama-3.1-8b", context=1024, rows=4, reordered=True)
+    free = served("llama-3.1-8b", context=1024, rows=4)
+    assert speed(free) == pytest.approx(4 * BANDWIDTH / (READ + 4 * 1024 * CACHED))
+    assert speed(beams) == pytest.approx(speed(free) / 4)
+
+
+@pytest.mark.parametrize(("batch", "share"), [(1, 1 / 4), (2, 7 / 16)])
+def test_of_experts_those_are_read_that_are_chosen(batch: int, share: float) -> None:
+    """Mixtral sends a token to two of eight: a second token meets the others with three quarters.
+
+    46,702,792,704 parameters, of which 32 layers of 8 experts have 3 matrices each.
+    """
+    experts = 32 * 8 * 3 * 4096 * 14336
+    others = 46_702_792_704 - 32_000 * 4096 - experts
+    read = 2 * (others + share * experts)
+    question = served("mixtral-8x7b", context=64, batch=batch)
+    cached = batch * 64 * CACHED
+    assert speed(question) == pytest.approx(batch * BANDWIDTH / (read + cached))
+
+
+def test_a_tied_embedding_is_read_as_the_head() -> None:
+    """All of SmolLM's 134,515,008 parameters; 30 layers cache 3 heads of 64 channels."""
+    read = 2 * 134_515_008 + 2 * 30 * 3 * 64 * 2 * 128
+    assert speed(served("smollm-135m", context=128)) == pytest.approx(BANDWIDTH / read)
+
+
+def test_a_prompt_takes_its_arithmetic() -> None:
+    """Each token attends to half of the prompt on average; the last one alone has logits."""
+    head = 2 * TABLE
+    least = (1024 * (flop(512) - head) + head) / PEAK
+    assert first_token(llama(context=1024), A100).value == pytest.approx(least)
+    measured = first_token(llama(context=1024), A100, measured=True)
+    assert measured.value == pytest.approx(least * 312 / 271.2)  # TFLOP/s, as the preset says
+
+
+def test_what_prompts_begin_with_is_computed_once() -> None:
+    """Of four prompts the first 512 of 1,024 tokens are the same."""
+    head = 2 * TABLE
+    least = ((512 + 4 * 512) * (flop(512) - head) + 4 * head) / PEAK
+    question = llama("vllm", context=1024, batch=4, shared=512)
+    assert first_token(question, A100).value == pytest.approx(least)
+
+
+def test_a_prompt_of_one_token_takes_as_long_as_the_weights_do() -> None:
+    """No pass is faster than reading what it multiplies with."""
+    assert first_token(llama(context=100, prompt=1), A100).value == pytest.approx(READ / BANDWIDTH)
+
+
+def test_layers_of_the_host_come_over_the_bus_with_transformers() -> None:
+    """What comes after the layers that are kept, for every token; the device computes it all.
+
+    Accelerate fills devices in the order of modules (utils/modeling.py, `infer_auto_device_map`):
+    sixteen layers, the final norm and the head are left over.
+    """
+    question = llama(context=1024, gpu_layers=16)
+    crossing = 2 * (16 * LAYER + 4096 + TABLE)
+    assert bus_bytes(question).value == crossing
+    seconds = (READ + 1024 * CACHED) / BANDWIDTH + crossing / BUS.value
+    assert speed(question) == pytest.approx(1 / seconds)
+
+
+def test_a_hidden_state_goes_to_layers_of_the_host_with_llama_cpp() -> None:
+    """4,096 channels in fp32 for each of three sequences; without such layers nothing does."""
+    assert bus_bytes(llama("llama.cpp", batch=3, gpu_layers=16)).value == 3 * 4096 * 4
+    assert bus_bytes(llama("llama.cpp", batch=3)).value == 0
+    assert bus_bytes(llama()).value == 0
+
+
+def test_kernels_of_vllm_read_what_the_host_has() -> None:
+    """Whole matrices of at least 1 GiB, once for every pass."""
+    kept = bus_bytes(llama("vllm", host_bytes=GIB)).value
+    assert GIB <= kept < GIB + 2 * 4096 * 2 * 14336
+
+
+def test_bits_of_plain_weights_are_sixteen() -> None:
+    """And those of a Q4_0 file 4.5, but for norms in fp32 and a head in Q6_K (18 bytes for 32)."""
+    assert bits_per_weight(llama()) == 16
+    assert 4.5 < bits_per_weight(served("llama-3.1-8b", "llama.cpp", "q4_0")) < 4.7
+
+
+@pytest.mark.parametrize("what", ["context", "batch"])
+def test_the_largest_that_fits_is_the_last_that_does(what: str) -> None:
+    """One token or sequence more does not fit any more."""
+    budget = Budget(24 * GIB)
+    found = largest_that_fits(llama(context=256), what, budget)
+    assert found is not None
+    value = getattr(found, what)
+    assert fits(llama(**{"context": 256, what: value}), budget)
+    assert not fits(llama(**{"context": 256, what: value + 1}), budget)
+
+
+def test_no_context_fits_where_the_weights_do_not() -> None:
+    """16 GB of weights are more than 8 GiB."""
+    assert largest_that_fits(llama(), "context", Budget(8 * GIB)) is None
+
+
+def test_a_pool_fits_where_all_sequences_have_their_cache() -> None:
+    """Of 24 GiB vLLM takes nine tenths: about 5 GiB are left for 2,048 tokens of 256 MiB each."""
+    budget = Budget(24 * GIB, 0.9)
+    few, many = (llama("vllm", context=2048, batch=n) for n in (8, 32))
+    assert fits(few, budget)
+    assert not fits(many, budget)
+
+
+def test_the_fewest_gib_that_are_left_to_the_host_are_enough() -> None:
+    """A GiB less would not do."""
+    budget = Budget(16 * GIB)
+    question = llama("vllm", context=2048)
+    spared = least_on_host(question, budget)
+    assert spared is not None
+    assert fits(spared, budget)
+    assert spared.host_bytes % GIB == 0
+    less = llama("vllm", context=2048, host_bytes=spared.host_bytes - GIB)
+    assert spared.host_bytes > 0
+    assert not fits(less, budget)
