@@ -10,7 +10,7 @@ import pytest
 from benchmarks.tables.training import measured_training
 from llmsize import presets
 from llmsize.anatomy.autograd import Leaf
-from llmsize.anatomy.operations import fused_linear_cross_entropy
+from llmsize.anatomy.operations import fused_linear_cross_entropy, softmax_cross_entropy
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.architecture import Architecture
@@ -187,3 +187,57 @@ def test_litgpt_runs_falcon_with_a_fused_kernel(stack: str, written_out: bool) -
     )  # fmt: skip
     live = training_step(presets.get(Architecture, "falcon-7b"), run).moment.live
     assert any(what.shape[-2:] == (512, 512) for what in live) is written_out
+
+
+NANOGPT = Architecture(
+    "nanogpt", "gpt2",
+    {"vocab_size": 5000, "n_positions": 1024, "n_embd": 256, "n_layer": 2, "n_head": 4,
+     "activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+     "tie_word_embeddings": True},
+    "GPT of karpathy/nanoGPT, model.py",
+)  # fmt: skip
+TORCHTITAN = Architecture(
+    "torchtitan", "llama",
+    {"vocab_size": 5000, "max_position_embeddings": 128, "hidden_size": 256,
+     "intermediate_size": 896, "num_hidden_layers": 2, "num_attention_heads": 8,
+     "num_key_value_heads": 2, "hidden_act": "silu", "tie_word_embeddings": False},
+    "Transformer of pytorch/torchtitan, torchtitan/models/llama3/model/model.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "kept", "backward", "step"),
+    [
+        (NANOGPT, "amp", 21_077_048, 63_667_372, 49_959_028),
+        (TORCHTITAN, "pure-16bit", 11_170_872, 47_022_732, 34_142_296),
+    ],
+)
+def test_models_that_frameworks_bring_themselves(
+    model: Architecture, recipe: str, kept: int, backward: int, step: int
+) -> None:
+    """nanoGPT's and torchtitan's own classes, traced on fake CUDA tensors with torch 2.13.
+
+    Their data has the labels shifted already, and torchtitan's rotary table is a buffer.
+    """
+    choices = Choices(batch=2, sequence=128, format=presets.get(Format, "bf16"))
+    run = training_run(
+        choices, presets.get(Stack, model.name), presets.get(Precision, recipe),
+        presets.get(Optimizer, "adamw"),
+    )  # fmt: skip
+    found, labels, table = training_step(model, run), 2 * 128 * 8, 128 * 32 * 4
+    assert found.kept - labels == pytest.approx(kept, abs=table)
+    assert found.peaks["backward"] == pytest.approx(backward, abs=labels)
+    assert found.peaks["step"] == pytest.approx(step, abs=table)
+
+
+def test_megatrons_loss_keeps_probabilities_in_fp32() -> None:
+    """A trace of its function: 4 bytes a logit kept, 6 bytes at the peaks of both passes."""
+    t = Tape()
+    hidden = Tensor((256, 64), presets.get(Format, "bf16"), None, Leaf())
+    logits = t.new("mm", (256, 8192), hidden.format, t.record(lambda *_: (None,), (hidden,), ()))
+    loss = softmax_cross_entropy(t, logits, Tensor((256,), INT64, None))
+    del logits
+    sizes = list(accumulate(size for size, _ in t.events))
+    assert loss.node is not None
+    assert round(max(sizes) / (256 * 8192)) == 6
+    assert round(sizes[-1] / (256 * 8192)) == 4

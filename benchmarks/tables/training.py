@@ -122,8 +122,6 @@ def _stack(row: Mapping[str, str]) -> Stack:
     """The framework; torchtune's cumulative table turns chunked losses on in a row of its own."""
     name = "transformers" if "Hugging Face" in row["notes"] else STACKS.get(row["source"])
     stack = presets.get(Stack, name or "transformers")
-    if row["source"] == "torchtitan" and row["compile"] != "yes":
-        stack = replace(stack, compiled_loss=False)
     if row["source"] == "xmem-data":  # perf_estimator/trainer/train_loop.py holds `outputs`
         stack = replace(stack, keep_outputs=True)
     if row["source"] == BLOG_2023:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from llmsize.quick_dataclasses import dataclass, field
 
-Loss = Literal["eager", "chunked", "fp32_chunks", "fused_linear", "tiled"]
-"""All logits at once; some tokens at a time; the same of logits that were all made fp32 before, and
+Loss = Literal["eager", "softmax", "chunked", "fp32_chunks", "fused_linear", "tiled"]
+"""All logits at once; the same by fp32 probabilities that become the gradient in place; some tokens
+at a time; the same of logits that were all made fp32 before, and
 are held until the backward pass has run; head and loss together, some tokens at a time, with
 gradients made in the forward pass; or the same in tiles that the backward pass makes again."""
 
@@ -55,6 +56,8 @@ class Stack:
     """Whether shared keys and values are repeated for their queries before attention."""
     fp32_logits: bool = False
     """Whether the model itself hands out fp32 logits where the loss takes all at once."""
+    loss_in_fp32: bool = True
+    """Whether the loss takes an fp32 copy of 16-bit logits, and not the logits themselves."""
     shifts_logits: bool = False
     """Whether the loss takes a copy of all logits but the last, instead of shifting the labels."""
     loss: Loss = "eager"

@@ -149,7 +149,9 @@ def causal_lm_loss(t: Trace, logits: Tensor) -> Tensor:
     """The loss of the labels shifted by one token; transformers computes it in fp32."""
     if t.setting.compiled_loss:
         return ops.compiled_cross_entropy(t, logits, shifted_labels(t))
-    scores = ops.to(t, logits, FP32)
+    if t.setting.loss == "softmax":
+        return ops.softmax_cross_entropy(t, logits, shifted_labels(t))
+    scores = ops.to(t, logits, FP32) if t.setting.loss_in_fp32 else logits
     if t.setting.shifts_logits:
         kept = ops.copy(t, ops.narrow(t, scores, 1, t.sequence - 1))
         labels = t.new("copy", (t.batch, t.sequence - 1), INT64)

@@ -60,6 +60,8 @@ class Setting(NamedTuple):
     """Whether shared keys and values are repeated for their queries whatever the kernel takes."""
     fp32_logits: bool = False
     """Whether the head hands out fp32 logits where the loss takes all at once."""
+    loss_in_fp32: bool = True
+    """Whether the loss takes an fp32 copy of 16-bit logits."""
     shifts_logits: bool = False
     """Whether all logits but the last are copied for the loss."""
     loss: Loss = "eager"

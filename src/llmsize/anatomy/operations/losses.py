@@ -51,6 +51,18 @@ def _logits_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (t.new("cross_entropy_backward", *node.context),)
 
 
+def softmax_cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss by probabilities in fp32, which become the gradient in place.
+
+    Megatron-LM 00611e6, core/tensor_parallel/cross_entropy.py; autograd casts the gradient.
+    """
+    node = t.record(_logits_backward, (logits,), (), (logits.shape, logits.format))
+    probabilities = t.new("softmax", logits.shape, FP32)
+    if node is not None:
+        t.keep(node, (probabilities, targets))
+    return t.new("cross_entropy", (), FP32, node)
+
+
 def fused_linear_cross_entropy(
     t: Tape, x: Tensor, weight: Tensor, targets: Tensor, vocabulary: int
 ) -> Tensor:
