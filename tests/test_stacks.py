@@ -84,7 +84,7 @@ SHIFTED = (
     ("llama-3.2-1b-2-layers", "bf16", True, True, 643_000_344, 3_209_505_128, 4_387_856_728),
 )
 """Kept bytes and both peaks of 4 × 128 tokens, traced by benchmarks/measure_trace.py (transformers
-5.23, torch 2.13) with the loss of transformers 4.45 in the place of its own, while the loop holds
+5.23, torch 2.13) with the loss of transformers 4.46 in the place of its own, while the loop holds
 the logits or not, and with the head of 4.45's Llama, which hands out fp32, or that of 5.23."""
 
 
@@ -95,12 +95,25 @@ def test_the_loss_of_transformers_4_copies_its_logits(
     """Whether or not the loop holds the logits, bytes are those of the traced step."""
     name, format, held, fp32, kept, forward, backward = traced
     model = read_config(MEASURED.parent / "trace_configs" / f"{name}.json", name)
-    stack = replace(presets.get(Stack, "transformers-4"), keep_outputs=held, fp32_logits=fp32)
+    stack = replace(
+        presets.get(Stack, "transformers-4"), keep_outputs=held, fp32_logits=fp32, loss_in_fp32=True
+    )
     choices = Choices(batch=4, sequence=128, format=presets.get(Format, format))
     recipe = presets.get(Precision, "pure-16bit")
     run = training_run(choices, stack, recipe, presets.get(Optimizer, "adamw"))
     step = training_step(model, run)
     assert (step.kept, step.peaks["forward"], step.peaks["backward"]) == (kept, forward, backward)
+
+
+def test_gpt2_of_transformers_4_hands_its_logits_to_the_loss_as_they_are() -> None:
+    """Traced likewise, with the loss that 4.45.2's modeling_gpt2.py writes out."""
+    model = read_config(MEASURED.parent / "trace_configs" / "gpt2-2-layers.json", "gpt2")
+    choices = Choices(batch=4, sequence=128, format=presets.get(Format, "bf16"))
+    recipe, adamw = presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "adamw")
+    run = training_run(choices, presets.get(Stack, "transformers-4"), recipe, adamw)
+    step = training_step(model, run)
+    peaks = step.peaks["forward"], step.peaks["backward"]
+    assert (step.kept, *peaks) == (98_715_020, 522_614_132, 582_886_516)
 
 
 def test_gradients_that_are_set_to_zero_stay() -> None:

@@ -30,13 +30,14 @@ def causal_lm(
     transform: Callable[[Tensor], Tensor] | None = None,
     end: Sequence[Activation] = (),
     loss: Callable[[Trace, Tensor], Tensor] | None = None,
+    casts: bool = True,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
     `tied` names the embedding whose weight the head shares, if it has none of its own. `transform`
     is what the head makes of the hidden states before it multiplies, `end` what happens to the
     logits before anybody sees them, `loss` what makes the loss of them if it is not that of the
-    next token.
+    next token, `casts` whether the model hands out fp32 logits where the stack's models do.
     """
     tied = "" if t.setting.separate_head else tied
     if transform is not None and not _takes_logits(t):
@@ -58,7 +59,7 @@ def causal_lm(
     if t.setting.training and t.setting.loss == "fp32_chunks":
         return held_chunks_loss(t, hidden, project)
     logits = project(hidden)
-    if t.setting.training and t.setting.fp32_logits:
+    if t.setting.training and t.setting.fp32_logits and casts:
         logits = in_fp32(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)

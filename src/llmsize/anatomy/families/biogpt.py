@@ -30,7 +30,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     x = model(t, stack)
     tied = "biogpt.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, head="output_projection", tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, head="output_projection", tied=tied, casts=False)
 
 
 def model(t: Trace, s: bart.Stack) -> Tensor:

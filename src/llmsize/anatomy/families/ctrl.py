@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     x = model(t, s)
     tied = "transformer.w" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=True)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=True, casts=False)
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

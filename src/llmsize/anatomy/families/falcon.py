@@ -51,7 +51,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )
     s = sizes(c, new)
     x = model(t, s, b)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -54,7 +54,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied="transformer.wte" if s.tied else "")
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, tied="transformer.wte" if s.tied else "", casts=False
+    )
 
 
 def model(t: Trace, s: Shape) -> Tensor:

@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         attention_dropout=0.1,
     )  # fmt: skip
     x = model(t, s, c)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

@@ -58,7 +58,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s)
     tied = "gpt_neox.embed_in" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
 
 
 def model(t: Trace, s: Shape) -> Tensor:

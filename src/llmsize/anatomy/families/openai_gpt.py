@@ -23,7 +23,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = gpt2.read(c.changed(activation_function=ACTIVATIONS.get(name, name), n_inner=None))
     x = model(t, s)
     tied = "transformer.tokens_embed" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

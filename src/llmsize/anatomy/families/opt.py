@@ -60,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True, activation="relu", rotary=0.0)
     x = model(t, s, read(c, s.hidden))
     tied = f"{DECODER}.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:
