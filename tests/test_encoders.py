@@ -27,8 +27,13 @@ def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("bert-base", 109_514_298), ("bert-large", 335_174_458), ("roberta-base", 124_697_433)],
-)
+    [
+        ("bert-base", 109_514_298), ("bert-large", 335_174_458), ("roberta-base", 124_697_433),
+        ("distilbert-base", 66_985_530), ("modernbert-base", 149_655_232),
+        ("deberta-v3-base", 184_551_780), ("mpnet-base", 109_516_991),
+        ("electra-small", 13_546_682), ("xlm-roberta-xl", 3_482_741_760),
+    ],
+)  # fmt: skip
 def test_parameters_are_those_of_transformers(name: str, published: int) -> None:
     """`num_parameters()` of the masked-language models (transformers 5.23)."""
     model = traced(presets.get(Architecture, name))

@@ -234,8 +234,12 @@ def eager(
     dropout: float = 0.0,
     softcap: bool = False,
     softmax_format: Format | None = FP32,
+    cast_back: bool = True,
 ) -> Tensor:
-    """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy."""
+    """`eager_attention_forward` of transformers' Llama: fp32 softmax and its 16-bit copy.
+
+    Others leave the format of the softmax to autocast, and some do not `cast_back` what it gives.
+    """
     groups = q.shape[1] // k.shape[1]
     keys, values = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     weights = ops.scale(t, ops.matmul(t, q, ops.transpose(t, keys, -1, -2)))
@@ -244,7 +248,11 @@ def eager(
         weights = ops.tanh(t, weights)
         weights = ops.scale(t, weights)
     weights = weights if mask is None else ops.add(t, weights, mask)
-    weights = ops.to(t, ops.softmax(t, weights, softmax_format), q.format)
+    weights = (
+        ops.to(t, ops.softmax(t, weights, softmax_format), q.format)
+        if cast_back
+        else ops.softmax(t, weights, softmax_format)
+    )
     t.attention_weights = weights = ops.dropout(t, weights, dropout)
     by_token = ops.contiguous(t, ops.transpose(t, ops.matmul(t, weights, values), 1, 2))
     return ops.transpose(t, by_token, 1, 2)

@@ -136,8 +136,9 @@ def attend(
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention == "eager" or softcap:
         out = attention.eager(
-            t, q, k, v, mask, dropout=dropout, softcap=softcap, softmax_format=softmax_format
-        )
+            t, q, k, v, mask, dropout=dropout, softcap=softcap, softmax_format=softmax_format,
+            cast_back=softmax_format is not None,
+        )  # fmt: skip
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
     adapter = t.attending

@@ -24,7 +24,7 @@ TYPES = {
     "bailing_hybrid": ("bailing_hybrid",),
     "bamba": ("bamba",),
     "bart": (
-        "bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "blenderbot-small",
+        "bart", "mbart", "pegasus", "plbart", "marian", "m2m_100", "blenderbot", "blenderbot-small",
     ),
     "beam": ("beam",),
     "biogpt": ("biogpt",),

@@ -1,4 +1,4 @@
-"""BART and its kin (mBART, Pegasus, Marian, M2M-100 and NLLB, BlenderBot): encoder and decoder.
+"""BART and kin (mBART, PLBART, Pegasus, Marian, M2M-100, NLLB, BlenderBot): encoder and decoder.
 
 transformers v5.23, the modeling file of each type under models/. Both stacks are given the same
 number of tokens.
@@ -47,6 +47,9 @@ class Type:
 
 TYPES = {
     "bart": Type(
+        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",)
+    ),
+    "plbart": Type(
         before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",)
     ),
     "mbart": Type(before=True, embedding_norm=True, positions="learned", offset=2),
