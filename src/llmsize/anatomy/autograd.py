@@ -52,6 +52,12 @@ class Node:
         """Whether the input of that index wants a gradient."""
         return self.edges[index] is not None
 
+    def send(self, tape: Tape, index: int, grad: Tensor) -> None:
+        """Hand an input its gradient before the rule is through."""
+        edge = self.edges[index]
+        if edge is not None:
+            edge[0].receive(tape, edge[1], grad)
+
     def receive(self, tape: Tape, slot: int, grad: Tensor) -> None:
         """Take a gradient of output `slot`, adding it to one that is there."""
         grads = self.grads

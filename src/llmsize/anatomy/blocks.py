@@ -61,8 +61,8 @@ def rms_norm(t: Trace, x: Tensor, name: str) -> Tensor:
         return ops.fused_norm(t, x, weight)
     format = x.format
     x = ops.to(t, x, FP32)
-    variance = ops.mean(t, ops.power(t, x))
-    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, variance)))
+    variance: list[Tensor] = []
+    x = ops.normalized(t, x, variance)
     return ops.mul(t, weight, ops.to(t, x, format))
 
 

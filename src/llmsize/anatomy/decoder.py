@@ -515,7 +515,7 @@ def gemma_norm(t: Trace, x: Tensor, name: str) -> Tensor:
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
     format = x.format
     x = ops.to(t, x, FP32)
-    normed = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    normed = ops.normalized(t, x)
     del x
     normed = ops.mul(t, normed, ops.shift(t, ops.to(t, weight, FP32)))
     return ops.to(t, normed, format)
@@ -527,5 +527,5 @@ def fp32_norm(t: Trace, x: Tensor, name: str, *, cast: bool = False) -> Tensor:
     weight = ops.to(t, weight, FP32) if cast else weight
     format = x.format
     x = ops.to(t, x, FP32)
-    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    x = ops.normalized(t, x)
     return ops.to(t, ops.mul(t, weight, x), format)

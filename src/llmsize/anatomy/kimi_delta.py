@@ -285,8 +285,8 @@ def gated_norm(t: Trace, x: Tensor, gate: Tensor, name: str) -> Tensor:
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
     format = x.format
     x = ops.to(t, x, FP32)
-    variance = ops.mean(t, ops.power(t, x))
-    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, variance)))
+    variance: list[Tensor] = []
+    x = ops.normalized(t, x, variance)
     x = ops.mul(t, ops.to(t, weight, FP32), x)
     x = ops.mul(t, x, ops.sigmoid(t, ops.to(t, gate, FP32)))
     return ops.to(t, x, format)

@@ -270,7 +270,7 @@ def gated_norm(t: Trace, m: Mamba2, x: Tensor, gate: Tensor, name: str) -> Tenso
     x = ops.to(t, x, FP32)
     x = ops.mul(t, x, ops.silu(t, ops.to(t, gate, FP32)))
     groups = ops.reshape(t, x, *x.shape[:-1], m.groups, m.inner // m.groups)
-    variance = ops.mean(t, ops.power(t, groups))
-    groups = ops.mul(t, groups, ops.rsqrt(t, ops.shift(t, variance)))
+    variance: list[Tensor] = []
+    groups = ops.normalized(t, groups, variance)
     x = ops.reshape(t, groups, *x.shape)
     return ops.mul(t, weight, ops.to(t, x, format))

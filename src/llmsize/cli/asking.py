@@ -15,6 +15,7 @@ from llmsize.cli import answering
 from llmsize.cli.answering import SHARED, load, parameters
 from llmsize.cli.declare import Argument, Declared, Parameter, for_python
 from llmsize.cli.direct import EMPTY_HINT, value_type
+from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError
 
 
@@ -46,7 +47,8 @@ def function(name: str) -> Callable[..., Estimate]:
             if given == "":
                 raise LLMSizeError(f"`{word}` is empty", hint=EMPTY_HINT)
             values[known[word].name] = _value(known[word], given)
-        found = answering.ask(command, values)
+        with collector_paused():
+            found = answering.ask(command, values)
         answer: Estimate = found.estimate if isinstance(found, Drawn) else found
         return answer
 

@@ -31,15 +31,20 @@ class Passage:
     """What happens in one traced part of a layer, or outside of the layers, in one go."""
 
     def __init__(
-        self, events: Sequence[Event], layer: int, levels: Sequence[int], *, repeated: bool = False
+        self,
+        events: Sequence[Event],
+        layer: int,
+        levels: Sequence[int],
+        once: Passage | None = None,
     ) -> None:
         """`levels` are bytes alive before and after each event, above what was before.
 
-        In one that is `repeated` for another layer, that one is handed what this one was.
+        In one that happens again for another layer as it did `once`, that layer is handed what the
+        first one was.
         """
         self.events = events
         self.layer = layer
-        self.repeated = repeated
+        self.once = once
         self._levels = levels
         self.net = levels[-1]
         """Bytes that are alive after it and were not before."""
@@ -49,7 +54,9 @@ class Passage:
     @cached_property
     def lasting(self) -> Sequence[Event]:
         """What it leaves alive, and what it releases that was alive before."""
-        return self._unmatched(self.events)
+        if self.once is None:
+            return _unmatched(self.events)
+        return [(size, self._own(label)) for size, label in _of_layers(self.once.lasting)]
 
     def up_to_crest(self) -> Sequence[Event]:
         """Its events, until most is alive."""
@@ -57,25 +64,11 @@ class Passage:
 
     def at_crest(self) -> Sequence[Event]:
         """What is alive by then and was not before, and what is released."""
-        return self._unmatched(self.up_to_crest())
-
-    def _unmatched(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Events without those of storages that come to life and go among them.
-
-        What another layer is handed is of a layer, too.
-        """
-        found: dict[int, Event] = {}
-        for event in events:
-            label = id(event[1])
-            if label in found:
-                del found[label]
-            else:
-                found[label] = event
-        if not self.repeated:
-            return list(found.values())
-        return [(size, self._own(label)) for size, label in found.values()]
+        found = _unmatched(self.up_to_crest())
+        return found if self.once is None else [(size, self._own(label)) for size, label in found]
 
     def _own(self, label: Label) -> Label:
+        """What another layer is handed is of a layer, too."""
         role, operation, layer, shape, format = label
         return (role, operation, self.layer, shape, format) if layer == HANDED_ON else label
 
@@ -83,10 +76,26 @@ class Passage:
 def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
     """What happens in a traced part of a layer, and again in another layer of its kind: nothing to
     what all layers share."""
-    levels = _levels(events)
-    own = [event for event in events if event[1][2] != OUTSIDE]
+    once = Passage(events, layer, levels := _levels(events))
+    own = _of_layers(events)
     own_levels = levels if len(own) == len(events) else _levels(own)
-    return Passage(events, layer, levels), Passage(own, layer, own_levels, repeated=True)
+    return once, Passage(own, layer, own_levels, once)
+
+
+def _of_layers(events: Sequence[Event]) -> Sequence[Event]:
+    return [event for event in events if event[1][2] != OUTSIDE]
+
+
+def _unmatched(events: Sequence[Event]) -> Sequence[Event]:
+    """Events without those of storages that come to life and go among them."""
+    found: dict[int, Event] = {}
+    for event in events:
+        label = id(event[1])
+        if label in found:
+            del found[label]
+        else:
+            found[label] = event
+    return list(found.values())
 
 
 def _levels(events: Sequence[Event]) -> Sequence[int]:
@@ -110,6 +119,11 @@ class Stretch(NamedTuple):
     layers: int
     """How many layers it passes; outside of them it counts as one."""
 
+    @property
+    def highest(self) -> Passage:
+        """The passage that has the crest."""
+        return self.passages[self.crest_in]
+
     def lasting(self) -> Iterator[Event]:
         """What one of them leaves alive, and what it releases that was alive before."""
         for passage in self.passages:
@@ -121,31 +135,30 @@ class Moment:
 
     def __init__(self, parts: Sequence[Stretch], turn: int, size: int) -> None:
         """After the last has happened `turn` times."""
-        *self._before, self._part = parts
+        self._parts = parts
         self._turn = turn
-        self._highest = self._part.passages[self._part.crest_in]
-        self.phase = self._part.phase
-        self.layer = self._part.turn
+        self.phase = parts[-1].phase
+        self.layer = parts[-1].turn
         """Number of the turn of the layers at work; -1 outside of the layers."""
         self.bytes = size
         """Alive at this point, without what lives through the whole step."""
-
-    @property
-    def operation(self) -> str:
+        events = parts[-1].highest.up_to_crest()
+        self.operation = What(*events[-1][1]).operation if events else ""
         """What has just been made."""
-        events = self._highest.up_to_crest()
-        return What(*events[-1][1]).operation if events else ""
 
     @cached_property
     def live(self) -> dict[What, int]:
         """What is alive at this point, with its bytes; found when it is first asked for."""
-        part = self._part
-        return _alive(
-            *((earlier.lasting(), earlier.times) for earlier in self._before),
-            (part.lasting(), self._turn),
-            *((before.lasting, 1) for before in part.passages[: part.crest_in]),
-            (self._highest.at_crest(), 1),
-        )
+        *before, part = self._parts
+        passed = [(earlier.passages, earlier.times) for earlier in before]
+        passed += [(part.passages, self._turn), (part.passages[: part.crest_in], 1)]
+        happened: dict[Passage, int] = {}  # a passage may be in the stretches of many turns
+        for passages, times in passed:
+            for passage in passages:
+                happened[passage] = happened.get(passage, 0) + times
+        lasting = [(passage.lasting, times) for passage, times in happened.items() if times]
+        self._parts = ()  # all events of the step, which nobody needs from now on
+        return _alive(*lasting, (part.highest.at_crest(), 1))
 
 
 def stretches(trace: Trace) -> Iterator[Stretch]:
@@ -285,11 +298,10 @@ def _alive(*passed: tuple[Iterable[Event], int]) -> dict[What, int]:
     sizes: dict[int, int] = {}  # by identity, which the events of one storage share
     named: dict[int, Label] = {}
     for events, times in passed:
-        if times:
-            for change, label in events:
-                key = id(label)
-                sizes[key] = sizes.get(key, 0) + change * times
-                named[key] = label
+        for change, label in events:
+            key = id(label)
+            sizes[key] = sizes.get(key, 0) + change * times
+            named[key] = label
     live: dict[What, int] = {}
     for key, size in sizes.items():
         if size:

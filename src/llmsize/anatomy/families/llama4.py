@@ -75,7 +75,7 @@ def norm_without_weights(t: Trace, x: Tensor) -> Tensor:
 
 def normed(t: Trace, x: Tensor) -> Tensor:
     """`x` over the root of its mean square."""
-    return ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    return ops.normalized(t, x)
 
 
 def attention(

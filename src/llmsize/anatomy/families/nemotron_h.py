@@ -56,7 +56,7 @@ def norm(t: Trace, x: Tensor, name: str) -> Tensor:
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
     format = x.format
     x = ops.to(t, x, FP32)
-    x = ops.mul(t, x, ops.rsqrt(t, ops.shift(t, ops.mean(t, ops.power(t, x)))))
+    x = ops.normalized(t, x)
     return ops.to(t, ops.mul(t, ops.to(t, weight, FP32), x), format)
 
 

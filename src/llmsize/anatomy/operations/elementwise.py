@@ -203,10 +203,11 @@ def _expm1_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def power(t: Tape, x: Tensor) -> Tensor:
     """`x ** n`; keeps its input. Under autocast it runs in fp32."""
-    return unary(t, "pow", in_fp32(t, x), keeps="input", backward=_power_backward)
+    return unary(t, "pow", in_fp32(t, x), keeps="input", backward=power_backward)
 
 
-def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+def power_backward(t: Tape, node: Node, grads: GradList) -> tuple[Tensor]:
+    """The gradient of what was raised to a power."""
     grad = first(grads)
     raised = t.new("pow", grad.shape, grad.format)
     scaled = t.new("mul", grad.shape, grad.format)
@@ -217,7 +218,7 @@ def _power_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def rsqrt(t: Tape, x: Tensor) -> Tensor:
     """`1 / sqrt(x)`; keeps its output."""
-    return unary(t, "rsqrt", x, keeps="output", backward=_power_backward)
+    return unary(t, "rsqrt", x, keeps="output", backward=power_backward)
 
 
 def clamp(t: Tape, x: Tensor, bounds: int = 1, limits: Sequence[Tensor] = ()) -> Tensor:

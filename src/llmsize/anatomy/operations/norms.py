@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations.elementwise import to, unary
-from llmsize.anatomy.operations.rules import GradList, first, keep_output
+from llmsize.anatomy.operations.elementwise import power_backward, to, unary
+from llmsize.anatomy.operations.rules import GradList, first, joined, keep_output
 from llmsize.anatomy.tape import Tape
-from llmsize.anatomy.tensor import Tensor
+from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import FP16, FP32, Format
 
 
@@ -39,6 +39,50 @@ def fused_norm(t: Tape, x: Tensor, *weights: Tensor) -> Tensor:
     out = t.like("fused_norm", x, node)
     keep_output(t, node, t.new("fused_norm", (*x.shape[:-1], 1), FP32))
     return out
+
+
+def normalized(t: Tape, x: Tensor, held: list[Tensor] | None = None) -> Tensor:
+    """`x * rsqrt(mean(x ** 2) + eps)`, written out in fp32: keeps `x` and the factor.
+
+    Five operations in one node, as half of what a layer makes is made here. The mean is put among
+    the `held`, where the caller has a name for it.
+    """
+    node = t.record(_normalized_backward, (x, x), (x,))
+    square = t.like("pow", x)
+    mean = laid_out(t.new("mean", (*x.shape[:-1], 1), x.format), x)
+    del square
+    shifted = t.like("add", mean)
+    if held is not None:
+        held.append(mean)
+    del mean
+    factor = t.like("rsqrt", shifted)
+    keep_output(t, node, factor)
+    del shifted
+    return joined(t, "mul", x, factor, node)
+
+
+def _normalized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    """Of the product, the factor, the mean and the square in turn; `x` gets two gradients.
+
+    What has come so far is in `grads`, the last of it until the record has let go of the node.
+    """
+    (x, factor), grad = node.saved, first(grads)
+    assert x is not None and factor is not None
+    node.saved = ()
+    to_x = joined(t, "mul_backward", grad, factor)
+    to_factor = joined(t, "mul_backward", grad, x)
+    to_factor = t.new("sum", factor.shape, grad.format)
+    del grad
+    grads[:] = [to_factor]
+    del to_factor
+    node.send(t, 0, to_x)
+    del to_x
+    (to_mean,) = power_backward(t, node, grads)
+    del factor
+    grads.clear()
+    grads.append(t.new("mean_backward", x.shape, to_mean.format))
+    del to_mean
+    return None, *power_backward(t, node, grads)
 
 
 def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
