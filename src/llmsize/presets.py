@@ -118,12 +118,18 @@ def _own_places() -> Iterator[str]:
 
 def user_folder() -> str:
     """The platform's configuration folder for the user's own presets; it need not exist."""
-    if sys.platform == "win32":
-        base = os.environ.get("APPDATA") or path.expanduser("~/AppData/Roaming")
-    elif sys.platform == "darwin":
+    said = "APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME"
+    return _user_folder(sys.platform, os.environ.get(said), os.environ.get("HOME"))
+
+
+@lru_cache(maxsize=8)  # every preset that is asked for is looked for there
+def _user_folder(platform: str, said: str | None, home: str | None) -> str:
+    if platform == "win32":
+        base = said or path.expanduser("~/AppData/Roaming")
+    elif platform == "darwin":
         base = path.expanduser("~/Library/Application Support")
     else:
-        base = os.environ.get("XDG_CONFIG_HOME") or path.expanduser("~/.config")
+        base = said or path.expanduser("~/.config")
     return path.join(base, "llmsize", "presets")
 
 
