@@ -68,6 +68,8 @@ def _normalized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     """
     (x, factor), grad = node.saved, first(grads)
     assert x is not None and factor is not None
+    if grad.shape != x.shape:  # of a view of the result
+        grad = grad.view(*x.shape)
     node.saved = ()
     to_x = joined(t, "mul_backward", grad, factor)
     to_factor = joined(t, "mul_backward", grad, x)
