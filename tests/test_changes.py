@@ -23,6 +23,7 @@ def test_the_cheapest_combination() -> None:
     assert chosen == (HALVE, TRIM)
     assert applied(100, chosen) == 40
     assert combination(100, CHANGES, lambda size: size <= 1) is None
+    assert combination(100, CHANGES, lambda size: size <= 45, below=4) is None
 
 
 def test_a_change_that_changes_nothing_is_never_named() -> None:

@@ -116,6 +116,24 @@ def test_changes_are_shown_where_it_does_not_fit_and_on_request(
                 assert rows[name]["saves"]["value"] == needed - then
 
 
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (("--recipe", "mixed", "--vram", "21GB"), "use 8-bit optimizer states"),
+        (("--dtype", "fp32", "--vram", "21GB"),
+         "use 8-bit optimizer states and recompute every block"),
+    ],
+)  # fmt: skip
+def test_what_is_trained_changes_last(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], changes: str
+) -> None:
+    """Adapters alone would fit, too, but are the last resort; replicas have no offloading."""
+    found = answer(capsys, "llama-3.2-1b", "--gpus", "2", *words)
+    fitting = {row["name"] for row in found["answer"][-1]["rows"] if row["cells"]["fits"] == "yes"}
+    assert "train LoRA on an NF4 base" in fitting
+    assert any(note.startswith(f"to make it fit: {changes} (") for note in found["notes"])
+
+
 @pytest.mark.parametrize(("card", "runs"), [("rtx-4090", True), ("tpu-v5e", False),
                                             ("trainium1", False)])  # fmt: skip
 def test_no_change_names_what_the_card_does_not_run(

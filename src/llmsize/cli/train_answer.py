@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from llmsize import presets
 from llmsize.anatomy import Setting, traced
@@ -361,7 +362,8 @@ def remedy(question: Question, budget: int) -> tuple[planning.Change[Question], 
             return False  # what does not go together
 
     one = planning.single(question, known, enough)
-    return (one,) if one else planning.combination(question, known[1:], enough) or ()
+    below = one.price if one else inf
+    return planning.combination(question, known[1:], enough, below) or ((one,) if one else ())
 
 
 def advice(question: Question, several: tuple[planning.Change[Question], ...]) -> str:

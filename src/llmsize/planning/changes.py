@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import inf
 from typing import Generic, TypeVar
 
 from llmsize.errors import LLMSizeError
@@ -78,16 +79,29 @@ def single(
 
 
 def combination(
-    question: Q, changes: Sequence[Change[Q]], enough: Callable[[Q], bool]
+    question: Q,
+    changes: Sequence[Change[Q]],
+    enough: Callable[[Q], bool],
+    below: float = inf,
 ) -> tuple[Change[Q], ...] | None:
-    """The cheapest set of changes that together are `enough`, fewest first among equal prices."""
-    useful = [change for change in changes if change.apply(question) != question][:MAX_CHANGES]
+    """The cheapest set of changes that together are `enough`, fewest first among equal prices.
+
+    None, too, where the prices of no such set come to less than `below`.
+    """
+    cheap = [change for change in changes if change.price < below]
+    useful = [change for change in cheap if change.apply(question) != question][:MAX_CHANGES]
     sets = [chosen for size in range(1, len(useful) + 1) for chosen in combinations(useful, size)]
-    sets.sort(key=lambda chosen: (sum(change.price for change in chosen), len(chosen)))
+    sets.sort(key=lambda chosen: (_price(chosen), len(chosen)))
     for chosen in sets:
+        if _price(chosen) >= below:
+            break
         if not _idle(question, chosen) and enough(applied(question, chosen)):
             return chosen
     return None
+
+
+def _price(chosen: Sequence[Change[Q]]) -> float:
+    return sum(change.price for change in chosen)
 
 
 def _idle(question: Q, chosen: Sequence[Change[Q]]) -> bool:

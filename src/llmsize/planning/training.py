@@ -147,12 +147,8 @@ def _choose(question: Question, **words: object) -> Question:
 
 
 def _with_optimizer(question: Question, optimizer: Optimizer) -> Question:
-    kept = question.optimizer.layout == "block" or question.precision.master
-    return (
-        question
-        if kept or question.choices.offload != "none"
-        else replace(question, optimizer=optimizer)
-    )
+    kept = question.optimizer.layout == "block" or question.choices.offload != "none"
+    return question if kept else replace(question, optimizer=optimizer)
 
 
 def offloaded(question: Question, what: Offload) -> Question:
