@@ -329,7 +329,6 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
     if aim.engine_sleeps and not aim.engine_share:
         raise LLMSizeError("no engine sleeps", hint="add its share of the device: --vllm-share 0.3")
     check_rollout(OBJECTIVES[aim.objective], rollouts=aim.rollouts, engine=aim.engine_share)
-    named = {"adapter_format": trained.adapter_dtype, "base": trained.base}
     given = {
         "rank": trained.rank, "targets": options.names(trained.targets), "width": trained.width,
         "factor": trained.factor, "adapter_dropout": trained.adapter_dropout,
@@ -338,9 +337,25 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
         "frozen_layers": trained.freeze, "upcast": trained.upcast or None,
         "completion": aim.completion, "rollouts": aim.rollouts, "reference": aim.reference,
         "engine": _engine(aim.engine_share, budget),
-        **{choice: presets.get(Format, name) for choice, name in named.items() if name},
+        "adapter_format": presets.get(Format, trained.adapter_dtype)
+        if trained.adapter_dtype else None,
+        "base": _base(trained.base) if trained.base else None,
     }  # fmt: skip
     return {choice: value for choice, value in given.items() if value not in (None, ())}
+
+
+def _base(name: str) -> Format:
+    """The format of frozen weights, by the names that they have in `fits`, too.
+
+    Raises `LLMSizeError` for one that no adapters are trained beside.
+    """
+    from llmsize.cli import catalogue
+    from llmsize.memory.overview import not_adapted
+
+    storage = catalogue.storage(name, None, served=False)
+    if reason := not_adapted(storage):
+        raise LLMSizeError(reason, hint="name another `--base`, such as `nf4` or `llm-int8`")
+    return presets.get(Format, storage.recipe.base) if storage.recipe else storage.format
 
 
 def _engine(share: float, budget: int | None) -> int | None:
