@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from asking import answered
 
+import llmsize
 from llmsize.cli import run
 
 
@@ -90,6 +91,23 @@ def test_bad_choices_are_refused_with_a_hint(
     assert told.out == ""
     assert told.err.startswith("error: ")
     assert "\nhint: " in told.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"method": "qlora", "targets": "q_proj,v_proj", "adapter_dropout": 0.1, "upcast": True,
+         "padded": True, "attention": "eager", "recompute": "full", "every": 2},
+        {"method": "frozen", "freeze": 5, "compile": True, "vram": "4GB", "accumulate": 2},
+        {"method": "prompt-tuning", "virtual_tokens": 7, "objective": "dpo", "reference": "none"},
+    ],
+)  # fmt: skip
+def test_the_question_can_be_asked_again(words: dict[str, Any]) -> None:
+    """What a document says was asked are the words that ask it."""
+    once = llmsize.train("smollm-135m", seq_len=64, **words)
+    asked = {word: value for word, value in once.question.items() if value is not None}
+    asked["vram"] = asked.pop("memory_bytes", None)
+    assert llmsize.train(**asked) == once
 
 
 def test_a_base_has_the_names_of_fits(capsys: pytest.CaptureFixture[str]) -> None:

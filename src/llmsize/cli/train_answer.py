@@ -8,7 +8,7 @@ from math import inf
 from llmsize import presets
 from llmsize.anatomy import Setting, traced
 from llmsize.anatomy.adapters import ALL_LINEAR
-from llmsize.answer import Cell, Estimate, Row, Table
+from llmsize.answer import Cell, Estimate, Row, Scalar, Table
 from llmsize.architecture import Architecture
 from llmsize.cli import options
 from llmsize.errors import LLMSizeError, printable
@@ -39,6 +39,17 @@ from llmsize.units import format_bytes, format_count, format_share
 FOLLOWED = "the step, followed tensor by tensor"
 MOMENTS = {"step": "the optimizer's step", "reference": "the reference's forward pass"}
 """Moments of the peak beside the two passes, where their names alone say too little."""
+BESIDE = {
+    "attention": "attention", "padded": "padded", "compile": "compiled", "targets": "targets",
+    "adapter_dropout": "adapter_dropout", "adapter_dtype": "adapter_format",
+    "modules_to_save": "modules_to_save", "bias": "bias", "width": "width", "factor": "factor",
+    "virtual_tokens": "tokens", "base": "base", "upcast": "upcast", "freeze": "frozen_layers",
+    "reference": "reference", "completion": "completion", "rollouts": "rollouts",
+    "vllm_bytes": "engine", "vllm_sleep": "engine_sleeps", "every": "recompute_every",
+    "offload_checkpoints": "offload_checkpoints", "fused_backward": "fused_backward",
+    "gradient_as_bucket_view": "bucket_views",
+}  # fmt: skip
+"""Words that most questions go without, and the fields of `Choices` that they are."""
 WITH_CUDA = ("NVIDIA", "AMD")
 """Makers of cards whose PyTorch is that of CUDA: the same kernels, or their translation by HIP, and
 the same caching allocator (PyTorch's notes on HIP)."""
@@ -51,7 +62,6 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
     memory = device_memory(question.architecture, run, question.stack, budget)
     host = host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
-    choices = question.choices
     answer = [_table(memory), *_host_tables(host, question.architecture, run)]
     if timeline:
         answer.append(_timeline(step))
@@ -59,16 +69,7 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
         answer.append(_changes(question, budget))
     return Estimate(
         command="train",
-        question={
-            "model": question.architecture.name, "method": choices.method,
-            "objective": choices.objective, "batch": choices.batch,
-            "seq_len": choices.sequence, "dtype": choices.format.name,
-            "recipe": question.precision.name, "optimizer": question.optimizer.name,
-            "stack": question.stack.name, "recompute": choices.recompute,
-            "rank": choices.rank if "rank" in method_named(choices.method).takes else None,
-            "accumulate": choices.accumulation, "offload": choices.offload,
-            "gpus": choices.replicas, "memory_bytes": budget,
-        },
+        question=_asked(question, budget),
         headline=_headline(question, memory, host, budget),
         answer=tuple(answer),
         assumptions=_assumptions(question, run),
@@ -78,6 +79,31 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
         ),
         verdict=fits,
     )  # fmt: skip
+
+
+def _asked(question: Question, budget: int | None) -> dict[str, Scalar]:
+    """The question in the command's words; those of `BESIDE` only where they were given."""
+    choices, usual = question.choices, Choices()
+    beside = {word: getattr(choices, field) for word, field in BESIDE.items()
+              if getattr(choices, field) != getattr(usual, field)}  # fmt: skip
+    return {
+        "model": question.architecture.name, "method": choices.method,
+        "objective": choices.objective, "batch": choices.batch,
+        "seq_len": choices.sequence, "dtype": choices.format.name,
+        "recipe": question.precision.name, "optimizer": question.optimizer.name,
+        "stack": question.stack.name, "recompute": choices.recompute,
+        "rank": choices.rank if "rank" in method_named(choices.method).takes else None,
+        "accumulate": choices.accumulation, "offload": choices.offload,
+        "gpus": choices.replicas, "memory_bytes": budget,
+        **{word: _plain(value) for word, value in beside.items()},
+    }  # fmt: skip
+
+
+def _plain(value: Scalar | Format | tuple[str, ...]) -> Scalar:
+    """A choice as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return value.name if isinstance(value, Format) else value
 
 
 def _subject(question: Question) -> str:
