@@ -28,16 +28,16 @@ STATES = frozenset(
 NOT_ALIKE = frozenset((
     "t5_full_040", "t5_prompt_050", "t5_full_028_b", "t5_vera_031_b", "mixtral_head_021_c",
     "gpt_neox_qlora_006_c", "bert_lokr_023_d", "t5_full_064_d", "t5_rslora_078_d",
+    "mixtral_head_004_e", "gpt2_head_041_f",
 ))  # fmt: skip
 """Output matrices of T5 that the real model ties whatever its configuration says, a prompt in front
-of an encoder and a tied head trained alone, which llmsize refuses, and heads that peft passes over:
+of an encoder and tied heads trained alone, which llmsize refuses, and heads that peft passes over:
 GPT-NeoX's under its name before transformers 5, and one that BERT has not."""
 NEARLY = frozenset((
     "mamba2_loha_013", "deepseek_v3_prompt_025", "gpt2_prefix_026", "qwen3_moe_rslora_052",
-    "deepseek_v2_p-tuning_061", "bert_full_068", "qwen3_moe_p-tuning_071", "llama_prompt_073",
-    "gpt_neox_prompt_080", "phi_prompt_084", "bert_full_089", "gemma3_text_miss_042_b",
-    "mamba_vera_090_b", "gemma3_text_prompt_005_c", "starcoder2_prefix_023_c",
-    "starcoder2_prompt_059_c", "bert_boft_001_d", "mamba_lora_014_d", "gpt2_qlora_039_d",
+    "deepseek_v2_p-tuning_061", "qwen3_moe_p-tuning_071", "llama_prompt_073",
+    "gpt_neox_prompt_080", "phi_prompt_084", "gemma3_text_miss_042_b", "mamba_vera_090_b",
+    "bert_boft_001_d", "mamba_lora_014_d", "gpt2_qlora_039_d", "mamba2_prompt_033_e",
 ))  # fmt: skip
 """Steps of which a peak is not met to the byte."""
 

@@ -141,8 +141,7 @@ def dequantize_module_weight(module: Any) -> torch.Tensor:
         return dequantized
     if module.weight.dtype is not torch.int8:
         return module.weight  # type: ignore[no-any-return]
-    scales = module.state.SCB.view(-1, 1) * (1 / 127)
-    return module.weight.data * scales  # type: ignore[no-any-return]
+    return module.weight.data * module.state.SCB.view(-1, 1) * (1 / 127)  # type: ignore[no-any-return]
 
 
 def dequantize_blockwise(

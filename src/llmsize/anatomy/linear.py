@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
-from llmsize.formats import FP16, Format, quantized_scales
+from llmsize.formats import FP16, FP32, Format, quantized_scales
 
 if TYPE_CHECKING:
     from llmsize.anatomy.trace import Trace
@@ -42,19 +42,24 @@ class Linear(NamedTuple):
         return self.weight.quantized and getattr(t.setting.quantized, "name", "") in FOUR_BIT
 
     def whole(self, t: Trace) -> Tensor:
-        """The weight, brought back to 16 bit if it is quantized."""
+        """The weight, brought back if it is quantized: int8 by two products in fp32, the rest to 16
+        bit (bitsandbytes v0.50, _ops.py, `int8_vectorwise_dequant`)."""
         if not self.weight.quantized:
             return self.weight
+        if _in_int8(t):
+            scaled = t.new("mul", self.weight.shape, FP32)
+            return t.like("mul", scaled)
         return t.new("dequantize", self.weight.shape, t.autocast or t.setting.format)
 
 
 def bias_format(t: Trace, x: Tensor) -> Format:
     """The format that a quantized layer's bias has once the layer has run on `x`, in place: that
     of `x` in Linear8bitLt, what the layer computes in anywhere else."""
-    format = t.setting.quantized
-    if format is not None and format.name == LLM_INT8:
-        return x.format
-    return t.autocast or t.setting.format
+    return x.format if _in_int8(t) else t.autocast or t.setting.format
+
+
+def _in_int8(t: Trace) -> bool:
+    return t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8
 
 
 def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:
@@ -67,7 +72,7 @@ def _run_quantized(t: Trace, x: Tensor, weight: Tensor, out: int) -> Tensor:
     """bitsandbytes' layers. Linear4bit computes in 16 bit whatever comes, and hands back the same;
     Linear8bitLt takes what comes."""
     format, setting = t.setting.quantized, t.setting
-    if format is not None and format.name == LLM_INT8:
+    if _in_int8(t):
         return ops.int8_linear(t, x, weight, out)
     compute = t.autocast or setting.format
     stored = FP16 if setting.quantizes_from_half else compute

@@ -46,6 +46,12 @@ def _only_decoder(t: Trace, c: Config) -> None:
         )
 
 
+def lengthen_mask(t: Trace, virtual: int, tokens: int) -> None:
+    """Put ones for `virtual` tokens before a mask: peft holds one of all `tokens` in fp32."""
+    if t.setting.padded:
+        t.held += [t.new("ones", (t.batch, virtual), FP32), t.new("cat", (t.batch, tokens), FP32)]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptTuning(Adapter):
     """Embeddings of virtual tokens are trained (Lester et al. 2021, arXiv:2104.08691)."""
@@ -56,8 +62,9 @@ class PromptTuning(Adapter):
         return self.tokens
 
     def begin(self, t: Trace, c: Config) -> None:
-        """Nothing is made before the model runs."""
+        """The mask is all that is made before the tokens are embedded."""
         _only_decoder(t, c)
+        lengthen_mask(t, self.tokens, t.sequence)
 
     def embedded(self, t: Trace, x: Tensor) -> Tensor:
         """The prompt and the tokens' embeddings; the caller holds what it is made of."""
@@ -166,6 +173,7 @@ class Prefix(Adapter):
                 "has no attention heads, to whose keys and values a prefix is added",
                 "use `prompt-tuning` or `lora`",
             )
+        lengthen_mask(t, self.tokens, self.tokens + t.sequence)
         s = read(c)
         width = 2 * s.layers * s.kv_heads * s.head_dim
         made = looked_up(t, "embedding", width, self.tokens, t.batch)

@@ -265,7 +265,8 @@ class Trace(Tape):
         return modules[-1] in saved or bool(head and not CLASSIFIERS.isdisjoint(modules))
 
     def _trains(self, name: str, role: str) -> bool:
-        setting, roles = self.setting, {role, "bias"} if name.endswith("bias") else {role}
+        end = "bias" if self.setting.adapter is None else ".bias"  # peft trains none of experts
+        setting, roles = self.setting, {role, "bias"} if name.endswith(end) else {role} - {"bias"}
         if not setting.training or (
             setting.trained is not None and roles.isdisjoint(setting.trained)
         ):

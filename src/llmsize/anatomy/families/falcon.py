@@ -152,7 +152,7 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     if t.setting.repeats_keys and groups > 1:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention != "eager":
-        dropout = s.attention_dropout
+        dropout = s.attention_dropout if b.alibi else 0.0  # where positions are rotated, none
         out = kernels.attend(t, q, k, v, around.mask, repeated=False, dropout=dropout)
         out = ops.merge_heads(t, out)
         return linear(t, b, out, "self_attention.dense", s.hidden, "o"), None

@@ -11,6 +11,7 @@ from llmsize.anatomy.operations.rules import (
     first,
     joined,
     keep_output,
+    promoted,
     same_backward,
     unary_backward,
 )
@@ -96,7 +97,7 @@ def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
     """`x / divisor`; keeps the divisor, and `x` too if the divisor wants a gradient."""
     wanted = x if divisor.node is not None else None
     node = t.record(_divide_backward, (x, divisor), (divisor, wanted))
-    return t.like("div", x, node)
+    return t.like("div", x, node, format=promoted(x.format, divisor.format))
 
 
 def divide_in_place(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
