@@ -14,12 +14,14 @@ from llmsize.planning.serving import (
     Budget,
     bits_per_weight,
     bus_bytes,
+    changes,
     first_token,
     fits,
     largest_that_fits,
     least_on_host,
     tokens_per_second,
 )
+from llmsize.quick_dataclasses import replace
 from llmsize.units import GIB
 
 A100 = presets.get(Accelerator, "a100-sxm-80gb")
@@ -138,6 +140,61 @@ def test_kernels_of_vllm_read_what_the_host_has() -> None:
     """Whole matrices of at least 1 GiB, once for every pass."""
     kept = bus_bytes(llama("vllm", host_bytes=GIB)).value
     assert GIB <= kept < GIB + 2 * 4096 * 2 * 14336
+
+
+def test_of_experts_on_the_host_those_are_read_that_are_chosen() -> None:
+    """Mixtral: two of eight for one token, at most four for two, all for four and for more."""
+    once, twice, all_, more = (
+        bus_bytes(served("mixtral-8x7b", "vllm", host_bytes=90 * GIB, batch=n)).value
+        for n in (1, 2, 4, 8)
+    )
+    experts = 2 * 32 * 8 * 3 * 4096 * 14336
+    assert twice - once == experts / 4
+    assert all_ - twice == experts / 2
+    assert more == all_
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lost"),
+    [
+        ("q8_0", "hardly any quality"),
+        ("q4_k_m", "a little quality"),
+        ("q3_k_m", "some quality"),
+        ("q2_k", "much quality"),
+    ],
+)
+def test_fewer_bits_cost_quality(recipe: str, lost: str) -> None:
+    """LLaMA 7B's perplexity rises by 0.0004, 0.05, 0.24 and 0.87 (llama.cpp, pull request 1684)."""
+    asked = llama("llama.cpp")
+    smaller = served("llama-2-7b", "llama.cpp", recipe)
+    found = changes(asked, Budget(GIB), smaller_cache=None, requantized=[(recipe, smaller)])
+    stored = next(change for change in found if change.name == f"store the weights in {recipe}")
+    assert stored.costs == lost
+
+
+def test_half_a_context_is_one_of_the_changes() -> None:
+    """It is applied to what is asked, and named by its tokens."""
+    asked = llama(context=1000, batch=3)
+    found = {change.name: change for change in changes(
+        asked, Budget(GIB), smaller_cache=None, requantized=[]
+    )}  # fmt: skip
+    assert found["halve the context to 500 tokens"].apply(asked).context == 500
+    assert found["serve one sequence at a time"].apply(asked).batch == 1
+    several = llama("vllm")
+    names = [c.name for c in changes(several, Budget(GIB), smaller_cache=None, requantized=[])]
+    assert "use 2 devices" in names
+
+
+def test_as_many_layers_are_kept_as_there_is_room_for() -> None:
+    """A file of 4.9 GB fits 10 GiB whole, 32 layers and the output; 3 GiB take no layer more."""
+    asked = served("llama-3.1-8b", "llama.cpp", "q4_k_m", context=512)
+    whole, part = (largest_that_fits(asked, "gpu-layers", Budget(n * GIB)) for n in (10, 3))
+    assert whole is not None
+    assert whole.gpu_layers == 33
+    assert part is not None
+    assert part.gpu_layers
+    assert fits(part, Budget(3 * GIB))
+    assert not fits(replace(part, gpu_layers=part.gpu_layers + 1), Budget(3 * GIB))
 
 
 def test_bits_of_plain_weights_are_sixteen() -> None:
