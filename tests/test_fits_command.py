@@ -80,7 +80,7 @@ def test_every_job_is_asked_for_one_model(job: str, capsys: pytest.CaptureFixtur
     assert found["verdict"] is True
 
 
-def test_two_devices_share_all_but_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_devices_hold_what_one_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     """Llama 2 70B in fp16, 138 GB, fits two cards of 80 GB and not one."""
     words = ("llama-2-70b", "--gpu", "a100-sxm-80gb", "--dtype", "fp16")
     document(capsys, *words, code=1)

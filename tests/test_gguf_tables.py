@@ -104,7 +104,9 @@ def test_the_blocks_of_other_families_are_those_of_llama_cpp(row: Row) -> None:
 
     Decoders, and what is recurrent, hybrid, or has inputs of its own in every layer.
     """
-    for answer in llamacpp_families([row], TABLES):
+    answers = list(llamacpp_families([row], TABLES))
+    assert answers
+    for answer in answers:
         assert answer.got == pytest.approx(answer.expected, abs=0.0101)
 
 
@@ -126,7 +128,9 @@ VLLM_LOGS = [
 @pytest.mark.parametrize(("name", "rows"), VLLM_LOGS)
 def test_bytes_per_token_are_those_of_vllms_pool(name: str, rows: list[Row]) -> None:
     """Pool over tokens in vLLM's start-up log; the log rounds the pool to 0.01 GiB."""
-    for answer in kv_cache_table(rows, TABLES):
+    answers = list(kv_cache_table(rows, TABLES))
+    assert answers
+    for answer in answers:
         assert answer.got == pytest.approx(answer.expected, rel=3e-4)
 
 
