@@ -42,22 +42,15 @@ def causal_lm(
     tied = "" if t.setting.separate_head else tied
     if transform is not None and not _takes_logits(t):
         hidden, transform = transform(hidden), None
-    if t.setting.objective == "score":
-        return objectives.score(t, hidden)
-    tiled = t.setting.training and t.setting.loss == "tiled"
-    if t.setting.objective == "log-probabilities" or (tiled and t.setting.objective == "tokens"):
-        return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
-    if t.setting.training and t.setting.loss == "fused_linear":
-        weight = _head(t, hidden, vocabulary, head, tied)
-        return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
+    made = _without_logits(t, hidden, vocabulary, head, tied)
+    if made is not None:
+        return made
     hidden = asked_for(t, hidden)
     project = partial(_logits, t, vocabulary, head, tied, bias, transform, end)
     if t.setting.objective == "policy":
         return objectives.policy_logits(t, project(hidden))
-    if t.setting.training and t.setting.loss == "chunked":
-        return chunked_loss(t, hidden, project)
-    if t.setting.training and t.setting.loss == "fp32_chunks":
-        return held_chunks_loss(t, hidden, project)
+    if t.setting.training and t.setting.loss in IN_CHUNKS:
+        return IN_CHUNKS[t.setting.loss](t, hidden, project)
     logits = project(hidden)
     if t.setting.training and t.setting.fp32_logits and casts:
         logits = in_fp32(t, logits)
@@ -65,6 +58,22 @@ def causal_lm(
         t.outputs = (logits,)
     result = (loss or causal_lm_loss)(t, logits) if t.setting.training else logits
     return balancing.add_balance(t, result)
+
+
+def _without_logits(
+    t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str
+) -> Tensor | None:
+    """What a head makes that never has the logits of all tokens; nothing where there is none."""
+    setting = t.setting
+    if setting.objective == "score":
+        return objectives.score(t, hidden)
+    tiled = setting.training and setting.loss == "tiled"
+    if setting.objective == "log-probabilities" or (tiled and setting.objective == "tokens"):
+        return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
+    if setting.training and setting.loss == "fused_linear":
+        weight = _head(t, hidden, vocabulary, head, tied)
+        return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
+    return None
 
 
 def _takes_logits(t: Trace) -> bool:
@@ -205,3 +214,7 @@ def held_chunks_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tenso
     targets = shifted_labels(t)
     losses = [ops.cross_entropy(t, part, targets) for part in t.outputs]
     return reduce(partial(ops.add, t), losses)
+
+
+IN_CHUNKS = {"chunked": chunked_loss, "fp32_chunks": held_chunks_loss}
+"""Losses that take the hidden states and how to make logits of them, some tokens at a time."""

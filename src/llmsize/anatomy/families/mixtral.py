@@ -105,16 +105,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach, beyond = windows(c, s.layers), t.sequence + t.setting.past  # all tokens
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
     return decoder.run(
-        t,
-        s,
-        block,
-        kinds,
-        norm=family.norm,
-        windows=reach,
+        t, s, block, kinds, norm=family.norm, windows=reach, rope=rotary.read(c),
         masks=(beyond,) if family.masks_windows and not any(reach) else (),
-        rope=rotary.read(c),
         head_bias=c.flag("lm_head_bias"),
-    )
+    )  # fmt: skip
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:
