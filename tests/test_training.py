@@ -50,6 +50,21 @@ def test_states_and_copies_name_the_source_of_their_own_kind() -> None:
     assert "arXiv:1710.03740" in static.part("master weights").source
 
 
+def test_states_in_8_bit_have_scales_and_maps_that_all_share() -> None:
+    """bitsandbytes: a byte for each moment of a matrix and an fp32 scale for every 256 of them,
+    two maps of 256 fp32 values for all; tensors below 4,096 numbers keep fp32 moments.
+
+    GPT-2's matrices have 124,318,464 of its 124,439,808 parameters.
+    """
+    matrices = (50257 + 1024) * 768 + 12 * 12 * 768**2
+    found = training_step(
+        presets.get(Architecture, "gpt2"), run_of(Choices(sequence=64), "fp32", "adamw-8bit")
+    )
+    small = 124_439_808 - matrices
+    expected = 2 * (matrices + 4 * matrices // 256) + 8 * small + 2 * 256 * 4
+    assert found.static.part("optimizer states").value == expected
+
+
 def _recomputed_eagerly(sequence: int) -> tuple[Architecture, TrainingRun]:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
     chosen = Choices(
