@@ -522,7 +522,8 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         f"training in {case.format.name} at {format_share(reached.value)} of the peak"
         + (f" ({reached.note})" if reached.note else ""),
         f"training on sequences of {case.context or TRAINED_CONTEXT:,} tokens, every layer "
-        "recomputed; LoRA of rank 16 on every linear layer",
+        "recomputed; LoRA of rank 16 on every linear layer; needs are tensors and context, to "
+        "which `llmsize fits MODEL` adds what the allocator caches",
     )
     told = (*training, *_tuned_on(case)) if set(case.ways) != {"serve"} else ()
     told += machines.dated(case.have.price)

@@ -529,7 +529,8 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
         f"{len(found)} of {len(offers)} are",
         (Table(f"{kind}s, smallest first", columns, rows, heading=kind),),
         _assumptions(work, job, model.architecture),
-        (*([MORE] if len(rows) < len(found) else []), _band(work, job)), verdict=bool(found),
+        (*([MORE] if len(rows) < len(found) else []), *([COUNTED] if job != "inference" else []),
+         _band(work, job)), verdict=bool(found),
     )  # fmt: skip
 
 
@@ -617,11 +618,17 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
     )  # fmt: skip
 
 
+COUNTED = (
+    "needs are tensors and context: what the allocator caches above them where there is room, and "
+    "whether gaps between them make one fail that is near the limit, `llmsize fits MODEL` says"
+)
+"""What is said of needs of training that are listed."""
+
+
 def _of_list(shown: Sequence[Choice], job: Job, *, more: bool) -> Iterator[str]:
     """What the list of models leaves out, or that none is in it."""
     if shown and job != "inference":
-        yield ("needs are tensors and context: what the allocator caches above them where there is "
-               "room, `llmsize fits MODEL` says")  # fmt: skip
+        yield COUNTED
     if not shown:
         yield "no model that llmsize knows and that is asked for fits"
     elif more:

@@ -59,7 +59,9 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
     """The peak, what waits in host memory, and, if asked for, the timeline and the changes."""
     run = run_of(question)
     step = training_step(question.architecture, run)
-    memory = device_memory(question.architecture, run, question.stack, budget)
+    memory = device_memory(question.architecture, run, question.stack)
+    if budget is not None and memory.value > budget:
+        memory = device_memory(question.architecture, run, question.stack, budget)
     host = host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
     answer = [_table(memory), *_host_tables(host, question.architecture, run)]
@@ -330,17 +332,16 @@ def _ranked(choices: Choices) -> str:
 def of_room(question: Question, memory: Term, budget: int) -> Iterator[str]:
     """What the allocator does where it would hold more than there is."""
     held, least = need(question).value, need_at_least(question).value
-    if held <= budget:
-        return
-    if memory.value <= budget:
+    if held > budget:
+        slower = memory.value <= budget
         yield (
-            f"with room for all that the allocator would cache it were {format_bytes(held)}; here "
-            "it gives free segments back and asks for them again, which takes time"
+            f"with room for all that the allocator would cache it were {format_bytes(held)}"
+            + ("; here free segments go back and are asked for again, which takes time" * slower)
         )
-    elif least <= budget:
+    if least <= budget < memory.value:
         yield (
             f"tensors and context are {format_bytes(least)}, but what is free between the tensors "
-            f"is in pieces too small, even once free segments have gone back"
+            "is in pieces too small, even once free segments have gone back"
         )
 
 

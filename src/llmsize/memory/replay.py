@@ -131,30 +131,33 @@ def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
     return _Pass(scripts, len(writer.piles), crest(parts).bytes)
 
 
-class Tally(Segments):
-    """Has every byte that is asked for, and no more; remembers the most that was there at once."""
-
-    def place(self, size: int) -> Block:
-        """A block of that size."""
-        self.reserved += size
-        self.most = max(self.most, self.reserved)
-        return 0, size
-
-    def give(self, block: Block) -> None:
-        """Return a block."""
-        self.reserved -= block[1]
-
-
 OFF = 0.05
 """By how much of the peak what is alive at once, unfolded, may differ from it."""
 
 
 def is_met(one: _Pass) -> bool:
     """Whether what is alive at once when the layers are unfolded is what is alive in the step."""
-    tally = Tally()
-    _play(tally, one)
-    least, most = (1 - OFF) * one.peak, (1 + OFF) * one.peak
-    return tally.most <= most and tally.most + _most_of_small([one]) >= least
+    most = _alive(one)
+    return most <= (1 + OFF) * one.peak and most + _most_of_small([one]) >= (1 - OFF) * one.peak
+
+
+def _alive(one: _Pass) -> int:
+    """The most bytes that large tensors take at once."""
+    piles: list[list[int]] = [[] for _ in range(one.piles)]
+    now = most = 0
+    for script in one.scripts:
+        for _ in range(script.times):
+            for size, pile, after in script.moves:
+                if size > 0:
+                    piles[pile].append(size)
+                    now += size
+                    most = max(now, most)
+                elif sizes := piles[pile]:
+                    if size:
+                        now -= sizes.pop()
+                    else:
+                        piles[after].append(sizes.pop())
+    return most
 
 
 def _run(

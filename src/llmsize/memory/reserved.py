@@ -78,6 +78,8 @@ class Segments:
         """End → start of free blocks."""
         self.segments: dict[int, int] = {}
         """Start → bytes."""
+        self.unmapped: dict[int, int] = {}
+        """Start → end of what has addresses and no pages, where those are apart."""
         self.end = 0
         for size in free:
             self._add(self.end, size)
@@ -92,20 +94,22 @@ class Segments:
 
     def place(self, size: int) -> Block:
         """The same for a size that is `whole`."""
-        index = self._tightest(size)
-        if index == len(self.free):
-            start, room = self._more(size)
-        else:
-            key = self.free.pop(index)
+        free = self.free
+        index = bisect_left(free, size << FIELD)
+        if self.unmapped:
+            index = self._not_growing(index)
+        if index < len(free):
+            key = free.pop(index)
             start, room = key & LOW, key >> FIELD
             del self.at[start]
-        end = start + room
-        if room - size < self.least_rest:
+        else:
+            start, room = self._more(size)
+        rest, end = room - size, start + room
+        if rest < self.least_rest:
             self.before.pop(end, None)
             return start, room
-        rest = start + size
-        self.at[rest], self.before[end] = end - rest, rest
-        insort(self.free, end - rest << FIELD | rest)
+        self.at[end - rest], self.before[end] = rest, end - rest
+        insort(free, rest << FIELD | end - rest)
         return start, size
 
     def give(self, block: Block) -> None:
@@ -134,9 +138,14 @@ class Segments:
                 del self.segments[start]
                 self.reserved -= size
 
-    def _tightest(self, size: int) -> int:
-        """Index of the smallest free block that is large enough."""
-        return bisect_left(self.free, size << FIELD)
+    def _not_growing(self, index: int) -> int:
+        """A block that pages may follow counts with them, so others go first (`get_free_block`)."""
+        while index + 1 < len(self.free):
+            (start, end), (following, last) = _ends(self.free[index]), _ends(self.free[index + 1])
+            if self.unmapped.get(end, end) - start <= self.unmapped.get(last, last) - following:
+                break
+            index += 1
+        return index
 
     def _more(self, size: int) -> Block:
         """What the driver has, or has once all that is free went back (`malloc`)."""
@@ -181,7 +190,6 @@ class Expandable(Segments):
         """Nothing of it has pages."""
         super().__init__(free, room)
         self.unmapped = {self.end: ENDLESS}
-        """Start → end of what has no pages."""
 
     def release(self) -> None:
         """Give back the pages that are free altogether (`unmap_block`)."""
@@ -200,18 +208,6 @@ class Expandable(Segments):
         end = self.unmapped.pop(end, end)
         start = next((first for first, last in self.unmapped.items() if last == start), start)
         self.unmapped[start] = end
-
-    def _tightest(self, size: int) -> int:
-        """A block that pages may follow counts with them, so others go first (`get_free_block`)."""
-        index = super()._tightest(size)
-        while index + 1 < len(self.free) and self._extent(index + 1) < self._extent(index):
-            index += 1
-        return index
-
-    def _extent(self, index: int) -> int:
-        start, size = self.free[index] & LOW, self.free[index] >> FIELD
-        end = self.unmapped.get(start + size, start + size)
-        return end - start
 
     def _new(self, size: int) -> Block:
         """Pages at the first place for them, with what is free there (`find_expandable_block`)."""
@@ -236,6 +232,12 @@ class Expandable(Segments):
             if end - start >= size:
                 break
         return start
+
+
+def _ends(key: int) -> Block:
+    """Start and end of a free block."""
+    start = key & LOW
+    return start, start + (key >> FIELD)
 
 
 def beyond_tensors(layers: Iterable[Sequence[int]]) -> int:
