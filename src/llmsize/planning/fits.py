@@ -94,23 +94,29 @@ def largest_near(
     return largest(holds, lowest=guess, highest=highest) or guess
 
 
-def _last(holds: Callable[[int], bool], good: int, failed: int) -> int:
+def _last(holds: Callable[[int], bool], good: int, failed: int, apart: int = 1) -> int:
     """The last that `holds` from one that does to one that does not, by halves."""
-    while failed - good > 1:
+    while failed - good > apart:
         middle = (good + failed) // 2
         good, failed = (middle, failed) if holds(middle) else (good, middle)
     return good
 
 
-def largest_below(holds: Callable[[int], bool], bound: int, *, lowest: int = 1) -> int:
-    """The `bound` if it `holds`, or a smaller value that does where the next one does not.
+FINE = 128
+"""Of how many parts of a range one is near enough where every question takes long."""
 
-    It is for what may hold and fail in turns below the bound: that one was asked about, unless it
-    is the `lowest`.
+
+def largest_below(
+    holds: Callable[[int], bool], bound: int, *, lowest: int = 1, apart: int = 1
+) -> int:
+    """The `bound` if it `holds`, or a smaller value that does where one not far `apart` does not.
+
+    It is for what may hold and fail in turns below the bound: both were asked about, unless the
+    answer is the `lowest`.
     """
     if bound <= lowest or holds(bound):
         return bound
-    return _last(holds, lowest, bound)
+    return _last(holds, lowest, bound, apart)
 
 
 def most(
