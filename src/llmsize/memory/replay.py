@@ -86,19 +86,19 @@ def reserved(
     where the layers hand each other what cannot be told apart once it is unfolded: what is alive at
     once is then not that of the step.
     """
-    first, again = _passes(architecture, run)
-    if not is_met(first):
+    passes = _passes(architecture, run)
+    if passes is None:
         return None
     weights = _in_order(training_step(architecture, run).weights)
     trained = [weight for weight in weights if weight.node is not None]
     loaded, made = _resident(architecture, run, weights, trained)
     scratch = _scratch(trained, run)
-    small = _small_segments([*loaded, *made], [first, again], scratch)
+    small = _small_segments([*loaded, *made], passes, scratch)
     segments = (Expandable if expandable else Segments)(room=room - small)
     try:
         for size in loaded:
             segments.take(size)
-        _run(segments, run, (first, again), made, scratch)
+        _run(segments, run, passes, made, scratch)
     except OutOfMemory as failure:
         return failure.reserved + small
     return segments.most + small
@@ -114,14 +114,17 @@ class _Pass(NamedTuple):
     """The most bytes that are alive at once."""
 
 
-def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass]:
-    """The one that makes gradients, and the one that adds to them; the same if none stay."""
+@lru_cache(maxsize=4)  # a question is replayed with a limit and without
+def _passes(architecture: Architecture, run: TrainingRun) -> tuple[_Pass, _Pass] | None:
+    """The one that makes gradients, and the one that adds to them; the same if none stay.
+
+    `None` where they are not met.
+    """
     once = run._replace(accumulation=1, keeps_gradients=False)
     kept = gradients_stay(run) and not (run.fused_backward or gradients_leave(run))
     again = _pass(architecture, run)
-    if not kept or gradients_stay(once):
-        return again, again
-    return _pass(architecture, once), again
+    first = again if not kept or gradients_stay(once) else _pass(architecture, once)
+    return (first, again) if is_met(first) else None
 
 
 def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
@@ -131,33 +134,34 @@ def _pass(architecture: Architecture, run: TrainingRun) -> _Pass:
     return _Pass(scripts, len(writer.piles), crest(parts).bytes)
 
 
+class Tally:
+    """Has every byte that is asked for, and no more; remembers the most that was there at once."""
+
+    def __init__(self) -> None:
+        """Nothing is there."""
+        self.now = self.most = 0
+
+    def place(self, size: int) -> Block:
+        """A block of that size."""
+        self.now += size
+        self.most = max(self.most, self.now)
+        return 0, size
+
+    def give(self, block: Block) -> None:
+        """Return a block."""
+        self.now -= block[1]
+
+
 OFF = 0.05
 """By how much of the peak what is alive at once, unfolded, may differ from it."""
 
 
 def is_met(one: _Pass) -> bool:
     """Whether what is alive at once when the layers are unfolded is what is alive in the step."""
-    most = _alive(one)
-    return most <= (1 + OFF) * one.peak and most + _most_of_small([one]) >= (1 - OFF) * one.peak
-
-
-def _alive(one: _Pass) -> int:
-    """The most bytes that large tensors take at once."""
-    piles: list[list[int]] = [[] for _ in range(one.piles)]
-    now = most = 0
-    for script in one.scripts:
-        for _ in range(script.times):
-            for size, pile, after in script.moves:
-                if size > 0:
-                    piles[pile].append(size)
-                    now += size
-                    most = max(now, most)
-                elif sizes := piles[pile]:
-                    if size:
-                        now -= sizes.pop()
-                    else:
-                        piles[after].append(sizes.pop())
-    return most
+    tally = Tally()
+    _play(tally, one)
+    least, most = (1 - OFF) * one.peak, (1 + OFF) * one.peak
+    return tally.most <= most and tally.most + _most_of_small([one]) >= least
 
 
 def _run(
@@ -182,7 +186,7 @@ def _run(
             return
 
 
-def _play(segments: Segments, one: _Pass) -> list[Block]:
+def _play(segments: Segments | Tally, one: _Pass) -> list[Block]:
     """Take and give what a pass does; the blocks that are left.
 
     Of the tensors on a pile the last one goes first: layers are left in the reverse of the order in
