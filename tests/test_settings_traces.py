@@ -34,9 +34,7 @@ NOT_ALIKE = frozenset((
 of an encoder and tied heads trained alone, which llmsize refuses, and heads that peft passes over:
 GPT-NeoX's under its name before transformers 5, and one that BERT has not."""
 NEARLY = frozenset((
-    "mamba2_loha_013", "deepseek_v3_prompt_025", "gpt2_prefix_026", "qwen3_moe_rslora_052",
-    "deepseek_v2_p-tuning_061", "qwen3_moe_p-tuning_071", "llama_prompt_073",
-    "gpt_neox_prompt_080", "phi_prompt_084", "gemma3_text_miss_042_b", "mamba_vera_090_b",
+    "mamba2_loha_013", "qwen3_moe_rslora_052", "gemma3_text_miss_042_b", "mamba_vera_090_b",
     "bert_boft_001_d", "mamba_lora_014_d", "gpt2_qlora_039_d", "mamba2_prompt_033_e",
 ))  # fmt: skip
 """Steps of which a peak is not met to the byte."""

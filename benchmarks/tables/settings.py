@@ -28,9 +28,9 @@ FORMATS = {"fp32": FP32, "amp-fp16": FP16, "pure-fp16": FP16}
 """What the precisions of the table compute in, if not in bf16."""
 RECIPES = {
     "fp32": "fp32", "mixed": "mixed", "megatron": "megatron", "pure-bf16": "pure-16bit",
-    "pure-fp16": "pure-16bit",
+    "pure-fp16": "pure-16bit", "amp-16bit": "amp-16bit",
 }  # fmt: skip
-"""Their recipes, if not autocast."""
+"""Their recipes, if not autocast over fp32 weights."""
 OPTIMIZERS = {
     "adamw_fused": "adamw", "adamw_foreach": "adamw-foreach", "amsgrad_foreach": "adamw-amsgrad",
 }  # fmt: skip

@@ -73,7 +73,7 @@ RecipeName = Annotated[
     str,
     Option(
         "--recipe",
-        help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+        help="Copies that training keeps: `amp`, `pure-16bit`, … (`llmsize show precisions`).",
         metavar="NAME",
         autocompletion=completing("precisions"),
         show_default=False,

@@ -61,7 +61,7 @@ Length = Annotated[int | None, counting(
     metavar="TOKENS", show_default="2048, or the model's own if fewer")]
 PrecisionName = Annotated[str, Option(
     "--recipe", metavar="NAME",
-    help="Copies that training keeps: `fp32`, `amp`, `mixed`, `megatron`, `pure-16bit`.",
+    help="Copies that training keeps: `amp`, `pure-16bit`, … (`llmsize show precisions`).",
     autocompletion=options.completing("precisions"))]
 OptimizerName = Annotated[str, Option(
     "--optimizer", metavar="NAME", show_default=False,
