@@ -49,7 +49,8 @@ def attend(
     if groups > 1 and not grouped and repeated:
         k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
         groups = 1
-    q, k, v = (ops.cast(t, x) for x in (q, k, v))
+    given = q, k, v  # as they are held until the kernel has run
+    q, k, v = (ops.cast(t, x) for x in given)
     mask = None if mask is None else ops.cast(t, mask)
     same = q.shape[-1] == v.shape[-1] <= FLASH_HEAD_DIM
     if q.format in (BF16, FP16) and mask is None and same:
@@ -71,10 +72,13 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ops.slice_last(t, out, size)
     node = t.record(_flash_backward, (q, k, v), (q, k, v))
     out = laid_out(t.new("flash_attention", (*q.shape[:-1], v.shape[-1]), q.format, node), q)
-    keep_output(t, node, out)
-    keep_output(t, node, t.new("flash_attention", q.shape[:-1], FP32))
-    keep_output(t, node, t.new("flash_attention", (2,), INT64))  # random seed
-    keep_output(t, node, t.new("flash_attention", (), INT64))
+    beside = [
+        t.new("flash_attention", q.shape[:-1], FP32),
+        t.new("flash_attention", (2,), INT64),  # random seed
+        t.new("flash_attention", (), INT64),
+    ]
+    for output in (out, *beside):
+        keep_output(t, node, output)
     return out
 
 
@@ -105,12 +109,12 @@ def efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     node = t.record(_efficient_backward, inputs, (q, k, v, mask))
     out = _by_token(t.new("efficient_attention", (*q.shape[:-1], v.shape[-1]), q.format))
     out.node = node
-    keep_output(t, node, out)
     batch, heads, sequence, _ = q.shape
     rows = -(-sequence // 32) * 32 if node is not None else 0
-    keep_output(t, node, t.new("efficient_attention", (batch, heads, rows), FP32))
-    for _ in ("seed", "offset"):
-        keep_output(t, node, t.new("efficient_attention", (), INT64))
+    beside = [t.new("efficient_attention", (batch, heads, rows), FP32)]
+    beside += [t.new("efficient_attention", (), INT64) for _ in ("seed", "offset")]
+    for output in (out, *beside):
+        keep_output(t, node, output)
     return out
 
 

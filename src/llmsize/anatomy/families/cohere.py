@@ -1,11 +1,12 @@
-"""Command R, R7B, A and A+, Aya: both halves side by side behind one norm, tied embeddings.
+"""Command R, R7B, A and A+, Aya, North: both halves side by side behind one norm, tied embeddings.
 
 transformers v5.23, models/cohere/modeling_cohere.py, models/cohere2/modeling_cohere2.py,
-models/cohere2_moe/modeling_cohere2_moe.py.
+models/cohere2_moe/modeling_cohere2_moe.py, models/cohere_compass/modeling_cohere_compass.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
@@ -13,6 +14,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
 from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -20,7 +22,9 @@ from llmsize.formats import FP32
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(c, tied=True)
+    compass = c.text("model_type") == COMPASS
+    shares = [rotates(c, kind) for kind in ("full_attention", "sliding_attention")]
+    s = decoder.read(c, tied=True, rotary=shares[0], local_rotary=shares[1])
     bias = c.flag("attention_bias")
     normed_heads = c.flag("use_qk_norm")
     always_rotates = c.text("model_type") == "cohere"
@@ -37,10 +41,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
         position = always_rotates or window > 0 or (dense_rotates and not sparse)
+        turn = rotary.turn if compass else rotary.turn_in_fp32 if position else None
         return decoder.parallel(
             t,
             x,
-            lambda x: attention(t, s, x, around, window, bias, normed_heads, position),
+            lambda x: attention(t, s, x, around, window, bias, normed_heads, turn),
             lambda x: (
                 feed(t, s, m, x, routes) if m and sparse else decoder.gated(t, s, x, width=dense)
             ),
@@ -49,10 +54,23 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
+    rope = rotary.Rope(rotary.table_in_sections, apart=True) if compass else decoder.ROPE
     return decoder.run(
-        t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,),
-        masks=() if always_rotates else (0, s.window),
+        t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,), rope=rope,
+        handed_positions=not compass, masks=() if always_rotates else (0, s.window),
     )  # fmt: skip
+
+
+COMPASS = "cohere_compass_text"
+"""The type that says for each kind of layer how it rotates, by positions in three sections."""
+
+
+def rotates(c: Config, kind: str) -> float:
+    """The share of channels that layers of that kind rotate: all, or none if they are told so."""
+    told = c.value("rope_parameters")
+    if c.text("model_type") != COMPASS or not isinstance(told, Mapping) or kind not in told:
+        return 1.0
+    return 1.0 if told[kind] is not None else 0.0
 
 
 class Router(NamedTuple):
@@ -88,7 +106,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, routes: Router) -> Tensor:
 def windows(c: Config, layers: int) -> list[int]:
     """Command R7B and A: three local layers to a global one, which does not rotate."""
     period = c.size("sliding_window_pattern", default=4)
-    local = c.text("model_type") != "cohere"
+    local = c.text("model_type") not in ("cohere", COMPASS)
     return decoder.windows(c, layers, lambda layer: local and (layer + 1) % period > 0)
 
 
@@ -100,7 +118,7 @@ def attention(
     window: int,
     bias: bool,
     normed_heads: bool,
-    position: bool,
+    turn: Turn | None,
 ) -> Tensor:
     """Grouped-query attention; where heads are normalised, each has weights of its own."""
     q, k, v = decoder.projections(t, s, x, "self_attn", bias)
@@ -108,8 +126,8 @@ def attention(
         q = norm(t, q, "self_attn.q_norm", s.heads)
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)
     rotation = around.tables[window]
-    if position and rotation is not None:
-        q, k = rotary.turn_in_fp32(t, q, k, rotation)
+    if turn is not None and rotation is not None:
+        q, k = turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
