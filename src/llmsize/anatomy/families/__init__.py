@@ -47,6 +47,7 @@ TYPES = {
     "diffllama": ("diffllama",),
     "doge": ("doge",),
     "ernie4_5_moe": ("ernie4_5_moe",),
+    "esm": ("esm",),
     "eurobert": ("eurobert",),
     "exaone": ("exaone",),
     "exaone4": ("exaone4", "exaone4_5", "exaone4_5_text"),

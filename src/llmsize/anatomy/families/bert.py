@@ -6,7 +6,7 @@ that of masked tokens, or a classifier's where `architectures` names one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -34,8 +34,8 @@ class Layer(NamedTuple):
     norm: str = "output.LayerNorm"
     successive: bool = False
     """Whether what the last linear layer reads is gone when that has run."""
-    holds_normed: bool = False
-    """Whether what feed-forward reads is held until its activation has run."""
+    holds_normed: Literal["", "activation", "all"] = ""
+    """Whether what feed-forward reads is held until its activation has run, or all of it."""
 
 
 class Unmasking(NamedTuple):
@@ -76,6 +76,8 @@ class Type:
     """Whether positions are counted from the first token that is no padding."""
     has_kinds: bool = True
     """Whether tokens of the first and of the second sentence are told apart."""
+    activation: blocks.Activation | None = None
+    """Of layers whatever the configuration says."""
     narrow: bool = False
     """Whether embeddings have a width of their own."""
     embedding_norm: bool = True
@@ -116,7 +118,8 @@ TYPES = {
     "xlm-roberta-xl": Type(
         before=True, embedding_norm=False, final_norm="roberta.encoder.LayerNorm", dropped="first",
         layer=Layer(
-            attention_norm="attention.self_attn_layer_norm", norm="LayerNorm", holds_normed=True
+            attention_norm="attention.self_attn_layer_norm", norm="LayerNorm",
+            holds_normed="activation",
         ),
     ),
     "electra": Type(
@@ -193,7 +196,7 @@ def read(c: Config, family: Type) -> Shape:
         kinds=Dim(c.count("type_vocab_size", default=2), "kinds") if family.has_kinds else 0,
         tasks=c.size("task_type_vocab_size", default=3) if c.flag("use_task_id") else 0,
         labels=labels(c),
-        activation=blocks.activation(c, *ACTIVATION_FIELDS, default="gelu"),
+        activation=family.activation or blocks.activation(c, *ACTIVATION_FIELDS, default="gelu"),
         dropout=dropout,
         attention_dropout=c.number(
             "attention_probs_dropout_prob", "attention_dropout", default=0.1
@@ -311,7 +314,8 @@ def layer(t: Trace, s: Shape, x: Tensor, attend: Part) -> Tensor:
     fed = t.linear(source, names.up, s.intermediate, bias=True, role="up")
     source = source if names.holds_normed else fed
     fed = s.activation(t, fed)
-    del source
+    if names.holds_normed != "all":
+        del source
     out = t.linear(fed, names.down, s.hidden, bias=True, role="down")
     if names.successive:
         del fed
@@ -328,6 +332,11 @@ def added(t: Trace, x: Tensor, residual: Tensor, norm: str) -> Tensor:
 def self_attention(t: Trace, s: Shape, mask: Tensor | None, x: Tensor) -> Tensor:
     """Attention of every token to all."""
     q, k, v = projections(t, s, x)
+    return attend(t, s, q, k, v, mask)
+
+
+def attend(t: Trace, s: Shape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q, k, v by heads; the result is batch, sequence, all channels of all heads."""
     if t.setting.attention != "eager":
         return ops.merge_heads(t, kernels.attend(t, q, k, v, mask, dropout=s.attention_dropout))
     weights = ops.scale(t, ops.matmul(t, q, ops.transpose(t, k, -1, -2)))
@@ -345,16 +354,20 @@ def projections(t: Trace, s: Shape, x: Tensor) -> Iterator[Tensor]:
         yield ops.split_heads(t, t.linear(x, name, s.hidden, bias=True, role=role), s.heads)
 
 
-def headed(t: Trace, s: Shape, x: Tensor) -> Tensor:
+Tell = Callable[[Trace, Shape, Tensor], Tensor]
+"""A head of masked tokens: from the last hidden states to the logits of every token."""
+
+
+def headed(t: Trace, s: Shape, x: Tensor, tell: Tell | None = None) -> Tensor:
     """What the head that is asked for makes of the last hidden states."""
     if s.labels or t.setting.objective == "score":
         return classified(t, s, x)
-    return unmasked(t, s, x)
+    return unmasked(t, s, x, tell or told)
 
 
-def unmasked(t: Trace, s: Shape, x: Tensor) -> Tensor:
+def unmasked(t: Trace, s: Shape, x: Tensor, tell: Tell) -> Tensor:
     """Loss or logits of masked tokens; the loss is in the format of the logits."""
-    logits = told(t, s, x)
+    logits = tell(t, s, x)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)
     return loss(t, logits) if t.setting.training else logits
@@ -369,8 +382,12 @@ def told(t: Trace, s: Shape, x: Tensor) -> Tensor:
     offset = t.weight(names.bias, (s.vocabulary,), "bias")  # idle beside a head's own
     if not s.tied:
         return t.linear(x, names.decoder, s.vocabulary, bias=True, role="head")
-    table = lm_head.shared_table(t, f"{names.decoder}.weight", f"{s.table}.weight")
-    return ops.linear(t, x, table, offset)
+    return ops.linear(t, x, head_table(t, s), offset)
+
+
+def head_table(t: Trace, s: Shape) -> Tensor:
+    """The embeddings that tell masked tokens."""
+    return lm_head.shared_table(t, f"{s.family.unmasking.decoder}.weight", f"{s.table}.weight")
 
 
 def loss(t: Trace, logits: Tensor) -> Tensor:

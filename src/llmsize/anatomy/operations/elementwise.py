@@ -202,6 +202,19 @@ def _expm1_backward(t: Tape, node: Node, grads: GradList) -> Grads:
     return (out,)
 
 
+def erf(t: Tape, x: Tensor) -> Tensor:
+    """The error function; keeps its input."""
+    return unary(t, "erf", x, keeps="input", backward=_erf_backward)
+
+
+def _erf_backward(t: Tape, node: Node, grads: GradList) -> Grads:
+    grad = first(grads)
+    made = [t.new(step, grad.shape, grad.format) for step in ("pow", "neg", "exp", "mul")]
+    out = t.like("erf_backward", grad)
+    made.clear()
+    return (out,)
+
+
 def power(t: Tape, x: Tensor) -> Tensor:
     """`x ** n`; keeps its input. Under autocast it runs in fp32."""
     return unary(t, "pow", in_fp32(t, x), keeps="input", backward=power_backward)
