@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Shape, Tensor, laid_out
-from llmsize.formats import Format
+from llmsize.formats import BOOL, INT8, INT32, INT64, Format
 
 GradList = list[Tensor | None]
 """The gradients of an operation's outputs, as its backward pass gets them."""
@@ -25,8 +25,14 @@ def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
         t.keep(node, (kept,))
 
 
+WHOLE = (BOOL, INT8, INT32, INT64)
+"""Formats of whole numbers, which fractions win over."""
+
+
 def promoted(a: Format, b: Format) -> Format:
     """The format of an operation on both: the wider one."""
+    if (a in WHOLE) is not (b in WHOLE):
+        return b if a in WHOLE else a
     return a if a.block_bytes >= b.block_bytes else b
 
 
