@@ -69,6 +69,12 @@ training_traces = encoder_traces = training_memory
 """Further families, and encoders with either head: tables of the same columns."""
 
 
+def steps(rows: list[Row], directory: Path) -> Iterator[tuple[str, Architecture, TrainingRun]]:
+    """The model and the run of each row, with its name."""
+    for row in rows:
+        yield row["case_id"], _model(row, directory), _run(row)
+
+
 def _step(row: Row, directory: Path) -> TrainingStep | None:
     try:
         return training_step(_model(row, directory), _run(row))

@@ -157,7 +157,6 @@ class Moment:
             for passage in passages:
                 happened[passage] = happened.get(passage, 0) + times
         lasting = [(passage.lasting, times) for passage, times in happened.items() if times]
-        self._parts = ()  # all events of the step, which nobody needs from now on
         return _alive(*lasting, (part.highest.at_crest(), 1))
 
 
