@@ -81,6 +81,9 @@ def _runs(shape: Shape, strides: tuple[int, ...]) -> list[tuple[int, int]]:
 def elementwise(shape: Shape, *operands: tuple[Shape, Strides]) -> Strides:
     """The strides of a new result of `shape`: its dimensions lie as those of the first operand do,
     and where that is broadcast, of the next."""
+    own, given = operands[0]
+    if given is not None and own == shape and _is_dense(shape, given):
+        return given  # all dimensions lie as the first operand's do, and it leaves nothing out
     steps = [_broadcast(shape, *operand) for operand in operands]
     order: list[int] = []
     for dim in reversed(range(len(shape))):
@@ -94,6 +97,15 @@ def elementwise(shape: Shape, *operands: tuple[Shape, Strides]) -> Strides:
         strides[dim] = step
         step *= shape[dim]
     return tidy(shape, tuple(strides))
+
+
+def _is_dense(shape: Shape, strides: tuple[int, ...]) -> bool:
+    """Whether the numbers fill the memory from the first to the last, each of them alone.
+
+    Not where a dimension has one entry, whose stride says nothing.
+    """
+    last = sum([(n - 1) * step for n, step in zip(shape, strides, strict=True)])
+    return 1 not in shape and 0 not in strides and last + 1 == prod(shape)
 
 
 def _broadcast(shape: Shape, own: Shape, strides: Strides) -> tuple[int, ...]:
