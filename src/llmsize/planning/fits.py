@@ -102,7 +102,7 @@ def _last(holds: Callable[[int], bool], good: int, failed: int, apart: int = 1) 
     return good
 
 
-FINE = 128
+FINE = 16
 """Of how many parts of a range one is near enough where every question takes long."""
 
 
@@ -116,7 +116,10 @@ def largest_below(
     """
     if bound <= lowest or holds(bound):
         return bound
-    return _last(holds, lowest, bound, apart)
+    failed, step = bound, max(apart, bound // FINE)
+    while failed - step > lowest and not holds(failed - step):
+        failed, step = failed - step, step * 2
+    return _last(holds, max(failed - step, lowest), failed, apart)
 
 
 def most(
