@@ -40,7 +40,7 @@ from llmsize.memory.overview import ADAPTERS, JOBS, Job, Storage, Subject, Workl
 from llmsize.memory.training import Offload
 from llmsize.planning import changes
 from llmsize.planning.catalogue import Choice, Filter, enough
-from llmsize.planning.fits import FINE, largest_below, most, smallest, verdict
+from llmsize.planning.fits import largest_below, most, smallest, verdict
 from llmsize.planning.slowdown import slowdown
 from llmsize.planning.support import check_support
 from llmsize.planning.training import (
@@ -349,8 +349,7 @@ def _largest_settings(
         found = most(need, machine.usable.value, known, block=block, highest=highest)
         if job == "inference":
             return found
-        apart = max(1, found // FINE)
-        return largest_below(lambda value: holds(setting(value)), found, lowest=known, apart=apart)
+        return largest_below(lambda value: holds(setting(value)), found, lowest=known)
 
     holds = partial(_holds, model, job=job, machine=machine, devices=machine.devices)
     block = engine.token_block if engine and buffered else ALIGNMENT

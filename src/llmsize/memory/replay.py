@@ -168,11 +168,12 @@ def _run(
     segments: Segments, run: TrainingRun, passes: tuple[_Pass, _Pass],
     made: Iterable[int], scratch: Sequence[int],
 ) -> None:  # fmt: skip
-    """Step until a step asks the driver for nothing more."""
+    """Step until a step asks the driver for nothing more, or leaves what the one before it left."""
     first, again = passes
     accumulates = run.accumulation > 1 and first is not again
+    free: Sequence[int] = ()
     for number in range(STEPS):
-        before = segments.asked
+        before, asked = free, segments.asked
         left = _play(segments, again if number and run.keeps_gradients else first)
         if accumulates:
             left += _play(segments, again)
@@ -182,7 +183,8 @@ def _run(
         left_by_step = [segments.take(size) for size in scratch]
         for block in (*left_by_step, *(() if run.keeps_gradients else left)):
             segments.give(block)
-        if number and segments.asked == before:
+        free = segments.sizes()
+        if number and (segments.asked == asked or free == before):
             return
 
 

@@ -94,32 +94,30 @@ def largest_near(
     return largest(holds, lowest=guess, highest=highest) or guess
 
 
-def _last(holds: Callable[[int], bool], good: int, failed: int, apart: int = 1) -> int:
+def _last(holds: Callable[[int], bool], good: int, failed: int) -> int:
     """The last that `holds` from one that does to one that does not, by halves."""
-    while failed - good > apart:
+    while failed - good > 1:
         middle = (good + failed) // 2
         good, failed = (middle, failed) if holds(middle) else (good, middle)
     return good
 
 
-FINE = 16
-"""Of how many parts of a range one is near enough where every question takes long."""
+NEAR = 16
+"""By how many parts of a bound a search of what may hold close below it steps down at first."""
 
 
-def largest_below(
-    holds: Callable[[int], bool], bound: int, *, lowest: int = 1, apart: int = 1
-) -> int:
-    """The `bound` if it `holds`, or a smaller value that does where one not far `apart` does not.
+def largest_below(holds: Callable[[int], bool], bound: int, *, lowest: int = 1) -> int:
+    """The `bound` if it `holds`, or a smaller value that does where the next one does not.
 
     It is for what may hold and fail in turns below the bound: both were asked about, unless the
     answer is the `lowest`.
     """
     if bound <= lowest or holds(bound):
         return bound
-    failed, step = bound, max(apart, bound // FINE)
+    failed, step = bound, max(1, bound // NEAR)
     while failed - step > lowest and not holds(failed - step):
         failed, step = failed - step, step * 2
-    return _last(holds, max(failed - step, lowest), failed, apart)
+    return _last(holds, max(failed - step, lowest), failed)
 
 
 def most(
