@@ -101,6 +101,15 @@ def test_galore_keeps_a_projection_and_two_small_moments() -> None:
     assert state_bytes(OPTIMIZERS["galore"], (m, n), role="head") == 8 * m * n
 
 
+def test_stacks_of_matrices_are_among_the_others() -> None:
+    """Of 8 experts' matrices in one tensor torch.optim.Muon says that it `only supports 2D`, and
+    GaLore is given linear layers alone: two moments, Muon's AdamW with an fp32 counter."""
+    stack = (8, 64, 32)
+    assert state_bytes(OPTIMIZERS["muon"], stack, stepped=BF16) == 2 * 2 * 8 * 64 * 32 + 4
+    assert state_bytes(OPTIMIZERS["galore"], stack, stepped=BF16) == 2 * 2 * 8 * 64 * 32
+    assert state_bytes(OPTIMIZERS["muon"], stack[1:], stepped=BF16) == 2 * 64 * 32
+
+
 def test_what_galore_in_8_bit_does_not_project_has_scales_for_both_moments() -> None:
     """bitsandbytes: a byte for each number of a moment, and an fp32 scale for each block of 256."""
     optimizer = projected(OPTIMIZERS["adamw-8bit"], 128)

@@ -57,6 +57,8 @@ class Optimizer:
     """Format of the stored projection, for the layout `low_rank`; empty if it is drawn anew."""
     others: Mapping[str, str] = field(default_factory=dict, hash=False)
     """States of the tensors that the layout is not used for, element by element."""
+    others_step_bytes: int = 0
+    """Of the numbers that each of those has on the device besides."""
     min_elements: int = 0
     """Smaller tensors are among the `others`."""
     excludes: tuple[str, ...] = ()
@@ -141,7 +143,7 @@ def state_bytes(
         kept = sum([stored_bytes(format, elements) for format in states.values()])
         if optimizer.block and (alike or optimizer.layout == "low_rank"):
             kept += stored_bytes(FP32, -(-elements // optimizer.block)) * len(states)
-    return kept + optimizer.step_bytes
+    return kept + optimizer.step_bytes + (0 if alike else optimizer.others_step_bytes)
 
 
 def projected(optimizer: Optimizer, rank: int) -> Optimizer:
