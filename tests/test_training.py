@@ -65,6 +65,15 @@ def test_states_in_8_bit_have_scales_and_maps_that_all_share() -> None:
     assert found.static.part("optimizer states").value == expected
 
 
+def test_muon_steps_with_what_its_largest_matrix_takes() -> None:
+    """pytorch, torch/optim/_muon.py: the gradient with its momentum, two rounds of it, and two
+    matrices of its shorter side, all in 16 bits; of GPT-2 3,072 × 768 at a time."""
+    found = training_step(
+        presets.get(Architecture, "gpt2"), run_of(Choices(sequence=64), optimizer="muon")
+    )
+    assert found.step_scratch == 2 * (3 * 3072 * 768 + 2 * 768**2)
+
+
 def _recomputed_eagerly(sequence: int) -> tuple[Architecture, TrainingRun]:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
     chosen = Choices(
