@@ -7,9 +7,10 @@ from functools import lru_cache
 from llmsize.anatomy.adapters import LoRA
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import forward_of
+from llmsize.anatomy.setting import Setting
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Dim, Tensor
-from llmsize.anatomy.trace import Setting, Trace
+from llmsize.anatomy.trace import Trace
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 

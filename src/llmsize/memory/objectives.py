@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, outlined, run_forward
-from llmsize.anatomy.trace import Objective as Head
+from llmsize.anatomy.setting import Objective as Head
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError, one_of
 from llmsize.formats import FP32, INT64

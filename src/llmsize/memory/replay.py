@@ -15,6 +15,7 @@ from math import inf, prod
 from operator import itemgetter
 from typing import NamedTuple
 
+from llmsize.anatomy.setting import Setting
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import (
     HIDDEN_STATES,
@@ -24,7 +25,6 @@ from llmsize.anatomy.tensor import (
     Label,
     Shape,
 )
-from llmsize.anatomy.trace import Setting
 from llmsize.architecture import Architecture
 from llmsize.memory.reserved import (
     SEGMENT_UNIT,
