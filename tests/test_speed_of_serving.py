@@ -214,6 +214,14 @@ def test_the_largest_that_fits_is_the_last_that_does(what: str) -> None:
     assert not fits(llama(**{"context": 256, what: value + 1}), budget)
 
 
+def test_a_prompt_is_no_longer_than_the_context_that_is_tried() -> None:
+    """Of 100,000 tokens less than a quarter fit beside 16 GB of weights, prompt included."""
+    asked = llama(context=100_000, prompt=100_000)
+    found = largest_that_fits(asked, "context", Budget(18 * GIB))
+    assert found is not None
+    assert found.context == found.prompt < 25_000
+
+
 def test_no_context_fits_where_the_weights_do_not() -> None:
     """16 GB of weights are more than 8 GiB."""
     assert largest_that_fits(llama(), "context", Budget(8 * GIB)) is None
