@@ -48,20 +48,24 @@ def read_distances(c: Config) -> Distances | None:
     """It from a `config.json`; `None` if scores are those of tokens alone."""
     if not c.flag("relative_attention"):
         return None
-    kinds = c.value("pos_att_type") or ()
-    kinds = kinds.lower().split("|") if isinstance(kinds, str) else list(kinds)
+    told = c.value("pos_att_type")
+    kinds = told.lower().split("|") if isinstance(told, str) else c.sequence("pos_att_type") or ()
     positions = c.size("max_position_embeddings", default=512)
-    buckets, farthest = (c.value(f) for f in ("position_buckets", "max_relative_positions"))
-    bucketed = isinstance(buckets, int) and buckets > 0
-    farthest = farthest if isinstance(farthest, int) and farthest > 0 else positions
+    buckets = positive(c, "position_buckets")
     return Distances(
-        span=buckets if bucketed else farthest,
-        bucketed=bucketed,
+        span=buckets or positive(c, "max_relative_positions") or positions,
+        bucketed=buckets > 0,
         normed="layer_norm" in c.text("norm_rel_ebd", default="none").lower(),
         from_content="c2p" in kinds,
         to_content="p2c" in kinds,
         shared=c.flag("share_att_key"),
     )
+
+
+def positive(c: Config, field: str) -> int:
+    """A number of distances; 0 if it is below one, which stands for none."""
+    value = c.value(field)
+    return 0 if isinstance(value, int) and value < 1 else c.count(field)
 
 
 def forward(t: Trace, c: Config) -> Tensor:

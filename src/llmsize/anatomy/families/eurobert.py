@@ -25,8 +25,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     x = encoder(t, s, bias=bias, mlp_bias=mlp_bias)
     labels = bert.labels(c)
+    pooling = c.text("classifier_pooling", default="late")
+    if pooling not in ("late", "mean", "bos"):
+        raise c.error("has an unknown `classifier_pooling`", "known ones: late, mean, bos")
     if labels or t.setting.objective == "score":
-        return classified(t, s, x, labels or 1, c.text("classifier_pooling", default="late"))
+        return classified(t, s, x, labels or 1, pooling)
     tied = "model.embed_tokens" if s.tied else ""
     return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=mlp_bias, loss=t5gemma.loss)
 

@@ -5,7 +5,7 @@ transformers v5.23, models/minimax_m3_vl/modeling_minimax_m3_vl.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from llmsize.anatomy import decoder, mixture
 from llmsize.anatomy import operations as ops
@@ -73,17 +73,6 @@ def index(t: Trace, i: Indexer, x: Tensor) -> None:
     del q, k
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Routed experts and one that every token passes."""
-    tokens = x.view(t.batch * t.sequence, s.hidden)
-    shared = fused(t, s, tokens, "mlp.shared_experts", m.shared, "shared_")
-    weights = mixture.route(t, m, tokens, "mlp.gate")
-    routed = ops.scale(
-        t, mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", gate=limited_halves)
-    )
-    return ops.add(t, routed, shared).view(*x.shape)
-
-
 def fused(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str) -> Tensor:
     """The gated MLP with gate and up in one projection."""
     both = t.linear(x, f"{name}.gate_up_proj", 2 * width, role=f"{role}gate_up")
@@ -96,3 +85,23 @@ def limited_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     gate, up = ops.split(t, x, half, half)
     return limited(t, gate, up)
+
+
+Alike = Callable[[Trace, Sizes, Tensor, str, int, str], Tensor]
+"""A dense MLP, for its input by its name, its width and a prefix to its weights' roles."""
+
+
+def feed(
+    t: Trace,
+    s: Sizes,
+    m: Mixture,
+    x: Tensor,
+    alike: Alike = fused,
+    gate: mixture.Gate = limited_halves,
+) -> Tensor:
+    """Routed experts, their sum scaled, and one that every token passes."""
+    tokens = x.view(t.batch * t.sequence, s.hidden)
+    shared = alike(t, s, tokens, "mlp.shared_experts", m.shared, "shared_")
+    weights = mixture.route(t, m, tokens, "mlp.gate")
+    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", gate=gate))
+    return ops.add(t, routed, shared).view(*x.shape)

@@ -12,7 +12,7 @@ from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
-from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.families import minimax_m3
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -39,7 +39,11 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: attention(t, here, x, around, window, bias),
-            lambda x: feed(t, s, m, x) if sparse else bounded(t, s, x, "mlp", s.intermediate, ""),
+            lambda x: (
+                minimax_m3.feed(t, s, m, x, bounded, bounded_halves)
+                if sparse
+                else bounded(t, s, x, "mlp", s.intermediate, "")
+            ),
             norm=gemma_norm,
         )
 
@@ -59,8 +63,9 @@ def shares(c: Config) -> tuple[float, float]:
     kinds, listed = c.sequence("layer_types"), c.sequence("partial_rotary_factors")
     if not kinds or not listed:
         return 1.0, 1.0
-    by_kind = {str(kind): float(share) for kind, share in zip(kinds, listed, strict=False)}
-    return by_kind.get("sliding_attention", 1.0), by_kind.get("full_attention", 1.0)
+    by_kind = {str(kind): share for kind, share in zip(kinds, listed, strict=False)}
+    told = Config(by_kind, c.model)
+    return told.number("sliding_attention", default=1.0), told.number("full_attention", default=1.0)
 
 
 def local_heads(c: Config, heads: int) -> int:
@@ -78,7 +83,7 @@ def sparse_layers(c: Config, layers: int) -> Sequence[bool]:
     listed = c.value("moe_layers_enum")
     if listed is None:
         return [layer >= 3 for layer in range(layers)]
-    numbers = listed.split(",") if isinstance(listed, str) else list(listed)
+    numbers = listed.split(",") if isinstance(listed, str) else c.sequence("moe_layers_enum") or ()
     sparse = {str(number).strip() for number in numbers}
     return [str(layer) in sparse for layer in range(layers)]
 
@@ -98,17 +103,6 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     del by_head, share
     out = ops.reshape(t, gated, *out.shape)
     return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
-
-
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Routed experts, their sum scaled, and one that every token passes."""
-    tokens = x.view(t.batch * t.sequence, s.hidden)
-    alike = bounded(t, s, tokens, "mlp.shared_experts", m.shared, "shared_")
-    routing = mixture.route(t, m, tokens, "mlp.gate")
-    routed = ops.scale(
-        t, mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", gate=bounded_halves)
-    )
-    return ops.add(t, routed, alike).view(*x.shape)
 
 
 def bounded(t: Trace, s: Sizes, x: Tensor, name: str, width: int, role: str) -> Tensor:
