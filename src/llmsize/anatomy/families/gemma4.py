@@ -189,9 +189,13 @@ def last_token(t: Trace, x: Tensor) -> Tensor:
 
 
 def scaled_in_place(t: Trace, x: Tensor) -> Tensor:
-    """What a layer gives times a number, which is a buffer of the layer's."""
-    t.add_buffer(t.setting.format.block_bytes)
-    return ops.scale_in_place(t, x)
+    """What a layer gives times a number, which is a buffer of the layer's.
+
+    The buffer is kept, so that a recomputed layer runs again before the gradient passes here.
+    """
+    format = t.setting.format
+    t.add_buffer(format.block_bytes)
+    return ops.mul_in_place(t, x, Tensor((1,), format, None))
 
 
 def power_norm(t: Trace, x: Tensor, name: str = "") -> Tensor:

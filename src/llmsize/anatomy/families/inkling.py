@@ -75,16 +75,22 @@ def read_reach(c: Config, s: Sizes, local: bool) -> Reach:
         return Reach(s, 0, profiles, extent, tempered)
     window = c.size("sliding_window_size", "sliding_window", default=512)
     sizes = s._replace(
-        heads=Dim(c.size("swa_num_attention_heads", default=s.heads), "local_heads"),
-        kv_heads=Dim(c.size("swa_num_key_value_heads", default=s.kv_heads), "local_kv_heads"),
-        head_dim=Dim(c.size("swa_head_dim", default=s.head_dim), "local_head_dim"),
+        heads=Dim(c.size("swa_num_attention_heads", default=64), "local_heads"),
+        kv_heads=Dim(c.size("swa_num_key_value_heads", default=16), "local_kv_heads"),
+        head_dim=Dim(c.size("swa_head_dim", default=128), "local_head_dim"),
     )
     return Reach(sizes, window, profiles, Dim(window, "extent"), False)
 
 
 def local_layers(c: Config, layers: int) -> list[bool]:
-    """Which layers are local: as listed."""
-    return [kind == "hybrid_sliding" for kind in c.every_layer(layers, "layer_types")]
+    """Which layers are local: as listed by kind or by index, or all but every sixth."""
+    kinds = c.each_layer(layers, "layer_types")
+    if kinds is not None:
+        return [kind == "hybrid_sliding" for kind in kinds]
+    local = c.sequence("local_layer_ids")
+    if local is None:
+        return [(index + 1) % 6 > 0 for index in range(layers)]
+    return [index in local for index in range(layers)]
 
 
 def convolve(t: Trace, x: Tensor, name: str, kernel: int) -> Tensor:
