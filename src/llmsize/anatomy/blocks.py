@@ -95,14 +95,22 @@ def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tens
     if not window:
         k = grown(t, k)
         return k, grown(t, v)
+    k, v = store_window(t, window, k, v)
+    return k, v
+
+
+def store_window(t: Trace, window: int, *states: Tensor) -> list[Tensor]:
+    """States of the last `window` tokens by heads, old and new copied together."""
+    if not t.setting.cache:
+        return [*states]
     past = min(t.setting.past, window - 1)
     if not past:
         t.stored.append(t.new("window", (), INT64, role="cache"))
     whole = [t.new("cat", (*x.shape[:2], past + x.shape[2], x.shape[3]), x.format, role="cache")
-             for x in (k, v)]  # fmt: skip
-    for copy in whole:  # both are copied before the old ones go
+             for x in states]  # fmt: skip
+    for copy in whole:  # all are copied before the old ones go
         t.replace_cache(copy, t.setting.past)
-    return whole[0], whole[1]
+    return whole
 
 
 def grown(t: Trace, x: Tensor) -> Tensor:

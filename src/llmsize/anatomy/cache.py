@@ -24,6 +24,8 @@ class LayerCache(NamedTuple):
     """Tokens that a window layer attends to."""
     every: int = 1
     """Tokens that are compressed into one entry."""
+    waiting: int = 0
+    """Elements of a token that waits for others to be compressed with."""
     expanded: int = 0
     """Elements per token where an engine caches a latent's decompressed keys and values, or those
     of every query head."""

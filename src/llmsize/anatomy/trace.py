@@ -219,6 +219,12 @@ class Trace(Tape):
             label: Label = "cache", "cat", self.layer, (batch, heads, past, channels), whole.format
             self.events.append((-batch * heads * past * channels * whole.format.block_bytes, label))
 
+    def hold_in_cache(self, made: Tensor, past: int) -> None:
+        """The same, where `made` itself is held, and not a copy of it."""
+        assert made.storage is not None
+        made.storage.becomes("cache")
+        self.replace_cache(made, past)
+
     def layer_caches(self) -> list[LayerCache]:
         """What every layer of the model keeps, first layer first."""
         return [cache for _, cache in self.numbered_caches()]

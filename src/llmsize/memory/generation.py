@@ -74,5 +74,6 @@ def _nominal(trace: Trace, setting: Setting) -> int:
         width = cache.kv_heads * (cache.key_dim + cache.value_dim)
         if cache.kind == "full" and cache.expanded:
             width = cache.expanded
-        total += setting.batch * tokens * width * setting.format.block_bytes
+        elements = tokens // cache.every * width + tokens % cache.every * cache.waiting
+        total += setting.batch * elements * setting.format.block_bytes
     return total

@@ -5,7 +5,7 @@ transformers v5.23, models/deepseek_v4/modeling_deepseek_v4.py.
 
 from __future__ import annotations
 
-from llmsize.anatomy import decoder, mixture, rotary
+from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
@@ -55,7 +55,7 @@ def read(c: Config) -> Extra:
             Dim(c.size("index_head_dim"), "index_head_dim"),
             c.size("index_topk", default=512),
         ),
-        hashed=c.count("num_hash_layers", default=hash_layers(c)),
+        hashed=hash_layers(c),
     )
 
 
@@ -92,21 +92,27 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = [(ratio, i < e.hashed) for i, ratio in enumerate(ratios(c, s.layers))]
     return decoder.run(
         t, s, block, kinds, norm=end, windows=(e.window,), begin=begin, masking="eager",
-        rope=rotary.Rope(tables), carrying=True,
+        rope=rotary.Rope(tables), carrying=True, holds_tokens=True,
     )  # fmt: skip
 
 
 def hash_layers(c: Config) -> int:
-    """How many layers are named as such, which are the first ones."""
-    return [*(c.sequence("mlp_layer_types") or ())].count("hash_moe")
+    """How many layers are named as such, which are the first ones, or told or three."""
+    named = c.sequence("mlp_layer_types")
+    return c.count("num_hash_layers", default=3) if named is None else [*named].count("hash_moe")
 
 
 def ratios(c: Config, layers: int) -> list[int]:
     """How many tokens each layer compresses into one; 0 for none."""
-    listed = c.sequence("compress_ratios") or named_ratios(c)
-    if listed is None or len(listed) < layers or not all(isinstance(n, int) for n in listed):
+    listed = named_ratios(c) or c.sequence("compress_ratios") or usual_ratios(layers)
+    if len(listed) < layers or not all(isinstance(n, int) for n in listed):
         raise c.error("has no `compress_ratios` for every layer", "give one number a layer")
     return list(listed[:layers])
+
+
+def usual_ratios(layers: int) -> list[int]:
+    """What transformers takes where nothing is told: two at the larger ratio, then both in turn."""
+    return [SPARSE if layer > 1 and layer % 2 else 128 for layer in range(layers)]
 
 
 RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
@@ -232,29 +238,43 @@ def attention(t: Trace, s: Sizes, e: Extra, x: Tensor, around: Around, ratio: in
     q = turn_last(t, q, rotation)
     kv = fp32_norm(t, t.linear(x, "self_attn.kv_proj", s.head_dim, role="kv"), "self_attn.kv_norm")
     kv = turn_last(t, ops.split_heads(t, kv, 1), rotation)
-    t.remember(LayerCache("window", 1, s.head_dim, 0, e.window))
+    listed = s.head_dim if t.setting.cache else 0  # transformers lists the key as the value too
+    t.remember(LayerCache("window", 1, s.head_dim, listed, e.window))
+    kv = blocks.store_window(t, e.window, *[kv] * (1 if ratio else 2))[0]
     if ratio:
         distant, bias = compress(t, s, e, x, queries, ratio)
         kv = ops.cat(t, (kv, distant), 2)
-        mask = ops.cat(t, (mask, bias))
+        mask = with_distant(t, mask, bias, distant.shape[2])
     out = attend_with_sinks(t, q, kv, kv, mask, dropout=s.attention_dropout)
     out = ops.reshape(t, out, t.batch, t.sequence, s.heads, s.head_dim)
     back = Rotation(rotation.cosines, t.new("neg", rotation.sines.shape, rotation.sines.format))
     out = ops.transpose(t, turn_last(t, ops.transpose(t, out, 1, 2), back), 1, 2)
+    del back
     return project(t, s, e, out)
+
+
+def with_distant(t: Trace, mask: Tensor, bias: Tensor | None, count: int) -> Tensor:
+    """The mask with columns for the compressed tokens: their bias, or zeros."""
+    if not count:
+        return mask
+    return ops.pad_last(t, mask, count) if bias is None else ops.cat(t, (mask, bias))
 
 
 def compress(
     t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Groups of tokens made into one key each, and what is added to their scores.
 
-    At the smaller ratio an indexer picks among them, through which no gradient passes.
+    At the smaller ratio an indexer picks among them, through which no gradient passes; at the
+    larger one a single token sees all of them.
     """
     name = "self_attn.compressor"
-    kv = compressor(t, x, name, s.head_dim, ratio, "kv", s.rotary)
+    kv, held = compressor(t, x, name, s.head_dim, ratio, "kv", s.rotary)
     count = kv.shape[2]
     if ratio != SPARSE:
+        held.clear()
+        if t.sequence == 1 or not count:
+            return kv, None
         zeros = t.new("new_zeros", (t.batch, 1, t.sequence, count), x.format)
         bias = t.new("masked_fill", zeros.shape, x.format)
         del zeros
@@ -262,6 +282,7 @@ def compress(
     grad, t.grad = t.grad, False
     index(t, s, e, x, queries, ratio)
     t.grad = grad
+    del held
     whole = t.new("new_full", (t.batch, 1, t.sequence, count + 1), x.format)
     return kv, ops.slice_last(t, whole, count)
 
@@ -269,7 +290,7 @@ def compress(
 def index(t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int) -> Tensor:
     """The compressed tokens with the best scores."""
     i, name = e.indexer, "self_attn.compressor.indexer"
-    keys = compressor(t, x, name, i.head_dim, ratio, "indexer", s.rotary)
+    keys, held = compressor(t, x, name, i.head_dim, ratio, "indexer", s.rotary)
     rotation = own_tables(t, x, 1, t.sequence, s.rotary)
     q = t.linear(queries, f"{name}.q_b_proj", i.heads * i.head_dim, role="indexer")
     q = ops.transpose(t, turn_last(t, ops.split_heads(t, q, i.heads), rotation), 1, 2)
@@ -281,33 +302,85 @@ def index(t: Trace, s: Sizes, e: Extra, x: Tensor, queries: Tensor, ratio: int) 
     weights = ops.reshape(t, weights, t.batch, t.sequence, i.heads, 1)
     scores = ops.sum_over(t, ops.mul(t, scores, weights), 2)
     _, indices = ops.topk(t, scores, min(i.chosen, scores.shape[-1]))
+    del held
     return indices
 
 
 def compressor(
     t: Trace, x: Tensor, name: str, channels: int, ratio: int, role: str, rotated: int
-) -> Tensor:
-    """Keys that are also values, one for `ratio` tokens, weighted by a gate and their place."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Keys that are also values, one for `ratio` tokens, weighted by a gate and their place.
+
+    Of all tokens so far: those that were compressed before are in the cache. What comes beside is
+    what the module holds of its own while an indexer is at work in it.
+    """
     series = 2 if ratio == SPARSE else 1
-    count = t.sequence // ratio
-    kv = t.linear(x, f"{name}.kv_proj", series * channels, role=role, kept=True)
-    gate = t.linear(x, f"{name}.gate_proj", series * channels, role=role, kept=True)
-    place = t.weight(f"{name}.position_bias", (ratio, series * channels), role)
+    width = series * channels
+    projected = [
+        t.linear(x, f"{name}.{part}_proj", width, role=role, kept=True) for part in ("kv", "gate")
+    ]
+    place = t.weight(f"{name}.position_bias", (ratio, width), role)
     t.weight(f"{name}.kv_norm.weight", (channels,), "norm")
     t.add_buffer(2 * FP32.block_bytes * rotated)  # inverse frequencies, as those of the model
-    t.remember(LayerCache("full", 1, channels, 0, every=ratio))
+    t.remember(LayerCache("full", 1, channels, 0, every=ratio, waiting=2 * width))
+    waiting = with_waiting(t, projected, ratio)
+    count = waiting[0].shape[1] // ratio
+    held = [*projected, *waiting]
     if not count:
-        return t.new("new_zeros", (t.batch, 1, 0, channels), x.format)
-    groups = (t.batch, count, ratio, series * channels)
-    kv = ops.reshape(t, ops.narrow(t, kv, 1, count * ratio), *groups)
-    gate = ops.add(t, ops.reshape(t, ops.narrow(t, gate, 1, count * ratio), *groups), place)
+        none = t.new("new_zeros", (t.batch, 1, 0, channels), x.format)
+        return with_compressed(t, none, ratio), held
+    groups = (t.batch, count, ratio, width)
+    kv, gate = (ops.reshape(t, ops.narrow(t, x, 1, count * ratio), *groups) for x in waiting)
+    gate = ops.add(t, gate, place)
+    held.append(gate)
     if series == 2:
+        keep_last_group(t, kv, gate)
         kv, gate = overlapped(t, kv), overlapped(t, gate)
     weights = ops.to(t, ops.softmax(t, gate, FP32), kv.format)
     joined = ops.sum_over(t, ops.mul(t, kv, weights), 2)
+    del weights
     joined = fp32_norm(t, joined, f"{name}.kv_norm")
     tables = own_tables(t, joined, t.batch, count, rotated)
-    return turn_last(t, ops.reshape(t, joined, t.batch, 1, count, channels), tables)
+    held += (kv, gate, *tables, t.new("add", (count,), INT64))
+    made = turn_last(t, ops.reshape(t, joined, t.batch, 1, count, channels), tables)
+    return with_compressed(t, made, ratio), held
+
+
+def with_waiting(t: Trace, projected: list[Tensor], ratio: int) -> list[Tensor]:
+    """The new tokens' projections after those that wait for enough of them to be compressed.
+
+    The cache holds a view of what is left over, and with it all that was projected.
+    """
+    if not t.setting.cache:
+        return projected
+    before, whole = t.setting.past % ratio, projected
+    if before:
+        batch, tokens, width = projected[0].shape
+        whole = [t.new("cat", (batch, before + tokens, width), x.format) for x in projected]
+    for x in whole:
+        t.hold_in_cache(ops.reshape(t, x, t.batch, 1, *x.shape[1:]), t.setting.past)
+    return whole
+
+
+def keep_last_group(t: Trace, *grouped: Tensor) -> None:
+    """Copy half of the last group into the cache, for the group after it."""
+    for x in grouped if t.setting.cache else ():
+        batch, _, ratio, width = x.shape
+        t.stored.append(t.new("state", (batch, ratio, width // 2), x.format, role="cache"))
+
+
+def with_compressed(t: Trace, made: Tensor, ratio: int) -> Tensor:
+    """All compressed tokens: those in the cache, and those just made."""
+    before = t.setting.past // ratio
+    batch, heads, count, channels = made.shape
+    if not t.setting.cache:
+        return made
+    if before and not count:
+        return Tensor((batch, heads, before, channels), made.format, None)
+    if before:
+        made = t.new("cat", (batch, heads, before + count, channels), made.format)
+    t.hold_in_cache(made, before)
+    return made
 
 
 def overlapped(t: Trace, x: Tensor) -> Tensor:
@@ -338,8 +411,9 @@ def project(t: Trace, s: Sizes, e: Extra, x: Tensor) -> Tensor:
     rows = ops.transpose(t, ops.reshape(t, x, tokens, e.groups, group), 0, 1)
     apart = ops.transpose(t, ops.matmul(t, rows, by_group), 0, 1)
     apart = ops.reshape(t, apart, t.batch, t.sequence, e.groups, e.output_rank)
-    joined = ops.reshape(t, apart, t.batch, t.sequence, e.groups * e.output_rank)
-    return t.linear(joined, "self_attn.o_b_proj", s.hidden, role="o")
+    x = ops.reshape(t, apart, t.batch, t.sequence, e.groups * e.output_rank)
+    del rows, apart
+    return t.linear(x, "self_attn.o_b_proj", s.hidden, role="o")
 
 
 # --- experts --------------------------------------------------------------------------------------
