@@ -326,7 +326,9 @@ class LoRA(Ranked):
         up = t.adapter(f"{name}.lora_B.default.weight", (out, count * rank))
         if len(weight.shape) == 2:
             return partial(ops.merged_adapter, t, weight, up, down)
-        up_cast, down_cast = ops.to(t, up, weight.format), ops.to(t, down, weight.format)
+        by_expert = ops.transpose(t, ops.reshape(t, up, out, rank, count), 1, 2)
+        by_expert = ops.transpose(t, by_expert, 0, 1)  # whose gradient is copied into rows again
+        up_cast, down_cast = ops.to(t, by_expert, weight.format), ops.to(t, down, weight.format)
         t.new("baddbmm", weight.shape, weight.format)
         return partial(ops.add_product, t, weight, up_cast, down_cast)
 
