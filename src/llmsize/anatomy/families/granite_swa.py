@@ -9,7 +9,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, ByWindow, Sizes
 from llmsize.anatomy.families import granite_hybrid
 from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -32,12 +32,12 @@ def forward(t: Trace, c: Config) -> Tensor:
     shared = Dim(c.count("shared_intermediate_size"), "shared_width")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     bases = rotation_bases(c, s.layers)
-    tables: dict[float, rotary.Rotation] = {}
+    used = sorted(set(bases) - {0.0})
+    tables: ByWindow[rotary.Rotation] = ByWindow(t, {})  # each base's, by its place among them
 
     def begin(x: Tensor) -> Tensor:
         x = ops.scale(t, x)
-        for base in sorted(set(bases) - {0.0}):
-            tables[base] = rotary.table(t, x, s.rotary)
+        tables.update({used.index(base): rotary.table(t, x, s.rotary) for base in used})
         t.buffers += 2 * FP32.block_bytes * (s.rotary // 2)  # for a base that no layer uses
         return x
 
@@ -46,7 +46,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         return scaled_residuals(
             t,
             x,
-            lambda x: attention(t, s, x, around, window, tables.get(base), bias),
+            lambda x: attention(
+                t, s, x, around, window, tables[used.index(base)] if base else None, bias
+            ),
             lambda x: (
                 granite_hybrid.feed(t, s, m, x, shared)
                 if sparse
@@ -54,13 +56,18 @@ def forward(t: Trace, c: Config) -> Tensor:
             ),
         )
 
+    def end(t: Trace, x: Tensor, name: str) -> Tensor:
+        x = blocks.rms_norm(t, x, name)
+        tables.clear()
+        return x
+
     reach = decoder.windows(
         c.changed(sliding_window=c.count("sliding_window", default=128)), s.layers,
         lambda i: i % PERIOD > 0,
     )  # fmt: skip
     return decoder.run(
         t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), windows=reach,
-        begin=begin, end=(ops.scale,), masking="eager", masks=(0, s.window),
+        begin=begin, norm=end, end=(ops.scale,), masking="eager", masks=(0, s.window),
     )  # fmt: skip
 
 
