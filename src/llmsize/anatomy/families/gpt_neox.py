@@ -43,7 +43,7 @@ def read(c: Config) -> Shape:
         heads=Dim(heads, "heads"),
         intermediate=Dim(c.size("intermediate_size", default=4 * hidden), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
-        rotary=Dim(int(hidden // heads * c.number("rotary_pct", default=0.25)), "rotary"),
+        rotary=Dim(rotary.rotated(c, hidden // heads, 0.25, "full_attention"), "rotary"),
         tied=c.flag("tie_word_embeddings"),
         bias=c.flag("attention_bias", default=True),
         parallel=c.flag("use_parallel_residual", default=True),

@@ -61,7 +61,7 @@ def lightning_attention(t: Trace, s: Sizes, x: Tensor, size: int) -> Tensor:
     del gate
     out = t.linear(out, "self_attn.out_proj", s.hidden, role="o")
     if t.setting.cache:
-        t.stored.append(state)
+        t.hold_in_cache(state, s.head_dim if recurrent.continues(t) else 0)
     return out
 
 
