@@ -47,7 +47,12 @@ class Shape:
 
 
 def read(c: Config) -> Shape:
-    """The shape from a `config.json`; later versions are tied whatever theirs says."""
+    """The shape from a `config.json`; later versions are tied whatever theirs says.
+
+    Flan-T5 and T5 v1.1 are not, and say so: their checkpoints hold a head that differs from the
+    embedding, which `from_pretrained` leaves apart (transformers v5.23, modeling_utils.py,
+    `tie_weights`). A model built from the configuration alone has them tied.
+    """
     family = c.text("model_type")
     kind = c.text("feed_forward_proj", default="relu" if family == "t5" else "gated-gelu")
     gated = kind.startswith("gated-")
