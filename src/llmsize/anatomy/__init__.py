@@ -46,6 +46,8 @@ def run_forward(
     if adapter is not None:
         adapter.begin(trace, config)
     result = forward(trace, config)
+    if trace.prefixes is not None:
+        trace.outputs = (*(trace.outputs or ()), *trace.prefixes.handed_out())
     trace.let_go(trace.held)
     return trace, result
 

@@ -105,15 +105,22 @@ class PTuning(PromptTuning):
 class Prefixes:
     """Keys and values of the virtual tokens of all layers, until each layer has taken its own."""
 
-    __slots__ = ("format", "layers", "node", "shape")
+    __slots__ = ("caches", "format", "layers", "node", "shape")
 
     def __init__(self, t: Trace, made: Tensor, layers: int, heads: int, channels: int) -> None:
         """Split what the encoder has `made` into copies for the cache."""
         self.shape = (t.batch, heads, made.shape[1], channels)
         self.format, self.layers = made.format, layers
+        self.caches: list[Tensor] = []  # as the model hands them out
         self.node = t.record(_collected, (made,), (), self)
         for _ in range(2 * layers):
             t.events.append((self.size, self._label(-1)))
+
+    def handed_out(self) -> tuple[Tensor, ...]:
+        """The cache, where the model's outputs are held: it is one of them."""
+        caches = tuple(self.caches)
+        self.caches.clear()
+        return caches
 
     @property
     def size(self) -> int:
@@ -132,7 +139,7 @@ class Prefixes:
             )
         prefix = Tensor(self.shape, self.format, None, self.node, 2 * t.layer + slot)
         whole = ops.cat(t, (prefix, x), dim=2)
-        t.held.append(whole)
+        (self.caches if t.setting.keep_outputs else t.held).append(whole)
         t.events.append((-self.size, self._label(t.layer)))
         return whole
 
