@@ -10,6 +10,8 @@ from properties import tried
 from training_runs import run_of
 
 from llmsize import presets
+from llmsize.anatomy import Setting, run_forward
+from llmsize.anatomy.autograd import backward
 from llmsize.architecture import Architecture
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import peak_memory
@@ -112,6 +114,19 @@ def test_what_layers_hand_back_is_no_gradient_of_a_weight(model: str) -> None:
     parts = {part.name: part.value for part in peak_memory(found).parts}
     assert min(parts.values()) >= 0
     assert parts.get("gradients", 0) <= found.gradients
+
+
+@pytest.mark.parametrize("model", ["gpt2", "gemma-2-2b", "deepseek-v3", "inkling", "jamba-v0.1"])
+def test_no_tensor_grows_faster_than_the_batch(model: str) -> None:
+    """Of twice as many sequences every tensor has twice the bytes, or as many as before."""
+
+    def sizes(batch: int) -> list[int]:
+        setting = Setting(batch=batch, sequence=160, training=True)
+        trace, loss = run_forward(presets.get(Architecture, model), setting)
+        backward(trace, loss)
+        return [abs(change) for change, _ in trace.events]
+
+    assert all(b in (a, 2 * a) for a, b in zip(sizes(2), sizes(4), strict=True))
 
 
 def test_a_step_of_more_layers_is_folded_like_one_that_is_unrolled() -> None:

@@ -11,6 +11,7 @@ from llmsize.anatomy.operations.rules import (
     first,
     joined,
     keep_output,
+    of_result,
     promoted,
     same_backward,
     unary_backward,
@@ -56,18 +57,19 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         _mul_backward,
         (a, b),
         (b if a.node is not None else None, a if b.node is not None else None),
+        broadcast(a.shape, b.shape),
     )
     return joined(t, "mul", a, b, node)
 
 
 def mul_in_place(t: Tape, x: Tensor, factor: Tensor) -> Tensor:
     """`x *= factor`, a constant that is kept; makes nothing but its gradient."""
-    node = t.record(_mul_backward, (x, factor), (factor, None))
+    node = t.record(_mul_backward, (x, factor), (factor, None), x.shape)
     return Tensor(x.shape, x.format, x.storage, node, 0, x.strides)
 
 
 def _mul_backward(t: Tape, node: Node, grads: GradList) -> Grads:
-    grad = first(grads)
+    grad = of_result(grads, node.context)
     return [
         None if other is None else joined(t, "mul_backward", grad, other) for other in node.saved
     ]

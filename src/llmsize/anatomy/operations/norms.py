@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations.elementwise import power_backward, to, unary
-from llmsize.anatomy.operations.rules import GradList, first, joined, keep_output
+from llmsize.anatomy.operations.rules import GradList, first, joined, keep_output, of_result
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import FP16, FP32, Format
@@ -66,10 +66,9 @@ def _normalized_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
     What has come so far is in `grads`, the last of it until the record has let go of the node.
     """
-    (x, factor), grad = node.saved, first(grads)
+    x, factor = node.saved
     assert x is not None and factor is not None
-    if grad.shape != x.shape:  # of a view of the result
-        grad = grad.view(*x.shape)
+    grad = of_result(grads, x.shape)
     node.saved = ()
     to_x = joined(t, "mul_backward", grad, factor)
     to_factor = joined(t, "mul_backward", grad, x)

@@ -18,6 +18,13 @@ def first(grads: GradList) -> Tensor:
     return grad
 
 
+def of_result(grads: GradList, shape: Shape) -> Tensor:
+    """The gradient of an operation's only output, which has that shape; it comes in that of a view
+    where a view of the output went on."""
+    grad = first(grads)
+    return grad if grad.shape == shape else grad.view(*shape)
+
+
 def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
     """Keep an output for the node's own backward pass (without a cycle back to the node)."""
     if node is not None:
