@@ -42,7 +42,7 @@ SOME = tried(15, shrunk=False)
 def _without_advice() -> Iterator[None]:
     """What `fits` advises beside its answer takes most of its time, and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        for advice in ("_limits", "_changes"):
+        for advice in ("limits", "remedies"):
             patch.setattr(import_module("llmsize.cli.fits"), advice, lambda *_: ())
         yield
 

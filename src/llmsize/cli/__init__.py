@@ -29,7 +29,8 @@ traces of a catalogue, are some 130 MB."""
 
 _NOT_COMMANDS = {
     "__init__", "answering", "application", "asking", "catalogue", "declare", "direct",
-    "infer_answer", "jobs", "laws", "machines", "options", "processes", "served", "train_answer",
+    "fits_advice", "infer_answer", "jobs", "laws", "machines", "options", "processes", "served",
+    "train_answer",
 }  # fmt: skip
 
 
