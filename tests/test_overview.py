@@ -9,6 +9,7 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.cli.estimate import format_named
 from llmsize.cli.options import storage
+from llmsize.engine import Engine
 from llmsize.memory import overview
 from llmsize.memory.overview import COMPONENTS, JOBS, RUNTIME, Job, Parts, Subject, Workload
 from llmsize.optimizers import Optimizer, Precision
@@ -71,6 +72,36 @@ def test_states_of_adapters_are_those_of_their_own_matrices() -> None:
     roots = 2 * len(layers)  # the root mean square of each matrix, by which its step is scaled
     parts = parts_of(overview.subject(GPT2), work(optimizer="adafactor"), "LoRA")
     assert term_of(parts, "optimizer states").value == 12 * 4 * (each + roots)
+
+
+def test_states_of_all_weights_are_those_of_their_shapes() -> None:
+    """Adafactor again, for GPT-2 itself: rows and columns of matrices, one number a number of a
+    vector, and a root mean square for each of 148 tensors, all in fp32."""
+    c = 768
+    matrices = (c + 3 * c) + (c + c) + 2 * (c + 4 * c)
+    vectors = 4 * c + 3 * c + c + 4 * c + c  # norms, and the biases of the four matrices
+    outside = (50257 + c) + (1024 + c) + 2 * c
+    parts = parts_of(overview.subject(GPT2), work(optimizer="adafactor"), "full training")
+    expected = 4 * (12 * (matrices + vectors) + outside + 148)
+    assert term_of(parts, "optimizer states").value == expected
+
+
+def test_what_is_stored_in_blocks_is_not_trained_itself() -> None:
+    """16 bits are, and nothing that a recipe has quantized."""
+    assert storage("bf16").trainable
+    assert not storage("nf4").trainable
+    assert not storage("q4_k_m", served=True).trainable
+
+
+def test_an_engine_that_reads_in_pieces_has_no_more_at_work() -> None:
+    """34 bytes a token and channel (Korthikanti et al. 2022): of all prompts, or of a piece."""
+    engine = replace(presets.get(Engine, "vllm"), prefill=2048)
+    many = work()._replace(batch=64)
+    for asked, tokens in (
+        (many, 6400), (many._replace(engine=engine), 2048), (work()._replace(engine=engine), 100),
+    ):  # fmt: skip
+        parts = parts_of(overview.subject(GPT2), asked, "inference")
+        assert term_of(parts, "activations").value == 34 * tokens * 768
 
 
 @pytest.mark.parametrize(
