@@ -139,6 +139,8 @@ def test_scoring_holds_the_logits_of_what_was_written_once() -> None:
     """They are a stack by then (TRL, trl/experimental/ppo, `logitss`): fp32 for 49,152 tokens."""
     scoring = step(objective="ppo", rollouts=8, completion=100).stages["scoring"]
     assert scoring.part("logits of the rollouts").value == 4 * 8 * 100 * 49_152
+    reference = 2 * 256 * 49_152  # logits, of which a reward model makes one number
+    assert scoring.part("a frozen model's pass").value > reference
 
 
 def test_a_reference_reads_as_many_sequences_as_the_policy() -> None:
