@@ -206,7 +206,8 @@ def _changes(question: Question, budget: int | None) -> Table:
         if (host := host_need(changed)).value:
             cells["host memory"] = host
         if budget is not None:
-            cells["fits"] = "yes" if within(changed, budget) else "no"
+            lacks = "no, by gaps" if saving.then.value <= budget else "no"
+            cells["fits"] = "yes" if within(changed, budget) else lacks
         rows.append(Row(saving.change.name, cells))
     fits = ("fits",) if budget is not None else ()
     columns = ("then", "saves", "host memory", *fits, "costs")
