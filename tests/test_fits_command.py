@@ -260,3 +260,15 @@ def test_weights_are_named_by_the_word_of_infer_too(capsys: pytest.CaptureFixtur
     """`infer --quant q4_k_m` and `fits --quant q4_k_m` mean the same weights."""
     asked = document(capsys, "llama-2-7b", "--gpu", "t4", "--quant", "q4_k_m")
     assert asked == document(capsys, "llama-2-7b", "--gpu", "t4", "--dtype", "q4_k_m")
+
+
+def test_an_estimate_beyond_the_memory_is_not_said_to_be_within(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where `train` says that it does not fit, the headline of `fits` says no less."""
+    for size, said in (("23.5GB", "is tight on"), ("19.5GB", "is just too large for")):
+        found = answered(capsys, "fits", "llama-2-7b", "--job", "lora", "--context", "8192",
+                         "--vram", size, codes=(0, 1))  # fmt: skip
+        assert found["question"]["answer"] == "tight"
+        assert f"llama-2-7b {said}" in found["headline"]
+        assert (said == "is tight on") == found["verdict"]

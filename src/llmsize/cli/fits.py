@@ -57,6 +57,8 @@ JOB_NAMES: dict[str, Job] = {
     "inference": "inference", "lora": "LoRA", "qlora": "QLoRA", "full": "full training"
 }  # fmt: skip
 SAYS = {"fits": "fits", "tight": "is tight on", "does not fit": "does not fit"}
+BEYOND = "is just too large for"
+"""What is said in place of *tight* where the estimate itself is above the memory."""
 
 
 def _accelerators() -> Iterator[Machine]:
@@ -246,11 +248,12 @@ def _one(name: str, hardware: Hardware, machine: Machine, use: Use, strict: bool
     each = " on each device" if machine.devices > 1 else ""
     rows = [Row(part.name, {"bytes": part}) for part in needed.parts if part.value]
     rows.append(Row(f"needed{each}", {"bytes": needed}))
+    holds = needed.value <= budget
+    says = SAYS[said] if holds or said != "tight" else BEYOND
     headline = (
-        f"{architecture.name} {SAYS[said]} {machine.title}: {job} in {stored} needs "
+        f"{architecture.name} {says} {machine.title}: {job} in {stored} needs "
         f"{format_bytes(needed.value)}{each}, and there are {format_bytes(budget)}"
     )
-    holds = needed.value <= budget
     advised = limits(model, work, job, machine, needed) if holds else (
         remedies(model, work, job, machine))  # fmt: skip
     told = (*_of_room(model, work, job, machine, needed), *advised)
