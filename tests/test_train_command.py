@@ -77,6 +77,7 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(
         ["llama-3-8b", "--method", "qlora", "--base", "bf16"],
         ["llama-3-8b", "--method", "qlora", "--base", "q4_0"],
         ["llama-3-8b", "--method", "qlora", "--base", "int64"],
+        ["mistral-7b-v0.1", "--method", "adaption-prompt", "--stack", "lit-gpt-2023"],
         ["llama-3-8b", "--method", "bitfit"],
         ["llama-3-8b", "--modules-to-save", "lm_head"],
         ["llama-3-8b", "--rollouts", "4"],

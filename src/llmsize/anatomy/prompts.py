@@ -272,6 +272,11 @@ class AdaptionPrompt(Adapter):
                                                        x.shape[-1]))  # fmt: skip
         gate = t.adapter(f"{name}.adaption_gate", (1,))
         weights = {w.role: w for (layer, _), w in t.weights.items() if layer == t.layer}
+        if "k" not in weights:
+            raise LLMSizeError(
+                "peft's adaption prompts have no place beside one projection of queries, keys and "
+                "values", hint="choose `--stack transformers`, or `--method llama-adapter`",
+            )  # fmt: skip
         read = [ops.linear(t, prompt, weights[role]) for role in ("k", "v")]
         again = queries()
         batch, _, _, channels = again.shape
