@@ -34,16 +34,11 @@ with (REFERENCE / "method_traces.csv").open() as table:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case_id"])
 def test_a_method_trains_keeps_and_peaks_as_peft_does(row: dict[str, str]) -> None:
-    """Counts, states, kept bytes and both peaks equal the traced step to the byte.
-
-    While the optimizer steps, the loss still holds constants of prompts: 0.3 MB at most.
-    """
+    """Counts, states, kept bytes and all peaks equal the traced step to the byte."""
     answers = {answer.quantity: answer for answer in method_traces([row], REFERENCE)}
-    stepping = answers.pop("peak_step_bytes")
     assert {name: a.got for name, a in answers.items()} == {
         name: a.expected for name, a in answers.items()
     }
-    assert stepping.got == pytest.approx(stepping.expected, abs=300_000)
 
 
 PUBLISHED = (
