@@ -65,12 +65,21 @@ def cache_bytes(cache: Any) -> int:
     )
 
 
+SHIFT_TOKENS = ("bart", "mbart", "plbart")
+"""Types whose decoder reads the encoder's tokens, shifted, unless it is given others."""
+
+
 def generation_step(run: Run, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """Logits and cache after the given tokens."""
-    options: dict[str, Any] = {"use_cache": True, "logits_to_keep": run.settings.logits_to_keep}
+    options: dict[str, Any] = {"use_cache": True}
+    if "logits_to_keep" in inspect.signature(run.model.forward).parameters:
+        options["logits_to_keep"] = run.settings.logits_to_keep
     if cache is not None:
         recurrent = "cache_params" in inspect.signature(run.model.forward).parameters
         options["cache_params" if recurrent else "past_key_values"] = cache
+    config = run.model.config
+    if config.is_encoder_decoder and config.model_type not in SHIFT_TOKENS:
+        options["decoder_input_ids"] = torch.zeros_like(tokens)
     outputs = run.model(tokens, **options)
     return outputs.logits, first(outputs, "past_key_values", "cache_params", default=None)
 

@@ -83,6 +83,22 @@ def remember(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, T
     return store(t, k, v, window)
 
 
+def remember_encoded(
+    t: Trace, q: Tensor, heads: int, made: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of what an encoder makes: `made` once for the queries, kept for all tokens.
+
+    transformers v5.23, cache_utils.py, `EncoderDecoderCache`.
+    """
+    head_dim = q.shape[-1]
+    t.remember(LayerCache("cross", heads, head_dim, head_dim))
+    if t.setting.cache and t.setting.past:
+        shape = (t.batch, heads, t.setting.past, head_dim)
+        return Tensor(shape, q.format, None), Tensor(shape, q.format, None)
+    k, v = made()
+    return grown(t, k), grown(t, v)
+
+
 def store(t: Trace, k: Tensor, v: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
     """The dynamic cache of transformers: old and new, copied together for each new token.
 

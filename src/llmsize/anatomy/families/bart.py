@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Part
 from llmsize.anatomy.families import t5
@@ -41,18 +40,22 @@ class Type:
     """Whether the embedding module itself scales what it looks up."""
     holds: tuple[Literal["places", "ones"], ...] = ("ones",)
     """What the decoder holds to the end of its positions and of the mask that it makes itself."""
+    shifts: bool = False
+    """Whether the model itself shifts the encoder's tokens for the decoder if it is given none."""
     successive: bool = False
     """Whether what the MLP reads is gone when its activation begins (BioGPT)."""
 
 
 TYPES = {
     "bart": Type(
-        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",)
+        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",),
+        shifts=True,
     ),
     "plbart": Type(
-        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",)
+        before=False, embedding_norm=True, positions="learned", offset=2, holds=("places",),
+        shifts=True,
     ),
-    "mbart": Type(before=True, embedding_norm=True, positions="learned", offset=2),
+    "mbart": Type(before=True, embedding_norm=True, positions="learned", offset=2, shifts=True),
     "pegasus": Type(
         before=True, embedding_norm=False, positions="fixed", scaled_within=False,
         holds=("places", "ones"),
@@ -136,6 +139,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     encoded = run(t, family, encoder, tables, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = run(t, family, decoder, tables, shifted, encoded)
+    if family.shifts and t.setting.cache:
+        del shifted  # made within, since there are no labels
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
     result = lm_head.causal_lm(
@@ -176,12 +181,13 @@ def run(
     prefix = f"model.{s.name}"
     if family.embedding_norm:
         x = blocks.layer_norm(t, x, f"{prefix}.layernorm_embedding")
-    x = ops.dropout(t, x, s.dropout)
+    embedded = [ops.dropout(t, x, s.dropout)]
+    del x  # the first layer alone has it
     block = partial(layer, t, family, s, mask, encoded, across)
     # the gradient of what is encoded begins in the last layer; the others add to it
     kinds = ["full"] * (s.layers - 1) + ["last"]
     told = None if encoded is None else str  # what is encoded goes with the first layer
-    x = t.layers(f"{prefix}.layers", block, x, kinds, mask, encoded, across, told=told)
+    x = t.layers(f"{prefix}.layers", block, embedded.pop(), kinds, mask, encoded, across, told=told)
     x = blocks.layer_norm(t, x, f"{prefix}.layer_norm") if family.before else x
     held.clear()
     return x
@@ -218,12 +224,16 @@ def layer(
 ) -> Tensor:  # fmt: skip
     """Self-attention, attention to what is `encoded`, feed-forward; each has a norm."""
     x = half(t, family, s, x, "self_attn", lambda x: attention(t, s, x, x, "self_attn", mask))
+    weights = t.attention_weights  # the layer has a name for those of its last attention
     if encoded is not None:
         x = half(
             t, family, s, x, "encoder_attn",
             lambda x: attention(t, s, x, encoded, "encoder_attn", across),
         )  # fmt: skip
-    return feed(t, family, s, x)
+        weights = t.attention_weights
+    x = feed(t, family, s, x)
+    del weights
+    return x
 
 
 def half(t: Trace, family: Type, s: Stack, x: Tensor, name: str, part: Part) -> Tensor:
@@ -242,16 +252,22 @@ def attention(
 ) -> Tensor:
     """Attention from `x` to `source`; what the decoder attends to is cached."""
     q = t.linear(x, f"{name}.q_proj", s.hidden, bias=True, role="q")
-    k = t.linear(source, f"{name}.k_proj", s.hidden, bias=True, role="k")
-    v = t.linear(source, f"{name}.v_proj", s.hidden, bias=True, role="v")
-    q, k, v = (ops.split_heads(t, part, s.heads) for part in (q, k, v))
+    q = ops.split_heads(t, q, s.heads)
+    made = partial(keys_and_values, t, s, source, name)
     if source is not x:
-        head_dim = s.hidden // s.heads
-        t.remember(LayerCache("cross", s.heads, head_dim, head_dim))
-    elif s.decodes:
-        k, v = blocks.remember(t, k, v)
+        k, v = blocks.remember_encoded(t, q, s.heads, made)
+    else:
+        k, v = made()
+        k, v = blocks.remember(t, k, v) if s.decodes else (k, v)
     out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout, softmax_format=None)
     return t.linear(out, f"{name}.out_proj", s.hidden, bias=True, role="o")
+
+
+def keys_and_values(t: Trace, s: Stack, source: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Keys and values by heads of the tokens that are attended to."""
+    k = t.linear(source, f"{name}.k_proj", s.hidden, bias=True, role="k")
+    v = t.linear(source, f"{name}.v_proj", s.hidden, bias=True, role="v")
+    return ops.split_heads(t, k, s.heads), ops.split_heads(t, v, s.heads)
 
 
 def feed(t: Trace, family: Type, s: Stack, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from functools import partial
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -114,12 +113,15 @@ def stack(
         first, _ = kind
         own = biases[0] if not first else None
         x, own = layer(t, s, x, mask, own, decodes=decodes)
+        weights = t.attention_weights  # the block has a name for those of its last attention
         x = without_infinities(t, x)
         other = biases[1] if not first and decodes else None
         if encoded is not None:
             x, other = cross_layer(t, s, x, encoded, across, other)
+            weights = t.attention_weights
             x = without_infinities(t, x)
         x = without_infinities(t, feed(t, s, x, f"layer.{2 if decodes else 1}"))
+        del weights
         biases[:] = [bias for bias in (own, other) if bias is not None]
         return x
 
@@ -153,8 +155,6 @@ def layer(
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention, added to the residual, and its bias if others share it."""
     normed = norm(t, x, "layer.0.layer_norm")
-    if decodes:
-        t.remember(LayerCache("full", s.heads, s.head_dim, s.head_dim))
     made = partial(position_bias, t, s, bidirectional=not decodes)
     name = "layer.0.SelfAttention"
     attended, bias = attention(t, s, normed, normed, name, mask, bias or made, causal=decodes)
@@ -166,7 +166,6 @@ def cross_layer(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention to what the encoder gives, added to the residual, and its bias if shared."""
     normed = norm(t, x, "layer.1.layer_norm")
-    t.remember(LayerCache("cross", s.heads, s.head_dim, s.head_dim))
     made = partial(no_bias, t, s)
     name = "layer.1.EncDecAttention"
     attended, bias = attention(t, s, normed, encoded, name, mask, bias or made, causal=False)
@@ -180,24 +179,35 @@ def attention(
     source: Tensor,
     name: str,
     mask: Tensor | None,
-    bias: Tensor | Callable[[Format], Tensor],
+    bias: Tensor | Callable[[Tensor, Tensor], Tensor],
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention from `x` to `source`, and its bias, which is made if need be, if it is shared."""
     width = s.heads * s.head_dim
     q = ops.split_heads(t, t.linear(x, f"{name}.q", width, role="q"), s.heads)
-    k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
-    v = ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
-    added = bias if isinstance(bias, Tensor) else bias(q.format)
+    made = partial(keys_and_values, t, s, source, name)
+    if source is not x:
+        k, v = blocks.remember_encoded(t, q, s.heads, made)
+    else:
+        k, v = made()
+        k, v = blocks.remember(t, k, v) if causal else (k, v)
+    added = bias if isinstance(bias, Tensor) else bias(q, k)
     out = attend(t, s, q, k, v, added, mask, causal=causal)
     return t.linear(out, f"{name}.o", s.hidden, role="o"), None if s.apart else added
 
 
-def no_bias(t: Trace, s: Shape, format: Format) -> Tensor:
-    """Zeros for the encoder's tokens in the queries' `format`; a checkpointed layer asks for their
+def keys_and_values(t: Trace, s: Shape, source: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Keys and values by heads of the tokens that are attended to."""
+    width = s.heads * s.head_dim
+    k = ops.split_heads(t, t.linear(source, f"{name}.k", width, role="k"), s.heads)
+    return k, ops.split_heads(t, t.linear(source, f"{name}.v", width, role="v"), s.heads)
+
+
+def no_bias(t: Trace, s: Shape, q: Tensor, k: Tensor) -> Tensor:
+    """Zeros for the encoder's tokens in the queries' format; a checkpointed layer asks for their
     gradient."""
-    zeros = t.new("zeros", (1, s.heads, t.sequence, t.sequence), format)
+    zeros = t.new("zeros", (1, s.heads, t.sequence, k.shape[2]), q.format)
     wanted = t.grad and t.setting.checkpoint_every and not s.apart
     return t.with_gradient(zeros) if wanted else zeros
 
@@ -230,7 +240,7 @@ def attend(
         if mask is not None:
             weights = ops.add(t, weights, mask)
         weights = ops.softmax(t, weights)
-        weights = ops.dropout(t, weights, s.dropout)
+        t.attention_weights = weights = ops.dropout(t, weights, s.dropout)
         return ops.merge_heads(t, ops.matmul(t, weights, v))
     bias = with_mask(t, bias, mask, causal=causal)
     q, k, v, added = (ops.cast(t, x) for x in (q, k, v, bias))
@@ -249,20 +259,20 @@ def with_mask(t: Trace, bias: Tensor, mask: Tensor | None, *, causal: bool) -> T
     return ops.contiguous(t, bias)
 
 
-def position_bias(t: Trace, s: Shape, _: Format, *, bidirectional: bool) -> Tensor:
+def position_bias(t: Trace, s: Shape, _: Tensor, k: Tensor, *, bidirectional: bool) -> Tensor:
     """A learned number for each head and bucket of distances: 1, heads, tokens, tokens.
 
     Its format is that of what is learned, whatever the queries' is.
     """
-    past, total = t.setting.past, t.setting.past + t.sequence
+    total = k.shape[2]
     queries = t.new("add", (t.sequence, 1), INT64)
-    keys = t.new("arange", (total,), INT64)
+    places = t.new("arange", (total,), INT64)
     distance = t.new("sub", (t.sequence, total), INT64)
     name = "layer.0.SelfAttention.relative_attention_bias.weight"
     table = t.weight(name, (s.buckets, s.heads), "position")
     chosen = buckets(t, distance.shape, bidirectional=bidirectional)
     values = ops.embedding(t, table, *distance.shape, indices=chosen)
-    del queries, keys, distance, past
+    del queries, places, distance
     by_head = ops.transpose(t, ops.transpose(t, values, 1, 2), 0, 1)
     return ops.reshape(t, by_head, 1, *by_head.shape)
 

@@ -12,7 +12,6 @@ from functools import partial
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import ByWindow, Sizes, gemma_norm
 from llmsize.anatomy.rotary import Rotation
@@ -110,7 +109,8 @@ def encode(t: Trace, d: Stack) -> Tensor:
         window: blocks.mask(t, window, "eager") if t.setting.padded else None
         for window in (0, d.window)
     }
-    inputs = [scaled(t, d, tokens)]
+    scale = t.new("tensor", (), tokens.format)
+    inputs = [scaled(t, d, tokens, scale)]
     around = Around(t, inputs[0], d, masks)
 
     layer = partial(encoder_layer, t, d, around)
@@ -118,7 +118,7 @@ def encode(t: Trace, d: Stack) -> Tensor:
     around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
     around.masks.clear()
-    del tokens, position_ids, padding, masks, around, layer
+    del tokens, position_ids, padding, masks, scale, around, layer
     return x
 
 
@@ -134,10 +134,11 @@ def decode(t: Trace, d: Stack, shifted: Tensor, encoded: Tensor) -> Tensor:
     tokens = ops.embedding(t, t.table(table), t.batch, t.sequence, indices=shifted)
     tokens = t.with_gradient(tokens) if t.setting.input_gradients else tokens
     position_ids = blocks.positions(t)
-    padding = t.new("to", (t.batch, t.sequence), INT64)
+    padding = None if t.setting.cache else t.new("to", (t.batch, t.sequence), INT64)
     masks = {window: blocks.mask(t, window, "eager", given=False) for window in (0, d.window)}
     across = blocks.mask(t, 0, "eager") if t.setting.padded else None
-    inputs = [scaled(t, d, tokens)]
+    scale = t.new("tensor", (), tokens.format)
+    inputs = [scaled(t, d, tokens, scale)]
     around = Around(t, inputs[0], d, masks)
     layer = partial(decoder_layer, t, d, around, encoded, across)
     # the gradient of what is encoded begins in the last layer; the others add to it
@@ -149,7 +150,7 @@ def decode(t: Trace, d: Stack, shifted: Tensor, encoded: Tensor) -> Tensor:
     around.masks.clear()  # from here on checkpoints alone hold them
     x = ops.dropout(t, gemma_norm(t, x, f"{d.name}.norm"), d.dropout)
     around.masks.clear()
-    del tokens, position_ids, padding, masks, around, across, layer
+    del tokens, position_ids, padding, masks, scale, around, across, layer
     return x
 
 
@@ -174,9 +175,9 @@ def embedding_shape(d: Stack) -> tuple[int, int]:
     return d.sizes.vocabulary, d.sizes.hidden
 
 
-def scaled(t: Trace, d: Stack, x: Tensor) -> Tensor:
+def scaled(t: Trace, d: Stack, x: Tensor, scale: Tensor) -> Tensor:
     """Embeddings times a number that is a tensor."""
-    return ops.dropout(t, ops.mul(t, x, t.new("tensor", (), x.format)), d.dropout)
+    return ops.dropout(t, ops.mul(t, x, scale), d.dropout)
 
 
 class Around:
@@ -215,14 +216,17 @@ def cross_attention(t: Trace, d: Stack, x: Tensor, encoded: Tensor, mask: Tensor
     s, name = d.sizes, "cross_attn"
     q = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=d.bias, role="q")
     q = ops.split_heads(t, q, s.heads)
-    keys = s.kv_heads * s.head_dim
-    k = t.linear(encoded, f"{name}.k_proj", keys, bias=d.bias, role="k")
-    k = ops.split_heads(t, k, s.kv_heads)
-    v = t.linear(encoded, f"{name}.v_proj", keys, bias=d.bias, role="v")
-    v = ops.split_heads(t, v, s.kv_heads)
-    t.remember(LayerCache("cross", s.kv_heads, s.head_dim, s.head_dim))
+    k, v = blocks.remember_encoded(t, q, s.kv_heads, partial(keys_and_values, t, d, encoded, name))
     out = attend(t, d, q, k, v, mask)
     return t.linear(out, f"{name}.o_proj", s.hidden, bias=d.bias, role="o")
+
+
+def keys_and_values(t: Trace, d: Stack, encoded: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Keys and values by heads of what is encoded."""
+    heads, width = d.sizes.kv_heads, d.sizes.kv_heads * d.sizes.head_dim
+    k = ops.split_heads(t, t.linear(encoded, f"{name}.k_proj", width, bias=d.bias, role="k"), heads)
+    v = ops.split_heads(t, t.linear(encoded, f"{name}.v_proj", width, bias=d.bias, role="v"), heads)
+    return k, v
 
 
 def attend(t: Trace, d: Stack, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
