@@ -224,16 +224,14 @@ def layer(
 ) -> Tensor:  # fmt: skip
     """Self-attention, attention to what is `encoded`, feed-forward; each has a norm."""
     x = half(t, family, s, x, "self_attn", lambda x: attention(t, s, x, x, "self_attn", mask))
-    weights = t.attention_weights  # the layer has a name for those of its last attention
     if encoded is not None:
+        weights = t.attention_weights  # which have a name until there are others
         x = half(
             t, family, s, x, "encoder_attn",
             lambda x: attention(t, s, x, encoded, "encoder_attn", across),
         )  # fmt: skip
-        weights = t.attention_weights
-    x = feed(t, family, s, x)
-    del weights
-    return x
+        del weights
+    return feed(t, family, s, x)
 
 
 def half(t: Trace, family: Type, s: Stack, x: Tensor, name: str, part: Part) -> Tensor:

@@ -113,15 +113,14 @@ def stack(
         first, _ = kind
         own = biases[0] if not first else None
         x, own = layer(t, s, x, mask, own, decodes=decodes)
-        weights = t.attention_weights  # the block has a name for those of its last attention
         x = without_infinities(t, x)
         other = biases[1] if not first and decodes else None
         if encoded is not None:
+            weights = t.attention_weights  # which have a name until there are others
             x, other = cross_layer(t, s, x, encoded, across, other)
-            weights = t.attention_weights
+            del weights
             x = without_infinities(t, x)
         x = without_infinities(t, feed(t, s, x, f"layer.{2 if decodes else 1}"))
-        del weights
         biases[:] = [bias for bias in (own, other) if bias is not None]
         return x
 

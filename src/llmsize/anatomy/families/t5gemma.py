@@ -166,7 +166,9 @@ def decoder_layer(
     """Attention to earlier tokens, attention to what is encoded, feed-forward."""
     window, _ = kind
     x = half(t, d, x, "self_attn", lambda x: attention(t, d, x, around, window, cached=True))
+    weights = t.attention_weights  # which have a name until there are others
     x = half(t, d, x, "cross_attn", lambda x: cross_attention(t, d, x, encoded, across))
+    del weights
     return half(t, d, x, "feedforward", lambda x: feed(t, d, x))
 
 
