@@ -35,6 +35,7 @@ NO_MEASURE = {
     "accelerators.csv": "facts that presets repeat: tests/test_hardware.py compares each",
     "aws_instances.csv": "facts that presets repeat: tests/test_hardware.py compares each",
     "decode_speed.csv": "what presets/bandwidths/ are the medians of: tests/test_bandwidths.py",
+    "device_context.csv": "what device contexts were fitted to: tests/test_device_context.py",
     "finetuning_speed.csv": "what launch times were fitted to: tests/test_finetuning.py",
 }
 """Tables that no model is held against, and why."""

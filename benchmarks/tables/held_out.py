@@ -34,16 +34,16 @@ def held_out_training(rows: list[Row], directory: Path) -> Iterator[Answer]:
         )  # fmt: skip
         model = _model(row["model"], directory)
         meter, *_ = row["metric"].split(",")
-        got = reading(device_memory(model, run, stack, _room(row["gpu"])), meter)
+        card = presets.find(Accelerator, row["gpu"])
+        got = reading(device_memory(model, run, stack, _room(card), card), meter)
         if meter != "device":  # PyTorch does not see what bitsandbytes pages
             got -= int(evictable(model, run).value) if run.optimizer.pageable else 0
         yield Answer(row["id"], f"peak, {row['metric']}", int(row["bytes"]), got)
 
 
-def _room(card: str) -> int | None:
+def _room(card: Accelerator | None) -> int | None:
     """The memory of a card that is known."""
-    found = presets.find(Accelerator, card)
-    return found.visible_mib * MIB if found and found.visible_mib else None
+    return card.visible_mib * MIB if card and card.visible_mib else None
 
 
 def _model(name: str, directory: Path) -> Architecture:

@@ -12,6 +12,7 @@ from llmsize import presets
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP16, FP32, Format
+from llmsize.hardware import Accelerator, slug
 from llmsize.memory.methods import Choices, Recompute
 from llmsize.memory.peak import device_memory
 from llmsize.optimizers import Optimizer, Precision
@@ -60,7 +61,9 @@ def measured_training(rows: list[dict[str, str]]) -> Iterator[Answer]:
             continue
         try:
             asked = _question(row)
-            memory = device_memory(asked.architecture, run_of(asked), asked.stack)
+            memory = device_memory(
+                asked.architecture, run_of(asked), asked.stack, card=asked.accelerator
+            )
             got = reading(memory, _meter(row["metric"]))
             yield Answer(row["id"], "training, any meter", int(row["bytes"]), got)
         except LLMSizeError:
@@ -78,7 +81,7 @@ def _question(row: Mapping[str, str]) -> Question:
     """The step of a row. Raises `LLMSizeError` for a model or an optimizer that is not known."""
     return Question(
         _headed(row), _published(row), _stack(row), _precision(row),
-        presets.get(Optimizer, _optimizer(row)),
+        presets.get(Optimizer, _optimizer(row)), presets.find(Accelerator, slug(row["gpu"])),
     )  # fmt: skip
 
 

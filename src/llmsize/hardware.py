@@ -34,6 +34,8 @@ class Accelerator:
     compute_capability: float | None = None
     """Of NVIDIA's chips: the version of their instructions, such as 8.9
     (https://developer.nvidia.com/cuda-gpus)."""
+    multiprocessors: int | None = None
+    """Of NVIDIA's chips: streaming multiprocessors of one device."""
     visible_mib: int | None = None
     """MiB that the driver reports, which is what a job can have."""
     bandwidth_gb_s: float | None = None
@@ -135,6 +137,18 @@ def visible_memory(accelerator: Accelerator) -> Term:
         grade="assumed", note="only the label is known; cards are within 7 % of it",
         label=accelerator.memory_gb_label, devices=accelerator.devices,
     )  # fmt: skip
+
+
+RESIDENT_THREADS = {7.0: 2048, 7.5: 1024, 8.0: 2048, 8.6: 1536, 8.9: 1536, 9.0: 2048, 12.0: 1536}
+"""Compute capability → threads that a multiprocessor has room for at once (CUDA programming guide,
+appendix on compute capabilities)."""
+
+
+def resident_threads(accelerator: Accelerator) -> int | None:
+    """Threads that a device has room for at once, where its multiprocessors are known."""
+    each = RESIDENT_THREADS.get(accelerator.compute_capability or 0.0)
+    count = accelerator.multiprocessors
+    return None if each is None or count is None else each * count
 
 
 def machine(accelerator: Accelerator, *, count: int = 1) -> Machine:

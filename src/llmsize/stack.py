@@ -86,6 +86,9 @@ class Stack:
     expandable_segments: bool = False
     """Whether it sets that option of the caching allocator, whose segments then grow."""
     context: int = 0
-    """Bytes of the device context, libraries and workspaces beside the allocator."""
+    """Bytes of the device context and libraries beside the allocator, where the card is not known
+    or every kernel is loaded."""
+    loads_all_kernels: bool = False
+    """Whether every kernel is loaded into the context, as before CUDA 11.7, not those in use."""
     aliases: tuple[str, ...] = ()
     note: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import inf
 
 from llmsize import presets
@@ -16,7 +17,7 @@ from llmsize.formats import FP32, Format
 from llmsize.memory.host import bus_traffic, evictable, host_memory
 from llmsize.memory.methods import Choices, method_named
 from llmsize.memory.objectives import OBJECTIVES, objective_notes
-from llmsize.memory.peak import device_memory
+from llmsize.memory.peak import device_context, device_memory
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.optimizers import DTYPE, Optimizer
 from llmsize.planning import changes as planning
@@ -59,9 +60,12 @@ def estimate(question: Question, budget: int | None, *, timeline: bool, every: b
     """The peak, what waits in host memory, and, if asked for, the timeline and the changes."""
     run = run_of(question)
     step = training_step(question.architecture, run)
-    memory = device_memory(question.architecture, run, question.stack)
+    needed = partial(
+        device_memory, question.architecture, run, question.stack, card=question.accelerator
+    )
+    memory = needed()
     if budget is not None and memory.value > budget:
-        memory = device_memory(question.architecture, run, question.stack, budget)
+        memory = needed(budget)
     host = host_memory(question.architecture, run)
     fits = None if budget is None else memory.value <= budget
     answer = [_table(memory), *_host_tables(host, question.architecture, run)]
@@ -232,9 +236,10 @@ def _known_changes() -> tuple[planning.Change[Question], ...]:
 def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
     stack, model, choices = question.stack, question.architecture, question.choices
+    context = device_context(stack, question.accelerator)
     told = [
         f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, the "
-        f"allocator's slack follows PyTorch's, and the context of {format_bytes(stack.context)} is "
+        f"allocator's slack follows PyTorch's, and the context of {format_bytes(context.value)} is "
         "fitted"
     ]
     told += options.taken_for(model)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from llmsize.anatomy.tensor import Shape
 from llmsize.architecture import Architecture
 from llmsize.formats import Format, stored_bytes
+from llmsize.hardware import Accelerator, resident_threads
 from llmsize.memory.timeline import Moment, counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.term import Term, fact, term, total
-from llmsize.units import format_share
+from llmsize.units import MIB, format_share
 
 if TYPE_CHECKING:
     from llmsize.stack import Stack
@@ -56,15 +57,16 @@ ALLOCATOR = "pytorch v2.6, c10/cuda/CUDACachingAllocator.cpp"
 
 
 def device_memory(
-    architecture: Architecture, run: TrainingRun, stack: Stack, room: int | None = None
-) -> Term:
+    architecture: Architecture, run: TrainingRun, stack: Stack, room: int | None = None,
+    card: Accelerator | None = None,
+) -> Term:  # fmt: skip
     """The peak with what the allocator reserves above it and what the device holds besides.
 
     This is what `nvidia-smi` shows. Where a device has no `room` for all that the allocator would
     cache, it gives free segments back; where that does not help, it is what there would have to be
     for the run to come further. So a run fits where this is within the room, and then only.
     """
-    least = least_memory(architecture, run, stack)
+    least = least_memory(architecture, run, stack, card)
     *parts, context = least.parts
     allocated = int(least.value - context.value)
     if room is not None and room < least.value:
@@ -98,26 +100,48 @@ def _slack(held: int, allocated: int) -> Term:
 REPLAYED = "the step's tensors, taken from the allocator's segments layer by layer"
 
 
-def least_memory(architecture: Architecture, run: TrainingRun, stack: Stack) -> Term:
+def least_memory(
+    architecture: Architecture, run: TrainingRun, stack: Stack, card: Accelerator | None = None
+) -> Term:
     """What a device needs for the run at the least: all tensors, and the context.
 
     With less it fails; whether more is needed, for gaps between tensors, `device_memory` says.
     """
     step = training_step(architecture, run)
-    return total("device memory", peak_memory(step), *beside_tensors(step, stack))
+    return total("device memory", peak_memory(step), *beside_tensors(step, stack, card))
 
 
-def beside_tensors(step: TrainingStep, stack: Stack) -> list[Term]:
+def beside_tensors(step: TrainingStep, stack: Stack, card: Accelerator | None = None) -> list[Term]:
     """What a device needs beside the tensors of a trace.
 
     What kernels take within themselves is allocated, too, although no trace of tensors sees it.
     """
     own = counted("kernels' own temporaries", step.within_kernels, source=SOFTMAX)
-    return [*([own] if own.value else []), _context(stack)]
+    return [*([own] if own.value else []), device_context(stack, card)]
 
 
-def _context(stack: Stack) -> Term:
-    return fact("device context", stack.context, unit="bytes", source=stack.source, grade="fitted")
+LOCAL_MEMORY = (
+    "https://forums.developer.nvidia.com/t/local-memory-management/289339: a context has local "
+    "memory for every thread that there is room for"
+)
+
+DRIVER, LOCAL = 48 * MIB, 2_155
+"""Bytes of a context, and of each thread: a line through what PyTorch's errors say of processes on
+nine cards (tests/reference/device_context.csv)."""
+
+
+def device_context(stack: Stack, card: Accelerator | None) -> Term:
+    """What CUDA and its libraries hold beside the allocator, on a card where one is known."""
+    threads = None if card is None else resident_threads(card)
+    if threads is None or stack.loads_all_kernels:
+        return fact(
+            "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
+        )
+    return term(
+        "device context", "driver + threads * local", unit="bytes", source=LOCAL_MEMORY,
+        grade="fitted", note="published processes lie between 81 % and 111 % of it",
+        driver=DRIVER, threads=threads, local=LOCAL,
+    )  # fmt: skip
 
 
 def on_device(allocated: Term, stack: Stack) -> Term:
@@ -126,7 +150,7 @@ def on_device(allocated: Term, stack: Stack) -> Term:
     It is for what is not one step of one device, which would be followed tensor by tensor.
     """
     slack = _usual_slack(int(allocated.value), stack)
-    return total("device memory", allocated, slack, _context(stack))
+    return total("device memory", allocated, slack, device_context(stack, None))
 
 
 def _usual_slack(allocated: int, stack: Stack) -> Term:

@@ -133,7 +133,9 @@ def tuning(question: Question, devices: int = 1, room: int | None = None) -> Ter
     ZeRO-3 does; activations are on each, and so is what is gathered for use.
     """
     if devices == 1:
-        return device_memory(question.architecture, _run_of(question), question.stack, room)
+        return device_memory(
+            question.architecture, _run_of(question), question.stack, room, question.accelerator
+        )
     return tuning_at_least(question, devices)
 
 
@@ -141,7 +143,7 @@ def tuning_at_least(question: Question, devices: int = 1) -> Term:
     """The least of that which the step does without on no device: what a search asks about."""
     run = _run_of(question)
     if devices == 1:
-        return least_memory(question.architecture, run, question.stack)
+        return least_memory(question.architecture, run, question.stack, question.accelerator)
     step = training_step(question.architecture, run)
     share = partial(_share, devices=devices)
     gathered = counted("gathered weights", _gathered(question, run), source=FSDP)

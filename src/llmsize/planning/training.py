@@ -53,13 +53,17 @@ def need(question: Question, room: int | None = None) -> Term:
     Raises `LLMSizeError` for choices that do not go together, or that the card does not run.
     """
     check_runs(question)
-    return device_memory(question.architecture, run_of(question), question.stack, room)
+    return device_memory(
+        question.architecture, run_of(question), question.stack, room, question.accelerator
+    )
 
 
 def need_at_least(question: Question) -> Term:
     """Tensors and context, without which nothing fits. Raises as `need` does."""
     check_runs(question)
-    return least_memory(question.architecture, run_of(question), question.stack)
+    return least_memory(
+        question.architecture, run_of(question), question.stack, question.accelerator
+    )
 
 
 def may_be_within(question: Question, budget: int) -> bool:
