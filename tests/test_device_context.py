@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmsize import presets
-from llmsize.hardware import Accelerator, resident_threads
+from llmsize.hardware import Accelerator
 from llmsize.memory.peak import device_context
 from llmsize.stack import Stack
 from llmsize.units import GIB, MIB
@@ -41,7 +41,7 @@ def test_contexts_are_those_of_published_processes(error: dict[str, str]) -> Non
 @pytest.mark.parametrize(("card", "threads"), CARDS)
 def test_resident_threads_are_those_of_the_driver(card: str, threads: int) -> None:
     """Multiprocessors times the threads of each in that generation."""
-    assert resident_threads(presets.get(Accelerator, card)) == threads
+    assert presets.get(Accelerator, card).resident_threads == threads
 
 
 def test_a_card_that_is_not_known_leaves_the_context_of_the_stack() -> None:

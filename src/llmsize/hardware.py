@@ -12,6 +12,9 @@ from llmsize.term import Term, fact, term, total
 from llmsize.units import format_bytes
 
 MAX_DEVICES = 1_000_000
+RESIDENT_THREADS = {7.0: 2048, 7.5: 1024, 8.0: 2048, 8.6: 1536, 8.9: 1536, 9.0: 2048, 12.0: 1536}
+"""Compute capability → threads that a multiprocessor has room for at once (CUDA programming guide,
+appendix on compute capabilities)."""
 BUS = fact(
     "bus", 63 * 10**9, unit="B/s", source="PCI Express 5.0, 16 lanes, one direction",
     grade="formula",
@@ -61,6 +64,12 @@ class Accelerator:
     aliases: tuple[str, ...] = ()
     """Other names, the driver's own among them (see `slug`)."""
     note: str = ""
+
+    @property
+    def resident_threads(self) -> int | None:
+        """Threads that a device has room for at once, where its multiprocessors are known."""
+        each, count = RESIDENT_THREADS.get(self.compute_capability or 0.0), self.multiprocessors
+        return None if each is None or count is None else each * count
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +146,6 @@ def visible_memory(accelerator: Accelerator) -> Term:
         grade="assumed", note="only the label is known; cards are within 7 % of it",
         label=accelerator.memory_gb_label, devices=accelerator.devices,
     )  # fmt: skip
-
-
-RESIDENT_THREADS = {7.0: 2048, 7.5: 1024, 8.0: 2048, 8.6: 1536, 8.9: 1536, 9.0: 2048, 12.0: 1536}
-"""Compute capability → threads that a multiprocessor has room for at once (CUDA programming guide,
-appendix on compute capabilities)."""
-
-
-def resident_threads(accelerator: Accelerator) -> int | None:
-    """Threads that a device has room for at once, where its multiprocessors are known."""
-    each = RESIDENT_THREADS.get(accelerator.compute_capability or 0.0)
-    count = accelerator.multiprocessors
-    return None if each is None or count is None else each * count
 
 
 def machine(accelerator: Accelerator, *, count: int = 1) -> Machine:

@@ -108,7 +108,7 @@ def remedies(model: Subject, work: Workload, job: Job, machine: Machine) -> tupl
         return tuple(told)
     from llmsize.cli.train_answer import advice, remedy
 
-    question = replace(step(model.architecture, work, job), accelerator=machine.accelerator)
+    question = step(model.architecture, work, job)
     several = remedy(question, budget)
     told.insert(0, advice(question, several))
     if changes.applied(question, several).choices.offload == "none":

@@ -45,9 +45,8 @@ def workload(storage: Storage, batch: int, context: int, engine: str = "") -> Wo
 
 def on(machine: Machine, work: Workload) -> Workload:
     """The same on that machine, whose cards decide how much some engines do at once."""
-    if work.engine is None:
-        return work
-    return work._replace(engine=engine_on(machine, work.engine))
+    engine = None if work.engine is None else engine_on(machine, work.engine)
+    return work._replace(engine=engine, card=machine.accelerator)
 
 
 def engine_on(machine: Machine, engine: Engine) -> Engine:
@@ -94,7 +93,7 @@ def step(model: Architecture, work: Workload, job: Job) -> Question:
         recompute="full", base=format_named(recipe.base) if recipe else None,
     )  # fmt: skip
     precision = work.precision if full else _beside_frozen()
-    return Question(model, choices, _usual_stack(), precision, work.optimizer)
+    return Question(model, choices, _usual_stack(), precision, work.optimizer, work.card)
 
 
 @cache

@@ -32,6 +32,7 @@ from llmsize.term import Grade, Term, fact, term, total
 
 if TYPE_CHECKING:
     from llmsize.engine import Engine
+    from llmsize.hardware import Accelerator
 
 Job = Literal["inference", "full training", "LoRA", "QLoRA"]
 JOBS: tuple[Job, ...] = get_args(Job)
@@ -112,6 +113,8 @@ class Workload(NamedTuple):
     """Whether every layer keeps its input alone and runs again in the backward pass."""
     engine: Engine | None = None
     """That serves; absent for what is estimated by formulas alone."""
+    card: Accelerator | None = None
+    """That it is done on, where one is named."""
 
 
 @lru_cache(maxsize=1024)  # with what is asked of it

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from llmsize.anatomy.tensor import Shape
 from llmsize.architecture import Architecture
 from llmsize.formats import Format, stored_bytes
-from llmsize.hardware import Accelerator, resident_threads
 from llmsize.memory.timeline import Moment, counted
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
 from llmsize.term import Term, fact, term, total
 from llmsize.units import MIB, format_share
 
 if TYPE_CHECKING:
+    from llmsize.hardware import Accelerator
     from llmsize.stack import Stack
 
 
@@ -132,7 +132,7 @@ nine cards (tests/reference/device_context.csv)."""
 
 def device_context(stack: Stack, card: Accelerator | None) -> Term:
     """What CUDA and its libraries hold beside the allocator, on a card where one is known."""
-    threads = None if card is None else resident_threads(card)
+    threads = None if card is None else card.resident_threads
     if threads is None or stack.loads_all_kernels:
         return fact(
             "device context", stack.context, unit="bytes", source=stack.source, grade="fitted"
