@@ -29,11 +29,14 @@ def first(plans: dict[str, Any], way: str) -> dict[str, Any]:
 
 
 def test_a_free_t4_tunes_a_7b_by_qlora(capsys: pytest.CaptureFixture[str]) -> None:
-    """One 16 GB T4 (Colab): QLoRA of 7B to 10B is the best, as its notebooks do; fp16, no bf16."""
+    """One 16 GB T4 (Colab): QLoRA of 7B to 14B is the best, in fp16 for want of bf16.
+
+    Unsloth has a T4 notebook for a 14B (huggingface.co/unsloth/Phi-3-medium-4k-instruct-bnb-4bit).
+    """
     path, plans = advice("--instance colab-t4 --days 12h --data 20MB", capsys)
     best = next(iter(plans))
     assert best.startswith("1. QLoRA")
-    assert 6e9 < plans[best]["parameters"]["value"] < 1.2e10
+    assert 6e9 < plans[best]["parameters"]["value"] < 1.5e10
     assert plans[best]["verdict"] == "fits"
     assert first(plans, "full fine-tuning")["parameters"]["value"] < 1e9
     assert path["best size for it"]["value"] < 3e8
