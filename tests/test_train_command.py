@@ -27,6 +27,18 @@ def without_cache(document: dict[str, Any]) -> int:
     return value
 
 
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [(("--gpu", "t4"), "fitted to the card's threads"), (("--vram", "16GB"), "whatever the card"),
+     ((), "whatever the card")],
+)  # fmt: skip
+def test_the_context_says_whether_it_is_of_the_card(
+    capsys: pytest.CaptureFixture[str], card: tuple[str, ...], said: str
+) -> None:
+    """Memory alone does not tell a card, and so not what CUDA keeps for its threads."""
+    assert said in answer(capsys, "gpt2", *card)["assumptions"][0]
+
+
 def test_lora_trains_its_adapters_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """Rank 32 on q and v of Llama-3.2-3B are 9,175,040 parameters (PEFT's MetaMath benchmark)."""
     words = ("llama-3.2-3b", "--method", "lora", "--rank", "32", "--targets", "q_proj,v_proj")

@@ -237,10 +237,11 @@ def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     """Where the numbers come from that are not counted."""
     stack, model, choices = question.stack, question.architecture, question.choices
     context = device_context(stack, question.accelerator)
+    fitted_to = " to the card's threads" if context.formula else ", whatever the card"
     told = [
         f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, the "
         f"allocator's slack follows PyTorch's, and the context of {format_bytes(context.value)} is "
-        "fitted"
+        f"fitted{fitted_to}"
     ]
     told += options.taken_for(model)
     told += options.language_model_alone(model)
