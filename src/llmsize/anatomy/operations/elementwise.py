@@ -53,13 +53,10 @@ def _sub_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`; keeps the factor that the other one's gradient needs."""
-    node = t.record(
-        _mul_backward,
-        (a, b),
-        (b if a.node is not None else None, a if b.node is not None else None),
-        broadcast(a.shape, b.shape),
-    )
-    return joined(t, "mul", a, b, node)
+    shape = broadcast(a.shape, b.shape)
+    saved = (b if a.node is not None else None, a if b.node is not None else None)
+    node = t.record(_mul_backward, (a, b), saved, shape)
+    return joined(t, "mul", a, b, node, shape)
 
 
 def mul_in_place(t: Tape, x: Tensor, factor: Tensor) -> Tensor:

@@ -32,14 +32,15 @@ def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
         t.keep(node, (kept,))
 
 
-WHOLE = (BOOL, INT8, INT32, INT64)
+WHOLE = frozenset(format.name for format in (BOOL, INT8, INT32, INT64))
 """Formats of whole numbers, which fractions win over."""
 
 
 def promoted(a: Format, b: Format) -> Format:
     """The format of an operation on both: the wider one."""
-    if (a in WHOLE) is not (b in WHOLE):
-        return b if a in WHOLE else a
+    whole = a.name in WHOLE
+    if whole is not (b.name in WHOLE):
+        return b if whole else a
     return a if a.block_bytes >= b.block_bytes else b
 
 
@@ -57,9 +58,16 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     )
 
 
-def joined(t: Tape, operation: str, a: Tensor, b: Tensor, node: Node | None = None) -> Tensor:
-    """What an elementwise operation on two tensors makes."""
-    shape = a.shape if a.shape == b.shape else broadcast(a.shape, b.shape)
+def joined(
+    t: Tape,
+    operation: str,
+    a: Tensor,
+    b: Tensor,
+    node: Node | None = None,
+    shape: Shape | None = None,
+) -> Tensor:
+    """What an elementwise operation on two tensors makes, of the `shape` of both broadcast."""
+    shape = shape or broadcast(a.shape, b.shape)
     format = a.format if a.format is b.format else promoted(a.format, b.format)
     made = t.new(operation, shape, format, node)
     return made if a.strides is None is b.strides else laid_out(made, a, b)
