@@ -25,7 +25,10 @@ with TABLE.open(newline="", encoding="utf-8") as file:
 
 TORCH = presets.get(Stack, "transformers")
 
-CARDS = [("t4", 40 * 1024), ("a100-sxm-40gb", 108 * 2048), ("rtx-5090", 170 * 1536)]
+CARDS = [
+    ("t4", 40 * 1024), ("a100-sxm-40gb", 108 * 2048), ("rtx-5090", 170 * 1536),
+    ("l4", 58 * 1536), ("a10", 72 * 1536), ("rtx-2080-ti", 68 * 1024), ("p100", 56 * 2048),
+]  # fmt: skip
 """By NVIDIA's driver: multiprocessors, and threads of each."""
 
 

@@ -12,7 +12,10 @@ from llmsize.term import Term, fact, term, total
 from llmsize.units import format_bytes
 
 MAX_DEVICES = 1_000_000
-RESIDENT_THREADS = {7.0: 2048, 7.5: 1024, 8.0: 2048, 8.6: 1536, 8.9: 1536, 9.0: 2048, 12.0: 1536}
+RESIDENT_THREADS = {
+    6.0: 2048, 6.1: 2048, 7.0: 2048, 7.5: 1024, 8.0: 2048, 8.6: 1536, 8.9: 1536, 9.0: 2048,
+    12.0: 1536,
+}  # fmt: skip
 """Compute capability → threads that a multiprocessor has room for at once (CUDA programming guide,
 appendix on compute capabilities)."""
 BUS = fact(
