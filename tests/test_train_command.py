@@ -36,7 +36,7 @@ def test_the_context_says_whether_it_is_of_the_card(
     capsys: pytest.CaptureFixture[str], card: tuple[str, ...], said: str
 ) -> None:
     """Memory alone does not tell a card, and so not what CUDA keeps for its threads."""
-    assert said in answer(capsys, "gpt2", *card)["assumptions"][0]
+    assert any(said in told for told in answer(capsys, "gpt2", *card)["assumptions"])
 
 
 def test_lora_trains_its_adapters_alone(capsys: pytest.CaptureFixture[str]) -> None:

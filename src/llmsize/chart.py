@@ -77,6 +77,8 @@ def extent(chart: Chart) -> tuple[float, float, float, float]:
     points = [point for each in chart.series for point in each.points]
     points += [(mark.x, mark.y) for mark in chart.marks]
     if not points:
-        raise LLMSizeError("nothing to draw in that range", hint="widen it with --from and --to")
+        raise LLMSizeError(
+            "nothing to draw in that range", hint="widen it with `--from` and `--to`"
+        )
     xs, ys = [x for x, _ in points], [y for _, y in points]
     return min(xs), max(xs), min(ys), max(ys)

@@ -35,7 +35,7 @@ def search_first(directory: str | None) -> None:
     if directory is not None and not path.isdir(directory):
         raise LLMSizeError(
             f"no directory `{printable(directory)}`",
-            hint="--presets takes a directory with `models/`, `formats/`, … below it",
+            hint="`--presets` takes a directory with `models/`, `formats/`, … below it",
         )
     _extra[:] = [] if directory is None else [directory]
 

@@ -160,7 +160,7 @@ def measured_utilization(
         if not entry.accelerators:
             anything = entry
     if anything is None:
-        raise LLMSizeError("no measured utilization", hint="give one: --mfu 0.4")
+        raise LLMSizeError("no measured utilization", hint="give one: `--mfu 0.4`")
     return anything
 
 

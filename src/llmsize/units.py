@@ -58,18 +58,18 @@ def parse_count(text: str, what: str = "count") -> int:
     if not match:
         raise LLMSizeError(
             f"cannot read the {what} `{printable(text)}`",
-            hint="write a positive number with an optional K, M, B or T, such as `7B` or `124M`",
+            hint="write a whole number above zero, such as `8`, `4K`, `124M` or `7B`",
         )
     value = _decimal(match[1], text, what) * _COUNT_SCALE[match[2].lower()]
     if not 0 < value <= MAX_COUNT:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is out of range",
-            hint="it must be above zero and at most 1e18",
+            hint="it must be from 1 to 1e18",
         )
     if value != value.to_integral_value():
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is not a whole number",
-            hint="write enough digits for a whole number, or a smaller suffix",
+            hint="leave out the fraction, or add a suffix: `1.5K` is 1,500",
         )
     return int(value)
 

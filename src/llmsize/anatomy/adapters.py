@@ -153,7 +153,7 @@ class Ranked(Adapter):
         if self.rank > max(NARROW, min(dimensions)) and role != "router":
             raise LLMSizeError(
                 f"rank {self.rank:,} is above the dimensions of `{name}` "
-                f"({' to '.join(map(str, dimensions))})",
+                f"({' to '.join(f'{size:,}' for size in dimensions)})",
                 hint=f"a rank above {min(dimensions):,} adds nothing",
             )
 
@@ -436,8 +436,8 @@ class Bottleneck(Adapter):
         width = self.width or max(layer.out // 16, 1)
         if width > layer.out:
             raise LLMSizeError(
-                f"a bottleneck of {width:,} is wider than `{layer.name}` ({layer.out})",
-                hint=f"choose a width of at most {layer.out}",
+                f"a bottleneck of {width:,} is wider than `{layer.name}` ({layer.out:,})",
+                hint=f"choose a width of at most {layer.out:,}",
             )
         activate = ops.relu if self.activation == "relu" else ops.silu
         down = activate(t, trained_linear(t, hidden, f"{layer.name}.adapter_down", width))

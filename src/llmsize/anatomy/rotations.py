@@ -106,7 +106,7 @@ class BOFT(Adapter):
         if width % BLOCK:
             raise LLMSizeError(
                 f"`{layer.name}` has {width:,} inputs, which are no whole blocks of {BLOCK}",
-                hint="choose other --targets",
+                hint="choose other `--targets`",
             )
         t.add_buffer(width * width * FP32.block_bytes)
         shape = (1, width // BLOCK, BLOCK, BLOCK)

@@ -259,7 +259,9 @@ def _server(hardware: Hardware, machine: Machine) -> Hardware:
 
 def _tokens(tokens: float | None, data: int | None) -> float | None:
     if tokens is not None and data is not None:
-        raise LLMSizeError("--tokens and --data both say how much text there is", hint="give one")
+        raise LLMSizeError(
+            "`--tokens` and `--data` both say how much text there is", hint="give one"
+        )
     return tokens if data is None else float(planning.tokens_in(data).value)
 
 

@@ -126,7 +126,7 @@ Offload = Annotated[str | None, choosing(
     "--offload", known=OFFLOADED, what="place to offload to", metavar="PLACE", show_default=False,
     help="As many layers on the devices as fit, the others there")]
 Fit = Annotated[str | None, choosing(
-    "--fit", known=FITTED, what="knob to solve for", metavar="WHAT", show_default=False,
+    "--fit", known=FITTED, what="quantity to solve for", metavar="WHAT", show_default=False,
     help="Solve for the best that fits")]
 # fmt: on
 

@@ -124,7 +124,7 @@ def named(name: str, **settings: float) -> ScalingLaw:
         if setting not in found.settings:
             raise LLMSizeError(
                 f"`{found.name}` says nothing about {setting}",
-                hint=f"leave out --{setting}, or name a law that does: `--law all` lists them",
+                hint=f"leave out `--{setting}`, or name a law that does: `--law all` lists them",
             )
     return additive(found, **settings)
 

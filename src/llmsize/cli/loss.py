@@ -106,7 +106,7 @@ def loss(
     run = Run(params, tokens, compute, unique_tokens, steps, batch)
     if asked.compared:
         if calibrate:
-            raise LLMSizeError("--calibrate moves one law", hint="name it: --law chinchilla")
+            raise LLMSizeError("`--calibrate` moves one law", hint="name it: `--law chinchilla`")
         return _all(laws.every(**asked.settings), run, shape, target_loss)
     default = REPEATING if unique_tokens is not None else CALIBRATED if calibrate else DEFAULT
     chosen = laws.law(asked, default)
@@ -123,7 +123,7 @@ def _model(model: str | None, params: int | None) -> Parameters | None:
         return None
     if params is not None:
         raise LLMSizeError(
-            "MODEL and --params both say how large it is", hint="leave one of them out"
+            "MODEL and `--params` both say how large it is", hint="leave one of them out"
         )
     from llmsize.anatomy import traced
     from llmsize.anatomy.parameters import count
@@ -199,7 +199,7 @@ def _target(law: ScalingLaw, run: Run, target: float) -> Estimate:
     terms = tuple(reach(law, target, run))
     if not terms:
         raise LLMSizeError(
-            f"`{law.name}` gives no loss to invert", hint="try --law kaplan or --law chinchilla"
+            f"`{law.name}` gives no loss to invert", hint="try `--law kaplan` or `--law chinchilla`"
         )
     return Estimate(
         "loss",
@@ -221,7 +221,7 @@ def _all(
                            "corpus": law.corpus or Absent("not published")})
             for law, cells in answered]  # fmt: skip
     if not rows:
-        raise LLMSizeError("no law answers that", hint="give --params, --tokens or --compute")
+        raise LLMSizeError("no law answers that", hint="give `--params`, `--tokens` or `--compute`")
     comparable = [
         cells["loss"].value
         for law, cells in answered

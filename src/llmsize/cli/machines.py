@@ -200,7 +200,9 @@ def price(machine: Machine | None, asked: Pricing) -> Term | None:
         unit = "$/GPU-hour"
         return None if given is None else fact("price", given, unit=unit, source="given")
     if given is not None:
-        raise LLMSizeError("--price and --prices both say what it costs", hint="give one of them")
+        raise LLMSizeError(
+            "`--price` and `--prices` both say what it costs", hint="give one of them"
+        )
     if machine is None:
         raise LLMSizeError("a price of what?", hint="name the accelerator with `--gpu`")
     from pathlib import Path

@@ -71,13 +71,15 @@ def optimal(
     assumptions: tuple[str, ...] = ()
     if gpu_hours is not None:
         if compute is not None:
-            raise LLMSizeError("--gpu-hours and --compute both give the budget", hint="give one")
+            raise LLMSizeError(
+                "`--gpu-hours` and `--compute` both give the budget", hint="give one"
+            )
         found = _affordable(gpu_hours, gpu, mfu)
         compute, assumptions = float(found.value), (found.note,)
     elif gpu is not None or mfu is not None:
         raise LLMSizeError(
-            "--gpu and --mfu say what --gpu-hours are worth",
-            hint="add --gpu-hours, or leave them out",
+            "`--gpu` and `--mfu` say what `--gpu-hours` are worth",
+            hint="add `--gpu-hours`, or leave them out",
         )
     budget = Budget(
         compute, params, tokens, target_loss, inference_tokens, unique_tokens, max_params
@@ -91,7 +93,7 @@ def optimal(
 def _affordable(gpu_hours: float, gpu: str | None, mfu: float | None) -> Term:
     """FLOP that so many hours of an accelerator do in 16 bit, and by which utilization."""
     if gpu is None:
-        raise LLMSizeError("--gpu-hours need an accelerator", hint="add --gpu h100-sxm-80gb")
+        raise LLMSizeError("`--gpu-hours` need an accelerator", hint="add `--gpu h100-sxm-80gb`")
     accelerator = presets.get(Accelerator, slug(gpu))
     format = machines.sixteen_bit(accelerator)
     share = machines.efficiency(accelerator, format, mfu)
@@ -212,7 +214,7 @@ def _all(known: Sequence[ScalingLaw], budget: Budget, assumptions: tuple[str, ..
         except LLMSizeError:
             continue  # this law does not answer such a budget
     if not rows:
-        raise LLMSizeError("no law answers that", hint="give --compute alone")
+        raise LLMSizeError("no law answers that", hint="give `--compute` alone")
     return Estimate(
         "optimal",
         _question("all", budget),

@@ -127,7 +127,7 @@ def time(
 ) -> Estimate:
     """FLOP, wall time, GPU-hours, energy and cost of training on so many tokens."""
     if tokens is None:
-        raise LLMSizeError("training needs tokens", hint="add --tokens, such as `--tokens 300B`")
+        raise LLMSizeError("training needs tokens", hint="add them: `--tokens 300B`")
     counted = _counted(model, params, tokens, work)
     question = {"model": model, "parameters": params, "tokens": tokens, "gpu": gpu, "gpus": gpus,
                 "seq_len": work.seq_len, "method": work.method, "dtype": dtype or None}  # fmt: skip
@@ -136,7 +136,7 @@ def time(
     if machine is None or machine.accelerator is None:
         if gpus is not None or mfu is not None or price is not None:
             raise LLMSizeError(
-                "--gpus, --mfu and --price are about a machine", hint="name it with `--gpu`"
+                "`--gpus`, `--mfu` and `--price` are about a machine", hint="name it with `--gpu`"
             )
         headline = f"{units.format_flop(counted[0].value)} to train on {_count(tokens)} tokens"
         return Estimate("time", question, headline, tuple(counted), notes=tuple(_notes(counted)))
@@ -151,7 +151,7 @@ def _counted(model: str | None, params: int | None, tokens: float, work: Work) -
         return _by_anatomy(options.architecture(model), _choices(work), tokens, work.seq_len)
     if params is not None and model is None:
         return [_by_count(params, tokens, work)]
-    raise LLMSizeError("what is trained?", hint="give either MODEL or --params")
+    raise LLMSizeError("what is trained?", hint="give either MODEL or `--params`")
 
 
 def _timed(
@@ -185,8 +185,8 @@ def _count(value: float) -> str:
 def _choices(work: Work) -> Choices:
     if work.trained is not None:
         raise LLMSizeError(
-            "--trained goes with a bare count",
-            hint="of a MODEL, --method lora --rank 16 counts what is trained",
+            "`--trained` goes with a bare count",
+            hint="of a MODEL, `--method lora --rank 16` counts what is trained",
         )
     chosen = method_named(work.method).name
     base = presets.get(Quantized, "nf4") if chosen in QUANTIZED else None
@@ -234,12 +234,12 @@ def _by_count(parameters: int, tokens: float, work: Work) -> Term:
     if work.method != "full":
         raise LLMSizeError(
             "a bare count has no layers to adapt",
-            hint="name a MODEL, or say how many are trained: --trained 40M",
+            hint="name a MODEL, or say how many are trained: `--trained 40M`",
         )
     if work._replace(trained=None) != Work():
         raise LLMSizeError(
             "a bare count has no attention over a sequence and no layers to adapt",
-            hint="name a MODEL, or leave out --seq-len, --rank and --targets",
+            hint="name a MODEL, or leave out `--seq-len`, `--rank` and `--targets`",
         )
     trained = work.trained
     if trained is None:
@@ -247,7 +247,7 @@ def _by_count(parameters: int, tokens: float, work: Work) -> Term:
     if trained > parameters:
         raise LLMSizeError(
             f"{_count(trained)} trained parameters in a model of {_count(parameters)}",
-            hint="--trained is the part that gets gradients",
+            hint="`--trained` is the part that gets gradients",
         )
     return term(
         "training compute, frozen weights", "(4 * N + 2 * trained) * D", unit="FLOP", source=PALM,

@@ -143,7 +143,7 @@ Timeline = Annotated[bool, Option(
 ShowChanges = Annotated[bool, Option(
     "--changes", help="What each change would save, also where it fits.")]
 Fit = Annotated[str | None, choosing(
-    "--fit", known=FITTED, what="knob to solve for", metavar="WHAT",
+    "--fit", known=FITTED, what="quantity to solve for", metavar="WHAT",
     help="Solve for the largest that fits")]
 # fmt: on
 
@@ -327,7 +327,7 @@ def _given(step: Step, budget: int | None) -> dict[str, Any]:
     """
     trained, aim = step.trained, step.aim
     if aim.engine_sleeps and not aim.engine_share:
-        raise LLMSizeError("no engine sleeps", hint="add its share of the device: --vllm-share 0.3")
+        raise LLMSizeError("`--vllm-sleep` without vLLM", hint="add its share: `--vllm-share 0.3`")
     check_rollout(OBJECTIVES[aim.objective], rollouts=aim.rollouts, engine=aim.engine_share)
     given = {
         "rank": trained.rank, "targets": options.names(trained.targets), "width": trained.width,

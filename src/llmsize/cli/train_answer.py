@@ -239,9 +239,9 @@ def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     context = device_context(stack, question.accelerator)
     fitted_to = " to the card's threads" if context.formula else ", whatever the card"
     told = [
-        f"kernels of {stack.title or stack.name}; allocated is counted tensor by tensor, the "
-        f"allocator's slack follows PyTorch's, and the context of {format_bytes(context.value)} is "
-        f"fitted{fitted_to}"
+        f"kernels of {stack.title or stack.name} (`--stack`)",
+        f"a device context of {format_bytes(context.value)}, fitted{fitted_to}; tensors are "
+        "followed one by one, and so is the allocator that makes the slack",
     ]
     told += options.taken_for(model)
     told += options.language_model_alone(model)
@@ -292,12 +292,12 @@ def _of_kernels(question: Question) -> Iterator[str]:
                    "there (`llm_int8_skip_modules`)")  # fmt: skip
         yield (
             "recurrent layers run by the kernels of mamba-ssm, causal-conv1d and "
-            "flash-linear-attention; without them transformers keeps much more (--stack "
-            "transformers)"
+            "flash-linear-attention; without them transformers keeps much more (`--stack "
+            "transformers`)"
             if stack.fused_recurrence
             else "recurrent layers run in PyTorch, as transformers has them without the kernels "
-            "of mamba-ssm and flash-linear-attention, which keep much less (--stack "
-            "transformers-kernels)"
+            "of mamba-ssm and flash-linear-attention, which keep much less (`--stack "
+            "transformers-kernels`)"
         )
 
 
@@ -342,7 +342,7 @@ def of_room(question: Question, memory: Term, budget: int) -> Iterator[str]:
     if held > budget:
         slower = memory.value <= budget
         yield (
-            f"with room for all that the allocator would cache it were {format_bytes(held)}"
+            f"with room for all that the allocator would cache it would take {format_bytes(held)}"
             + ("; here free segments go back and are asked for again, which takes time" * slower)
         )
     if least <= budget < memory.value:

@@ -194,7 +194,7 @@ _KNOWN = (
     Method("galore", "all weights, optimizer states in a subspace",
            "Zhao et al. 2024, arXiv:2403.03507; https://github.com/jiaweizzhao/GaLore",
            takes=("rank", "frozen_layers"), trained=None, projected=True, rank=128,
-           note="gradients stay whole: add --fused-backward for the update layer by layer"),
+           note="gradients stay whole: add `--fused-backward` for the update layer by layer"),
     Method("lora", "low-rank adapters",
            "Hu et al. 2021, arXiv:2106.09685; " + PEFT + "lora/layer.py",
            takes=LOW_RANK, adapter=_lora, aliases=("rslora",),

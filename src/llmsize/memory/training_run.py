@@ -61,7 +61,7 @@ def _reference(choices: Choices, method: Method, objective: Objective) -> Refere
     """The kind of reference. Raises `LLMSizeError` for one that the objective or method has not."""
     chosen = choices.reference or objective.reference
     if chosen != "none" and not (objective.rollouts or objective.reference != "none"):
-        raise LLMSizeError(f"`{objective.name}` has no reference", hint="leave out --reference")
+        raise LLMSizeError(f"`{objective.name}` has no reference", hint="leave out `--reference`")
     if choices.reference is None and chosen == "model" and method.adapter is not None:
         return "adapter"
     if chosen == "adapter" and method.adapter is None:
@@ -149,13 +149,13 @@ def _check_formats(choices: Choices, method: Method, precision: Precision) -> No
 def _check_recomputation(choices: Choices, method: Method) -> None:
     """Raise `LLMSizeError` for what goes without recomputation, or for a method that does."""
     if choices.recompute == "none" and choices.recompute_every > 1:
-        raise LLMSizeError("no block is recomputed", hint="add `--recompute full` to --every")
+        raise LLMSizeError("no block is recomputed", hint="add `--recompute full` to `--every`")
     if choices.recompute == "none" and choices.offload_checkpoints:
         raise LLMSizeError("there are no checkpoints to offload", hint="add `--recompute full`")
     if choices.recompute != "none" and not method.recomputable:
         raise LLMSizeError(
             f"`{method.name}` does not work with recomputation: its cache would be filled twice",
-            hint="leave out --recompute, or choose `prompt-tuning`",
+            hint="leave out `--recompute`, or choose `prompt-tuning`",
         )
 
 
@@ -165,17 +165,17 @@ def _check_completion(choices: Choices, objective: Objective, stack: Stack) -> N
     if completion >= choices.sequence:
         raise LLMSizeError(
             f"{completion:,} written tokens leave nothing of {choices.sequence:,} for the prompt",
-            hint="--seq-len counts prompt and completion",
+            hint="`--seq-len` counts prompt and completion",
         )
     if completion and objective.head == "score":
         raise LLMSizeError(
             f"`{objective.name}` gives each sequence one number, whatever was written of it",
-            hint="leave out --completion",
+            hint="leave out `--completion`",
         )
     if completion and objective.head == "tokens" and stack.loss != "tiled":
         raise LLMSizeError(
             f"the loss of {stack.title or stack.name} takes all tokens, with a label or without",
-            hint="leave out --completion, or choose `--stack trl`, which leaves the prompt out",
+            hint="leave out `--completion`, or choose `--stack trl`, which leaves the prompt out",
         )
 
 
@@ -188,12 +188,12 @@ def _check_steps(choices: Choices, method: Method, optimizer: Optimizer) -> None
     if method.optimizer and optimizer.name != method.optimizer:
         raise LLMSizeError(
             f"`{method.name}` does not step with {optimizer.title or optimizer.name}",
-            hint=f"leave out --optimizer, or say `{method.optimizer}`",
+            hint=f"leave out `--optimizer`, or say `{method.optimizer}`",
         )
     if choices.fused_backward and choices.accumulation > 1:
         raise LLMSizeError(
             "a fused backward pass keeps no gradients to accumulate",
-            hint="leave out --fused-backward or --accumulate",
+            hint="leave out `--fused-backward` or `--accumulate`",
         )
 
 
@@ -203,22 +203,22 @@ def _check_places(choices: Choices, method: Method, optimizer: Optimizer) -> Non
     if choices.offload != "none" and at_once:
         raise LLMSizeError(
             "a fused backward pass steps on the device, where offloaded states are not",
-            hint="leave out --fused-backward, or --offload",
+            hint="leave out `--fused-backward`, or `--offload`",
         )
     if choices.offload != "none" and optimizer.pageable:
         raise LLMSizeError(
             f"{optimizer.title or optimizer.name} moves its states to the host itself",
-            hint="leave out --offload, or choose an optimizer that is not paged",
+            hint="leave out `--offload`, or choose an optimizer that is not paged",
         )
     if choices.replicas > 1 and choices.offload != "none":
         raise LLMSizeError(
             "replicas that offload divide their states among them, which is not counted here",
-            hint="estimate one device, or leave out --offload",
+            hint="estimate one device, or leave out `--offload`",
         )
     if choices.replicas > 1 and at_once:
         raise LLMSizeError(
             "replicas sum their gradients after a fused backward pass has used them",
-            hint="leave out --gpus, or the fused backward pass",
+            hint="leave out `--gpus`, or the fused backward pass",
         )
     if choices.bucket_views and choices.replicas < 2:
         raise LLMSizeError("one device has no buckets", hint="add `--gpus 2` or more")

@@ -133,9 +133,9 @@ def changes(
                lambda q: offloaded(q, "optimizer")),
         Change("offload optimizer and weights", 7.0, "an optimizer step on the host",
                lambda q: offloaded(q, "parameters")),
-        Change("train LoRA adapters only", 8.0, "a full fine-tune",
+        Change("train LoRA adapters only", 8.0, "full fine-tuning",
                lambda q: _choose(q, method="lora") if q.choices.method == "full" else q),
-        Change("train LoRA on an NF4 base", 9.0, "a 16-bit base",
+        Change("train LoRA on an NF4 base", 9.0, "precision: a base in 4 bit",
                lambda q: _choose(q, method="qlora", base=base())
                if q.choices.method in ("full", "lora") else q),
     )  # fmt: skip

@@ -204,7 +204,7 @@ def _additive_only(law: ScalingLaw) -> ScalingLaw:
     if law.form != "additive":
         raise LLMSizeError(
             f"`{law.name}` does not separate parameters from tokens",
-            hint="use a law of the form E + A/N^alpha + B/D^beta, such as --law chinchilla",
+            hint="use a law of the form E + A/N^alpha + B/D^beta, such as `--law chinchilla`",
         )
     return law
 

@@ -49,7 +49,7 @@ def best(law: ScalingLaw, budget: Budget) -> Allocation:
     if sum(value is not None for value in stated) != 1:
         raise LLMSizeError(
             "an optimum needs exactly one thing to start from",
-            hint="give one of --compute, --gpu-hours, --params, --tokens and --target-loss",
+            hint="give `--compute`, `--gpu-hours`, `--params`, `--tokens` or `--target-loss`",
         )
     if budget.target_loss is not None:
         return _for_loss(law, budget, budget.target_loss)
@@ -58,7 +58,7 @@ def best(law: ScalingLaw, budget: Budget) -> Allocation:
     if budget.inference_tokens or budget.unique_tokens or budget.largest:
         raise LLMSizeError(
             "a model or its tokens already decide the rest",
-            hint="state the budget as --compute or --target-loss to add conditions",
+            hint="state the budget as `--compute` or `--target-loss` to add conditions",
         )
     if budget.parameters is not None:
         return allocate_for_params(law, budget.parameters)

@@ -55,7 +55,7 @@ def calibrate(law: ScalingLaw, runs: Sequence[Observation]) -> Calibration:
     if law.form != "additive":
         raise LLMSizeError(
             f"`{law.name}` has no irreducible loss to move",
-            hint="calibrate a law of the form E + A/N^alpha + B/D^beta, such as --law chinchilla",
+            hint="calibrate a law of the form E + A/N^alpha + B/D^beta, such as `--law chinchilla`",
         )
     _check(runs)
     method = "refit" if len(runs) >= ENOUGH_TO_REFIT and _refitted(law, runs) else "shift"

@@ -52,7 +52,7 @@ def isoloss(law: ScalingLaw, budgets: Sequence[float], sizes: Sequence[float]) -
 def _check_loss(law: ScalingLaw) -> None:
     if "L | N, D" not in relations(law):
         raise LLMSizeError(
-            f"`{law.name}` has no loss of parameters and tokens", hint="try --law chinchilla"
+            f"`{law.name}` has no loss of parameters and tokens", hint="try `--law chinchilla`"
         )
 
 

@@ -74,7 +74,7 @@ def additive(law: ScalingLaw, **settings: float) -> ScalingLaw:
     if missing:
         raise LLMSizeError(
             f"`{law.name}` needs the setting `{missing[0]}`",
-            hint=f"give {' and '.join(law.settings)}, such as --experts 8",
+            hint=f"give {' and '.join(law.settings)}, such as `--experts 8`",
         )
     if law.form not in REDUCTIONS:
         return law

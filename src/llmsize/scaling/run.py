@@ -51,7 +51,7 @@ def complete(run: Run) -> Run:
         )
     if not (n or d or c):
         raise LLMSizeError(
-            "nothing to predict a loss from", hint="give --params, --tokens or --compute"
+            "nothing to predict a loss from", hint="give `--params`, `--tokens` or `--compute`"
         )
     if n and d:
         return replace(run, compute=c or 6 * n * d)
@@ -67,7 +67,8 @@ def _tokens_of_steps(run: Run) -> Run:
         return run
     if run.steps is None or run.batch is None:
         raise LLMSizeError(
-            "steps and their batch go together", hint="give both: --steps 250k --batch-tokens 512K"
+            "steps and their batch go together",
+            hint="give both: `--steps 250k --batch-tokens 512K`",
         )
     tokens = run.steps * run.batch
     if run.tokens and not math.isclose(run.tokens, tokens, rel_tol=0.01):
@@ -109,7 +110,7 @@ def _loss_after_steps(law: ScalingLaw, run: Run) -> Term:
     n, steps, batch = run.parameters, run.steps, run.batch
     assert steps and batch
     if n is None:
-        raise LLMSizeError("--steps need a model", hint="give --params as well")
+        raise LLMSizeError("`--steps` need a model", hint="give `--params` as well")
     after, critical = function(law, "L | N, S_min"), function(law, "B_crit | L")
     fewest = function(law, "S_min | S, B, B_crit")
 
@@ -237,7 +238,7 @@ def check_repeats(law: ScalingLaw) -> None:
     if "L | N, D, U" not in relations(law):
         raise LLMSizeError(
             f"`{law.name}` does not know what repeated tokens are worth",
-            hint="ask a law that does: --law muennighoff",
+            hint="ask a law that does: `--law muennighoff`",
         )
 
 
