@@ -20,6 +20,7 @@ from llmsize.formats import FP32, Format
 from llmsize.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
+    from llmsize.anatomy.blocks import Step
     from llmsize.anatomy.config import Config
     from llmsize.anatomy.trace import Trace
 
@@ -83,9 +84,7 @@ class Adapter:
         """Whether it goes around the embedding `module`, which only a name of its own asks for."""
         return ALL_LINEAR not in self.targets and module.rsplit(".", 1)[-1] in self.targets
 
-    def around_embedding(
-        self, t: Trace, x: Tensor, name: str, rows: int, own: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
+    def around_embedding(self, t: Trace, x: Tensor, name: str, rows: int, own: Step) -> Tensor:
         """What an embedding of so many `rows` that it goes around gives, which alone gives `x`.
 
         `own` is what the embedding's own layer does to what it looks up. Raises `LLMSizeError` for
@@ -195,9 +194,7 @@ class LoRA(Ranked):
             result = ops.add(t, result, ops.scale(t, self._low_rank(t, x, down, up)))
         return ops.to(t, result, format)
 
-    def around_embedding(
-        self, t: Trace, x: Tensor, name: str, rows: int, own: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
+    def around_embedding(self, t: Trace, x: Tensor, name: str, rows: int, own: Step) -> Tensor:
         """peft/tuners/lora/layer.py, `Embedding.forward`; both factors are used transposed."""
         if self.dora:
             return Adapter.around_embedding(self, t, x, name, rows, own)
@@ -209,7 +206,7 @@ class LoRA(Ranked):
         table = ops.transpose(t, down, 0, 1)
         after = ops.embedding(t, table, batch, sequence)
         change = ops.scale(t, ops.linear(t, after, up))
-        change = change if own is None else own(change)
+        change = own(t, change)
         return ops.to(t, ops.add(t, x, change), x.format)
 
     def _around_quantized(

@@ -20,17 +20,23 @@ from llmsize.anatomy.trace import Trace
 from llmsize.errors import printable
 from llmsize.formats import BOOL, FP32, INT64, Format
 
+Step = Callable[[Trace, Tensor], Tensor]
+"""What is done to a tensor on its way."""
 
-def embed(
-    t: Trace, name: str, rows: int, width: int, own: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
+
+def as_it_is(t: Trace, x: Tensor) -> Tensor:
+    """The same tensor."""
+    return x
+
+
+def embed(t: Trace, name: str, rows: int, width: int, own: Step = as_it_is) -> Tensor:
     """Token embeddings: batch, sequence, width; with what the embedding's `own` layer does to them.
 
     Virtual tokens join them as they come from there.
     """
     table = t.weight(f"{name}.weight", (rows, width), "embedding")
     x = ops.embedding(t, t.table(table), t.batch, Dim(t.setting.sequence, "sequence"))
-    x = x if own is None else own(x)
+    x = own(t, x)
     adapter = t.setting.adapter
     if adapter is not None and adapter.adapts_embedding(name) and not table.copied:
         x = adapter.around_embedding(t, x, name, rows, own)
@@ -179,7 +185,7 @@ def hand_back(t: Trace, returned: list[Tensor], weights: Tensor | None) -> None:
         t.handing_back = bool(returned)
 
 
-Activation = Callable[[Trace, Tensor], Tensor]
+Activation = Step
 
 
 def gelu_by_tanh(t: Trace, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The frame that most decoders share, and the parts that fill it.
 
-A family reads its `Sizes`, writes one `block`, and hands both to `run`. What it does differently
-from Llama stands in its own file.
+A family reads its `Sizes`, says in a `Frame` and in `Heads` where it is not Llama, writes one
+`block`, and hands them to `run`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import NamedTuple, TypeVar
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, lm_head, rotary
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Masking
+from llmsize.anatomy.blocks import Masking, Step, as_it_is
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation, Turn, rotated
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -163,84 +164,97 @@ def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]
     return [0 if kind == "full_attention" else window for kind in kinds]
 
 
-def as_it_is(x: Tensor) -> Tensor:
-    """The same tensor."""
-    return x
-
-
 class Names(NamedTuple):
     """What a checkpoint calls the parts outside of the layers, and the list of layers."""
 
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers"
     norm: str = "model.norm"
-    head: str = "lm_head"
 
 
-NAMES, ROPE = Names(), rotary.Rope()
+class Frame(NamedTuple):
+    """What a family has around its layers: embedding, what they share, final norm and head."""
+
+    names: Names = Names()
+    rows: int = 0
+    """Of the embedding's table, if not as many as tokens that are predicted."""
+    embed: Step = as_it_is
+    """What the embedding itself does to the rows that it looks up."""
+    begin: Step = as_it_is
+    """Makes the first layer's input of them."""
+    holds_tokens: bool = False
+    """Whether the model holds them beside that input."""
+    rope: rotary.Rope = rotary.Rope()
+    handed_positions: bool = True
+    """Whether recomputed layers keep positions that they are handed."""
+    windows: Iterable[int] = ()
+    """Those that attention uses, in tokens, 0 for none; kinds that are numbers are windows, too."""
+    masking: Masking = "as needed"
+    masks: Iterable[int] = ()
+    """Windows whose masks are made whether or not a layer has them."""
+    carrying: bool = False
+    """Whether layers hand each other more than the residual stream."""
+    norm: Norm = blocks.rms_norm
+    head: Head = Head()
+    """Its tokens and whether it shares the embedding are the sizes'."""
+
+
+FRAME = Frame()
+"""Llama's."""
 
 
 def run(
-    t: Trace, s: Sizes, block: Callable[[Tensor, Kind, Around], Tensor], kinds: Sequence[Kind],
-    *, norm: Norm = blocks.rms_norm, names: Names = NAMES, windows: Iterable[int] = (),
-    begin: Part = as_it_is, embed: Part | None = None, holds_tokens: bool = False,
-    embedding: int = 0, rows: int = 0, masking: Masking = "as needed",
-    handed_positions: bool = True, rope: rotary.Rope = ROPE, head_bias: bool = False,
-    transform: Part | None = None, end: Sequence[blocks.Activation] = (),
-    returned: list[Tensor] | None = None, masks: Iterable[int] = (), carrying: bool = False,
-) -> Tensor:  # fmt: skip
-    """Tokens to loss or logits: embedding, layers of those `kinds`, final norm, head.
-
-    `windows` are those that attention uses; kinds that are numbers are windows. `embed` is what the
-    embedding itself does to the rows it looks up, `begin` makes the first layer's input of them.
-    The model may hold them beside it (`holds_tokens`); they are `embedding` wide if not as wide as
-    the layers, and of their table there are `rows` if not as many as tokens that are predicted;
-    `transform` is what the head makes of what it reads, `end` what happens to the logits.
-    Recomputed layers keep positions that they are handed (`handed_positions`). The model holds what
-    the last layer `returned` beside its output. `masks` are made for these windows, too, whether or
-    not a layer has them; 0 stands for no window.
-    Blocks that are `carrying` hand each other more than the residual stream.
-    """
-    used = ({*windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    tokens = blocks.embed(t, names.embedding, rows or s.vocabulary, embedding or s.hidden, embed)
-    inputs = [begin(tokens)]  # of the first layer, and of nobody else if tokens are held beside
-    tokens = tokens if holds_tokens else inputs[0]
-    position_ids, alibi = blocks.positions(t), None
-    if masking == "alibi":
-        alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
-    around = _around(t, s, inputs[0], rope, masking, used, used | {*masks})
-    x = t.layers(
-        names.layers, partial(_within, block, around), inputs.pop(), kinds,
-        position_ids if handed_positions else None, alibi,
-        carried=around.carried if carrying else None,
-    )  # fmt: skip
-    assert carrying or not around.carried, "blocks carry something that their family does not say"
-    x = norm(t, x, names.norm)
-    if returned is not None:
-        returned.clear()
-    around.leave_to_checkpoints()
-    del tokens, position_ids, alibi, around  # gone before the head begins
-    tied = names.embedding if s.tied else ""
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, head=names.head, tied=tied, bias=head_bias, transform=transform, end=end
-    )
-
-
-def _around(
     t: Trace,
     s: Sizes,
-    x: Tensor,
-    rope: rotary.Rope,
-    masking: Masking,
-    used: set[int],
-    masked: set[int],
-) -> Around:
-    """Tables for the windows in use and masks of those `masked`, for layers that read `x`."""
-    masks = {window: blocks.mask(t, window, masking, s.heads) for window in masked}
-    tables = rotary.tables(t, rope, x, s.rotary, s.local_rotary, used)
-    if t.setting.checkpoint_every and not rope.apart:
+    block: Callable[[Tensor, Kind, Around], Tensor],
+    kinds: Sequence[Kind],
+    frame: Frame = FRAME,
+) -> Tensor:
+    """Tokens to loss or logits: layers of those `kinds` within their frame."""
+    x = _hidden_states(t, s, block, kinds, frame)
+    head = frame.head._replace(tied=frame.names.embedding) if s.tied else frame.head
+    return lm_head.causal_lm(t, x, s.vocabulary, head)
+
+
+def _hidden_states(
+    t: Trace,
+    s: Sizes,
+    block: Callable[[Tensor, Kind, Around], Tensor],
+    kinds: Sequence[Kind],
+    frame: Frame,
+) -> Tensor:
+    """What the head reads; all that the model has made beside goes before the head begins."""
+    used = ({*frame.windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
+    tokens = blocks.embed(
+        t, frame.names.embedding, frame.rows or s.vocabulary, s.hidden, frame.embed
+    )
+    inputs = [frame.begin(t, tokens)]  # of the first layer, and of nobody else if tokens are held
+    tokens = tokens if frame.holds_tokens else inputs[0]
+    position_ids, alibi = blocks.positions(t), None
+    if frame.masking == "alibi":
+        alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
+    around = _around(t, s, frame, inputs[0], used)
+    x = t.layers(
+        frame.names.layers, partial(_within, block, around), inputs.pop(), kinds,
+        position_ids if frame.handed_positions else None, alibi,
+        carried=around.carried if frame.carrying else None,
+    )  # fmt: skip
+    assert frame.carrying or not around.carried, "the frame does not say that blocks carry more"
+    x = frame.norm(t, x, frame.names.norm)
+    around.leave_to_checkpoints()
+    return x
+
+
+def _around(t: Trace, s: Sizes, frame: Frame, x: Tensor, used: set[int]) -> Around:
+    """Tables and masks for the windows in use, and masks that are always made; layers read `x`."""
+    masks = {
+        window: blocks.mask(t, window, frame.masking, s.heads) for window in used | {*frame.masks}
+    }
+    apart = frame.rope.apart
+    tables = rotary.tables(t, frame.rope, x, s.rotary, s.local_rotary, used)
+    if t.setting.checkpoint_every and not apart:
         _keep(tables[0])  # in every checkpoint, whether its layer rotates or not
-    return Around(ByWindow(t, tables) if rope.apart else tables, ByWindow(t, masks), [])
+    return Around(ByWindow(t, tables) if apart else tables, ByWindow(t, masks), [])
 
 
 def _keep(rotation: Rotation | None) -> None:
@@ -331,105 +345,95 @@ def parallel(t: Trace, x: Tensor, attend: Part, feed: Part, *, norm: Norm) -> Te
 # --- attention ------------------------------------------------------------------------------------
 
 
+class Heads(NamedTuple):
+    """What a family does to the heads of grouped-query attention."""
+
+    bias: bool = False
+    """Of q, k and v."""
+    output_bias: bool | None = None
+    """Of the output, if not as that of q, k and v."""
+    norm: Norm | None = None
+    """Normalises each head of q and k, when all are there."""
+    normed_at_once: bool = False
+    """Whether it does so before the next projection instead."""
+    wide_norm: Norm | None = None
+    """Normalises all heads of q, and all of k, together."""
+    clipped: bool = False
+    """Whether q, k and v are kept in bounds."""
+    turn: Turn = rotary.turn
+    softcap: bool = False
+    """Whether scores are."""
+    name: str = "self_attn"
+    output: str = "o_proj"
+
+
 def attention(
     t: Trace,
     s: Sizes,
+    h: Heads,
     x: Tensor,
     around: Around,
-    *,
     window: int = 0,
-    bias: bool = False,
-    output_bias: bool | None = None,
-    norm: Norm | None = None,
-    normed_at_once: bool = False,
-    wide_norm: Norm | None = None,
+    *,
     position: bool = True,
-    turn: Turn | None = None,
-    softcap: bool = False,
-    clipped: bool = False,
-    name: str = "self_attn",
-    output: str = "o_proj",
 ) -> Tensor:
-    """Grouped-query attention.
-
-    `bias` is that of q, k and v, and of the output unless `output_bias` says otherwise. `norm`
-    normalises each head of q and k, either `normed_at_once`, before the next projection, or when
-    all are there; `wide_norm` normalises all heads together. Without `position` nothing is rotated,
-    else by `turn`. `softcap` limits the scores, `clipped` says that q, k and v are kept in bounds.
-    """
-    at_once = norm if normed_at_once else None
-    q, k, v = projections(t, s, x, name, bias, at_once, wide_norm, clipped)
-    if norm is not None and not normed_at_once:
-        q = norm(t, q, f"{name}.q_norm")
-        k = norm(t, k, f"{name}.k_norm")
+    """Grouped-query attention of a layer with that `window`; without `position` nothing turns."""
+    q, k, v = projections(t, s, h, x)
+    if h.norm is not None and not h.normed_at_once:
+        q = h.norm(t, q, f"{h.name}.q_norm")
+        k = h.norm(t, k, f"{h.name}.k_norm")
     rotation = around.tables[window]
     if position and rotation is not None:
-        q, k = (turn or rotary.turn)(t, q, k, rotation)
+        q, k = h.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)
     mask, dropout = around.masks[window], s.attention_dropout
-    out = blocks.attend(t, q, k, v, mask, dropout=dropout, softcap=softcap)
-    project = partial(
-        t.linear, name=f"{name}.{output}", out=s.hidden, role="o",
-        bias=bias if output_bias is None else output_bias,
-    )  # fmt: skip
+    out = blocks.attend(t, q, k, v, mask, dropout=dropout, softcap=h.softcap)
+    bias = h.bias if h.output_bias is None else h.output_bias
+    project = partial(t.linear, name=f"{h.name}.{h.output}", out=s.hidden, role="o", bias=bias)
     if t.attending is None:
         return project(out)
     del q, k, v, mask
-    queries = partial(_queries_again, t, s, x, rotation, name, bias)
+    queries = partial(_queries_again, t, s, h, x, rotation)
     return t.attending.beside(t, x, project(out), queries)
 
 
-def _queries_again(
-    t: Trace, s: Sizes, x: Tensor, rotation: Rotation | None, name: str, bias: bool
-) -> Tensor:
+def _queries_again(t: Trace, s: Sizes, h: Heads, x: Tensor, rotation: Rotation | None) -> Tensor:
     """The queries once more, as peft computes them beside attention; values, too, for no use."""
-    queries = t.linear(x, f"{name}.q_proj", s.heads * s.head_dim, bias=bias, role="q")
+    queries = t.linear(x, f"{h.name}.q_proj", s.heads * s.head_dim, bias=h.bias, role="q")
     by_head = ops.split_heads(t, queries, s.heads)
     grad, t.grad = t.grad, False
-    values = t.linear(x, f"{name}.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
+    values = t.linear(x, f"{h.name}.v_proj", s.kv_heads * s.head_dim, bias=h.bias, role="v")
     t.grad = grad
     turned = by_head if rotation is None else rotary.rotate(t, by_head, *rotation)
     del values
     return turned
 
 
-def projections(
-    t: Trace,
-    s: Sizes,
-    x: Tensor,
-    name: str,
-    bias: bool,
-    norm: Norm | None = None,
-    wide_norm: Norm | None = None,
-    clipped: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values by heads: three projections, or views of what one gives.
-
-    q and k are normalised all heads together, or head by head, before the next projection; all
-    may be `clipped`.
-    """
+def projections(t: Trace, s: Sizes, h: Heads, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by heads: three projections, or views of what one gives."""
+    norm = h.norm if h.normed_at_once else None
 
     def by_heads(part: Tensor, letter: str, heads: int) -> Tensor:
-        if wide_norm is not None and letter != "v":
-            part = wide_norm(t, part, f"{name}.{letter}_norm")
-        part = ops.clamp(t, part, bounds=2) if clipped else part
+        if h.wide_norm is not None and letter != "v":
+            part = h.wide_norm(t, part, f"{h.name}.{letter}_norm")
+        part = ops.clamp(t, part, bounds=2) if h.clipped else part
         part = ops.split_heads(t, part, heads)
         if norm is None or letter == "v":
             return part
-        return norm(t, part, f"{name}.{letter}_norm")
+        return norm(t, part, f"{h.name}.{letter}_norm")
 
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     if t.setting.fused_qkv:
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        fused = t.linear_in_parts(x, f"{name}.qkv_proj", parts, bias=bias, role="qkv")
+        fused = t.linear_in_parts(x, f"{h.name}.qkv_proj", parts, bias=h.bias, role="qkv")
         views = ops.split(t, fused, queries, keys, keys)
         heads = (s.heads, s.kv_heads, s.kv_heads)
         q, k, v = map(by_heads, views, "qkv", heads)
         return q, k, v
-    linear = partial(t.linear, x, bias=bias)
-    q = by_heads(linear(f"{name}.q_proj", queries, role="q"), "q", s.heads)
-    k = by_heads(linear(f"{name}.k_proj", keys, role="k"), "k", s.kv_heads)
-    v = by_heads(linear(f"{name}.v_proj", keys, role="v"), "v", s.kv_heads)
+    linear = partial(t.linear, x, bias=h.bias)
+    q = by_heads(linear(f"{h.name}.q_proj", queries, role="q"), "q", s.heads)
+    k = by_heads(linear(f"{h.name}.k_proj", keys, role="k"), "k", s.kv_heads)
+    v = by_heads(linear(f"{h.name}.v_proj", keys, role="v"), "v", s.kv_heads)
     return q, k, v
 
 

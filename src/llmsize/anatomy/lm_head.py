@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import NamedTuple
 
 from llmsize.anatomy import balancing, objectives
 from llmsize.anatomy import operations as ops
-from llmsize.anatomy.blocks import Activation
+from llmsize.anatomy.blocks import Step, as_it_is
 from llmsize.anatomy.linear import Linear
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Tensor
@@ -19,40 +20,51 @@ from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
 
 
+class Head(NamedTuple):
+    """What a model does with the hidden states to make logits of them."""
+
+    name: str = "lm_head"
+    tied: str = ""
+    """The embedding whose weight it shares, if it has none of its own."""
+    bias: bool = False
+    transform: Step = as_it_is
+    """What it makes of the hidden states before it multiplies."""
+    end: Sequence[Step] = ()
+    """What happens to the logits before anybody sees them."""
+    casts: bool = True
+    """Whether the model hands out fp32 logits where the stack's models do."""
+
+
+HEAD = Head()
+"""A linear layer without bias."""
+
+
 def causal_lm(
     t: Trace,
     hidden: Tensor,
     vocabulary: int,
-    *,
-    head: str = "lm_head",
-    tied: str = "",
-    bias: bool = False,
-    transform: Callable[[Tensor], Tensor] | None = None,
-    end: Sequence[Activation] = (),
+    head: Head = HEAD,
     loss: Callable[[Trace, Tensor], Tensor] | None = None,
-    casts: bool = True,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
-    `tied` names the embedding whose weight the head shares, if it has none of its own. `transform`
-    is what the head makes of the hidden states before it multiplies, `end` what happens to the
-    logits before anybody sees them, `loss` what makes the loss of them if it is not that of the
-    next token, `casts` whether the model hands out fp32 logits where the stack's models do.
+    `loss` makes the loss of the logits if it is not that of the next token.
     """
-    tied = "" if t.setting.separate_head else tied
-    if transform is not None and not _takes_logits(t):
-        hidden, transform = transform(hidden), None
-    made = _without_logits(t, hidden, vocabulary, head, tied)
+    if t.setting.separate_head:
+        head = head._replace(tied="")
+    if not _takes_logits(t):
+        hidden, head = head.transform(t, hidden), head._replace(transform=as_it_is)
+    made = _without_logits(t, hidden, vocabulary, head)
     if made is not None:
         return made
     hidden = asked_for(t, hidden)
-    project = partial(_logits, t, vocabulary, head, tied, bias, transform, end)
+    project = partial(_logits, t, vocabulary, head)
     if t.setting.objective == "policy":
         return objectives.policy_logits(t, project(hidden))
     if t.setting.training and t.setting.loss in IN_CHUNKS:
         return IN_CHUNKS[t.setting.loss](t, hidden, project)
     logits = project(hidden)
-    if t.setting.training and t.setting.fp32_logits and casts:
+    if t.setting.training and t.setting.fp32_logits and head.casts:
         logits = in_fp32(t, logits)
     if t.setting.keep_outputs or not t.setting.training:
         t.outputs = (logits,)
@@ -60,18 +72,16 @@ def causal_lm(
     return balancing.add_balance(t, result)
 
 
-def _without_logits(
-    t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str
-) -> Tensor | None:
+def _without_logits(t: Trace, hidden: Tensor, vocabulary: int, head: Head) -> Tensor | None:
     """What a head makes that never has the logits of all tokens; nothing where there is none."""
     setting = t.setting
     if setting.objective == "score":
         return objectives.score(t, hidden)
     tiled = setting.training and setting.loss == "tiled"
     if setting.objective == "log-probabilities" or (tiled and setting.objective == "tokens"):
-        return objectives.log_probabilities(t, hidden, _head(t, hidden, vocabulary, head, tied))
+        return objectives.log_probabilities(t, hidden, _weight(t, hidden, vocabulary, head))
     if setting.training and setting.loss == "fused_linear":
-        weight = _head(t, hidden, vocabulary, head, tied)
+        weight = _weight(t, hidden, vocabulary, head)
         return ops.fused_linear_cross_entropy(t, hidden, weight, shifted_labels(t), vocabulary)
     return None
 
@@ -82,36 +92,28 @@ def _takes_logits(t: Trace) -> bool:
     return t.setting.objective in ("tokens", "policy") and not tiled
 
 
-def _logits(
-    t: Trace,
-    vocabulary: int,
-    head: str,
-    tied: str,
-    bias: bool,
-    transform: Callable[[Tensor], Tensor] | None,
-    end: Sequence[Activation],
-    hidden: Tensor,
-) -> Tensor:
-    hidden = hidden if transform is None else transform(hidden)
+def _logits(t: Trace, vocabulary: int, head: Head, hidden: Tensor) -> Tensor:
+    name, tied = head.name, head.tied
+    hidden = head.transform(t, hidden)
     if tied:
-        offset = t.weight(f"{head}.bias", (vocabulary,), "bias") if bias else None
-        table = shared_table(t, f"{head}.weight", f"{tied}.weight")
+        offset = t.weight(f"{name}.bias", (vocabulary,), "bias") if head.bias else None
+        table = shared_table(t, f"{name}.weight", f"{tied}.weight")
         if isinstance(table, Parameter):
-            logits = t.through(hidden, Linear(head, "head", table, offset, vocabulary))
+            logits = t.through(hidden, Linear(name, "head", table, offset, vocabulary))
         else:
             logits = ops.linear(t, hidden, table, offset)
     else:
-        logits = t.linear(hidden, head, vocabulary, bias=bias, role="head")
-    for step in end:
+        logits = t.linear(hidden, name, vocabulary, bias=head.bias, role="head")
+    for step in head.end:
         logits = step(t, logits)
     return logits
 
 
-def _head(t: Trace, hidden: Tensor, vocabulary: int, head: str, tied: str) -> Tensor:
+def _weight(t: Trace, hidden: Tensor, vocabulary: int, head: Head) -> Tensor:
     """The weight of the head, or of the embedding that it shares."""
-    if tied:
-        return shared_table(t, f"{head}.weight", f"{tied}.weight")
-    return t.weight(f"{head}.weight", (vocabulary, hidden.shape[-1]), "head")
+    if head.tied:
+        return shared_table(t, f"{head.name}.weight", f"{head.tied}.weight")
+    return t.weight(f"{head.name}.weight", (vocabulary, hidden.shape[-1]), "head")
 
 
 def shared_table(t: Trace, name: str, embedding: str) -> Tensor:
@@ -142,7 +144,7 @@ def in_fp32(t: Tape, x: Tensor) -> Tensor:
     return ops.to(t, x, FP32)
 
 
-SOFTCAP: tuple[Activation, ...] = (ops.scale, ops.tanh, ops.scale)
+SOFTCAP: tuple[Step, ...] = (ops.scale, ops.tanh, ops.scale)
 """Logits kept within bounds by a scaled tanh (Gemma 2)."""
 
 
@@ -151,7 +153,7 @@ def scaled_in_fp32(t: Tape, x: Tensor) -> Tensor:
     return ops.scale(t, ops.to(t, x, FP32))
 
 
-FP32_SOFTCAP: tuple[Activation, ...] = (scaled_in_fp32, ops.tanh, ops.scale)
+FP32_SOFTCAP: tuple[Step, ...] = (scaled_in_fp32, ops.tanh, ops.scale)
 """The same in fp32 (Beam)."""
 
 

@@ -5,12 +5,10 @@ transformers v5.23, models/afmoe/modeling_afmoe.py.
 
 from __future__ import annotations
 
-from functools import partial
-
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, fp32_norm
 from llmsize.anatomy.mixture import Mixture, Routing
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -36,18 +34,18 @@ def forward(t: Trace, c: Config) -> Tensor:
             names=("pre_mlp_layernorm", "post_mlp_layernorm"),
         )
 
-    begin = partial(ops.scale, t) if c.flag("mup_enabled") else decoder.as_it_is
+    begin = ops.scale if c.flag("mup_enabled") else blocks.as_it_is
     reach = decoder.windows(c, s.layers, lambda i: (i + 1) % period > 0)
-    return decoder.run(
-        t, s, block, [(window, i >= dense) for i, window in enumerate(reach)],
-        norm=fp32_norm, windows=reach, masks=(0, s.window),
-        begin=begin, holds_tokens=True,
-    )  # fmt: skip
+    kinds = [(window, i >= dense) for i, window in enumerate(reach)]
+    frame = Frame(
+        norm=fp32_norm, windows=reach, masks=(0, s.window), begin=begin, holds_tokens=True
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention with normalised heads, whose output a sigmoid gates."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     gate = t.linear(x, "self_attn.gate_proj", s.heads * s.head_dim, role="gate_attention")
     q = fp32_norm(t, q, "self_attn.q_norm")
     k = fp32_norm(t, k, "self_attn.k_norm")

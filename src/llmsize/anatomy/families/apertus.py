@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Heads, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32
@@ -19,13 +19,13 @@ def forward(t: Trace, c: Config) -> Tensor:
     if c.text("hidden_act", default="xielu") != "xielu":
         raise c.error("has an activation other than `xielu`", "no Apertus is known that has one")
     s = decoder.read(c.changed(hidden_act="silu"))
-    bias = c.flag("attention_bias")
     t.buffers += s.layers * 2 * t.setting.format.block_bytes  # xIELU's slope and bound
+    h = Heads(bias=c.flag("attention_bias"), norm=blocks.rms_norm)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
         x = blocks.rms_norm(t, x, "attention_layernorm")
-        x = decoder.attention(t, s, x, around, bias=bias, norm=blocks.rms_norm)
+        x = decoder.attention(t, s, h, x, around)
         x = ops.add(t, residual, x)
         residual = x
         x = blocks.rms_norm(t, x, "feedforward_layernorm")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Frame, Heads
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -18,14 +18,15 @@ def forward(t: Trace, c: Config) -> Tensor:
     jais = c.text("model_type") == "jais2"
     norm = blocks.layer_norm if jais else blocks.rms_norm
     bias, mlp_bias = (c.flag(f"{part}_bias", default=jais) for part in ("attention", "mlp"))
+    h = Heads(bias=bias)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: decoder.plain(t, s, x, bias=mlp_bias),
             norm=norm,
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, norm=norm)
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(norm=norm))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Heads, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -20,12 +20,13 @@ def forward(t: Trace, c: Config) -> Tensor:
     shared = c.count("moe_num_shared_experts", default=2)
     m = mixture.read(c.changed(n_shared_experts=shared), width="intermediate_size")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    h = Heads(bias=bias)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: feed(t, s, m, x, mlp_bias),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.families import deepseek
 from llmsize.anatomy.families.deepseek import Indexer, Latent
 from llmsize.anatomy.tensor import Tensor
@@ -41,7 +41,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers, first_sparse=1)
     kinds = ["sparse" if experts else "dense" for experts in sparse]
-    return decoder.run(t, s, block, kinds, masking="always")
+    return decoder.run(t, s, block, kinds, Frame(masking="always"))
 
 
 def gated_norm(t: Trace, x: Tensor, name: str, rank: int) -> Tensor:

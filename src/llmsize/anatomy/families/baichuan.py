@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -26,7 +26,8 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated(t, s, x),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, masking="eager" if alibi else "as needed")
+    frame = Frame(masking="eager" if alibi else "as needed")
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, mamba2
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names
 from llmsize.anatomy.families.granite_hybrid import read_mamba2
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -20,15 +20,15 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, rotary=0.5)
     mixer = read_mamba2(c, s.hidden)
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
-
     returned: list[Tensor] = []
+    h = Heads(bias=bias)
 
     def block(x: Tensor, kind: tuple[str, str], around: Around) -> Tensor:
         x = decoder.pre_norm(
             t,
             x,
             lambda x: (
-                decoder.attention(t, s, x, around, bias=bias)
+                decoder.attention(t, s, h, x, around)
                 if kind[0] == "attention"
                 else mamba2.mixer(t, mixer, x, "mamba")
             ),
@@ -38,7 +38,12 @@ def forward(t: Trace, c: Config) -> Tensor:
         blocks.hand_back(t, returned, t.attention_weights)
         return x
 
+    def end(t: Trace, x: Tensor, name: str) -> Tensor:
+        x = blocks.rms_norm(t, x, name)
+        returned.clear()  # the model held what its last layer returned
+        return x
+
     listed = c.sequence("attn_layer_indices") or ()
     kinds = ["attention" if i in listed else "mamba" for i in range(s.layers)]
     after = zip(kinds, ("", *kinds), strict=False)  # each lets go of what the one before returned
-    return decoder.run(t, s, block, list(after), names=NAMES, returned=returned)
+    return decoder.run(t, s, block, list(after), Frame(names=NAMES, norm=end))

@@ -14,6 +14,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Part
 from llmsize.anatomy.families import t5
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
@@ -144,10 +145,15 @@ def forward(t: Trace, c: Config) -> Tensor:
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
     result = lm_head.causal_lm(
-        t, decoded, decoder.vocabulary, loss=t5.loss,
-        tied=tables.of("decoder") if tables.tied else "",
-        end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
-    )  # fmt: skip
+        t,
+        decoded,
+        decoder.vocabulary,
+        Head(
+            tied=tables.of("decoder") if tables.tied else "",
+            end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
+        ),
+        loss=t5.loss,
+    )
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     return result

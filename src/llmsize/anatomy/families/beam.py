@@ -8,7 +8,8 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, lm_head, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Sizes, fp32_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -42,11 +43,14 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda layer: (layer + 1) % 6 > 0 and layer < last)
     sparse = mixture.sparse_layers(c, s.layers, 3)
     kinds = list(zip(reach, sparse, strict=True))
-    return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, windows=reach, carrying=True,
+    frame = Frame(
+        norm=fp32_norm,
+        windows=reach,
+        carrying=True,
         rope=rotary.Rope(format=FP32, apart=True),
-        end=lm_head.FP32_SOFTCAP if capped else (),
-    )  # fmt: skip
+        head=Head(end=lm_head.FP32_SOFTCAP if capped else ()),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def scaled_sum(t: Trace, x: Tensor, residual: Tensor) -> Tensor:

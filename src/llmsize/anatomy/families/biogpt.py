@@ -11,6 +11,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import bart
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
@@ -30,7 +31,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     x = model(t, stack)
     tied = "biogpt.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, head="output_projection", tied=tied, casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(name="output_projection", tied=tied, casts=False)
+    )
 
 
 def model(t: Trace, s: bart.Stack) -> Tensor:

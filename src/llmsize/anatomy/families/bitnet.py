@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Heads, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -28,7 +28,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
     """Grouped-query attention, normalised before the output projection."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     q, k = decoder.turn(t, q, k, around)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, around.mask, dropout=s.attention_dropout)

@@ -10,6 +10,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.operations import GradList, first
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
@@ -25,7 +26,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     fields["intermediate_size"] = 4 * c.size("hidden_size", "n_embed")
     s = decoder.read(Config(fields, c.model), tied=True, rotary=0.0)
     x = model(t, s, c.number("hidden_dropout"), c.flag("apply_residual_connection_post_layernorm"))
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
+    )
 
 
 def model(t: Trace, s: Sizes, dropout: float, after_norm: bool) -> Tensor:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tensor import Tensor
@@ -54,11 +55,16 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = windows(c, s.layers)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
-    rope = rotary.Rope(rotary.table_in_sections, apart=True) if compass else decoder.ROPE
-    return decoder.run(
-        t, s, block, kinds, norm=norm, windows=reach, end=(ops.scale,), rope=rope,
-        handed_positions=not compass, masks=() if always_rotates else (0, s.window),
-    )  # fmt: skip
+    rope = rotary.Rope(rotary.table_in_sections, apart=True) if compass else rotary.Rope()
+    frame = Frame(
+        norm=norm,
+        windows=reach,
+        rope=rope,
+        handed_positions=not compass,
+        masks=() if always_rotates else (0, s.window),
+        head=Head(end=(ops.scale,)),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 COMPASS = "cohere_compass_text"
@@ -121,7 +127,7 @@ def attention(
     turn: Turn | None,
 ) -> Tensor:
     """Grouped-query attention; where heads are normalised, each has weights of its own."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     if normed_heads:
         q = norm(t, q, "self_attn.q_norm", s.heads)
         k = norm(t, k, "self_attn.k_norm", s.kv_heads)

@@ -11,6 +11,7 @@ from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import gpt2
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
@@ -26,7 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     x = model(t, s)
     tied = "transformer.w" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=True, casts=False)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=True, casts=False))
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes, layer_norm_without_bias
+from llmsize.anatomy.decoder import Around, Frame, Names, Sizes, layer_norm_without_bias
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -40,7 +40,8 @@ def forward(t: Trace, c: Config) -> Tensor:
             names=("norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, norm=layer_norm_without_bias, names=NAMES)
+    frame = Frame(norm=layer_norm_without_bias, names=NAMES)
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def nested(c: Config, name: str) -> Mapping[str, Any]:

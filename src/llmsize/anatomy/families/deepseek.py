@@ -12,7 +12,7 @@ from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.rotary import Rotation, Turn
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -127,6 +127,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c.changed(head_dim=latent.rotary) if latent else c, tied=family.tied)
     m = read_mixture(c, family) if c.value("n_routed_experts") is not None else None
     indexer = read_indexer(c, family)
+    h = Heads(bias=c.flag("attention_bias"))
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
         sparse, indexed = kind
@@ -136,7 +137,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: (
                 latent_attention(t, s, latent, x, around, indexer, indexed)
                 if latent
-                else decoder.attention(t, s, x, around, bias=c.flag("attention_bias"))
+                else decoder.attention(t, s, h, x, around)
             ),
             lambda x: feed(t, s, m if sparse else None, x, family.normed_experts),
         )
@@ -145,10 +146,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
     rope = rotary.Rope(rotary.complex_table if family.complex_turn else rotary.table)
     masking: blocks.Masking = "always" if indexer else "as needed"
-    return decoder.run(
-        t, s, block, kinds, rope=rope, masking=masking,
-        carrying=indexer is not None and indexer.shared,
-    )  # fmt: skip
+    frame = Frame(rope=rope, masking=masking, carrying=indexer is not None and indexer.shared)
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def read_mixture(c: Config, family: Type) -> Mixture:

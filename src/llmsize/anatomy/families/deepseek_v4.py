@@ -9,7 +9,7 @@ from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Sizes, fp32_norm
 from llmsize.anatomy.families.deepseek import Indexer
 from llmsize.anatomy.families.gpt_oss import attend_with_sinks
 from llmsize.anatomy.mixture import Mixture
@@ -78,7 +78,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         fed = feed(t, s, m, fp32_norm(t, one, "post_attention_layernorm"), hashed)
         return spread(t, s, e, post, mix, fed, x)
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         return mixture.take(t, x, (t.batch, t.sequence, e.streams, s.hidden), "expand")
 
     def tables(t: Trace, x: Tensor, channels: int, format: Format | None) -> Rotation:
@@ -90,10 +90,16 @@ def forward(t: Trace, c: Config) -> Tensor:
         return fp32_norm(t, join(t, s, e, x), name)
 
     kinds = [(ratio, i < e.hashed) for i, ratio in enumerate(ratios(c, s.layers))]
-    return decoder.run(
-        t, s, block, kinds, norm=end, windows=(e.window,), begin=begin, masking="eager",
-        rope=rotary.Rope(tables), carrying=True, holds_tokens=True,
-    )  # fmt: skip
+    frame = Frame(
+        norm=end,
+        windows=(e.window,),
+        begin=begin,
+        masking="eager",
+        rope=rotary.Rope(tables),
+        carrying=True,
+        holds_tokens=True,
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def hash_layers(c: Config) -> int:

@@ -9,7 +9,7 @@ from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Heads, Sizes
 from llmsize.anatomy.scan_operations import exp
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -36,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
     """The same scores for either half of the values; half of the heads less the other half."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     q, k = decoder.turn(t, q, k, around)
     k, v = blocks.remember(t, k, v)
     halves = ops.split(t, v, s.kv_heads // 2, s.kv_heads // 2, dim=1)

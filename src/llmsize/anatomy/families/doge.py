@@ -11,7 +11,7 @@ from typing import NamedTuple
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.scan_operations import exp, softplus
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -52,7 +52,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         return ops.add(t, ops.mul(t, weighed(t, s, "post_attention_residual"), residual), x)
 
     windows = decoder.windows(c, s.layers, lambda layer: True)
-    return decoder.run(t, s, block, windows, masking="always")
+    return decoder.run(t, s, block, windows, Frame(masking="always"))
 
 
 def read_experts(c: Config) -> Experts:
@@ -74,7 +74,9 @@ def attention(
     t: Trace, s: Sizes, x: Tensor, around: Around, window: int, kept: int, bias: bool
 ) -> Tensor:
     """Grouped-query attention whose mask is learned from the values."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias, blocks.rms_norm)
+    q, k, v = decoder.projections(
+        t, s, Heads(bias=bias, norm=blocks.rms_norm, normed_at_once=True), x
+    )
     rotation = around.tables[window]
     assert rotation is not None
     q, k = rotary.turn(t, q, k, rotation)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -26,22 +27,20 @@ def forward(t: Trace, c: Config) -> Tensor:
         balanced=True,
     )
     bias = c.flag("use_bias")
+    h = Heads(bias=bias, turn=rotary.turn_neighbours_in_fp32)
 
     def block(x: Tensor, sparse: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, bias=bias, turn=rotary.turn_neighbours_in_fp32
-            ),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: (
                 feed(t, s, m, x, bias) if sparse == "sparse" else decoder.gated(t, s, x, bias=bias)
             ),
         )
 
-    return decoder.run(
-        t, s, block, layer_kinds(c, s.layers), rope=rotary.Rope(format=FP32), head_bias=bias
-    )
+    frame = Frame(rope=rotary.Rope(format=FP32), head=Head(bias=bias))
+    return decoder.run(t, s, block, layer_kinds(c, s.layers), frame)
 
 
 def layer_kinds(c: Config, layers: int) -> list[str]:

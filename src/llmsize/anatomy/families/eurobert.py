@@ -10,8 +10,9 @@ from functools import partial
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.decoder import Heads, Sizes
 from llmsize.anatomy.families import bert, t5gemma
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -31,7 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     if labels or t.setting.objective == "score":
         return classified(t, s, x, labels or 1, pooling)
     tied = "model.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=mlp_bias, loss=t5gemma.loss)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=mlp_bias), loss=t5gemma.loss)
 
 
 def encoder(t: Trace, s: Sizes, *, bias: bool, mlp_bias: bool) -> Tensor:
@@ -65,7 +66,7 @@ def attention(
     softmax_format: Format | None = FP32,
 ) -> Tensor:
     """Grouped-query attention of every token to all; nothing is cached."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     q, k = rotary.turn(t, q, k, rotation)
     dropout = s.attention_dropout
     out = blocks.attend(t, q, k, v, mask, dropout=dropout, softmax_format=softmax_format)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import decoder
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -17,14 +17,15 @@ NAMES = Names(embedding="transformer.wte", layers="transformer.h", norm="transfo
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
+    h = Heads(name="attn.attention", output="out_proj")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, name="attn.attention", output="out_proj"),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: decoder.gated(t, s, x, names=("c_fc_0", "c_fc_1", "c_proj")),
             names=("ln_1", "ln_2"),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, names=NAMES)
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(names=NAMES))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Heads
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -15,14 +15,13 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c)
+    h = Heads(norm=blocks.rms_norm)
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
         return decoder.post_norm(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, norm=blocks.rms_norm, position=rotates(window)
-            ),
+            lambda x: decoder.attention(t, s, h, x, around, window, position=rotates(window)),
             lambda x: decoder.gated(t, s, x),
         )
 

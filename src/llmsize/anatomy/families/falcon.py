@@ -11,6 +11,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
@@ -51,7 +52,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     )
     s = sizes(c, new)
     x = model(t, s, b)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
+    )
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -10,7 +10,8 @@ from functools import partial
 from llmsize.anatomy import blocks, decoder, mamba2
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Names, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -38,9 +39,8 @@ def forward(t: Trace, c: Config) -> Tensor:
         x = feed(t, s, x, mlp_bias)
         return ops.add(t, residual, x)
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, names=NAMES, begin=partial(ops.scale, t), end=(ops.scale,)
-    )
+    frame = Frame(names=NAMES, begin=ops.scale, head=Head(end=(ops.scale,)))
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, fp32_norm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -41,15 +41,18 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.changed(mlp_only_layers=DENSE if dense is None else dense), s.layers
     )
     kinds = list(zip(windows, sparse, strict=True))
-    return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, windows=(0, *windows), masking="eager",
+    frame = Frame(
+        norm=fp32_norm,
+        windows=(0, *windows),
+        masking="eager",
         masks=() if any(windows) else (t.sequence + t.setting.past,),
-    )  # fmt: skip
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention, written out because of the sinks."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias, fp32_norm)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias, norm=fp32_norm, normed_at_once=True), x)
     rotation = around.tables[window]
     if window and rotation is not None:
         q, k = rotary.turn(t, q, k, rotation)

@@ -13,12 +13,10 @@ from functools import partial
 
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, gemma_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
-
-Frame = Callable[..., Tensor]
-"""How attention and feed-forward are joined."""
 
 NORMED_HEADS = ("gemma3", "gemma3_text")
 """Types that normalise each head of q and k, and turn local layers by angles of their own."""
@@ -26,11 +24,11 @@ NORMED_HEADS = ("gemma3", "gemma3_text")
 SOFTCAPPED = ("gemma2", "vaultgemma")
 """Types that limit scores and logits unless told otherwise, every other layer of them local."""
 
-FRAMES: dict[str, Frame] = {
+JOINED: dict[str, Callable[..., Tensor]] = {
     "gemma": decoder.pre_norm,
     "vaultgemma": partial(decoder.pre_norm, names=("input_layernorm", "pre_feedforward_layernorm")),
 }
-"""Types that normalise only what each half reads."""
+"""How types join attention and feed-forward that normalise only what each half reads."""
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -40,26 +38,28 @@ def forward(t: Trace, c: Config) -> Tensor:
     softcap = limits and bool(c.fields.get("attn_logit_softcapping", True))
     capped = bool(c.fields.get("final_logit_softcapping", limits))
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
-    bias = c.flag("attention_bias")
     norm = gemma_norm if family in NORMED_HEADS else None
-    frame = FRAMES.get(family, decoder.sandwich)
+    join = JOINED.get(family, decoder.sandwich)
+    h = Heads(bias=c.flag("attention_bias"), norm=norm, softcap=softcap)
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
-        return frame(
+        return join(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, norm=norm, softcap=softcap
-            ),
+            lambda x: decoder.attention(t, s, h, x, around, window),
             lambda x: decoder.gated(t, s, x),
             norm=gemma_norm,
         )
 
-    return decoder.run(
-        t, s, block, windows(c, s.layers), norm=gemma_norm, embed=lambda x: scaled(t, x),
-        rope=rotary.Rope(apart=family in NORMED_HEADS), masking="eager" if softcap else "as needed",
-        end=lm_head.SOFTCAP if capped else (), masks=(0, s.window) if family != "gemma" else (),
-    )  # fmt: skip
+    frame = Frame(
+        norm=gemma_norm,
+        embed=scaled,
+        rope=rotary.Rope(apart=family in NORMED_HEADS),
+        masking="eager" if softcap else "as needed",
+        masks=(0, s.window) if family != "gemma" else (),
+        head=Head(end=lm_head.SOFTCAP if capped else ()),
+    )
+    return decoder.run(t, s, block, windows(c, s.layers), frame)
 
 
 def scaled(t: Trace, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from llmsize.anatomy.families.gemma import scaled
 from llmsize.anatomy.families.gemma4 import KeyValues, Reach, attention, joined_inputs, power_norm
 from llmsize.anatomy.families.gemma4 import Kind as Layer
 from llmsize.anatomy.families.gemma4 import layer_kinds as attention_kinds
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64
@@ -90,7 +91,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     tied = "model.embed_tokens" if s.sizes.tied else ""
     capped = c.number("final_logit_softcapping", default=30.0) > 0
     end = lm_head.SOFTCAP if capped else ()
-    return lm_head.causal_lm(t, x, s.sizes.vocabulary, tied=tied, end=end)
+    return lm_head.causal_lm(t, x, s.sizes.vocabulary, Head(tied=tied, end=end))
 
 
 def model(t: Trace, s: Shape, c: Config) -> Tensor:

@@ -15,6 +15,7 @@ from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.families.gemma import scaled
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -138,7 +139,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = model(t, s, c)
     tied = "model.embed_tokens" if s.local.tied else ""
     return lm_head.causal_lm(
-        t, x, s.local.vocabulary, tied=tied, end=lm_head.SOFTCAP if s.capped else ()
+        t, x, s.local.vocabulary, Head(tied=tied, end=lm_head.SOFTCAP if s.capped else ())
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Part
+from llmsize.anatomy.decoder import Around, Frame, Heads, Part
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -23,19 +23,21 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, rotary=0.5)
     family = c.text("model_type")
-    bias = c.flag("attention_bias", default=family not in UNBIASED)
-    frame = decoder.pre_norm if family == "glm" else sandwich
+    join = decoder.pre_norm if family == "glm" else sandwich
     turn = rotary.turn if family in LAID_OUT else turn_laid_out
+    h = Heads(
+        bias=c.flag("attention_bias", default=family not in UNBIASED), output_bias=False, turn=turn
+    )
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
-        return frame(
+        return join(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias, output_bias=False, turn=turn),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: decoder.gated_fused(t, s, x),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, rope=rotary.read(c))
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(rope=rotary.read(c)))
 
 
 def sandwich(t: Trace, x: Tensor, attend: Part, feed: Part) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Frame, Heads
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_dataclasses import dataclass
@@ -58,26 +58,28 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias, mlp_bias = c.flag("attention_bias"), family.biased and c.flag("mlp_bias")
     normed = c.flag("use_qk_norm", default=family.normed_heads)
     period = c.count("sliding_window_pattern", default=family.local_of)
+    h = Heads(
+        bias=bias,
+        output_bias=family.biased and bias,
+        norm=blocks.rms_norm if normed else None,
+        normed_at_once=c.text("model_type") == "dots1",
+    )
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
+        position = family.global_rotates or window > 0
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias, output_bias=family.biased and bias,
-                norm=blocks.rms_norm if normed else None,
-                normed_at_once=c.text("model_type") == "dots1",
-                position=family.global_rotates or window > 0,
-            ),
+            lambda x: decoder.attention(t, s, h, x, around, window, position=position),
             lambda x: (
                 mixture.feed(t, s, m, x, bias=mlp_bias)
                 if sparse
                 else decoder.gated(t, s, x, bias=mlp_bias)
             ),
-        )  # fmt: skip
+        )
 
     reach = decoder.windows(c, s.layers, lambda i: period > 0 and (i + 1) % period > 0)
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
     kinds = list(zip(reach, sparse, strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, rope=rotary.read(c))
+    return decoder.run(t, s, block, kinds, Frame(windows=reach, rope=rotary.read(c)))

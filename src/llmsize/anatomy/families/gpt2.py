@@ -8,6 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import attention, blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_dataclasses import dataclass
@@ -55,7 +56,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s)
     return lm_head.causal_lm(
-        t, x, s.vocabulary, tied="transformer.wte" if s.tied else "", casts=False
+        t, x, s.vocabulary, Head(tied="transformer.wte" if s.tied else "", casts=False)
     )
 
 

@@ -9,6 +9,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -26,7 +27,9 @@ def forward(t: Trace, c: Config) -> Tensor:
         attention_dropout=0.1,
     )  # fmt: skip
     x = model(t, s, c)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
+    )
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

@@ -12,6 +12,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import MOST, Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32
@@ -26,7 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.changed(intermediate_size=inner), tied=True, activation="gelu_new", rotary=0.0
     )
     x = model(t, s, c, c.number("resid_dropout"))
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "")
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else ""))
 
 
 def model(t: Trace, s: Sizes, c: Config, dropout: float) -> Tensor:

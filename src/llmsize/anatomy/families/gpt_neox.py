@@ -8,6 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_dataclasses import dataclass
@@ -58,7 +59,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = read(c)
     x = model(t, s)
     tied = "gpt_neox.embed_in" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
 
 
 def model(t: Trace, s: Shape) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, fp32_norm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -30,15 +30,18 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = decoder.windows(c, s.layers, lambda layer: layer % 2 == 0)
-    return decoder.run(
-        t, s, block, kinds, norm=fp32_norm, masking="eager", masks=(0, s.window),
+    frame = Frame(
+        norm=fp32_norm,
+        masking="eager",
+        masks=(0, s.window),
         rope=rotary.Rope(rotary.half_table),
-    )  # fmt: skip
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention, written out because of the sinks."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     rotation = around.rotation
     assert rotation is not None
     q, k = rotary.turn_halves(t, q, k, rotation)

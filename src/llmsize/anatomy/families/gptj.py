@@ -9,6 +9,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64, Format
@@ -31,7 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error(f"has {heads} heads, not a multiple of 4", "correct `n_head`")
     x = model(t, s, c, grouped)
     tied = EMBEDDING if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, bias=True)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=True))
 
 
 def model(t: Trace, s: Sizes, c: Config, grouped: bool) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Part
+from llmsize.anatomy.decoder import Around, Frame, Heads, Part
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -20,19 +21,19 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c)
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     normed = c.text("model_type") == "hyperclovax" and c.flag("use_post_norm", default=True)
+    h = Heads(bias=bias)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return scaled_residuals(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: decoder.gated(t, s, x, bias=mlp_bias),
             normed=normed,
         )
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, begin=lambda x: ops.scale(t, x), end=(ops.scale,)
-    )
+    frame = Frame(begin=ops.scale, head=Head(end=(ops.scale,)))
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def scaled_residuals(

@@ -5,13 +5,12 @@ transformers v5.23, models/granitemoehybrid and models/granitemoeshared (attenti
 
 from __future__ import annotations
 
-from functools import partial
-
 from llmsize.anatomy import decoder, mamba2, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.families.granite import scaled_residuals
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -30,7 +29,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )
     shared = Dim(c.count("shared_intermediate_size", default=1024 if hybrid else 0), "shared_width")
     mixer = read_mamba2(c, s.hidden)
-    bias = c.flag("attention_bias")
+    h = Heads(bias=c.flag("attention_bias"))
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return scaled_residuals(
@@ -39,21 +38,14 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: (
                 mamba2.mixer(t, mixer, x, "mamba")
                 if kind == "mamba"
-                else decoder.attention(t, s, x, around, bias=bias, position=rotated)
+                else decoder.attention(t, s, h, x, around, position=rotated)
             ),
             lambda x: feed(t, s, m, x, shared),
         )
 
     kinds = layer_kinds(c, s.layers, hybrid)
-    return decoder.run(
-        t,
-        s,
-        block,
-        kinds,
-        begin=partial(ops.scale, t),
-        end=(ops.scale,),
-        handed_positions=not hybrid,
-    )
+    frame = Frame(begin=ops.scale, handed_positions=not hybrid, head=Head(end=(ops.scale,)))
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def layer_kinds(c: Config, layers: int, hybrid: bool) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, ByWindow, Sizes
+from llmsize.anatomy.decoder import Around, ByWindow, Frame, Heads, Sizes
 from llmsize.anatomy.families import granite_hybrid
 from llmsize.anatomy.families.granite import scaled_residuals
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -35,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     used = sorted(set(bases) - {0.0})
     tables: ByWindow[rotary.Rotation] = ByWindow(t, {})  # each base's, by its place among them
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         x = ops.scale(t, x)
         tables.update({used.index(base): rotary.table(t, x, s.rotary) for base in used})
         t.buffers += 2 * FP32.block_bytes * (s.rotary // 2)  # for a base that no layer uses
@@ -65,10 +66,15 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.changed(sliding_window=c.count("sliding_window", default=128)), s.layers,
         lambda i: i % PERIOD > 0,
     )  # fmt: skip
-    return decoder.run(
-        t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), windows=reach,
-        begin=begin, norm=end, end=(ops.scale,), masking="eager", masks=(0, s.window),
-    )  # fmt: skip
+    frame = Frame(
+        windows=reach,
+        begin=begin,
+        norm=end,
+        masking="eager",
+        masks=(0, s.window),
+        head=Head(end=(ops.scale,)),
+    )
+    return decoder.run(t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), frame)
 
 
 def rotation_bases(c: Config, layers: int) -> list[float]:
@@ -89,7 +95,7 @@ def attention(
     bias: bool,
 ) -> Tensor:
     """Grouped-query attention, written out because of the sinks."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     if rotation is not None:
         q, k = rotary.turn(t, q, k, rotation)
     k, v = blocks.remember(t, k, v, window)

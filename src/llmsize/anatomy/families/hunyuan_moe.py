@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Heads, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -36,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
     """Grouped-query attention."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     q, k = decoder.turn(t, q, k, around)
     q = blocks.rms_norm(t, q, "self_attn.query_layernorm")
     k = blocks.rms_norm(t, k, "self_attn.key_layernorm")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.families import deepseek
 from llmsize.anatomy.families.deepseek import Indexer, Latent
 from llmsize.anatomy.families.gpt_oss import attend_with_sinks
@@ -48,7 +48,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         one = feed(t, s, m, one) if sparse else decoder.gated(t, s, one)
         return spread(t, post, one, residual)
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         return mixture.take(t, x, (t.batch, t.sequence, streams, s.hidden), "expand")
 
     def end(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -56,10 +56,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers, first_sparse=1)
     kinds = list(zip(sparse, indexed_layers(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, norm=end, begin=begin, holds_tokens=True, masking="eager",
-        carrying=True,
-    )  # fmt: skip
+    frame = Frame(norm=end, begin=begin, holds_tokens=True, masking="eager", carrying=True)
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def indexed_layers(c: Config, layers: int) -> list[bool]:

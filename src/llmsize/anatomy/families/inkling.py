@@ -9,7 +9,7 @@ from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.families.minicpm3 import scaled_norm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.operations.rules import whole_backward
@@ -55,15 +55,15 @@ def forward(t: Trace, c: Config) -> Tensor:
         x = convolve(t, x, "mlp_sconv", kernel)
         return ops.add(t, residual, x)
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         return blocks.rms_norm(t, x, "model.embed_tokens.embed_norm")
 
     kinds = list(zip(local_layers(c, s.layers), mixture.sparse_layers(c, s.layers), strict=True))
     used = {reaches[local].window for local, _ in kinds}
-    return decoder.run(
-        t, s, block, kinds, norm=scaled_norm, windows=used, masks=(0, s.window), begin=begin,
-        handed_positions=False,
-    )  # fmt: skip
+    frame = Frame(
+        norm=scaled_norm, windows=used, masks=(0, s.window), begin=begin, handed_positions=False
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def read_reach(c: Config, s: Sizes, local: bool) -> Reach:

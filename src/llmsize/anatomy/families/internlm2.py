@@ -8,11 +8,12 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Names, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
-NAMES = Names(embedding="model.tok_embeddings", head="output")
+NAMES = Names(embedding="model.tok_embeddings")
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -29,7 +30,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             names=("attention_norm", "ffn_norm"),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, names=NAMES)
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(names=NAMES, head=Head("output")))
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:

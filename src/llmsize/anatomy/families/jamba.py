@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import blocks, decoder, mamba, mixture
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -26,7 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: (
-                decoder.attention(t, s, x, around, position=False)
+                decoder.attention(t, s, Heads(), x, around)
                 if attends
                 else mamba.mixer(t, mixer, x, "mamba")
             ),
@@ -46,7 +46,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         (i % period[0] == period[1], m.count > 1 and i % spread[0] == spread[1])
         for i in range(s.layers)
     ]
-    return decoder.run(t, s, block, kinds, names=NAMES)
+    return decoder.run(t, s, block, kinds, Frame(names=NAMES))
 
 
 def read_mamba(c: Config, hidden: int) -> mamba.Mamba:

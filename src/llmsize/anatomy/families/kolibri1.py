@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.families import glm
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
@@ -23,19 +23,18 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c)
     t.once_linear = True
     m = mixture.read(c, scores="sigmoid", precise=True, correction="alike", normed=False)
+    h = Heads(norm=blocks.rms_norm)
 
     def block(x: Tensor, window: int, around: Around) -> Tensor:
         return glm.sandwich(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, norm=blocks.rms_norm, position=window > 0
-            ),
+            lambda x: decoder.attention(t, s, h, x, around, window, position=window > 0),
             lambda x: feed(t, s, m, x),
         )
 
     windows = decoder.windows(c, s.layers, lambda i: (i + 1) % PERIOD > 0)
-    return decoder.run(t, s, block, windows, masks=(0, s.window))
+    return decoder.run(t, s, block, windows, Frame(masks=(0, s.window)))
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -40,7 +40,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     reach = decoder.windows(c, s.layers, lambda layer: False)
     sparse = mixture.sparse_layers(c, s.layers, 1)
     kinds = list(zip(reach, sparse, heads[: s.layers], strict=True))
-    return decoder.run(t, s, block, kinds, windows=reach, rope=rotary.Rope(apart=True))
+    return decoder.run(t, s, block, kinds, Frame(windows=reach, rope=rotary.Rope(apart=True)))
 
 
 def attention(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Norm, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names, Norm, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.rotary import Rope, Turn
 from llmsize.anatomy.tensor import Tensor
@@ -95,7 +95,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     kinds = [(str(kind), i >= dense) for i, kind in enumerate(listed)]
     reach = {window if kind == "sliding_attention" else 0 for kind, _ in kinds}
-    return decoder.run(t, s, block, kinds, names=NAMES, windows=reach, rope=version.rope)
+    return decoder.run(t, s, block, kinds, Frame(names=NAMES, windows=reach, rope=version.rope))
 
 
 def adjusted(c: Config) -> Config:
@@ -164,7 +164,7 @@ def attention(
     t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, version: Version
 ) -> Tensor:
     """Grouped-query attention with normalised heads, each behind a gate."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias, version.norm)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias, norm=version.norm, normed_at_once=True), x)
     rotation = around.tables[window]
     assert rotation is not None
     q, k = version.turn(t, q, k, rotation)

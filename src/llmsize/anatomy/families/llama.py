@@ -10,7 +10,7 @@ from functools import partial
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Frame, Heads
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -59,11 +59,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     bias = c.flag("attention_bias", "qkv_bias", "use_bias", default=biased)
     output_bias = family != "helium" and c.flag(output_field, "use_bias", default=output_biased)
     mlp_bias = c.flag("mlp_bias", "use_bias", "bias")
-
-    attend = partial(
-        decoder.attention, t, s, bias=bias, output_bias=output_bias,
-        turn=TURNS.get(family, rotary.turn),
-    )  # fmt: skip
+    h = Heads(bias=bias, output_bias=output_bias, turn=TURNS.get(family, rotary.turn))
+    attend = partial(decoder.attention, t, s, h)
     norm = partial(decoder.fp32_norm, cast=True) if family == "helium" else blocks.rms_norm
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
@@ -71,17 +68,19 @@ def forward(t: Trace, c: Config) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: ops.dropout(t, attend(x, around, window=window, position=position), dropout),
+            lambda x: ops.dropout(t, attend(x, around, window, position=position), dropout),
             lambda x: ops.dropout(t, decoder.gated(t, s, x, bias=mlp_bias), dropout),
             norm=norm,
         )
 
     kinds = list(zip(windows(c, s.layers), rotates(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, windows=[window for window, _ in kinds],
-        rope=rotary.read(c, FP32 if family in WIDE_TABLES else None), norm=norm,
+    frame = Frame(
+        windows=[window for window, _ in kinds],
+        rope=rotary.read(c, FP32 if family in WIDE_TABLES else None),
+        norm=norm,
         masks=(0, s.window) if family in BOTH_MASKS else (),
-    )  # fmt: skip
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def rotates(c: Config, layers: int) -> list[bool]:

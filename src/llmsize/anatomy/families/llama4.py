@@ -9,7 +9,7 @@ from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -44,10 +44,14 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = decoder.windows(c, s.layers, lambda layer: (layer + 1) % period(c) > 0)
     kinds = list(zip(reach, sparse_layers(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, windows=reach, norm=norm, masking="chunked", masks=(0, s.window),
+    frame = Frame(
+        windows=reach,
+        norm=norm,
+        masking="chunked",
+        masks=(0, s.window),
         rope=rotary.Rope(rotary.complex_table),
-    )  # fmt: skip
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def period(c: Config) -> int:

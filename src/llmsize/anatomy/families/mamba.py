@@ -12,6 +12,7 @@ from llmsize.anatomy import blocks, lm_head, mamba, mamba2
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families.llama4 import norm_without_weights as normalised
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -43,8 +44,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         t,
         ops.to(t, x, t.setting.format),
         vocabulary,
-        tied="backbone.embeddings" if tied else "",
-        end=(lm_head.in_fp32,),
+        Head(tied="backbone.embeddings" if tied else "", end=(lm_head.in_fp32,)),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.families.gpt_oss import attend_with_sinks
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -37,9 +37,8 @@ def forward(t: Trace, c: Config) -> Tensor:
         local = [int(i > 0 and (i + 1) % 6 > 0) for i in range(s.layers)]
     reach = decoder.windows(c, s.layers, lambda layer: local[layer] == 1)
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers, 1), strict=True))
-    return decoder.run(
-        t, s, block, kinds, windows=reach, masking="eager", rope=rotary.Rope(apart=True)
-    )
+    frame = Frame(windows=reach, masking="eager", rope=rotary.Rope(apart=True))
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def attention(

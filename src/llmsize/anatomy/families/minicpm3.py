@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Frame
 from llmsize.anatomy.families import deepseek, gemma
 from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.tensor import Tensor
@@ -32,10 +32,11 @@ def forward(t: Trace, c: Config) -> Tensor:
             lambda x: decoder.gated(t, s, x, bias=mlp_bias),
         )
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=scaled_norm,
-        begin=lambda x: scaled(t, x, whole=isinstance(c.fields.get("scale_emb", 1), int)),
-    )  # fmt: skip
+    frame = Frame(
+        norm=scaled_norm,
+        begin=lambda t, x: scaled(t, x, whole=isinstance(c.fields.get("scale_emb", 1), int)),
+    )
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def scaled(t: Trace, x: Tensor, *, whole: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.loops import turns
 from llmsize.anatomy.scan_operations import exp
 from llmsize.anatomy.tensor import Tensor
@@ -27,13 +27,13 @@ def forward(t: Trace, c: Config) -> Tensor:
         if kind == "linear_attention":
             x = lightning_attention(t, s, x, size)
         else:
-            x = decoder.attention(t, s, x, around, window=window)
+            x = decoder.attention(t, s, Heads(), x, around, window)
         x = ops.add(t, ops.scale(t, residual), ops.scale(t, x))
         residual = x = blocks.rms_norm(t, x, "post_attention_layernorm")
         x = mixture.feed(t, s, m, x)
         return ops.add(t, ops.scale(t, residual), ops.scale(t, x))
 
-    return decoder.run(t, s, block, layer_kinds(c, s.layers), windows=(window,))
+    return decoder.run(t, s, block, layer_kinds(c, s.layers), Frame(windows=(window,)))
 
 
 def layer_kinds(c: Config, layers: int) -> list[str]:

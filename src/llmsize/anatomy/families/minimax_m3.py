@@ -11,7 +11,7 @@ from llmsize.anatomy import decoder, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, gemma_norm
 from llmsize.anatomy.families.deepseek import Indexer
 from llmsize.anatomy.families.gpt_oss import limited
 from llmsize.anatomy.mixture import Mixture
@@ -41,7 +41,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     sparse = mixture.sparse_layers(c, s.layers)
     kinds = list(zip(sparse, indexed, strict=True))
-    return decoder.run(t, s, block, kinds, norm=gemma_norm)
+    return decoder.run(t, s, block, kinds, Frame(norm=gemma_norm))
 
 
 def read_indexer(c: Config, layers: int) -> tuple[Indexer | None, list[bool]]:
@@ -60,7 +60,7 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, indexer: Indexer | 
     """Grouped-query attention, to blocks of tokens that an indexer picks."""
     if indexer is not None:
         index(t, indexer, x)
-    return decoder.attention(t, s, x, around, norm=gemma_norm)
+    return decoder.attention(t, s, Heads(norm=gemma_norm), x, around)
 
 
 def index(t: Trace, i: Indexer, x: Tensor) -> None:

@@ -11,9 +11,10 @@ from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Norm, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Norm, Sizes
 from llmsize.anatomy.families import phi3
 from llmsize.anatomy.families.llama import windows
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tape import Tape
@@ -45,7 +46,7 @@ class Type:
     router: str = "mlp.gate"
     once_linear: bool = False
     """Whether adapters take the routed experts for the linear layers that they were."""
-    turn: Turn | None = None
+    turn: Turn = rotary.turn
     """Rotary embedding of q and k, if not the usual one."""
     sampled: bool = False
     """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
@@ -86,29 +87,36 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
     clipped = c.value("clip_qkv") is not None
+    h = Heads(
+        bias=bias,
+        output_bias=bias and family.output_biased,
+        norm=family.head_norm,
+        normed_at_once=True,
+        wide_norm=family.wide_norm,
+        clipped=clipped,
+        turn=family.turn,
+    )
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(
-                t, s, x, around, window=window, bias=bias,
-                output_bias=bias and family.output_biased,
-                norm=family.head_norm, normed_at_once=True, wide_norm=family.wide_norm,
-                clipped=clipped, turn=family.turn,
-            ),
+            lambda x: decoder.attention(t, s, h, x, around, window),
             lambda x: feed(t, s, m, x, family) if sparse else decoder.gated(t, s, x),
             norm=family.norm,
-        )  # fmt: skip
+        )
 
     reach, beyond = windows(c, s.layers), t.sequence + t.setting.past  # all tokens
     kinds = list(zip(reach, mixture.sparse_layers(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, norm=family.norm, windows=reach, rope=rotary.read(c),
+    frame = Frame(
+        norm=family.norm,
+        windows=reach,
+        rope=rotary.read(c),
         masks=(beyond,) if family.masks_windows and not any(reach) else (),
-        head_bias=c.flag("lm_head_bias"),
-    )  # fmt: skip
+        head=Head(bias=c.flag("lm_head_bias")),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmsize.anatomy import decoder
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -34,12 +34,12 @@ def forward(t: Trace, c: Config) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around),
+            lambda x: decoder.attention(t, s, Heads(), x, around),
             lambda x: decoder.gated(t, s, x),
         )
 
     kinds = ["looks" if i in looking else "" for i in range(s.layers)]
-    return decoder.run(t, s, block, kinds, rows=Dim(s.vocabulary + ADDED_TOKENS, "rows"))
+    return decoder.run(t, s, block, kinds, Frame(rows=Dim(s.vocabulary + ADDED_TOKENS, "rows")))
 
 
 def name_looking_weights(t: Trace, s: Sizes) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
+from llmsize.anatomy.blocks import Step
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, ByWindow, Part, Sizes
+from llmsize.anatomy.decoder import Around, ByWindow, Sizes
 from llmsize.anatomy.families import bert, modernbert_decoder, t5gemma
 from llmsize.anatomy.families.modernbert_decoder import NAMES, Type
 from llmsize.anatomy.rotary import Rope
@@ -28,14 +29,12 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True, activation="gelu")
     d = modernbert_decoder.read(c)
     x = encoder(t, c, s, d)
-    transform = modernbert_decoder.transform(t, c, s, d.norm, "head")
+    head = modernbert_decoder.head(c, s, d.norm, "head")
     labels = bert.labels(c)
     if labels or t.setting.objective == "score":
-        return classified(t, c, x, transform, labels or 1)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, head=NAMES.head, tied=NAMES.embedding if s.tied else "",
-        bias=c.flag("decoder_bias", default=True), transform=transform, loss=t5gemma.loss,
-    )  # fmt: skip
+        return classified(t, c, x, head.transform, labels or 1)
+    head = head._replace(tied=NAMES.embedding) if s.tied else head
+    return lm_head.causal_lm(t, x, s.vocabulary, head, t5gemma.loss)
 
 
 def encoder(t: Trace, c: Config, s: Sizes, d: Type) -> Tensor:
@@ -92,12 +91,12 @@ def attention(
     return ops.dropout(t, out, s.attention_dropout)
 
 
-def classified(t: Trace, c: Config, x: Tensor, transform: Part, labels: int) -> Tensor:
+def classified(t: Trace, c: Config, x: Tensor, transform: Step, labels: int) -> Tensor:
     """A class for each sequence, from its first token or from the mean of all."""
     t.classifies = True
     pooled = mean(t, x) if c.text("classifier_pooling") == "mean" else ops.select(t, x, 1)
     del x
-    pooled = ops.dropout(t, transform(pooled), c.number("classifier_dropout"))
+    pooled = ops.dropout(t, transform(t, pooled), c.number("classifier_dropout"))
     logits = t.linear(pooled, "classifier", labels, bias=True, role="score")
     return bert.loss(t, logits) if t.setting.training else logits
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Norm, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names, Norm, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
 from llmsize.quick_dataclasses import dataclass
 
-NAMES = Names("model.embeddings.tok_embeddings", norm="model.final_norm", head="decoder")
+NAMES = Names("model.embeddings.tok_embeddings", norm="model.final_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,44 +43,46 @@ def forward(t: Trace, c: Config) -> Tensor:
     d = read(c)
     norm = d.norm
     bias, embedding_dropout = c.flag("attention_bias"), c.number("embedding_dropout")
+    h = Heads(bias=bias, turn=turn, name="attn", output="Wo")
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         reach, first = kind
         residual = x
         x = x if first else norm(t, x, "attn_norm")
-        attended = decoder.attention(
-            t, s, x, around, window=reach, bias=bias, turn=turn, name="attn", output="Wo"
-        )
+        attended = decoder.attention(t, s, h, x, around, reach)
         attended = ops.dropout(t, attended, s.attention_dropout)
         x = ops.add(t, residual, attended)
         residual = x
         x = norm(t, x, "mlp_norm")
         return ops.add(t, residual, feed(t, s, d, x))
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         return ops.dropout(t, norm(t, x, "model.embeddings.norm"), embedding_dropout)
 
     every = c.size("global_attn_every_n_layers", default=3)
     windows = decoder.windows(c, s.layers, lambda layer: layer % every > 0)
     kinds = [(window, layer == 0) for layer, window in enumerate(windows)]
-    return decoder.run(
-        t, s, block, kinds, norm=norm, names=NAMES, windows=windows, begin=begin,
+    frame = Frame(
+        norm=norm,
+        names=NAMES,
+        windows=windows,
+        begin=begin,
         rope=rotary.Rope(rotary.table_by_sequence, apart=True),
-        transform=transform(t, c, s, norm, "lm_head"),
-        head_bias=c.flag("decoder_bias", default=True),
-    )  # fmt: skip
+        head=head(c, s, norm, "lm_head"),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
-def transform(t: Trace, c: Config, s: Sizes, norm: Norm, name: str) -> decoder.Part:
-    """What is between the last hidden states and the head: a layer, an activation, a norm."""
+def head(c: Config, s: Sizes, norm: Norm, name: str) -> Head:
+    """The head behind a layer of that `name`, an activation and a norm."""
     bias = c.flag("classifier_bias")
     activation = blocks.activation(c, "classifier_activation", default="gelu")
 
-    def transformed(x: Tensor) -> Tensor:
+    def transform(t: Trace, x: Tensor) -> Tensor:
         x = t.linear(x, f"{name}.dense", s.hidden, bias=bias, role="transform")
         return norm(t, activation(t, x), f"{name}.norm")
 
-    return transformed
+    return Head("decoder", bias=c.flag("decoder_bias", default=True), transform=transform)
 
 
 def feed(t: Trace, s: Sizes, d: Type, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.decoder import layer_norm_without_bias as layer_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32
@@ -32,7 +33,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     clipped = inside.number("clip_qkv") > 0
     x = model(t, s, c.size("max_seq_len", default=2048), clipped)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
+    )
 
 
 def model(t: Trace, s: Sizes, longest: int, clipped: bool) -> Tensor:

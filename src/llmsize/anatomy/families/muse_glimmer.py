@@ -8,8 +8,9 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, gemma_norm
 from llmsize.anatomy.families.gemma4 import power_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -33,11 +34,15 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     reach = decoder.windows(c, s.layers, lambda i: (s.layers - 1 - i) % PERIOD > 0)
-    return decoder.run(
-        t, s, block, list(zip(reach, rotating(c, s.layers), strict=True)), windows=reach,
-        norm=power_norm, begin=lambda x: power_norm(t, x), end=(ops.scale, *lm_head.SOFTCAP),
+    kinds = list(zip(reach, rotating(c, s.layers), strict=True))
+    frame = Frame(
+        windows=reach,
+        norm=power_norm,
+        begin=power_norm,
         masks=(0, s.window),
-    )  # fmt: skip
+        head=Head(end=(ops.scale, *lm_head.SOFTCAP)),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def rotating(c: Config, layers: int) -> list[bool]:
@@ -52,7 +57,7 @@ def attention(
     t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool, rotates: bool
 ) -> Tensor:
     """Grouped-query attention, its heads normalised without weights, its output gated."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     q = ops.scale(t, power_norm(t, q))
     k = power_norm(t, k)
     if rotates:

@@ -5,13 +5,12 @@ transformers v5.23, models/nanochat/modeling_nanochat.py.
 
 from __future__ import annotations
 
-from functools import partial
-
 from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.families.llama4 import norm_without_weights
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -32,10 +31,13 @@ def forward(t: Trace, c: Config) -> Tensor:
             norm=norm,
         )
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=norm, begin=partial(norm_without_weights, t),
-        holds_tokens=True, end=lm_head.SOFTCAP if capped else (),
-    )  # fmt: skip
+    frame = Frame(
+        norm=norm,
+        begin=norm_without_weights,
+        holds_tokens=True,
+        head=Head(end=lm_head.SOFTCAP if capped else ()),
+    )
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:
@@ -53,7 +55,7 @@ def turn(t: Trace, x: Tensor, rotation: Rotation) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:
     """Grouped-query attention."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
     rotation = around.rotation
     assert rotation is not None
     q, k = turn(t, q, rotation), turn(t, k, rotation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around
+from llmsize.anatomy.decoder import Around, Frame, Heads
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -18,17 +18,18 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, activation="relu2", rotary=0.5)
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    h = Heads(bias=bias, turn=turn)
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         return decoder.pre_norm(
             t,
             x,
-            lambda x: decoder.attention(t, s, x, around, bias=bias, turn=turn),
+            lambda x: decoder.attention(t, s, h, x, around),
             lambda x: decoder.plain(t, s, x, bias=mlp_bias),
             norm=norm,
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, norm=norm)
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(norm=norm))
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:

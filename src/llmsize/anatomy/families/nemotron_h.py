@@ -8,7 +8,8 @@ from __future__ import annotations
 from llmsize.anatomy import decoder, lm_head, mamba2, mixture
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -34,6 +35,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     latent = Dim(c.count("moe_latent_size"), "latent")
     shared = Dim(c.count("moe_shared_expert_intermediate_size"), "shared_width")
     bias = c.flag("mlp_bias")
+    h = Heads(name="mixer")
 
     def block(x: Tensor, kind: str, around: Around) -> Tensor:
         residual = x
@@ -41,14 +43,15 @@ def forward(t: Trace, c: Config) -> Tensor:
         if kind == "mamba":
             x = mamba2.mixer(t, mixer, x, "mixer")
         elif kind == "attention":
-            x = decoder.attention(t, s, x, around, position=False, name="mixer")
+            x = decoder.attention(t, s, h, x, around)
         elif kind == "moe" and m is not None:
             x = feed(t, s, m, x, latent, shared, bias)
         else:
             x = plain(t, s, x, "mixer", s.intermediate, "", bias)
         return ops.add(t, residual, x)
 
-    return decoder.run(t, s, block, kinds, norm=norm, names=NAMES, end=(lm_head.in_fp32,))
+    frame = Frame(norm=norm, names=NAMES, head=Head(end=(lm_head.in_fp32,)))
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import decoder, delta_rule, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, fp32_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, fp32_norm
 from llmsize.anatomy.delta_rule import DeltaNet, Inputs
 from llmsize.anatomy.families.qwen3_next import attention_layers
 from llmsize.anatomy.scan_operations import softplus
@@ -24,15 +24,14 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c.changed(head_dim=None), rotary=0.0 if base is None else 1.0)
     d = read_delta_net(c, s)
     bias, doubled = c.flag("attention_bias"), c.flag("linear_allow_neg_eigval", default=True)
+    h = Heads(bias=bias, wide_norm=fp32_norm, turn=rotary.turn_and_cast)
 
     def block(x: Tensor, attends: str, around: Around) -> Tensor:
         if attends:
             return decoder.post_norm(
                 t,
                 x,
-                lambda x: decoder.attention(
-                    t, s, x, around, bias=bias, wide_norm=fp32_norm, turn=rotary.turn_and_cast
-                ),
+                lambda x: decoder.attention(t, s, h, x, around),
                 lambda x: decoder.gated(t, s, x),
                 norm=fp32_norm,
             )
@@ -45,7 +44,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
 
     kinds = ["attends" if attends else "" for attends in attention_layers(c, s.layers)]
-    return decoder.run(t, s, block, kinds, norm=fp32_norm, rope=rotary.Rope(format=FP32))
+    return decoder.run(t, s, block, kinds, Frame(norm=fp32_norm, rope=rotary.Rope(format=FP32)))
 
 
 def read_delta_net(c: Config, s: decoder.Sizes) -> DeltaNet:

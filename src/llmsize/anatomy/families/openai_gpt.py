@@ -9,6 +9,7 @@ from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import gpt2
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
@@ -23,7 +24,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = gpt2.read(c.changed(activation_function=ACTIVATIONS.get(name, name), n_inner=None))
     x = model(t, s)
     tied = "transformer.tokens_embed" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

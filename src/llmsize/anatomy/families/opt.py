@@ -11,6 +11,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32, INT64
@@ -60,7 +61,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     s = decoder.read(c, tied=True, activation="relu", rotary=0.0)
     x = model(t, s, read(c, s.hidden))
     tied = f"{DECODER}.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=tied, casts=False)
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Names, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -30,10 +30,8 @@ def forward(t: Trace, c: Config) -> Tensor:
             norm=blocks.layer_norm,
         )
 
-    return decoder.run(
-        t, s, block, ["full"] * s.layers, norm=blocks.layer_norm,
-        names=decoder.NAMES._replace(norm=NORM),
-    )  # fmt: skip
+    frame = Frame(norm=blocks.layer_norm, names=Names(norm=NORM))
+    return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, normed: bool) -> Tensor:

@@ -10,7 +10,7 @@ from functools import partial
 from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Sizes, gemma_norm
 from llmsize.anatomy.delta_rule import DeltaNet, delta_rule
 from llmsize.anatomy.families.mixtral import feed_beside_gated_expert
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -41,7 +41,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     sparse = mixture.sparse_layers(c, s.layers) if m else [False] * s.layers
     kinds = list(zip(attention_layers(c, s.layers), sparse, strict=True))
     rope = rotary.Rope(rotary.table if joined else rotary.table_in_sections)
-    return decoder.run(t, s, block, kinds, norm=gemma_norm, rope=rope)
+    return decoder.run(t, s, block, kinds, Frame(norm=gemma_norm, rope=rope))
 
 
 def read_delta_net(c: Config, hidden: int) -> DeltaNet:

@@ -12,7 +12,8 @@ from llmsize.anatomy import blocks, decoder, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Names, Sizes, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Names, Sizes, gemma_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.loops import turns
 from llmsize.anatomy.operations import GradList
 from llmsize.anatomy.scan_operations import exp, softplus
@@ -62,10 +63,15 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     cycle = c.sequence("block_types", "_block_types") or ("recurrent", "recurrent", "attention")
     kinds = [str(cycle[i % len(cycle)]) for i in range(s.layers)]
-    return decoder.run(
-        t, s._replace(rotary=Dim(0, "rotary")), block, kinds, windows=(window,), norm=gemma_norm,
-        names=NAMES, begin=lambda x: scaled(t, x), holds_tokens=True, end=(capped,),
-    )  # fmt: skip
+    frame = Frame(
+        windows=(window,),
+        norm=gemma_norm,
+        names=NAMES,
+        begin=scaled,
+        holds_tokens=True,
+        head=Head(end=(capped,)),
+    )
+    return decoder.run(t, s._replace(rotary=Dim(0, "rotary")), block, kinds, frame)
 
 
 def scaled(t: Trace, x: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ def feed(t: Trace, s: Sizes, x: Tensor) -> Tensor:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention within a window, by angles of its own."""
-    q, k, v = decoder.projections(t, s, x, "temporal_block", bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias, name="temporal_block"), x)
     t.add_buffer(2 * FP32.block_bytes * (s.rotary // 2))
     rotation = rotary.tabulated(t, s.rotary, v.format)
     q, k = rotary.turn(t, q, k, rotation)

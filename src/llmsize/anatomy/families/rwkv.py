@@ -15,6 +15,7 @@ from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.cache import LayerCache
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families.recurrent_gemma import written
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.loops import turns
 from llmsize.anatomy.operations import GradList
 from llmsize.anatomy.scan_operations import exp
@@ -62,7 +63,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = blocks.layer_norm(t, x, "rwkv.ln_out")
     del tokens
     return lm_head.causal_lm(
-        t, x, s.vocabulary, head="head", tied="rwkv.embeddings" if s.tied else ""
+        t, x, s.vocabulary, Head(name="head", tied="rwkv.embeddings" if s.tied else "")
     )
 
 

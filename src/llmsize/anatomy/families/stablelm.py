@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
@@ -32,7 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         fed = ops.dropout(t, fed, dropout)
         return ops.add(t, residual, fed)
 
-    return decoder.run(t, s, block, ["full"] * s.layers, norm=blocks.layer_norm)
+    return decoder.run(t, s, block, ["full"] * s.layers, Frame(norm=blocks.layer_norm))
 
 
 def mlp(t: Trace, s: Sizes, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes, gemma_norm
+from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes, gemma_norm
 from llmsize.anatomy.families import minimax_m3
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -49,10 +49,8 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     reach = decoder.windows(c, s.layers, lambda layer: False)
     kinds = list(zip(reach, sparse_layers(c, s.layers), strict=True))
-    return decoder.run(
-        t, s, block, kinds, norm=gemma_norm, windows=reach, rope=rotary.Rope(apart=True),
-        masks=(0, s.window),
-    )  # fmt: skip
+    frame = Frame(norm=gemma_norm, windows=reach, rope=rotary.Rope(apart=True), masks=(0, s.window))
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def shares(c: Config) -> tuple[float, float]:
@@ -90,7 +88,7 @@ def sparse_layers(c: Config, layers: int) -> Sequence[bool]:
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: bool) -> Tensor:
     """Grouped-query attention, the output of each head behind a gate."""
-    q, k, v = decoder.projections(t, s, x, "self_attn", bias, gemma_norm)
+    q, k, v = decoder.projections(t, s, Heads(bias=bias, norm=gemma_norm, normed_at_once=True), x)
     gate = t.linear(x, "self_attn.g_proj", s.heads, role="gate_attention")
     rotation = around.tables[window]
     assert rotation is not None

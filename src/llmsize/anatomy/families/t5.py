@@ -13,6 +13,7 @@ from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP16, FP32, INT64, Format
@@ -83,7 +84,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
     x = ops.scale(t, decoded) if s.scaled else decoded
-    result = lm_head.causal_lm(t, x, s.vocabulary, tied="shared" if s.tied else "", loss=loss)
+    result = lm_head.causal_lm(t, x, s.vocabulary, Head(tied="shared" if s.tied else ""), loss=loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     return result

@@ -13,7 +13,8 @@ from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import ByWindow, Sizes, gemma_norm
+from llmsize.anatomy.decoder import ByWindow, Heads, Sizes, gemma_norm
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -76,7 +77,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     end = lm_head.SOFTCAP if writes.capped else ()
     tied = f"{writes.name}.embed_tokens" if s.tied else ""
     result = lm_head.causal_lm(
-        t, x, s.vocabulary, head="lm_head.out_proj", tied=tied, end=end, loss=loss
+        t, x, s.vocabulary, Head(name="lm_head.out_proj", tied=tied, end=end), loss=loss
     )
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
@@ -205,7 +206,7 @@ def attention(
 ) -> Tensor:
     """Grouped-query attention to the stack's own tokens."""
     s = d.sizes
-    q, k, v = decoder.projections(t, s, x, "self_attn", d.bias)
+    q, k, v = decoder.projections(t, s, Heads(bias=d.bias), x)
     q, k = rotary.turn(t, q, k, around.rotation)
     if cached:
         k, v = blocks.remember(t, k, v, window)

@@ -9,6 +9,7 @@ from llmsize.anatomy import blocks, decoder, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP16, FP32, INT64
@@ -23,7 +24,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True, activation="gelu", rotary=0.0, attention_dropout=0.1)
     x = model(t, s, c)
-    return lm_head.causal_lm(t, x, s.vocabulary, tied=EMBEDDING if s.tied else "", casts=False)
+    return lm_head.causal_lm(
+        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
+    )
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

@@ -10,7 +10,9 @@ from functools import partial
 from llmsize.anatomy import decoder, lm_head, recurrent
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
+from llmsize.anatomy.decoder import Heads
 from llmsize.anatomy.families import jamba, zamba2
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mamba import Mamba, Selected, selective_scan, selective_update
 from llmsize.anatomy.scan_operations import unsqueeze
 from llmsize.anatomy.tensor import Dim, Tensor
@@ -27,7 +29,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     c = c.changed(head_dim=c.size("attention_head_dim", default=wide // heads))
     s = decoder.read(c, tied=True, activation="gelu", rotary=0.0)
     m = jamba.read_mamba(c, s.hidden)
-    attend = partial(decoder.attention, t, s, position=False)
+    attend = partial(decoder.attention, t, s, Heads())
     x = zamba2.model(
         t, s, zamba2.layer_kinds(layer_words(c, s.layers), 1, "shared_transf"),
         partial(mixer, t, m, Dim(c.few("n_mamba_heads", default=2), "mamba_heads")),
@@ -35,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             zamba2.transformer, t, attend, partial(decoder.gated, t, s, name="feed_forward")
         ),
     )  # fmt: skip
-    return lm_head.causal_lm(t, x, s.vocabulary, tied="model.embed_tokens")
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied="model.embed_tokens"))
 
 
 def layer_words(c: Config, layers: int) -> list[str]:

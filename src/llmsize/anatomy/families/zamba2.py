@@ -13,6 +13,7 @@ from llmsize.anatomy import blocks, decoder, lm_head, mamba2, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Part, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mamba2 import Mamba2
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Module, Trace
@@ -59,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         "shared_transformer",
     )
     x = model(t, s, kinds, mixer, partial(transformer, t, attend, feed_forward))
-    return lm_head.causal_lm(t, x, s.vocabulary, tied="model.embed_tokens")
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied="model.embed_tokens"))
 
 
 def check_tied(c: Config) -> None:

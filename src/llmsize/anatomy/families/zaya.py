@@ -8,7 +8,8 @@ from __future__ import annotations
 from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
@@ -35,7 +36,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         x = feed(t, s, m, x, router, around.carried, first)
         return scaled_add(t, x, residual, "post_mlp_residual_scale")
 
-    def begin(x: Tensor) -> Tensor:
+    def begin(t: Trace, x: Tensor) -> Tensor:
         factor = t.weight("model.input_hidden_states_scale", (s.hidden,), "norm")
         offset = t.weight("model.input_hidden_states_bias", (s.hidden,), "norm")
         return ops.to(t, ops.mul(t, ops.add(t, x, offset), factor), FP32)
@@ -45,11 +46,16 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     listed = c.each_layer(s.layers, "layer_types") or ["hybrid"] * s.layers
     kinds = [(i == 0, kind == "hybrid_sliding") for i, kind in enumerate(listed)]
-    return decoder.run(
-        t, s, block, kinds, windows={window if local else 0 for _, local in kinds}, norm=end,
-        begin=begin, rope=rotary.Rope(format=narrow, apart=True),
-        handed_positions=False, carrying=True, head_bias=c.flag("lm_head_bias"),
-    )  # fmt: skip
+    frame = Frame(
+        windows={window if local else 0 for _, local in kinds},
+        norm=end,
+        begin=begin,
+        rope=rotary.Rope(format=narrow, apart=True),
+        handed_positions=False,
+        carrying=True,
+        head=Head(bias=c.flag("lm_head_bias")),
+    )
+    return decoder.run(t, s, block, kinds, frame)
 
 
 def scaled_add(t: Trace, x: Tensor, residual: Tensor, name: str) -> Tensor:
