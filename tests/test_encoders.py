@@ -32,6 +32,9 @@ def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
         ("distilbert-base", 66_985_530), ("modernbert-base", 149_655_232),
         ("deberta-v3-base", 184_551_780), ("mpnet-base", 109_516_991),
         ("electra-small", 13_546_682), ("xlm-roberta-xl", 3_482_741_760),
+        ("gte-multilingual-base", 306_210_496), ("jina-embeddings-v3", 559_616_146),
+        ("rembert", 993_263_548), ("megatron-bert-345m", 333_671_808),
+        ("roformer-chinese-base", 124_197_968),
     ],
 )  # fmt: skip
 def test_parameters_are_those_of_transformers(name: str, published: int) -> None:
