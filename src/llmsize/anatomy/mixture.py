@@ -243,48 +243,51 @@ def corrected_choice(t: Trace, m: Mixture, scores: Tensor) -> Tensor:
     return indices
 
 
+Gate = Callable[[Trace, Sizes, Tensor], Tensor]
+"""Joins the halves of what experts with a gate project to."""
+
+
+def gated_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
+    """The activation of the first half times the second."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(t, x, half, half)
+    return ops.mul(t, s.activation(t, gate), up)
+
+
 def run_experts(
     t: Trace,
     s: Sizes,
     m: Mixture,
     tokens: Tensor,
     routing: Routing,
-    name: str,
+    name: str = "mlp.experts",
     *,
-    gated: bool = True,
+    gate: Gate | None = gated_halves,
     bias: bool = False,
     transposed: bool = False,
-    inner: int = 0,
-    gate: Gate | None = None,
 ) -> Tensor:
     """Every token through its chosen experts, their outputs weighted and summed.
 
-    Ungated experts have no `gate`; `transposed` weights are stored as (in, out). `inner` is the
-    width of their input and output if not that of the residual stream. `gate` joins gate and up if
-    not by the activation and a product.
+    `gate` joins gate and up, which experts without it do not have; `transposed` weights are stored
+    as (in, out).
     """
     hand_out(t, m, routing)
-    width = inner or s.hidden
-    up, out = ("gate_up_proj", 2 * m.width) if gated else ("up_proj", m.width)
+    width, fused = tokens.shape[-1], 1 if gate is None else 2
+    up, down = f"{name}.{'up_proj' if gate is None else 'gate_up_proj'}", f"{name}.down_proj"
     matrix = partial(_matrix, t, m, transposed=transposed)
-    role = f"expert_{up.removesuffix('_proj')}"
-    upper: Tensor = matrix(f"{name}.{up}", tokens.shape[-1], out, role)
-    lower: Tensor = matrix(f"{name}.down_proj", m.width, width, "expert_down")
-    with_lower = t.merger(lower, f"{name}.down_proj")
-    with_upper = t.merger(upper, f"{name}.{up}", fused=1 + gated)
+    upper: Tensor = matrix(up, width, fused * m.width)
+    lower: Tensor = matrix(down, m.width, width)
+    with_lower, with_upper = t.merger(lower, down), t.merger(upper, up, fused=fused)
     by_expert = _by_expert(t, m, tokens, routing)
-    experts = by_expert.experts
-    offset = _row_biases(t, m, f"{name}.{up}_bias", out, experts) if bias else None
-    upper = with_upper()
-    ends = by_expert.ends
-    x = _grouped(t, by_expert.tokens, upper, ends, out, offset)
-    x = _with_adapters(t, by_expert.tokens, x, f"{name}.{up}", ends, fused=1 + gated)
-    join = gate or (gated_halves if gated else activated)
-    x = join(t, s, x)
-    offset = _row_biases(t, m, f"{name}.down_proj_bias", width, experts) if bias else None
+    offset = _row_biases(t, m, up, fused * m.width, by_expert) if bias else None
+    upper, inputs = with_upper(), by_expert.tokens
+    x = _grouped(t, inputs, upper, by_expert.ends, fused * m.width, offset)
+    x = _with_adapters(t, inputs, x, up, by_expert.ends, fused=fused)
+    x = s.activation(t, x) if gate is None else gate(t, s, x)
+    offset = _row_biases(t, m, down, width, by_expert) if bias else None
     lower, inputs = with_lower(), x
-    x = _grouped(t, inputs, lower, ends, width, offset)
-    x = _with_adapters(t, inputs, x, f"{name}.down_proj", ends)
+    x = _grouped(t, inputs, lower, by_expert.ends, width, offset)
+    x = _with_adapters(t, inputs, x, down, by_expert.ends)
     del inputs
     return _summed(t, m, x, by_expert.weights, tokens.format)
 
@@ -326,32 +329,19 @@ def _summed(t: Trace, m: Mixture, x: Tensor, weights: Tensor, format: Format) ->
     return ops.to(t, summed, format)
 
 
-Gate = Callable[[Trace, Sizes, Tensor], Tensor]
-
-
-def activated(t: Trace, s: Sizes, x: Tensor) -> Tensor:
-    """The activation of all of it, where there is no gate."""
-    return s.activation(t, x)
-
-
-def gated_halves(t: Trace, s: Sizes, x: Tensor) -> Tensor:
-    """The activation of the first half times the second."""
-    half = x.shape[-1] // 2
-    gate, up = ops.split(t, x, half, half)
-    return ops.mul(t, s.activation(t, gate), up)
-
-
-def _row_biases(t: Trace, m: Mixture, name: str, out: int, experts: Tensor) -> Tensor:
-    """The bias for each row, of which `experts` are."""
-    offsets = t.weight(name, (m.count, out), "expert_bias", experts=m.count, chosen=m.chosen)
-    return ops.index(t, offsets, experts)
+def _row_biases(t: Trace, m: Mixture, layer: str, out: int, rows: ByExpert) -> Tensor:
+    """The bias of that layer for each row."""
+    shape = (m.count, out)
+    offsets = t.weight(f"{layer}_bias", shape, "expert_bias", experts=m.count, chosen=m.chosen)
+    return ops.index(t, offsets, rows.experts)
 
 
 def _matrix(
-    t: Trace, m: Mixture, name: str, width: int, out: int, role: str, *, transposed: bool
+    t: Trace, m: Mixture, name: str, width: int, out: int, *, transposed: bool
 ) -> Parameter:
     """The weights of every expert, from `width` to `out`."""
     shape = (m.count, width, out) if transposed else (m.count, out, width)
+    role = f"expert_{name.rpartition('.')[2].removesuffix('_proj')}"
     return t.weight(name, shape, role, experts=m.count, chosen=m.chosen)
 
 

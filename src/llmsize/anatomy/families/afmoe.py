@@ -64,7 +64,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     t.weight("mlp.expert_bias", (m.count,), "router", fixed=True)
     routing = route(t, m, tokens)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_")
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    routed = mixture.run_experts(t, s, m, tokens, routing)
     return ops.add(t, shared, routed).view(*x.shape)
 
 

@@ -40,7 +40,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, bias: bool) -> Tensor:
     best, indices = ops.topk(t, logits, m.chosen)
     routing = mixture.Routing(ops.softmax(t, best), indices)
     del logits, best
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", transposed=True)
+    routed = mixture.run_experts(t, s, m, tokens, routing, transposed=True)
     shared = decoder.gated(
         t, s, x, name="mlp.shared_experts", width=m.shared, bias=bias, role="shared_"
     )

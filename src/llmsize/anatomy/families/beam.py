@@ -117,5 +117,5 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts, their sum scaled."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     routing = mixture.route(t, m, tokens, "mlp.gate")
-    out = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", gate=wide_halves)
+    out = mixture.run_experts(t, s, m, tokens, routing, gate=wide_halves)
     return ops.scale(t, out).view(*x.shape)

@@ -34,10 +34,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     m = mixture.read(c, width="intermediate_size") if experts else None
     dense = c.count("prefix_dense_intermediate_size")
     dense_rotates = experts and c.size("prefix_dense_sliding_window_pattern", default=1) == 1
-    routes = Router(
-        sigmoid=c.text("expert_selection_fn", default="softmax") == "sigmoid",
-        averages=c.text("shared_expert_combination_strategy", default="average") == "average",
-    )
+    router = read_router(c)
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
@@ -48,7 +45,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             x,
             lambda x: attention(t, s, x, around, window, bias, normed_heads, turn),
             lambda x: (
-                feed(t, s, m, x, routes) if m and sparse else decoder.gated(t, s, x, width=dense)
+                feed(t, s, m, x, router) if m and sparse else decoder.gated(t, s, x, width=dense)
             ),
             norm=norm,
         )
@@ -87,25 +84,33 @@ class Router(NamedTuple):
     """Whether the mean of routed and shared experts is taken, not their sum."""
 
 
-def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, routes: Router) -> Tensor:
+def read_router(c: Config) -> Router:
+    """The router from a `config.json`."""
+    return Router(
+        sigmoid=c.text("expert_selection_fn", default="softmax") == "sigmoid",
+        averages=c.text("shared_expert_combination_strategy", default="average") == "average",
+    )
+
+
+def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, router: Router) -> Tensor:
     """Routed experts, and one that every token passes if there is one."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     logits = mixture.router_logits(t, m, tokens, "mlp.gate", bias=False)
     weights, indices = ops.topk(t, logits, m.chosen)
-    if not routes.sigmoid:
+    if not router.sigmoid:
         weights = ops.softmax(t, weights, FP32)
     else:
         weights = ops.sigmoid(t, weights)
         weights = ops.divide(t, weights, ops.total(t, weights)) if m.normed else weights
     routing = mixture.Routing(ops.to(t, weights, tokens.format), indices, logits)
     del weights, indices, logits
-    out = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    out = mixture.run_experts(t, s, m, tokens, routing)
     if m.shared:
         shared = decoder.gated(
             t, s, tokens, name="mlp.shared_experts", width=m.shared, role="shared_"
         )
         out = ops.add(t, out, shared)
-        out = ops.scale(t, out) if routes.averages else out
+        out = ops.scale(t, out) if router.averages else out
     return out.view(*x.shape)
 
 

@@ -429,7 +429,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, hashed: bool) -> Tensor:
     """Routed experts and one that every token passes."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     routing = route(t, s, m, tokens, hashed)
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", gate=limited_halves)
+    routed = mixture.run_experts(t, s, m, tokens, routing, gate=limited_halves)
     shared = shared_expert(t, s, m, x)
     return ops.add(t, routed.view(*x.shape), shared)
 

@@ -94,6 +94,6 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
         weights = ops.divide(t, weights, ops.total(t, weights))
     routing = mixture.Routing(weights, indices, logits)
     del weights, indices, logits
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    routed = mixture.run_experts(t, s, m, tokens, routing)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_expert", width=m.shared, role="shared_")
     return ops.add(t, routed, shared).view(*x.shape)

@@ -98,7 +98,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     routing = mixture.Routing(ops.softmax(t, chosen), indices, logits)
     del chosen, indices, logits
     out = mixture.run_experts(
-        t, s, m, tokens, routing, "mlp.experts", bias=True, transposed=True, gate=clamped_gate
+        t, s, m, tokens, routing, bias=True, transposed=True, gate=clamped_gate
     )
     return out.view(*x.shape)
 

@@ -6,10 +6,12 @@ models/granitemoe_swa/modeling_granitemoe_swa.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmsize.anatomy import blocks, decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, ByWindow, Frame, Heads, Sizes
+from llmsize.anatomy.decoder import Around, ByWindow, Frame, Heads, Part, Sizes
 from llmsize.anatomy.families import granite_hybrid
 from llmsize.anatomy.families.granite import scaled_residuals
 from llmsize.anatomy.lm_head import Head
@@ -21,17 +23,14 @@ PERIOD = 4
 """Every so many layers, the first one too, one attends to all tokens."""
 
 
+SPARSE = "granitemoe_swa"
+"""The type that has experts."""
+
+
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    sparse = c.text("model_type") == "granitemoe_swa"
-    s = decoder.read(c, tied=not sparse)
-    m = (
-        mixture.read(c, scores="chosen", width="intermediate_size", balanced=True)
-        if sparse
-        else None
-    )
-    shared = Dim(c.count("shared_intermediate_size"), "shared_width")
-    bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    s = decoder.read(c, tied=c.text("model_type") != SPARSE)
+    feed, bias = feed_forward(t, s, c), c.flag("attention_bias")
     bases = rotation_bases(c, s.layers)
     used = sorted(set(bases) - {0.0})
     tables: ByWindow[rotary.Rotation] = ByWindow(t, {})  # each base's, by its place among them
@@ -44,28 +43,19 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def block(x: Tensor, kind: tuple[int, float], around: Around) -> Tensor:
         window, base = kind
-        return scaled_residuals(
-            t,
-            x,
-            lambda x: attention(
-                t, s, x, around, window, tables[used.index(base)] if base else None, bias
-            ),
-            lambda x: (
-                granite_hybrid.feed(t, s, m, x, shared)
-                if sparse
-                else decoder.gated(t, s, x, bias=mlp_bias)
-            ),
-        )
+
+        def attend(x: Tensor) -> Tensor:
+            rotation = tables[used.index(base)] if base else None
+            return attention(t, s, x, around, window, rotation, bias)
+
+        return scaled_residuals(t, x, attend, feed)
 
     def end(t: Trace, x: Tensor, name: str) -> Tensor:
         x = blocks.rms_norm(t, x, name)
         tables.clear()
         return x
 
-    reach = decoder.windows(
-        c.changed(sliding_window=c.count("sliding_window", default=128)), s.layers,
-        lambda i: i % PERIOD > 0,
-    )  # fmt: skip
+    reach = windows(c, s.layers)
     frame = Frame(
         windows=reach,
         begin=begin,
@@ -75,6 +65,21 @@ def forward(t: Trace, c: Config) -> Tensor:
         head=Head(end=(ops.scale,)),
     )
     return decoder.run(t, s._replace(rotary=0), block, list(zip(reach, bases, strict=True)), frame)
+
+
+def feed_forward(t: Trace, s: Sizes, c: Config) -> Part:
+    """A gated MLP, or experts beside one."""
+    if c.text("model_type") != SPARSE:
+        return partial(decoder.gated, t, s, bias=c.flag("mlp_bias"))
+    m = mixture.read(c, scores="chosen", width="intermediate_size", balanced=True)
+    shared = Dim(c.count("shared_intermediate_size"), "shared_width")
+    return lambda x: granite_hybrid.feed(t, s, m, x, shared)
+
+
+def windows(c: Config, layers: int) -> list[int]:
+    """The window of all layers but the first one and every fourth one after it."""
+    c = c.changed(sliding_window=c.count("sliding_window", default=128))
+    return decoder.windows(c, layers, lambda i: i % PERIOD > 0)
 
 
 def rotation_bases(c: Config, layers: int) -> list[float]:

@@ -53,5 +53,5 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     logits = t.linear(wide, "mlp.gate.wg", m.count, role="router", format=FP32)
     del wide
     weights = mixture.choose(t, m, logits, logits.format)
-    routed = mixture.run_experts(t, s, m, tokens, weights, "mlp.experts").view(*x.shape)
+    routed = mixture.run_experts(t, s, m, tokens, weights).view(*x.shape)
     return ops.add(t, routed, shared)

@@ -164,7 +164,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     """Routed experts, whose gates and values are within bounds, and a shared one."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
     routing = mixture.route(t, m, tokens, "mlp.gate")
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts", gate=clamped)
+    routed = mixture.run_experts(t, s, m, tokens, routing, gate=clamped)
     shared = decoder.gated(t, s, x, name="mlp.shared_experts", width=m.shared, role="shared_")
     return ops.add(t, routed.view(*x.shape), shared)
 

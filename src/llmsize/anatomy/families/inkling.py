@@ -179,7 +179,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = m.shared // m.width
     routing, shared_weights = route(t, m, tokens, shared)
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    routed = mixture.run_experts(t, s, m, tokens, routing)
     both = ops.add(t, routed, shared_experts(t, s, m, tokens, shared_weights))
     return ops.reshape(t, both, *x.shape)
 

@@ -46,6 +46,6 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
     if m.normed:
         weights = ops.divide(t, weights, ops.total(t, weights))
     routing = mixture.Routing(weights, indices, logits)
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts").view(*x.shape)
+    routed = mixture.run_experts(t, s, m, tokens, routing).view(*x.shape)
     shared = decoder.gated(t, s, x, name="mlp.shared_experts", width=m.shared, role="shared_")
     return ops.add(t, routed, shared)

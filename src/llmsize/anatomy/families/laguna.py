@@ -79,5 +79,5 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, capped: bool) -> Tensor:
         logits = ops.scale(t, ops.tanh(t, ops.scale(t, logits)))
     routing = mixture.choose(t, m, logits, tokens.format)
     del logits
-    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, routing, "mlp.experts"))
+    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, routing))
     return ops.add(t, routed, shared).view(*x.shape)

@@ -103,5 +103,5 @@ def feed(
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = alike(t, s, tokens, "mlp.shared_experts", m.shared, "shared_")
     weights = mixture.route(t, m, tokens, "mlp.gate")
-    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, weights, "mlp.experts", gate=gate))
+    routed = ops.scale(t, mixture.run_experts(t, s, m, tokens, weights, gate=gate))
     return ops.add(t, routed, shared).view(*x.shape)

@@ -126,7 +126,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, family: Type) -> Tensor:
         tokens = mixture.jittered(t, m, x.view(t.batch * t.sequence, s.hidden))
         logits = mixture.router_logits(t, m, tokens, family.router, bias=False)
         routing = sparse_mixer(t, logits)
-        return mixture.run_experts(t, s, m, tokens, routing, "mlp.experts").view(*x.shape)
+        return mixture.run_experts(t, s, m, tokens, routing).view(*x.shape)
     if not m.shared:
         return mixture.feed(t, s, m, x, router=family.router)
     return feed_beside_gated_expert(t, s, m, x)
@@ -137,7 +137,7 @@ def feed_beside_gated_expert(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tenso
     tokens = x.view(t.batch * t.sequence, s.hidden)
     shared = decoder.gated(t, s, tokens, name="mlp.shared_expert", width=m.shared, role="shared_")
     routing = mixture.route(t, m, tokens, "mlp.gate")
-    routed = mixture.run_experts(t, s, m, tokens, routing, "mlp.experts")
+    routed = mixture.run_experts(t, s, m, tokens, routing)
     gate = partial(t.linear, tokens, "mlp.shared_expert_gate", 1, role="router")
     shared = ops.mul(t, ops.sigmoid(t, gate()), shared)
     return ops.add(t, routed, shared).view(*x.shape)

@@ -98,9 +98,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, latent: int, shared: int, bi
     weights = mixture.route(t, m, tokens, "mixer.gate")
     if latent:
         tokens = t.linear(tokens, "mixer.fc1_latent_proj", latent, bias=bias, role="up")
-    routed = mixture.run_experts(
-        t, s, m, tokens, weights, "mixer.experts", gated=False, inner=latent
-    )
+    routed = mixture.run_experts(t, s, m, tokens, weights, "mixer.experts", gate=None)
     if latent:
         routed = t.linear(routed, "mixer.fc2_latent_proj", s.hidden, bias=bias, role="down")
     beside = plain(t, s, x, "mixer.shared_experts", shared, "shared_", bias)

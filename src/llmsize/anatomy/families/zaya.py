@@ -153,7 +153,7 @@ def feed(
     """Routed experts; one more than there are may be chosen and does nothing."""
     routing = route(t, m, x, router, carried, first)
     tokens = x.view(t.batch * t.sequence, s.hidden)
-    return mixture.run_experts(t, s, m, tokens, routing, "mlp.experts").view(*x.shape)
+    return mixture.run_experts(t, s, m, tokens, routing).view(*x.shape)
 
 
 def route(
