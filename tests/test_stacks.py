@@ -254,3 +254,27 @@ def test_megatrons_loss_keeps_probabilities_in_fp32() -> None:
     assert loss.node is not None
     assert round(max(sizes) / (256 * 8192)) == 6
     assert round(sizes[-1] / (256 * 8192)) == 4
+
+
+def test_a_loop_that_holds_its_logits_holds_what_their_graph_does() -> None:
+    """bitsandbytes 0.42's layers hold their inputs, and LitGPT's logits the graph of those layers.
+
+    So at the end of a forward pass there is a second set, and the logits in fp32 (counted by hand:
+    three inputs of 4,096 and one of 11,008 channels for each token of a Llama-2-7B layer, of which
+    the first layer's first wants no gradient, and the head's).
+    """
+    tokens, layers, hidden, inner, vocabulary = 512, 32, 4096, 11008, 32000
+    choices = Choices(method="qlora", sequence=tokens, targets=("q_proj",), rank=8,
+                      base=presets.get(Format, "nf4"))  # fmt: skip
+    stack = presets.get(Stack, "litgpt-2024")
+    last, first = (
+        training_step(presets.get(Architecture, "llama-2-7b"), training_run(
+            choices, which, presets.get(Precision, "pure-16bit"), presets.get(Optimizer, "adamw"),
+        ))
+        for which in (stack, replace(stack, keeps_graph=False))
+    )  # fmt: skip
+    inputs = layers * (3 * hidden + inner) * tokens * 2
+    *_, before, _ = [point for point in last.timeline if point.phase == "forward"]
+    alone = next(point for point in first.timeline if point.place == before.place)
+    assert before.after - alone.after == inputs + tokens * vocabulary * 4
+    assert last.kept == first.kept

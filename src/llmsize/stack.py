@@ -44,6 +44,9 @@ class Stack:
     keeps_quantized_inputs: bool = False
     """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
     pull request 1270 mended)."""
+    keeps_graph: bool = False
+    """Whether its loop holds the logits of a micro-batch, and with them what the nodes of their
+    graph hold themselves, until it has those of the next."""
     quantizes_head: bool = False
     """Whether a quantized base includes the head."""
     quantizes_experts: bool = False

@@ -42,6 +42,8 @@ def run_forward(
     )
     forward = forward_of(architecture.family)
     trace.enter(-1, "forward")
+    if setting.keeps_graph and setting.training:
+        trace.hold_previous()
     config = Config({"model_type": architecture.family, **architecture.config}, architecture.name)
     if adapter is not None:
         adapter.begin(trace, config)

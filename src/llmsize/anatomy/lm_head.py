@@ -211,10 +211,11 @@ def held_chunks_loss(t: Trace, hidden: Tensor, project: Callable[[Tensor], Tenso
     """
     sizes = [min(HELD_TOKENS, t.sequence - at) for at in range(0, t.sequence, HELD_TOKENS)]
     logits = [project(part) for part in ops.split(t, hidden, *sizes, dim=1)]
-    t.outputs = tuple(in_fp32(t, part) for part in logits)
+    outputs = tuple(in_fp32(t, part) for part in logits)
     del logits
+    t.replace_outputs(outputs)
     targets = shifted_labels(t)
-    losses = [ops.cross_entropy(t, part, targets) for part in t.outputs]
+    losses = [ops.cross_entropy(t, part, targets) for part in outputs]
     return reduce(partial(ops.add, t), losses)
 
 

@@ -77,6 +77,8 @@ class Setting(NamedTuple):
     """Format of the frozen linear weights, which are dequantized as they are used."""
     keeps_quantized_inputs: bool = False
     """Whether their inputs are kept although nothing needs them (bitsandbytes before v0.43.2)."""
+    keeps_graph: bool = False
+    """Whether the loop holds the logits, and with them their graph, until it has the next ones."""
     quantizes_head: bool = False
     """Whether the head is quantized too."""
     quantizes_experts: bool = False

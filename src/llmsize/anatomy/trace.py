@@ -16,7 +16,7 @@ from llmsize.anatomy.linear import Linear, bias_format
 from llmsize.anatomy.setting import Setting
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import HIDDEN_STATES, OUTSIDE, Dim, Label, Shape, Tensor
-from llmsize.formats import FP32, Format
+from llmsize.formats import FP32, INT8, Format
 from llmsize.quick_dataclasses import dataclass, field
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Trace(Tape):
     """The tensors of the cache."""
     outputs: tuple[Tensor, ...] | None = None
     """The logits, and what comes beside them, where the caller holds them."""
+    previous: tuple[int, Tensor] | None = None
+    """Those of the micro-batch before, where a loop holds them, and the place of their event."""
     held: list[Tensor | None] = field(default_factory=list)
     """What the caller of the model holds until it has run."""
     routed: list[Routed] = field(default_factory=list)
@@ -261,6 +263,35 @@ class Trace(Tape):
             if trained:
                 weight.train()
         return weight
+
+    def hold_previous(self) -> None:
+        """The loop still has the outputs of the micro-batch before: as much as this one leaves."""
+        made = self.new("micro-batch before", (0,), INT8, role="kept")
+        self.previous = len(self.events) - 1, made
+
+    def replace_outputs(self, made: tuple[Tensor, ...]) -> None:
+        """The loop's name for the outputs gets these, and lets go of those before and their graph.
+
+        Only now is known how much that was.
+        """
+        self.outputs = made
+        if self.previous is None:
+            return
+        (at, before), self.previous = self.previous, None
+        assert before.storage is not None
+        before.storage.bytes = self._held_with(made)
+        self.events[at] = (before.storage.bytes, before.storage.label)
+
+    def _held_with(self, outputs: tuple[Tensor, ...]) -> int:
+        """Bytes of the outputs and of what their graph's nodes hold themselves, in all layers."""
+        storages = {
+            id(tensor.storage): tensor.storage
+            for tensor in (*outputs, *self.in_graph) if tensor and tensor.storage
+        }  # fmt: skip
+        return sum(
+            storage.bytes * (len(self.places[storage.what.layer].indices) or 1)
+            for storage in storages.values()
+        )
 
     def let_go_of_outputs(self) -> None:
         """The caller holds the outputs no longer."""

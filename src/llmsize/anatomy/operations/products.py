@@ -141,9 +141,13 @@ def dequantized_linear(
     of; so again in the backward pass. Before it, `scales` that are quantized themselves are
     (bitsandbytes v0.50, bitsandbytes/autograd/_functions.py, MatMul4Bit, and
     bitsandbytes/backends/cuda/ops.py, `_dequant_linear_fallback`, which 1,537 tokens take).
+    With `keeps_input` the node itself holds `x`, unless a checkpoint runs it without gradients.
     """
-    saved = (x,) if keeps_input else ()
+    held = keeps_input and t.checkpoint is None
+    saved = (x,) if keeps_input and not held else ()
     node = t.record(_dequantized_backward, (x,), saved, (x.shape, weight, stored, scales))
+    if held and node is not None:
+        t.hold_in_graph(x)
     absmax = [t.new(name, (scales,), FP32) for name in ("dequantize", "add") if scales]
     whole = _dequantized(t, weight, stored, x.format)
     result = t.new("gemm_4bit", (*x.shape[:-1], out), x.format, node)
