@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmsize import presets
-from llmsize.anatomy import LoRA, Setting
+from llmsize.anatomy import LoRA, Setting, run_forward
 from llmsize.architecture import Architecture
 from llmsize.memory.generation import generation
 from llmsize.memory.training import TrainingRun, TrainingStep, training_step
@@ -40,6 +40,21 @@ def test_a_prompt_has_halves_that_are_alike_too(name: str, monkeypatch: pytest.M
     shared = generation.__wrapped__(model, setting)
     _trace_every_half(monkeypatch)
     assert generation.__wrapped__(model, setting) == shared
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["gemma-2-2b", "gpt-oss-20b"])
+def test_windows_that_look_alike_are_one(
+    name: str, padded: bool, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no mask is kept, layers of every window do the same, and a step has the same peaks."""
+    model, setting = presets.get(Architecture, name), setting._replace(padded=padded)
+    one, parts = _step(model, setting), run_forward(model, setting)[0].places
+    monkeypatch.setattr("llmsize.anatomy.decoder._alike", lambda t, windows, frame, around: windows)
+    each = _step(model, setting)
+    assert (one.peaks, one.kept, one.static) == (each.peaks, each.kept, each.static)
+    assert len(parts) < len(run_forward(model, setting)[0].places)
 
 
 def _trace_every_half(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llmsize.anatomy import attention as kernels
 from llmsize.anatomy import blocks, lm_head, rotary
@@ -19,7 +19,7 @@ from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation, Turn, rotated
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
-from llmsize.formats import FP32
+from llmsize.formats import BOOL, FP32
 
 Norm = Callable[[Trace, Tensor, str], Tensor]
 """Normalises the last dimension with the weights of that name."""
@@ -192,6 +192,8 @@ class Frame(NamedTuple):
     masking: Masking = "as needed"
     masks: Iterable[int] = ()
     """Windows whose masks are made whether or not a layer has them."""
+    alike: bool = False
+    """Whether layers differ by nothing but their windows, and so in nothing but mask and angles."""
     carrying: bool = False
     """Whether layers hand each other more than the residual stream."""
     norm: Norm = blocks.rms_norm
@@ -235,7 +237,8 @@ def _hidden_states(
         alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
     around = _around(t, s, frame, inputs[0], used)
     x = t.layers(
-        frame.names.layers, partial(_within, block, around), inputs.pop(), kinds,
+        frame.names.layers, partial(_within, block, around), inputs.pop(),
+        _alike(t, kinds, frame, around) if frame.alike else kinds,
         position_ids if frame.handed_positions else None, alibi,
         carried=around.carried if frame.carrying else None,
     )  # fmt: skip
@@ -255,6 +258,25 @@ def _around(t: Trace, s: Sizes, frame: Frame, x: Tensor, used: set[int]) -> Arou
     if t.setting.checkpoint_every and not apart:
         _keep(tables[0])  # in every checkpoint, whether its layer rotates or not
     return Around(ByWindow(t, tables) if apart else tables, ByWindow(t, masks), [])
+
+
+def _alike(t: Trace, windows: Sequence[Any], frame: Frame, around: Around) -> Sequence[Any]:
+    """For each layer the first window that is the same as its own to a pass that keeps no mask.
+
+    Attention that is written out adds it, and a fused kernel makes its own of one of yes and no;
+    a checkpoint keeps the one that it is given.
+    """
+    if not t.grad or t.setting.checkpoint_every:
+        return windows
+    added = frame.masking == "eager" or t.setting.attention == "eager"
+    first: dict[Hashable, int] = {}
+    same: list[int] = []
+    for window in windows:
+        mask = around.masks[window]
+        kept = mask is not None and not added and mask.format is not BOOL
+        look = window if kept else mask and (mask.shape, mask.format)
+        same.append(first.setdefault((look, around.tables[window]), window))
+    return same
 
 
 def _keep(rotation: Rotation | None) -> None:

@@ -57,6 +57,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         rope=rotary.Rope(apart=family in NORMED_HEADS),
         masking="eager" if softcap else "as needed",
         masks=(0, s.window) if family != "gemma" else (),
+        alike=True,
         head=Head(end=lm_head.SOFTCAP if capped else ()),
     )
     return decoder.run(t, s, block, windows(c, s.layers), frame)

@@ -34,6 +34,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         norm=fp32_norm,
         masking="eager",
         masks=(0, s.window),
+        alike=True,
         rope=rotary.Rope(rotary.half_table),
     )
     return decoder.run(t, s, block, kinds, frame)
