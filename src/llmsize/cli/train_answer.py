@@ -180,14 +180,19 @@ def _timeline(step: TrainingStep) -> Table:
         Row(
             f"{point.phase}: {point.place}",
             {
-                "alive after": fact("alive after", point.after, unit="bytes", source=FOLLOWED),
-                "highest": fact("highest", point.highest, unit="bytes", source=FOLLOWED),
+                "alive after": _followed("alive after", point.after),
+                "highest": _followed("highest", point.highest),
                 "": "█" * max(1, round(24 * point.highest / top)),
             },
         )
         for point in step.timeline
     ]
     return Table("timeline", ("alive after", "highest", ""), tuple(rows), heading="when")
+
+
+def _followed(name: str, size: int) -> Term:
+    """Bytes of a moment, graded as the peak of the first table is."""
+    return fact(name, size, unit="bytes", source=FOLLOWED, grade="formula")
 
 
 def _changes(question: Question, budget: int | None) -> Table:
@@ -247,7 +252,7 @@ def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     told += options.language_model_alone(model)
     told += options.beyond_positions(model, choices.sequence)
     told += options.requantized(model, (choices.base or choices.format).name)
-    if choices.base is not None and not choices.upcast:
+    if choices.base is not None and not choices.upcast and choices.format != FP32:
         head = "" if stack.quantizes_head else ", head"
         told.append(
             f"embeddings{head} and norms stay in {choices.format.name}; `--upcast` keeps them in "

@@ -172,13 +172,21 @@ def lora_training(model: Subject, work: Workload) -> Parts:
     kept = work.lora.format
     added = _per_parameter("adapters", step.trained, kept.block_bytes)
     return {
-        "weights": total("weights", stored(model, work.storage, work.format_of), added),
+        "weights": total("weights", _frozen(model, work.storage, step, int(added.value)), added),
         "gradients": _per_parameter("gradients of the adapters", step.trained, kept.block_bytes),
         "optimizer states": _adapter_states(work.optimizer, kept, step),
         "activations": activations(model, step),
         "KV cache": "training caches no keys and values",
         "runtime overhead": RUNTIME,
     }
+
+
+def _frozen(model: Subject, storage: Storage, step: TrainingStep, added: int) -> Term:
+    """The weights beside adapters of `added` bytes: a step keeps wide what its kernels want so."""
+    if storage.recipe is None:
+        return uniform(model, storage.format)
+    size = int(step.static.part("weights").value) - added
+    return _scaled("weights", model, size, storage.recipe)
 
 
 def not_adapted(storage: Storage) -> str:

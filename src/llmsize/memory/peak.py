@@ -192,13 +192,14 @@ def _role_term(role: str, sizes: Mapping[Kind, int]) -> Term:
 
 def _tensor_term(operation: str, shape: Shape, format: Format, size: int) -> Term:
     """Tensors of one kind: their number times the product of their dimensions."""
+    name = f"to {format.name}" if operation == "to" else operation
     each = stored_bytes(format, prod(shape))
     if not each or size % each:
-        return counted(operation, size)
+        return counted(name, size)
     inputs: dict[str, int | float] = {"tensors": size // each}
     for index, dim in enumerate(shape):
         inputs[getattr(dim, "name", "") or f"size_{index}"] = int(dim)
     inputs["bytes_each"] = each // prod(shape) if shape else each
     if prod(inputs.values()) != size:  # a dimension that occurs twice
-        return counted(operation, size)
-    return Term(operation, size, "bytes", " * ".join(inputs), inputs, grade="formula")
+        return counted(name, size)
+    return Term(name, size, "bytes", " * ".join(inputs), inputs, grade="formula")
