@@ -44,7 +44,7 @@ Into = Annotated[
 ]
 
 _MODEL = {
-    "help": "A preset, a `config.json`, or a folder that holds one.",
+    "help": "A preset, a `config.json`, a checkpoint or its folder, or `org/name` of the Hub.",
     "autocompletion": completing("models"),
     "show_default": False,
 }
