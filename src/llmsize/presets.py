@@ -53,11 +53,14 @@ def get(kind: type[R], name: str) -> R:
 def find(kind: type[R], name: str) -> R | None:
     """The preset of that name, alias or Hub id, or `None`."""
     wanted = name.strip().lower()
-    file = _find(kind, wanted) if _NAME.fullmatch(wanted) else None
-    if file:
-        found: R = _made(kind, wanted, file, _text(file))
-        return found
-    return next(_with_alias(kind, wanted), None)
+    if file := _own_file(kind, wanted):
+        own: R = _made(kind, wanted, file, _text(file))
+        return own
+    return (
+        _shipped(kind, wanted)
+        or next(_with_own_alias(kind, wanted), None)
+        or _shipped_as(kind, wanted)
+    )
 
 
 def names(kind: type[Record]) -> list[str]:
@@ -85,7 +88,7 @@ def every(kind: type[R]) -> dict[str, R]:
 
 def origin(kind: type[Record], name: str) -> str:
     """The file that a preset comes from."""
-    return _find(kind, name) or "built in"
+    return _own_file(kind, name) or _shipped_file(kind, name) or "built in"
 
 
 def folder(kind: type[Record]) -> str:
@@ -146,17 +149,33 @@ def shipped() -> str:
     raise LLMSizeError("the presets of llmsize are missing", hint="install llmsize again")
 
 
-def _find(kind: type[Record], name: str) -> str | None:
-    below = path.join(folder(kind), f"{name}.yaml")
-    own = next(filter(path.isfile, (path.join(place, below) for place in _own_places())), None)
-    return own or _shipped_file(below)
+def _own_file(kind: type[Record], name: str) -> str | None:
+    """A file of the user's own, which may come and go while the package runs."""
+    below = _below(kind, name)
+    files = (path.join(place, below) for place in _own_places()) if below else ()
+    return next(filter(path.isfile, files), None)
+
+
+def _shipped_file(kind: type[Record], name: str) -> str | None:
+    below = _below(kind, name)
+    file = below and path.join(shipped(), below)
+    return file if file and path.isfile(file) else None
 
 
 @lru_cache(maxsize=2048)
-def _shipped_file(below: str) -> str | None:
-    """A file of the package, which stays as it is while the package runs."""
-    file = path.join(shipped(), below)
-    return file if path.isfile(file) else None
+def _below(kind: type[Record], name: str) -> str | None:
+    """Where the file of a preset is in a folder of presets; `None` for what no file is called."""
+    return path.join(folder(kind), f"{name}.yaml") if _NAME.fullmatch(name) else None
+
+
+@lru_cache(maxsize=2048)
+def _shipped(kind: type[R], name: str) -> R | None:
+    """What the package has by that name, or is built in: it stays as it is."""
+    if file := _shipped_file(kind, name):
+        made: R = _made(kind, name, file, _text(file))
+        return made
+    built_in = _built_in(folder(kind)).values()
+    return next((one for one in built_in if name == one.name or name in one.aliases), None)
 
 
 def _files(place: str, subfolder: str) -> Iterator[str]:
@@ -165,14 +184,9 @@ def _files(place: str, subfolder: str) -> Iterator[str]:
         yield from (entry.path for entry in os.scandir(directory) if entry.name.endswith(".yaml"))
 
 
-def _with_alias(kind: type[R], wanted: str) -> Iterator[R]:
-    for record in _built_in(folder(kind)).values():
-        if wanted == record.name or wanted in record.aliases:
-            yield record
+def _with_own_alias(kind: type[R], wanted: str) -> Iterator[R]:
     for place in _own_places():
         yield from _called(kind, wanted, place)
-    if found := _shipped_as(kind, wanted):
-        yield found
 
 
 def _called(kind: type[R], wanted: str, place: str) -> Iterator[R]:

@@ -236,8 +236,9 @@ def train(
     architecture = options.assuming(options.architecture(model), assume_family)
     machine = machines.machine(hardware)
     budget = int(machine.usable.value) if machine else None
-    knobs, assumed = _formatted(step.knobs, machine)
-    question = _question(architecture, step._replace(knobs=knobs), machine, hardware.gpus or 1)
+    stack = presets.get(Stack, step.knobs.stack)
+    format, assumed = _format(step.knobs.dtype, stack, machine)
+    question = _question(architecture, step, format, stack, machine, hardware.gpus or 1)
     if view.fit:
         question = _fitted(question, view.fit, budget)
     if view.output is not None:
@@ -262,19 +263,27 @@ def _solved(what: str | None, question: Question, made: Estimate) -> Iterator[st
         yield f"not even the smallest {what} fits"
 
 
-def _formatted(knobs: Knobs, machine: Machine | None) -> tuple[Knobs, str]:
-    """The knobs with a format: as given, or what the card computes in, and why it is another."""
-    if knobs.dtype:
-        return knobs, ""
-    accelerator = machine.accelerator if machine else None
-    stack, usual = presets.get(Stack, knobs.stack), presets.get(Format, "bf16")
-    format, assumed = computed_in(usual, stack, accelerator)
-    return knobs._replace(dtype=format.name), assumed
+def _format(name: str, stack: Stack, machine: Machine | None) -> tuple[Format, str]:
+    """The format of that name; or else what the card computes in, and why it is another.
+
+    Raises `LLMSizeError` for one that nothing is trained in.
+    """
+    if not name:
+        card = machine.accelerator if machine else None
+        return computed_in(presets.get(Format, "bf16"), stack, card)
+    format = presets.get(Format, name)
+    if format not in TRAINED:
+        raise LLMSizeError(
+            f"weights in {format.name} are not trained",
+            hint="`--dtype fp32`, `fp16` or `bf16`; frozen ones are quantized by `--base`",
+        )
+    return format, ""
 
 
 def _question(
-    architecture: Architecture, step: Step, machine: Machine | None, gpus: int
-) -> Question:
+    architecture: Architecture, step: Step, format: Format, stack: Stack,
+    machine: Machine | None, gpus: int,
+) -> Question:  # fmt: skip
     """The knobs as records.
 
     Raises `LLMSizeError` for those that do not go together or that the machine does not run.
@@ -288,16 +297,12 @@ def _question(
         given.setdefault("rank", method.rank)
     replicas = machine.devices if machine else gpus
     sequence = knobs.sequence or options.usual_length(architecture, SEQUENCE)
-    choices = _choices(step, method=method.name, replicas=replicas, sequence=sequence, **given)
-    if choices.format not in TRAINED:
-        raise LLMSizeError(
-            f"weights in {choices.format.name} are not trained",
-            hint="`--dtype fp32`, `fp16` or `bf16`; frozen ones are quantized by `--base`",
-        )
-    stack = presets.get(Stack, knobs.stack)
+    choices = _choices(
+        step, method=method.name, format=format, replicas=replicas, sequence=sequence, **given
+    )
     optimizer = presets.get(Optimizer, knobs.optimizer or method.optimizer or stack.optimizer)
     precision = presets.get(Precision, knobs.recipe)
-    if precision.name == Knobs().recipe and choices.format == FP32:
+    if precision.name == Knobs().recipe and format == FP32:
         precision = presets.get(Precision, "fp32")  # the same bytes, by their name
     question = Question(
         architecture, choices, stack, precision, optimizer,
@@ -311,8 +316,7 @@ def _choices(step: Step, **given: Any) -> Choices:
     """What every method and objective has, beside what is given for some."""
     knobs, savings, aim = step.knobs, step.savings, step.aim
     return Choices(
-        objective=aim.objective, batch=knobs.batch,
-        format=presets.get(Format, knobs.dtype), padded=knobs.padded, attention=knobs.attention,
+        objective=aim.objective, batch=knobs.batch, padded=knobs.padded, attention=knobs.attention,
         accumulation=knobs.accumulate, compiled=knobs.compiled, recompute=savings.recompute,
         recompute_every=savings.every, offload_checkpoints=savings.offload_checkpoints,
         offload=savings.offload, fused_backward=savings.fused_backward,
