@@ -60,13 +60,13 @@ def parse_count(text: str, what: str = "count") -> int:
             f"cannot read the {what} `{printable(text)}`",
             hint="write a whole number above zero, such as `8`, `4K`, `124M` or `7B`",
         )
-    value = _decimal(match[1], text, what) * _COUNT_SCALE[match[2].lower()]
+    value = _exact(match[1], text, what) * _COUNT_SCALE[match[2].lower()]
     if not 0 < value <= MAX_COUNT:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is out of range",
             hint="it must be from 1 to 1e18",
         )
-    if value != value.to_integral_value():
+    if value % 1:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is not a whole number",
             hint="leave out the fraction, or add a suffix: `1.5K` is 1,500",
@@ -89,7 +89,7 @@ def parse_bytes(text: str, what: str = "memory") -> int:
     power = _PREFIX_POWER[match[2].lower()]
     if match[3] and not power:
         raise LLMSizeError(f"unknown unit in `{printable(text)}`", hint="write `B`, `KiB` or `GiB`")
-    value = _decimal(match[1], text, what) * base**power
+    value = _exact(match[1], text, what) * base**power
     if not 0 < value <= MAX_BYTES:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is out of range",
@@ -122,7 +122,7 @@ def _scaled(pattern: str, scales: dict[str, int], text: str, what: str, example:
         raise LLMSizeError(
             f"cannot read the {what} `{printable(text)}`", hint=f"write it like {example}"
         )
-    value = _decimal(match[1], text, what) * scale
+    value = _exact(match[1], text, what) * scale
     if not 0 < value <= 10**40:
         raise LLMSizeError(
             f"the {what} `{printable(text)}` is out of range",
@@ -131,14 +131,20 @@ def _scaled(pattern: str, scales: dict[str, int], text: str, what: str, example:
     return float(value)
 
 
-def _decimal(number: str, text: str, what: str) -> Decimal:
-    from decimal import Decimal, InvalidOperation  # not every command line has a number
+LONGEST = 60
+"""Digits before the point of a number that is read at all."""
+
+
+def _exact(number: str, text: str, what: str) -> Decimal | int:
+    if number.isdecimal() and len(number) <= LONGEST:
+        return int(number)
+    from decimal import Decimal, InvalidOperation  # few numbers have a point
 
     try:
         value = Decimal(number)
     except InvalidOperation:  # pragma: no cover - the pattern admits only what Decimal reads
         raise LLMSizeError(f"cannot read the {what} `{text}`", hint="write a number") from None
-    if value.adjusted() > 60:
+    if value.adjusted() > LONGEST:
         raise LLMSizeError(f"the {what} `{printable(text)}` is out of range", hint="too large")
     return value
 

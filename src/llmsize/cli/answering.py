@@ -90,9 +90,18 @@ def parameters(command: Callable[..., Any]) -> list[Parameter]:
 def ask(command: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """What the command answers to values of its own parameters; those of a group are put in it."""
     return command(**{
-        one.name: ask(one.annotation, values) if is_group(one.annotation) else values[one.name]
-        for one in _evaluated(command)
+        name: values[name] if group is None else ask(group, values)
+        for name, group in _taken(command)
     })  # fmt: skip
+
+
+@cache
+def _taken(command: Callable[..., Any]) -> list[tuple[str, Callable[..., Any] | None]]:
+    """The names of what a command or a group takes, and the group that it is, if it is one."""
+    return [
+        (name, annotation if is_group(annotation) else None)
+        for name, annotation, _ in _evaluated(command)
+    ]
 
 
 @cache

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache, wraps
 from inspect import Signature
 from keyword import iskeyword
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from llmsize.answer import Drawn, Estimate
 from llmsize.cli import answering
@@ -17,6 +17,20 @@ from llmsize.cli.declare import Argument, Declared, Parameter, for_python
 from llmsize.cli.direct import EMPTY_HINT, value_type
 from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError
+
+if TYPE_CHECKING:
+    import inspect
+
+
+class Word(NamedTuple):
+    """A parameter of a command, by the word that it is in Python."""
+
+    name: str
+    parameter: Parameter
+    kind: Any
+    """The type of its value."""
+    settings: Mapping[str, Any]
+    """What its option has: a parser, the least value, …"""
 
 
 @cache
@@ -27,26 +41,24 @@ def function(name: str) -> Callable[..., Estimate]:
     `LLMSizeError` for what the command refuses, `TypeError` for unknown words.
     """
     _, command = load(name)
-    known = {_word(parameter): parameter for parameter in parameters(command)[: -len(SHARED)]}
-    usual = {parameter.name: parameter.default for parameter in known.values()}
+    known = {word.name: word for word in map(_word, parameters(command)[: -len(SHARED)])}
+    usual = {word.parameter.name: word.parameter.default for word in known.values()}
     shape = Signature(
-        sorted(
-            (
-                for_python(_plain(p), word, positional=isinstance(_declared(p), Argument))
-                for word, p in known.items()
-            ),
-            key=lambda p: p.kind,
-        ),
-        return_annotation=Estimate,
+        sorted(map(_for_python, known.values()), key=lambda p: p.kind), return_annotation=Estimate
     )
+    places = [word for word, p in shape.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = {word for word, p in shape.parameters.items() if p.default is p.empty}
 
     @wraps(command)
     def ask(*arguments: Any, **words: Any) -> Estimate:
+        asked = dict(zip(places, arguments, strict=False)) | words
+        if len(asked) < len(arguments) + len(words) or not required <= asked.keys() <= known.keys():
+            shape.bind(*arguments, **words)  # which says in Python's words what is wrong
         values = dict(usual)
-        for word, given in shape.bind(*arguments, **words).arguments.items():
+        for word, given in asked.items():
             if given == "":
                 raise LLMSizeError(f"`{word}` is empty", hint=EMPTY_HINT)
-            values[known[word].name] = _value(known[word], given)
+            values[known[word].parameter.name] = _value(known[word], given)
         with collector_paused():
             found = answering.ask(command, values)
         answer: Estimate = found.estimate if isinstance(found, Drawn) else found
@@ -57,17 +69,13 @@ def function(name: str) -> Callable[..., Estimate]:
     return ask
 
 
-def _described(known: Mapping[str, Parameter]) -> str:
-    """What every word means, a line each, as the help of the command line has it."""
-    return "".join(
-        f"        {word}: {_declared(parameter).settings.get('help', '')}\n"
-        for word, parameter in known.items()
-    )
-
-
-def _plain(parameter: Parameter) -> Parameter:
-    """With the bare type, as a signature shows it."""
-    return parameter._replace(annotation=parameter.annotation.__origin__)
+def _word(parameter: Parameter) -> Word:
+    """By its name on the command line without its dashes, where Python takes it for a name."""
+    declared = _declared(parameter)
+    long = [name for name in declared.names if name.startswith("--")]
+    word = long[0].split("/")[0].lstrip("-").replace("-", "_") if long else parameter.name
+    name = parameter.name if iskeyword(word) else word
+    return Word(name, parameter, value_type(parameter), declared.settings)
 
 
 def _declared(parameter: Parameter) -> Declared:
@@ -75,35 +83,41 @@ def _declared(parameter: Parameter) -> Declared:
     return declared
 
 
-def _word(parameter: Parameter) -> str:
-    """The name on the command line without its dashes, where Python takes it for a name."""
-    long = [name for name in _declared(parameter).names if name.startswith("--")]
-    word = long[0].split("/")[0].lstrip("-").replace("-", "_") if long else parameter.name
-    return parameter.name if iskeyword(word) else word
+def _for_python(word: Word) -> inspect.Parameter:
+    """As a signature shows it: with the bare type."""
+    parameter = word.parameter
+    plain = parameter._replace(annotation=parameter.annotation.__origin__)
+    return for_python(plain, word.name, positional=isinstance(_declared(parameter), Argument))
 
 
-def _value(parameter: Parameter, given: Any) -> Any:
+def _described(known: Mapping[str, Word]) -> str:
+    """What every word means, a line each, as the help of the command line has it."""
+    return "".join(
+        f"        {name}: {word.settings.get('help', '')}\n" for name, word in known.items()
+    )
+
+
+def _value(word: Word, given: Any) -> Any:
     """What a word means, as the command line would take it."""
-    if given is parameter.default:
+    if given is word.parameter.default:
         return given
-    kind = value_type(parameter)
     several = list(given) if isinstance(given, list | tuple) else [given]
-    if get_origin(kind) is list:
-        value: Any = [_single(parameter, str, one) for one in several]
-    elif kind is str and len(several) > 1:
-        value = ",".join(_single(parameter, str, one) for one in several)
+    if get_origin(word.kind) is list:
+        value: Any = [_single(word, str, one) for one in several]
+    elif word.kind is str and len(several) > 1:
+        value = ",".join(_single(word, str, one) for one in several)
     else:
-        value = _single(parameter, kind, given)
-    callback = _declared(parameter).settings.get("callback")
+        value = _single(word, word.kind, given)
+    callback = word.settings.get("callback")
     return callback(value) if callback else value
 
 
-def _single(parameter: Parameter, kind: Any, given: Any) -> Any:
+def _single(word: Word, kind: Any, given: Any) -> Any:
     """One value, read by the option's own parser if it has one, else as its type is written.
 
     Raises `LLMSizeError` for what no command line could say.
     """
-    word, settings = _word(parameter), _declared(parameter).settings
+    settings = word.settings
     parse = settings.get("parser")
     try:
         if parse:
@@ -114,15 +128,14 @@ def _single(parameter: Parameter, kind: Any, given: Any) -> Any:
             value = kind(_written(given))
     except (KeyError, TypeError, ValueError):
         raise LLMSizeError(
-            f"`{word}` is a {type(given).__name__}, {given!r:.40}",
+            f"`{word.name}` is a {type(given).__name__}, {given!r:.40}",
             hint=f"it takes what the command line does: {settings.get('help', '')}",
         ) from None
     if _is_number(value):
         least, most = settings.get("min", value), settings.get("max", value)
         if not least <= value <= most:
-            raise LLMSizeError(
-                f"`{word}` of {value} is not between {least} and {most}", hint="give one that is"
-            )
+            beyond = f"below {least}" if value < least else f"above {most}"
+            raise LLMSizeError(f"`{word.name}` of {value} is {beyond}", hint="give one that is not")
     return value
 
 
