@@ -31,25 +31,25 @@ class Passage:
     """What happens in one traced part of a layer, or outside of the layers, in one go."""
 
     def __init__(
-        self,
-        events: Sequence[Event],
-        layer: int,
-        levels: Sequence[int],
-        once: Passage | None = None,
+        self, events: Sequence[Event], layer: int, net: int, crest: int, once: Passage | None = None
     ) -> None:
-        """`levels` are bytes alive before and after each event, above what was before.
-
-        In one that happens again for another layer as it did `once`, that layer is handed what the
-        first one was.
-        """
-        self.events = events
+        """In one that happens again for another layer as it did `once`, nothing happens to what all
+        layers share, and that layer is handed what the first one was."""
+        # apart: a tuple for each event that is remembered is one more for the collector to search
+        self._changes, self._labels = _apart(events)
         self.layer = layer
-        self.once = once
-        self._levels = levels
-        self.net = levels[-1]
+        self.net = net
         """Bytes that are alive after it and were not before."""
-        self.crest = max(levels)
+        self.crest = crest
         """The most that is alive within it, above what was before."""
+        self.once = once
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What comes to life and what goes, in order."""
+        if self.once is not None:
+            return _of_layers(self.once.events)
+        return [*zip(self._changes, self._labels, strict=True)]
 
     @cached_property
     def lasting(self) -> Sequence[Event]:
@@ -60,7 +60,9 @@ class Passage:
 
     def up_to_crest(self) -> Sequence[Event]:
         """Its events, until most is alive."""
-        return self.events[: self._levels.index(self.crest)]
+        events = self.events
+        levels = [*accumulate([change for change, _ in events], initial=0)]
+        return events[: levels.index(self.crest)]
 
     def at_crest(self) -> Sequence[Event]:
         """What is alive by then and was not before, and what is released."""
@@ -74,16 +76,28 @@ class Passage:
 
 
 def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
-    """What happens in a traced part of a layer, and again in another layer of its kind: nothing to
-    what all layers share."""
-    once = Passage(events, layer, levels := _levels(events))
-    own = _of_layers(events)
-    own_levels = levels if len(own) == len(events) else _levels(own)
-    return once, Passage(own, layer, own_levels, once)
+    """What happens in a traced part of a layer, and again in another layer of its kind."""
+    live = crest = own = own_crest = 0
+    for change, label in events:
+        live += change
+        if live > crest:
+            crest = live
+        if label[2] != OUTSIDE:
+            own += change
+            if own > own_crest:
+                own_crest = own
+    once = Passage(events, layer, live, crest)
+    return once, Passage((), layer, own, own_crest, once)
 
 
 def _of_layers(events: Sequence[Event]) -> Sequence[Event]:
     return [event for event in events if event[1][2] != OUTSIDE]
+
+
+def _apart(events: Sequence[Event]) -> tuple[Sequence[int], Sequence[Label]]:
+    """The changes and the labels of events."""
+    changes, labels = zip(*events, strict=True) if events else ((), ())
+    return changes, labels
 
 
 def _unmatched(events: Sequence[Event]) -> Sequence[Event]:
@@ -96,10 +110,6 @@ def _unmatched(events: Sequence[Event]) -> Sequence[Event]:
         else:
             found[label] = event
     return list(found.values())
-
-
-def _levels(events: Sequence[Event]) -> Sequence[int]:
-    return [*accumulate([change for change, _ in events], initial=0)]
 
 
 class Stretch(NamedTuple):
@@ -199,7 +209,7 @@ def _folded(
 
 def outside(phase: str, events: Sequence[Event]) -> Stretch:
     """What happens once, outside of the layers."""
-    return _stretch(phase, -1, 1, [Passage(events, -1, _levels(events))])
+    return _stretch(phase, -1, 1, [passages(events, -1)[0]])
 
 
 def _along(
@@ -221,7 +231,7 @@ def _along(
             for number, _, parts in together for part in parts for once, again in [passed[part]]
         ]  # fmt: skip
         number, turn, _ = together[0]
-        if any(passage.events for passage in happening):
+        if any(part.net or part.crest or part.events for part in happening):
             layers = len(turn.indices) * len(together)
             yield _stretch(phase, number, len(turn.indices), happening, layers)
 

@@ -16,7 +16,8 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from llmsize.anatomy import Setting, Trace, run_forward
-from llmsize.anatomy.autograd import backward
+from llmsize.anatomy.autograd import Leaf, backward
+from llmsize.anatomy.course import Turn
 from llmsize.anatomy.tape import Parameter
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import MATRICES
@@ -147,7 +148,7 @@ class TrainingStep(NamedTuple):
         return above - self.step_scratch
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # an answer asks for a dozen again; the collector searches what is held
 def training_step(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """Run one step of training and fold it.
 
@@ -165,6 +166,7 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     let_go = outside("backward", trace.events[before:])
     as_run = list(stretches_as_run(trace)) if trace.within else [*parts, let_go]
     static, trained = static_memory(trace, run), trained_weights(trace)
+    _let_go_of_gradients(trained)
     scratch = step_scratch(trained, run)
     moment = peak(parts)
     timeline = tuple(_timeline(trace, parts, int(static.value), scratch))
@@ -178,11 +180,18 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         timeline=timeline,
         step_scratch=scratch,
         trained=sum(prod(weight.shape) * weight.copies for weight in trained),
-        within=crest(as_run).bytes - moment.bytes,
+        within=crest(as_run).bytes - moment.bytes if trace.within else 0,
         as_run=as_run,
         weights=list(trace.weights.values()),
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
+
+
+def _let_go_of_gradients(trained: Iterable[Parameter]) -> None:
+    """They know the whole tape, and weights are remembered with the step."""
+    for weight in trained:
+        if isinstance(weight.node, Leaf):
+            weight.node.gradient = None
 
 
 def followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tensor]:
@@ -276,7 +285,7 @@ def critic(run: TrainingRun) -> TrainingRun:
 
 def _place(trace: Trace, turn: int) -> str:
     """The indices of the layers in a turn; nothing outside of the layers."""
-    return _from_to(trace.course[turn].indices) if turn >= 0 else ""
+    return _from_to(trace.course[turn : turn + 1]) if turn >= 0 else ""
 
 
 def _passed(trace: Trace, turn: int) -> str:
@@ -284,13 +293,12 @@ def _passed(trace: Trace, turn: int) -> str:
     if turn < 0:
         return ""
     pattern = trace.course[turn].pattern
-    return _from_to(
-        [index for other in trace.course if other.pattern == pattern for index in other.indices]
-    )
+    return _from_to([other for other in trace.course if other.pattern == pattern])
 
 
-def _from_to(indices: Sequence[int]) -> str:
-    first, last = min(indices), max(indices)
+def _from_to(turns: Sequence[Turn]) -> str:
+    first = min([turn.indices[0] for turn in turns])
+    last = max([turn.indices[-1] for turn in turns])
     return f"{first}" if first == last else f"{first} to {last}"
 
 
