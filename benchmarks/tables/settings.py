@@ -33,6 +33,7 @@ RECIPES = {
 """Their recipes, if not autocast over fp32 weights."""
 OPTIMIZERS = {
     "adamw_fused": "adamw", "adamw_foreach": "adamw-foreach", "amsgrad_foreach": "adamw-amsgrad",
+    "adamw_for-loop": "adamw-for-loop",
 }  # fmt: skip
 """Optimizers that llmsize calls otherwise than by what is before the kind."""
 RECOMPUTED: dict[str, Recompute] = {

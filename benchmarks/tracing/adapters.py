@@ -27,7 +27,7 @@ BEHIND_FEED_FORWARD = ("mlp.down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "o
 """Ends of the names of layers that have a bottleneck behind them."""
 BOTTLENECKS = {"houlsby": "swish", "pfeiffer": "relu"}
 """Activations of bottlenecks; of the second kind there are none behind attention."""
-MODES = (*OWN_WEIGHTS, *LORA_MODES, *WHOLE_RANK, *OTHER_MODES, *BOTTLENECKS)
+MODES = (*OWN_WEIGHTS, *LORA_MODES, "adalora", *WHOLE_RANK, *OTHER_MODES, *BOTTLENECKS)
 QV_TARGETS = ("q_proj", "v_proj")
 FUSED_QKV_TARGETS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
@@ -69,6 +69,11 @@ def adapter_config(model: Any, settings: Settings) -> Any:
         return kind(
             task_type=task, r=settings.lora_r, target_modules=targets, modules_to_save=saved,
             **dropped,
+        )  # fmt: skip
+    if mode == "adalora":
+        return peft.AdaLoraConfig(
+            init_r=settings.lora_r, target_r=settings.lora_r, total_step=1000,
+            lora_dropout=settings.lora_dropout, target_modules=targets, task_type=task,
         )  # fmt: skip
     tokens = settings.virtual_tokens
     virtual = {"num_virtual_tokens": tokens}

@@ -40,6 +40,7 @@ def _bitsandbytes(name: str) -> Made:
 OPTIMIZERS: dict[str, Made] = {
     "adamw_fused": _torch("AdamW", fused=True, foreach=False),
     "adamw_foreach": _torch("AdamW", foreach=True),
+    "adamw_for-loop": _torch("AdamW", foreach=False),
     "amsgrad_foreach": _torch("AdamW", foreach=True, amsgrad=True),
     "sgd_foreach": _torch("SGD", foreach=True),
     "sgd-momentum_foreach": _torch("SGD", foreach=True, momentum=0.9),

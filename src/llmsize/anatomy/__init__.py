@@ -48,6 +48,8 @@ def run_forward(
     if adapter is not None:
         adapter.begin(trace, config)
     result = forward(trace, config)
+    if adapter is not None and setting.training and setting.objective == "tokens":
+        result = adapter.concluded(trace, result)
     if trace.prefixes is not None:
         trace.outputs = (*(trace.outputs or ()), *trace.prefixes.handed_out())
     trace.let_go(trace.held)

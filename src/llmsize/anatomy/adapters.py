@@ -121,6 +121,10 @@ class Adapter:
         """What the whole of attention gives for `x`, whose `queries` can be had once more."""
         return out
 
+    def concluded(self, t: Trace, loss: Tensor) -> Tensor:
+        """What it makes of the model's loss."""
+        return loss
+
     def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
         """What it has beside a linear layer from `width` to `out`; beside one whose weight is used
         without the layer that is all, and never gets a gradient."""

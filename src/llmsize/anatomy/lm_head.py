@@ -128,7 +128,7 @@ def shared_table(t: Trace, name: str, embedding: str) -> Tensor:
         own.copied = False  # what is frozen is there already
         return own
     if table.copied:
-        return Tensor(table.shape, table.format, None)
+        return Parameter(table.name, table.shape, table.format, "head", ())
     return t.table(table)
 
 

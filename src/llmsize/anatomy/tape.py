@@ -294,6 +294,8 @@ class Tape:
 
         A second run has a graph of its own.
         """
+        if tensor.storage is not None:
+            tensor.storage.keep()
         checkpoint = self.checkpoint if self.replaying else None
         (self.in_graph if checkpoint is None else checkpoint.in_graph).append(tensor)
 

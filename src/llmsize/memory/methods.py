@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
+from llmsize.anatomy.adalora import AdaLoRA
 from llmsize.anatomy.adapters import ALL_LINEAR, IA3, Adapter, Bottleneck, Gate, LoRA, Ranked
 from llmsize.anatomy.prompts import (
     AdaptionPrompt,
@@ -205,6 +206,10 @@ _KNOWN = (
     Method("dora", "low-rank adapters and trained magnitudes",
            "Liu et al. 2024, arXiv:2402.09353; " + PEFT + "lora/dora.py", takes=LOW_RANK,
            adapter=partial(_lora, dora=True)),
+    Method("adalora", "low-rank adapters whose ranks are pruned",
+           "Zhang et al. 2023, arXiv:2303.10512; " + PEFT + "adalora/layer.py",
+           takes=DROPPED, adapter=partial(_ranked, kind=AdaLoRA),
+           note="at its first rank; `update_and_allocate` keeps three more copies of the adapters"),
     Method("hira", "low-rank products that the weights are multiplied with",
            "Huang et al. 2025, ICLR; " + PEFT + "hira/layer.py",
            takes=DROPPED, adapter=partial(_ranked, kind=HiRA)),

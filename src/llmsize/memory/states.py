@@ -195,11 +195,17 @@ def states(weight: Parameter, run: TrainingRun) -> int:
 
 
 def all_states(trained: Iterable[Parameter], run: TrainingRun) -> int:
-    """Bytes of the optimizer's states of these weights, and of what they share."""
+    """Bytes of the optimizer's states of these weights, and of what they share.
+
+    A fused backward pass has an optimizer for each weight, and no two share anything
+    (pytorch v2.13, the tutorial "How to save memory by fusing the optimizer step into the backward
+    pass").
+    """
     weights = list(trained)
-    shared = any(takes(run.optimizer, weight.shape, weight.role) for weight in weights)
+    alike = sum(w.copies for w in weights if takes(run.optimizer, w.shape, w.role))
+    optimizers = alike if run.fused_backward else min(alike, 1)
     held = sum(states(weight, run) for weight in weights)
-    return held + run.optimizer.shared_bytes * shared
+    return held + run.optimizer.shared_bytes * optimizers
 
 
 def _main_gradients(run: TrainingRun) -> bool:

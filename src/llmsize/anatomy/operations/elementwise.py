@@ -113,9 +113,8 @@ def _divide_backward(t: Tape, node: Node, grads: GradList) -> Grads:
         return t.new("div", grad.shape, grad.format), None
     made = [t.new(name, grad.shape, grad.format) for name in ("div", "div", "neg")]
     to_divisor = t.new("mul", grad.shape, grad.format)
-    to_x = t.new("div", grad.shape, grad.format)
     made.clear()
-    return to_x, to_divisor
+    return t.new("div", grad.shape, grad.format), to_divisor
 
 
 def unary(
