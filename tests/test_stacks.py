@@ -52,14 +52,14 @@ def test_the_projection_is_adapted_as_a_whole_by_no_other_method() -> None:
         trained("llama-2-7b", "litgpt", method="dora")
 
 
-def test_runs_of_2023_are_met_within_a_twentieth() -> None:
+def test_runs_of_2023_are_met_within_a_hundredth() -> None:
     """What Lit-GPT's authors read from the allocator, quantized bases included."""
     rows = [row for row in csv.DictReader(MEASURED.open(newline="")) if row["source"] == "litgpt"]
     answers = [a for a in measured_training(rows) if a.got is not None]
     assert len(answers) >= 13
     errors = sorted(abs(a.got / a.expected - 1) for a in answers)  # type: ignore[operator]
     assert errors[len(errors) // 2] <= 0.005
-    assert errors[-1] <= 0.05
+    assert errors[-1] <= 0.01
 
 
 def test_torchtunes_own_table_is_met_within_an_eighth() -> None:

@@ -31,6 +31,8 @@ class Stack:
     weights are computed or stored in, by the beginning of its name."""
     fused_norm: bool = False
     """Norms in one kernel."""
+    scales_in_fp32: bool = False
+    """Whether Llama's norm is scaled before it is cast back from fp32, and kept so if trained."""
     fused_rotary: bool = False
     """Rotary embedding in place."""
     fused_gate: bool = False
@@ -39,6 +41,9 @@ class Stack:
     """Activations in one kernel also where others write them out."""
     fused_qkv: bool = False
     """One projection for queries, keys and values, of which the values stay a view."""
+    joins_rotated: bool = False
+    """Whether rotated channels are joined to the rest of a head, also to none: queries come out
+    head by head, and the results of attention are copied to be those of tokens again."""
     fused_recurrence: bool = False
     """Recurrent layers by the kernels of causal-conv1d, mamba-ssm and flash-linear-attention."""
     keeps_quantized_inputs: bool = False

@@ -61,7 +61,7 @@ def positions(t: Trace) -> Tensor:
 
 
 def rms_norm(t: Trace, x: Tensor, name: str) -> Tensor:
-    """LlamaRMSNorm: normalised in fp32, scaled in the input's format."""
+    """LlamaRMSNorm: normalised in fp32, and scaled in the input's format or before it is cast."""
     weight = t.weight(f"{name}.weight", (x.shape[-1],), "norm")
     if t.setting.fused_norm:
         return ops.fused_norm(t, x, weight)
@@ -69,6 +69,8 @@ def rms_norm(t: Trace, x: Tensor, name: str) -> Tensor:
     x = ops.to(t, x, FP32)
     variance: list[Tensor] = []
     x = ops.normalized(t, x, variance)
+    if t.setting.scales_in_fp32:
+        return ops.to(t, ops.mul(t, weight, x), format)
     return ops.mul(t, weight, ops.to(t, x, format))
 
 

@@ -189,9 +189,9 @@ def rotate(t: Trace, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 def turn(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Rotary embedding of all channels of each head of q and k, or of the first ones."""
     cosines, sines = rotation
-    if cosines.shape[-1] == q.shape[-1]:
-        return rotate(t, q, cosines, sines), rotate(t, k, cosines, sines)
-    return rotate_part(t, q, k, cosines, sines)
+    if cosines.shape[-1] < q.shape[-1] or t.setting.joins_rotated:
+        return rotate_part(t, q, k, cosines, sines)
+    return rotate(t, q, cosines, sines), rotate(t, k, cosines, sines)
 
 
 def turn_pairs(t: Trace, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,8 @@ class Setting(NamedTuple):
     attention: Attention = "sdpa"
     fused_norm: bool = False
     """Norms in one kernel that keeps its input and one number a token."""
+    scales_in_fp32: bool = False
+    """Whether Llama's norm is scaled in the fp32 that it is computed in."""
     fused_rotary: bool = False
     """Rotary embedding in place."""
     fused_gate: bool = False
@@ -40,6 +42,8 @@ class Setting(NamedTuple):
     """Activations in one kernel also where the reference implementation writes them out."""
     fused_qkv: bool = False
     """One projection for q, k and v; the values stay a view of what it gives."""
+    joins_rotated: bool = False
+    """Whether rotated channels are joined to the rest of a head, also to none."""
     fused_recurrence: bool = False
     """Recurrent layers by kernels of their own, not by the reference's operations."""
     repeats_keys: bool = False
