@@ -54,6 +54,13 @@ def test_a_small_card_is_too_small_and_says_what_to_do(capsys: pytest.CaptureFix
     assert "to make it fit:" in told
 
 
+def test_a_rank_that_ends_at_a_layer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of Llama-3.2-1B have 8 × 64 channels, which end the search before the card does."""
+    words = ("llama-3.2-1b", "--method", "lora", "--fit", "rank", "--gpu", "h100")
+    notes = answer(capsys, *words)["notes"]
+    assert "the largest rank that fits: 512, and the largest that all adapted layers take" in notes
+
+
 @pytest.mark.parametrize("what", ["batch", "seq-len"])
 def test_the_largest_that_fits_fits_and_the_next_does_not(
     what: str, capsys: pytest.CaptureFixture[str]

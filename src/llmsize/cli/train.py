@@ -258,9 +258,21 @@ def _answer(question: Question, budget: int | None, view: View, assumed: str) ->
 def _solved(what: str | None, question: Question, made: Estimate) -> Iterator[str]:
     """What `--fit` found."""
     if what and made.verdict:
-        yield f"the largest {what} that fits: {getattr(question.choices, FITTED[what]):,}"
+        value: int = getattr(question.choices, FITTED[what])
+        bound = ", and the largest that all adapted layers take"
+        ends = bound if what == "rank" and not _takes(_with(question, what, value + 1)) else ""
+        yield f"the largest {what} that fits: {value:,}{ends}"
     elif what:
         yield f"not even the smallest {what} fits"
+
+
+def _takes(question: Question) -> bool:
+    """Whether the model can be trained so at all."""
+    try:
+        training_step(question.architecture, run_of(question))
+    except LLMSizeError:
+        return False  # a rank above a layer's dimensions
+    return True
 
 
 def _format(name: str, stack: Stack, machine: Machine | None) -> tuple[Format, str]:
