@@ -70,6 +70,14 @@ def test_mixed_precision_takes_what_deepspeed_estimates(place: str, each: int) -
     assert on_host.value - rounding - counters == each * found.trained
 
 
+def test_a_value_model_sends_its_own_gradients() -> None:
+    """It is trained whole beside LoRA's policy: GPT-2's 124,439,808 parameters and a head of 768,
+    two bytes each, as gradients to the host and as weights back."""
+    run = run_of(Choices("lora", objective="ppo", sequence=64, offload="optimizer"))
+    crossing = bus_traffic(presets.get(Architecture, "gpt2"), run)
+    assert crossing.part("value model").value == 2 * 2 * (124_439_808 + 768)
+
+
 def test_the_device_holds_two_blocks_of_offloaded_weights() -> None:
     """Of GPT-2 small these are the head (the tied embedding, and the final norm) and a layer:
     50257 · 768 + 2 · 768, and 12 · 768² + 13 · 768 parameters; or the first layer beside the

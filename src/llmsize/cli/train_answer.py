@@ -344,7 +344,7 @@ def _ranked(choices: Choices) -> str:
 def of_room(question: Question, memory: Term, budget: int) -> Iterator[str]:
     """What the allocator does where it would hold more than there is."""
     held, least = need(question).value, need_at_least(question).value
-    if held > budget:
+    if held > max(budget, memory.value):
         slower = memory.value <= budget
         yield (
             f"with room for all that the allocator would cache it would take {format_bytes(held)}"

@@ -86,6 +86,9 @@ def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:
             "checkpoints, there and back", "2 * checkpoints * micro_batches", unit="bytes",
             checkpoints=_checkpoints(trace), micro_batches=batches,
         ))  # fmt: skip
+    if run.objective.critic and parts:
+        below = bus_traffic(architecture, critic(run))
+        parts.append(total("value model", *below.parts, unit="bytes"))
     return total("over the bus in a step", *parts, unit="bytes")
 
 
