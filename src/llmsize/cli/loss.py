@@ -233,8 +233,15 @@ def _all(
         {**_question("all", run), "target_loss": target},
         f"{len(rows)} laws{spread}",
         (Table("", (*columns, "N counts", "unit", "corpus"), tuple(rows), heading="law"),),
-        notes=(NOT_COMPARABLE,),
+        notes=(NOT_COMPARABLE, *_left_out(answered)),
     )
+
+
+def _left_out(answered: Sequence[tuple[ScalingLaw, dict[str, Term]]]) -> Iterator[str]:
+    """Laws in the table that the range of the headline is not about."""
+    tried = [law.name for law, cells in answered if law.experimental and "loss" in cells]
+    if tried:
+        yield f"The range leaves out what is experimental: {', '.join(tried)}."
 
 
 def _asked(law: ScalingLaw, run: Run, target: float | None) -> dict[str, Term]:
