@@ -183,7 +183,7 @@ def test_pretraining_spends_what_there_is(
      ("--gpu t4 --tokens 1M --data 1MB", "give one"), ("--gpu t4 --days 0", "zero"),
      ("--gpu t4 --days never", "3h"), ("--gpu t4 --epochs 0", "zero"),
      ("--gpu rtx4091", "rtx-4090"),
-     ("--gpu t4 --gpus 0", "zero"), ("--gpu apple-m5", "accelerator"),
+     ("--gpu t4 --gpus 0", "from 1"), ("--gpu apple-m5", "accelerator"),
      ("nonesuch-7b --gpu t4", "show")],
 )  # fmt: skip
 def test_mistakes_are_told(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
