@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmsize.anatomy import blocks, decoder, mixture, rotary
+from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
 from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
@@ -26,8 +25,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     compass = c.text("model_type") == COMPASS
     shares = [rotates(c, kind) for kind in ("full_attention", "sliding_attention")]
     s = decoder.read(c, tied=True, rotary=shares[0], local_rotary=shares[1])
-    bias = c.flag("attention_bias")
-    normed_heads = c.flag("use_qk_norm")
+    h = Heads(
+        bias=c.flag("attention_bias"),
+        norm=norm_by_head if c.flag("use_qk_norm") else None,
+        turn=rotary.turn if compass else rotary.turn_in_fp32,
+    )
     always_rotates = c.text("model_type") == "cohere"
     experts = c.text("model_type") == "cohere2_moe"
     t.once_linear = experts
@@ -38,12 +40,11 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
-        position = always_rotates or window > 0 or (dense_rotates and not sparse)
-        turn = rotary.turn if compass else rotary.turn_in_fp32 if position else None
+        position = compass or always_rotates or window > 0 or (dense_rotates and not sparse)
         return decoder.parallel(
             t,
             x,
-            lambda x: attention(t, s, x, around, window, bias, normed_heads, turn),
+            lambda x: decoder.attention(t, s, h, x, around, window, position=position),
             lambda x: (
                 feed(t, s, m, x, router) if m and sparse else decoder.gated(t, s, x, width=dense)
             ),
@@ -121,29 +122,6 @@ def windows(c: Config, layers: int) -> list[int]:
     return decoder.windows(c, layers, lambda layer: local and (layer + 1) % period > 0)
 
 
-def attention(
-    t: Trace,
-    s: Sizes,
-    x: Tensor,
-    around: Around,
-    window: int,
-    bias: bool,
-    normed_heads: bool,
-    turn: Turn | None,
-) -> Tensor:
-    """Grouped-query attention; where heads are normalised, each has weights of its own."""
-    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
-    if normed_heads:
-        q = norm(t, q, "self_attn.q_norm", s.heads)
-        k = norm(t, k, "self_attn.k_norm", s.kv_heads)
-    rotation = around.tables[window]
-    if turn is not None and rotation is not None:
-        q, k = turn(t, q, k, rotation)
-    k, v = blocks.remember(t, k, v, window)
-    out = blocks.attend(t, q, k, v, around.masks[window], dropout=s.attention_dropout)
-    return t.linear(out, "self_attn.o_proj", s.hidden, bias=bias, role="o")
-
-
 def norm(t: Trace, x: Tensor, name: str, heads: int = 0) -> Tensor:
     """LayerNorm without a bias, written out in fp32; `heads` have weights each."""
     shape = (heads, x.shape[-1]) if heads else (x.shape[-1],)
@@ -155,3 +133,8 @@ def norm(t: Trace, x: Tensor, name: str, heads: int = 0) -> Tensor:
     variance = ops.mean(t, ops.power(t, ops.sub(t, x, mean)))
     x = ops.mul(t, ops.sub(t, x, mean), ops.rsqrt(t, ops.shift(t, variance)))
     return ops.to(t, ops.mul(t, ops.to(t, scaling, FP32), x), format)
+
+
+def norm_by_head(t: Trace, x: Tensor, name: str) -> Tensor:
+    """The same for heads, each with weights of its own."""
+    return norm(t, x, name, x.shape[1])
