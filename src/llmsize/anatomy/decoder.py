@@ -198,7 +198,7 @@ class Frame(NamedTuple):
     """Whether layers hand each other more than the residual stream."""
     norm: Norm = blocks.rms_norm
     head: Head = Head()
-    """Its tokens and whether it shares the embedding are the sizes'."""
+    """Whether it shares the embedding is one of the sizes."""
 
 
 FRAME = Frame()
@@ -214,8 +214,8 @@ def run(
 ) -> Tensor:
     """Tokens to loss or logits: layers of those `kinds` within their frame."""
     x = _hidden_states(t, s, block, kinds, frame)
-    head = frame.head._replace(tied=frame.names.embedding) if s.tied else frame.head
-    return lm_head.causal_lm(t, x, s.vocabulary, head)
+    head = frame.head._replace(embedding=frame.names.embedding)
+    return lm_head.causal_lm(t, x, s.vocabulary, head, tied=s.tied)
 
 
 def _hidden_states(

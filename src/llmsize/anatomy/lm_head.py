@@ -23,9 +23,9 @@ from llmsize.formats import FP32, INT64
 class Head(NamedTuple):
     """What a model does with the hidden states to make logits of them."""
 
+    embedding: str = "model.embed_tokens"
+    """Whose weight it shares where it is tied; empty where it cannot be."""
     name: str = "lm_head"
-    tied: str = ""
-    """The embedding whose weight it shares, if it has none of its own."""
     bias: bool = False
     transform: Step = as_it_is
     """What it makes of the hidden states before it multiplies."""
@@ -35,23 +35,22 @@ class Head(NamedTuple):
     """Whether the model hands out fp32 logits where the stack's models do."""
 
 
-HEAD = Head()
-"""A linear layer without bias."""
-
-
 def causal_lm(
     t: Trace,
     hidden: Tensor,
     vocabulary: int,
-    head: Head = HEAD,
+    head: Head,
+    *,
+    tied: bool,
     loss: Callable[[Trace, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The language-model head, and the loss if labels are given; returns the loss or the logits.
 
-    `loss` makes the loss of the logits if it is not that of the next token.
+    `tied` says that it has no weight of its own. `loss` makes the loss of the logits if it is not
+    that of the next token.
     """
-    if t.setting.separate_head:
-        head = head._replace(tied="")
+    if t.setting.separate_head or not tied:
+        head = head._replace(embedding="")
     if not _takes_logits(t):
         hidden, head = head.transform(t, hidden), head._replace(transform=as_it_is)
     made = _without_logits(t, hidden, vocabulary, head)
@@ -93,11 +92,11 @@ def _takes_logits(t: Trace) -> bool:
 
 
 def _logits(t: Trace, vocabulary: int, head: Head, hidden: Tensor) -> Tensor:
-    name, tied = head.name, head.tied
+    name, embedding = head.name, head.embedding
     hidden = head.transform(t, hidden)
-    if tied:
+    if embedding:
         offset = t.weight(f"{name}.bias", (vocabulary,), "bias") if head.bias else None
-        table = shared_table(t, f"{name}.weight", f"{tied}.weight")
+        table = shared_table(t, f"{name}.weight", f"{embedding}.weight")
         if isinstance(table, Parameter):
             logits = t.through(hidden, Linear(name, "head", table, offset, vocabulary))
         else:
@@ -111,8 +110,8 @@ def _logits(t: Trace, vocabulary: int, head: Head, hidden: Tensor) -> Tensor:
 
 def _weight(t: Trace, hidden: Tensor, vocabulary: int, head: Head) -> Tensor:
     """The weight of the head, or of the embedding that it shares."""
-    if head.tied:
-        return shared_table(t, f"{head.name}.weight", f"{head.tied}.weight")
+    if head.embedding:
+        return shared_table(t, f"{head.name}.weight", f"{head.embedding}.weight")
     return t.weight(f"{head.name}.weight", (vocabulary, hidden.shape[-1]), "head")
 
 

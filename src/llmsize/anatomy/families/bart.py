@@ -144,24 +144,16 @@ def forward(t: Trace, c: Config) -> Tensor:
         del shifted  # made within, since there are no labels
     if family.shifted_logits:
         t.buffers += decoder.vocabulary * t.setting.format.block_bytes
-    result = lm_head.causal_lm(
-        t,
-        decoded,
-        decoder.vocabulary,
-        Head(
-            tied=tables.of("decoder") if tables.tied else "",
-            end=(partial(shifted_logits, decoder.vocabulary),) if family.shifted_logits else (),
-        ),
-        loss=t5.loss,
-    )
+    head = Head(tables.of("decoder"), end=(shifted_logits,) if family.shifted_logits else ())
+    result = lm_head.causal_lm(t, decoded, decoder.vocabulary, head, tied=tables.tied, loss=t5.loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     return result
 
 
-def shifted_logits(vocabulary: int, t: Trace, logits: Tensor) -> Tensor:
+def shifted_logits(t: Trace, logits: Tensor) -> Tensor:
     """A buffer's number added to each token's."""
-    return ops.add(t, logits, Tensor((1, vocabulary), t.setting.format, None))
+    return ops.add(t, logits, Tensor((1, logits.shape[-1]), t.setting.format, None))
 
 
 def run(

@@ -18,6 +18,8 @@ from llmsize.formats import FP32, INT64
 
 BLOCK = bart.Type(before=True, embedding_norm=False, positions="learned", offset=2, successive=True)
 
+HEAD = Head("biogpt.embed_tokens", "output_projection", casts=False)
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
@@ -30,10 +32,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         activation_dropout=c.number("activation_dropout"),
     )  # fmt: skip
     x = model(t, stack)
-    tied = "biogpt.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(name="output_projection", tied=tied, casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: bart.Stack) -> Tensor:

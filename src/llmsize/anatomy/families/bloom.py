@@ -26,9 +26,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     fields["intermediate_size"] = 4 * c.size("hidden_size", "n_embed")
     s = decoder.read(Config(fields, c.model), tied=True, rotary=0.0)
     x = model(t, s, c.number("hidden_dropout"), c.flag("apply_residual_connection_post_layernorm"))
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, casts=False), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, dropout: float, after_norm: bool) -> Tensor:

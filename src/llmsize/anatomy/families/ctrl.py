@@ -16,6 +16,8 @@ from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
 
+HEAD = Head("transformer.w", bias=True, casts=False)
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
@@ -26,8 +28,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         )
     )  # fmt: skip
     x = model(t, s)
-    tied = "transformer.w" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=True, casts=False))
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

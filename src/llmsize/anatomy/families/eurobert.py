@@ -31,8 +31,8 @@ def forward(t: Trace, c: Config) -> Tensor:
         raise c.error("has an unknown `classifier_pooling`", "known ones: late, mean, bos")
     if labels or t.setting.objective == "score":
         return classified(t, s, x, labels or 1, pooling)
-    tied = "model.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=mlp_bias), loss=t5gemma.loss)
+    head = Head(bias=mlp_bias)
+    return lm_head.causal_lm(t, x, s.vocabulary, head, tied=s.tied, loss=t5gemma.loss)
 
 
 def encoder(t: Trace, s: Sizes, *, bias: bool, mlp_bias: bool) -> Tensor:

@@ -52,9 +52,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )
     s = sizes(c, new)
     x = model(t, s, b)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, casts=False), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -88,10 +88,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s, c)
-    tied = "model.embed_tokens" if s.sizes.tied else ""
     capped = c.number("final_logit_softcapping", default=30.0) > 0
-    end = lm_head.SOFTCAP if capped else ()
-    return lm_head.causal_lm(t, x, s.sizes.vocabulary, Head(tied=tied, end=end))
+    head = Head(end=lm_head.SOFTCAP if capped else ())
+    return lm_head.causal_lm(t, x, s.sizes.vocabulary, head, tied=s.sizes.tied)
 
 
 def model(t: Trace, s: Shape, c: Config) -> Tensor:

@@ -137,10 +137,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s, c)
-    tied = "model.embed_tokens" if s.local.tied else ""
-    return lm_head.causal_lm(
-        t, x, s.local.vocabulary, Head(tied=tied, end=lm_head.SOFTCAP if s.capped else ())
-    )
+    head = Head(end=lm_head.SOFTCAP if s.capped else ())
+    return lm_head.causal_lm(t, x, s.local.vocabulary, head, tied=s.local.tied)
 
 
 def model(t: Trace, s: Shape, c: Config) -> Tensor:

@@ -13,6 +13,8 @@ from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_dataclasses import dataclass
 
+HEAD = Head("transformer.wte", casts=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -55,9 +57,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied="transformer.wte" if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: Shape) -> Tensor:

@@ -27,9 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         attention_dropout=0.1,
     )  # fmt: skip
     x = model(t, s, c)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, casts=False), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

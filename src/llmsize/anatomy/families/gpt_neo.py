@@ -27,7 +27,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.changed(intermediate_size=inner), tied=True, activation="gelu_new", rotary=0.0
     )
     x = model(t, s, c, c.number("resid_dropout"))
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else ""))
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, c: Config, dropout: float) -> Tensor:

@@ -13,6 +13,8 @@ from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.quick_dataclasses import dataclass
 
+HEAD = Head("gpt_neox.embed_in", casts=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -58,8 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = read(c)
     x = model(t, s)
-    tied = "gpt_neox.embed_in" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: Shape) -> Tensor:

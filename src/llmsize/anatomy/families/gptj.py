@@ -31,8 +31,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     if grouped and heads % CODEGEN_GROUPS:
         raise c.error(f"has {heads} heads, not a multiple of 4", "correct `n_head`")
     x = model(t, s, c, grouped)
-    tied = EMBEDDING if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, bias=True))
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, bias=True), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, c: Config, grouped: bool) -> Tensor:

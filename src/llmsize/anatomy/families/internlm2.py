@@ -13,7 +13,7 @@ from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 
-NAMES = Names(embedding="model.tok_embeddings")
+FRAME = Frame(names=Names(embedding="model.tok_embeddings"), head=Head(name="output"))
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -30,7 +30,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             names=("attention_norm", "ffn_norm"),
         )
 
-    return decoder.run(t, s, block, ["full"] * s.layers, Frame(names=NAMES, head=Head("output")))
+    return decoder.run(t, s, block, ["full"] * s.layers, FRAME)
 
 
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, bias: bool) -> Tensor:

@@ -17,6 +17,8 @@ from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import FP32
 
+HEAD = Head("backbone.embeddings", end=(lm_head.in_fp32,))
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
@@ -40,12 +42,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = lm_head.asked_for(t, blocks.rms_norm(t, x, "backbone.norm_f"))
     del embeddings
     tied = c.flag("tie_word_embeddings", default=c.text("model_type") != "mamba2")
-    return lm_head.causal_lm(
-        t,
-        ops.to(t, x, t.setting.format),
-        vocabulary,
-        Head(tied="backbone.embeddings" if tied else "", end=(lm_head.in_fp32,)),
-    )
+    return lm_head.causal_lm(t, ops.to(t, x, t.setting.format), vocabulary, HEAD, tied=tied)
 
 
 def first(c: Config, hidden: int) -> Callable[[Trace, Tensor], Tensor]:

@@ -33,8 +33,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     labels = bert.labels(c)
     if labels or t.setting.objective == "score":
         return classified(t, c, x, head.transform, labels or 1)
-    head = head._replace(tied=NAMES.embedding) if s.tied else head
-    return lm_head.causal_lm(t, x, s.vocabulary, head, t5gemma.loss)
+    return lm_head.causal_lm(t, x, s.vocabulary, head, tied=s.tied, loss=t5gemma.loss)
 
 
 def encoder(t: Trace, c: Config, s: Sizes, d: Type) -> Tensor:

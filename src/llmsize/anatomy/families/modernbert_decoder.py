@@ -82,7 +82,8 @@ def head(c: Config, s: Sizes, norm: Norm, name: str) -> Head:
         x = t.linear(x, f"{name}.dense", s.hidden, bias=bias, role="transform")
         return norm(t, activation(t, x), f"{name}.norm")
 
-    return Head("decoder", bias=c.flag("decoder_bias", default=True), transform=transform)
+    head_bias = c.flag("decoder_bias", default=True)
+    return Head(NAMES.embedding, "decoder", bias=head_bias, transform=transform)
 
 
 def feed(t: Trace, s: Sizes, d: Type, x: Tensor) -> Tensor:

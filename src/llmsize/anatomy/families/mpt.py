@@ -33,9 +33,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     )  # fmt: skip
     clipped = inside.number("clip_qkv") > 0
     x = model(t, s, c.size("max_seq_len", default=2048), clipped)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, casts=False), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, longest: int, clipped: bool) -> Tensor:

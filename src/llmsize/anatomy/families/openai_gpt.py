@@ -17,14 +17,15 @@ from llmsize.formats import INT64
 ACTIVATIONS = {"gelu": "gelu_new", "swish": "silu"}
 """Activations by names that stand for others elsewhere."""
 
+HEAD = Head("transformer.tokens_embed", casts=False)
+
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     name = c.text("afn", default="gelu")
     s = gpt2.read(c.changed(activation_function=ACTIVATIONS.get(name, name), n_inner=None))
     x = model(t, s)
-    tied = "transformer.tokens_embed" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: gpt2.Shape) -> Tensor:

@@ -22,6 +22,8 @@ DECODER = "model.decoder"
 EXTRA_POSITIONS = 2
 """Rows of the position table before the first position."""
 
+HEAD = Head(f"{DECODER}.embed_tokens", casts=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -60,8 +62,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True, activation="relu", rotary=0.0)
     x = model(t, s, read(c, s.hidden))
-    tied = f"{DECODER}.embed_tokens" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied=tied, casts=False))
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, b: Block) -> Tensor:

@@ -62,9 +62,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = t.layers("rwkv.blocks", partial(block, t, s), inputs.pop(), kinds)
     x = blocks.layer_norm(t, x, "rwkv.ln_out")
     del tokens
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(name="head", tied="rwkv.embeddings" if s.tied else "")
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head("rwkv.embeddings", "head"), tied=s.tied)
 
 
 def block(t: Trace, s: Shape, x: Tensor, first: bool) -> Tensor:

@@ -84,7 +84,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = stack(t, s, "decoder", s.decoder_layers, shifted, encoded)
     x = ops.scale(t, decoded) if s.scaled else decoded
-    result = lm_head.causal_lm(t, x, s.vocabulary, Head(tied="shared" if s.tied else ""), loss=loss)
+    result = lm_head.causal_lm(t, x, s.vocabulary, Head("shared"), tied=s.tied, loss=loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     return result

@@ -75,10 +75,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = decode(t, writes, shifted, encoded)
     s = writes.sizes
     end = lm_head.SOFTCAP if writes.capped else ()
-    tied = f"{writes.name}.embed_tokens" if s.tied else ""
-    result = lm_head.causal_lm(
-        t, x, s.vocabulary, Head(name="lm_head.out_proj", tied=tied, end=end), loss=loss
-    )
+    head = Head(f"{writes.name}.embed_tokens", "lm_head.out_proj", end=end)
+    result = lm_head.causal_lm(t, x, s.vocabulary, head, tied=s.tied, loss=loss)
     if t.outputs is not None:
         t.outputs = (*t.outputs, encoded)
     del shifted

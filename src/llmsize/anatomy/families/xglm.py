@@ -24,9 +24,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = decoder.read(c, tied=True, activation="gelu", rotary=0.0, attention_dropout=0.1)
     x = model(t, s, c)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, Head(tied=EMBEDDING if s.tied else "", casts=False)
-    )
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(EMBEDDING, casts=False), tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, c: Config) -> Tensor:

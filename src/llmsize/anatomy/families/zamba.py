@@ -37,7 +37,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             zamba2.transformer, t, attend, partial(decoder.gated, t, s, name="feed_forward")
         ),
     )  # fmt: skip
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied="model.embed_tokens"))
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(), tied=True)
 
 
 def layer_words(c: Config, layers: int) -> list[str]:

@@ -60,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         "shared_transformer",
     )
     x = model(t, s, kinds, mixer, partial(transformer, t, attend, feed_forward))
-    return lm_head.causal_lm(t, x, s.vocabulary, Head(tied="model.embed_tokens"))
+    return lm_head.causal_lm(t, x, s.vocabulary, Head(), tied=True)
 
 
 def check_tied(c: Config) -> None:
