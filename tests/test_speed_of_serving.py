@@ -74,18 +74,33 @@ def test_beams_are_computed_side_by_side_and_give_one_sequence() -> None:
     assert speed(beams) == pytest.approx(speed(free) / 4)
 
 
+MIXTRAL_EXPERTS = 32 * 8 * 3 * 4096 * 14336
+"""Parameters of 32 layers of 8 experts, which have 3 matrices each."""
+
+
+def mixtral_read(share: float) -> float:
+    """Bytes in bf16 of that share of the experts and of all else but the embedding."""
+    others = 46_702_792_704 - 32_000 * 4096 - MIXTRAL_EXPERTS
+    return 2 * (others + share * MIXTRAL_EXPERTS)
+
+
 @pytest.mark.parametrize(("batch", "share"), [(1, 1 / 4), (2, 7 / 16)])
 def test_of_experts_those_are_read_that_are_chosen(batch: int, share: float) -> None:
-    """Mixtral sends a token to two of eight: a second token meets the others with three quarters.
-
-    46,702,792,704 parameters, of which 32 layers of 8 experts have 3 matrices each.
-    """
-    experts = 32 * 8 * 3 * 4096 * 14336
-    others = 46_702_792_704 - 32_000 * 4096 - experts
-    read = 2 * (others + share * experts)
+    """A token goes to two of eight experts: a second one meets the others with three quarters."""
     question = served("mixtral-8x7b", context=64, batch=batch)
     cached = batch * 64 * CACHED
-    assert speed(question) == pytest.approx(batch * BANDWIDTH / (read + cached))
+    assert speed(question) == pytest.approx(batch * BANDWIDTH / (mixtral_read(share) + cached))
+
+
+@pytest.mark.parametrize(
+    ("batch", "shared", "share"), [(1, 0, 7 / 16), (2, 0, 175 / 256), (2, 1, 37 / 64)]
+)
+def test_of_experts_a_prompt_reads_those_of_all_its_tokens(
+    batch: int, shared: int, share: float
+) -> None:
+    """Two tokens, two prompts of two, and two whose first token is the same: three."""
+    question = served("mixtral-8x7b", "vllm", context=64, batch=batch, prompt=2, shared=shared)
+    assert first_token(question, A100).value == pytest.approx(mixtral_read(share) / BANDWIDTH)
 
 
 def test_a_tied_embedding_is_read_as_the_head() -> None:
