@@ -102,6 +102,10 @@ class Around(NamedTuple):
         return self.masks[0]
 
 
+Block = Callable[[Tensor, Kind, Around], Tensor]
+"""A layer of that kind."""
+
+
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
 
@@ -208,7 +212,7 @@ FRAME = Frame()
 def run(
     t: Trace,
     s: Sizes,
-    block: Callable[[Tensor, Kind, Around], Tensor],
+    block: Block[Kind],
     kinds: Sequence[Kind],
     frame: Frame = FRAME,
 ) -> Tensor:
@@ -221,38 +225,33 @@ def run(
 def _hidden_states(
     t: Trace,
     s: Sizes,
-    block: Callable[[Tensor, Kind, Around], Tensor],
+    block: Block[Kind],
     kinds: Sequence[Kind],
     frame: Frame,
 ) -> Tensor:
     """What the head reads; all that the model has made beside goes before the head begins."""
     used = ({*frame.windows} | {kind for kind in kinds if isinstance(kind, int)}) or {0}
-    tokens = blocks.embed(
-        t, frame.names.embedding, frame.rows or s.vocabulary, s.hidden, frame.embed
-    )
+    names, rows = frame.names, frame.rows or s.vocabulary
+    tokens = blocks.embed(t, names.embedding, rows, s.hidden, frame.embed)
     inputs = [frame.begin(t, tokens)]  # of the first layer, and of nobody else if tokens are held
     tokens = tokens if frame.holds_tokens else inputs[0]
-    position_ids, alibi = blocks.positions(t), None
-    if frame.masking == "alibi":
-        alibi = t.new("alibi", (t.batch, s.heads, t.sequence), t.setting.format)
+    position_ids = blocks.positions(t)
     around = _around(t, s, frame, inputs[0], used)
     x = t.layers(
-        frame.names.layers, partial(_within, block, around), inputs.pop(),
+        names.layers, partial(_within, block, around), inputs.pop(),
         _alike(t, kinds, frame, around) if frame.alike else kinds,
-        position_ids if frame.handed_positions else None, alibi,
+        position_ids if frame.handed_positions else None,
         carried=around.carried if frame.carrying else None,
     )  # fmt: skip
     assert frame.carrying or not around.carried, "the frame does not say that blocks carry more"
-    x = frame.norm(t, x, frame.names.norm)
+    x = frame.norm(t, x, names.norm)
     around.leave_to_checkpoints()
     return x
 
 
 def _around(t: Trace, s: Sizes, frame: Frame, x: Tensor, used: set[int]) -> Around:
     """Tables and masks for the windows in use, and masks that are always made; layers read `x`."""
-    masks = {
-        window: blocks.mask(t, window, frame.masking, s.heads) for window in used | {*frame.masks}
-    }
+    masks = {window: blocks.mask(t, window, frame.masking) for window in used | {*frame.masks}}
     apart = frame.rope.apart
     tables = rotary.tables(t, frame.rope, x, s.rotary, s.local_rotary, used)
     if t.setting.checkpoint_every and not apart:
@@ -285,9 +284,7 @@ def _keep(rotation: Rotation | None) -> None:
             table.storage.keep()
 
 
-def _within(
-    block: Callable[[Tensor, Kind, Around], Tensor], around: Around, x: Tensor, kind: Kind
-) -> Tensor:
+def _within(block: Block[Kind], around: Around, x: Tensor, kind: Kind) -> Tensor:
     return block(x, kind, around)
 
 
