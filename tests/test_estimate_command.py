@@ -114,14 +114,17 @@ def test_it_agrees_with_infer_about_inference(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "knobs"),
-    [("full training", {"recipe": "mixed"}), ("LoRA", {"method": "lora"}),
-     ("QLoRA", {"method": "qlora"})],
+    ("model", "job", "method", "recipe"),
+    [("llama-3.1-8b", "full training", "full", "mixed"), ("llama-3.1-8b", "LoRA", "lora", "amp"),
+     ("llama-3.1-8b", "QLoRA", "qlora", "pure-16bit"), ("t5-small", "QLoRA", "qlora", "amp")],
 )  # fmt: skip
-def test_it_agrees_with_train_about_training(job: str, knobs: dict[str, str]) -> None:
+def test_it_agrees_with_train_about_training(
+    model: str, job: str, method: str, recipe: str
+) -> None:
     """Tensors and context are the same, but for step counters; `train` adds what is cached."""
-    overview = llmsize.estimate("llama-3.1-8b", dtype="bf16", context=2048)
-    step = llmsize.train("llama-3.1-8b", seq_len=2048, **knobs)
+    asked = {"dtype": "bf16", "recipe": recipe}
+    overview = llmsize.estimate(model, context=2048, **asked)
+    step = llmsize.train(model, method=method, seq_len=2048, **asked)
     shown = step.answer[0].column("memory")
     least = shown["device memory"].value - shown["allocator slack"].value
     assert 0 <= least - overview.answer[0].column(job)["total"].value < 4096

@@ -277,11 +277,13 @@ def _range(subject: Subject, work: Workload) -> tuple[str, ...]:
 def _notes(work: Workload, jobs: dict[Job, Parts]) -> tuple[str, ...]:
     told = [CACHED]
     if work.storage.trainable:
-        told.append(f"training keeps {work.precision.title} (`--recipe {work.precision.name}`)")
+        does = "runs" if work.precision.autocast else "keeps"
+        told.append(f"training {does} {work.precision.title} (`--recipe {work.precision.name}`)")
     if work.storage.name == "fp32":
         told.append(f"{ARTICLE} (`--convention article`)")
     full, adapted = (jobs[job]["activations"] for job in ("full training", "LoRA"))
-    if isinstance(full, Term) and isinstance(adapted, Term) and adapted.value > full.value:
+    more = isinstance(full, Term) and isinstance(adapted, Term) and adapted.value > full.value
+    if more and not work.precision.autocast:
         told.append(
             "LoRA saves states, not activations: peft computes adapters in fp32 and keeps an fp32 "
             "copy of what goes into each adapted layer; recomputing the layers is what saves those "

@@ -377,9 +377,9 @@ def _adapter_run(work: Workload) -> TrainingRun:
         trained=frozenset(), adapter=work.lora, checkpoint_every=int(work.recompute),
         input_gradients=work.recompute,
         quantized=work.format_of(recipe.base) if recipe else None,
+        autocast=work.storage.format if work.precision.autocast else None,
     )  # fmt: skip
-    return TrainingRun(replace(work.precision, weights="dtype", gradients="dtype", master=""),
-                       work.optimizer, setting)  # fmt: skip
+    return TrainingRun(work.precision, work.optimizer, setting)
 
 
 def layer_activations(model: Subject, work: Workload) -> Term:
