@@ -201,6 +201,19 @@ def test_what_has_no_way_around_an_embedding_says_so() -> None:
         )
 
 
+def test_gptq_layers_keep_their_weights_in_16_bit() -> None:
+    """`torch.matmul(x, weights)` keeps `weights` where `x` wants a gradient (GPTQModel,
+    nn_modules/qlinear/torch.py): in Llama-2-7B those of all layers but the first one's q, k and v.
+    """
+    model, kept = presets.get(Architecture, "llama-2-7b"), {}
+    for name in ("gptq-int4-g128", "nf4"):
+        run = run_of(Choices("qlora", base=presets.get(Format, name), sequence=64))
+        kept[name] = training_step(model, run).kept
+    hidden, inner = 4096, 11008
+    layers = 32 * (4 * hidden**2 + 3 * hidden * inner)
+    assert kept["gptq-int4-g128"] - kept["nf4"] == 2 * (layers - 3 * hidden**2)
+
+
 @pytest.mark.parametrize("base", ["nf4", "nf4-dq", "llm-int8", "gptq-int4-g128"])
 def test_a_quantized_base_is_smaller_and_is_dequantized_one_by_one(base: str) -> None:
     """The weights shrink; a 16-bit copy of one matrix lives while it is used."""

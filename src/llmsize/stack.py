@@ -58,6 +58,9 @@ class Stack:
     """Whether it includes routed experts, because each has linear layers of its own."""
     quantizes_from_half: bool = False
     """Whether weights are quantized from fp16, which they come back in before they are cast."""
+    keeps_gptq_weights: bool = False
+    """Whether GPTQ's layers bring their weights back in 16 bit before they multiply, which autograd
+    keeps, and not within a function of their own, forward and backward."""
     separate_head: bool = False
     """Whether the head has a weight of its own also where the model ties it to the embedding."""
     repeats_keys: bool = False

@@ -189,7 +189,7 @@ class LoRA(Ranked):
         if layer.in_4_bit(t):
             result = ops.copy(t, result)
         format = result.format
-        if layer.weight.quantized:
+        if layer.by_bitsandbytes(t):
             return self._around_quantized(t, x, result, layer, down, up)
         x = ops.to(t, x, self.format)
         if self.dora:

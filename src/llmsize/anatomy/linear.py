@@ -19,6 +19,9 @@ LLM_INT8 = "llm-int8"
 FOUR_BIT = frozenset(("fp4", "fp4-dq", "nf4", "nf4-dq"))
 """The formats of its Linear4bit."""
 
+GPTQ = "gptq"
+"""How the names of GPTQ's formats begin, whose layers are not bitsandbytes'."""
+
 
 class Linear(NamedTuple):
     """A linear layer without the adapter that it may have."""
@@ -41,6 +44,10 @@ class Linear(NamedTuple):
         """Whether it is bitsandbytes' Linear4bit."""
         return self.weight.quantized and getattr(t.setting.quantized, "name", "") in FOUR_BIT
 
+    def by_bitsandbytes(self, t: Trace) -> bool:
+        """Whether it is one of bitsandbytes' quantized layers."""
+        return self.weight.quantized and not _by_gptq(t)
+
     def whole(self, t: Trace) -> Tensor:
         """The weight, brought back if it is quantized: int8 by two products in fp32, the rest to 16
         bit (bitsandbytes v0.50, _ops.py, `int8_vectorwise_dequant`)."""
@@ -58,6 +65,10 @@ def bias_format(t: Trace, x: Tensor) -> Format:
     return x.format if _in_int8(t) else t.autocast or t.setting.format
 
 
+def _by_gptq(t: Trace) -> bool:
+    return t.setting.quantized is not None and t.setting.quantized.name.startswith(GPTQ)
+
+
 def _in_int8(t: Trace) -> bool:
     return t.setting.quantized is not None and t.setting.quantized.name == LLM_INT8
 
@@ -69,9 +80,16 @@ def expert_linear(t: Trace, x: Tensor, weight: Parameter, out: int) -> Tensor:
 
 
 def _run_quantized(t: Trace, x: Tensor, weight: Tensor, out: int) -> Tensor:
-    """bitsandbytes' layers. Linear4bit computes in 16 bit whatever comes, and hands back the same;
-    Linear8bitLt takes what comes."""
+    """bitsandbytes' layers, and those of other formats. Linear4bit computes in 16 bit whatever
+    comes, and hands back the same; the others take what comes.
+
+    GPTQModel trains whatever kernel infers by a plain product with the weight that is brought back
+    (ModelCloud/GPTQModel 011c00a, gptqmodel/nn_modules/qlinear/{torch,tritonv2}.py).
+    """
     format, setting = t.setting.quantized, t.setting
+    if setting.keeps_gptq_weights and _by_gptq(t):
+        whole = t.new("dequantize", weight.shape, x.format)
+        return ops.to(t, ops.linear(t, x, whole, out=out), x.format)
     if _in_int8(t):
         return ops.int8_linear(t, x, weight, out)
     compute = t.autocast or setting.format

@@ -89,6 +89,8 @@ class Setting(NamedTuple):
     """Whether the experts are, too, each of which is then called for itself."""
     quantizes_from_half: bool = False
     """Whether they come back in fp16, whatever they are used in."""
+    keeps_gptq_weights: bool = False
+    """Whether GPTQ's layers bring their weights back in 16 bit where autograd keeps them."""
     separate_head: bool = False
     """Whether no head shares the embedding's weight."""
     upcast: bool = False
