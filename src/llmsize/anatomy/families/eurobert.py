@@ -10,7 +10,7 @@ from functools import partial
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Heads, Sizes
+from llmsize.anatomy.decoder import Heads, Norm, Sizes
 from llmsize.anatomy.families import bert, t5gemma
 from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
@@ -64,9 +64,13 @@ def attention(
     *,
     bias: bool = False,
     softmax_format: Format | None = FP32,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """Grouped-query attention of every token to all; nothing is cached."""
-    q, k, v = decoder.projections(t, s, Heads(bias=bias), x)
+    """Grouped-query attention of every token to all; nothing is cached.
+
+    All heads of q, and those of k, may pass a `norm` together.
+    """
+    q, k, v = decoder.projections(t, s, Heads(bias=bias, wide_norm=norm), x)
     q, k = rotary.turn(t, q, k, rotation)
     dropout = s.attention_dropout
     out = blocks.attend(t, q, k, v, mask, dropout=dropout, softmax_format=softmax_format)
