@@ -35,9 +35,9 @@ def forward(t: Trace, c: Config) -> Tensor:
 
 def encoder(t: Trace, s: Sizes, bias: bool, mlp_bias: bool) -> Tensor:
     """Embeddings, layers, final norm."""
-    embeddings = blocks.embed(t, "esmc.embed_tokens", s.vocabulary, s.hidden)
+    inputs = [blocks.embed(t, "esmc.embed_tokens", s.vocabulary, s.hidden)]
     position_ids = t.new("arange", (1, t.sequence), INT64)
-    rotation = rotary.table(t, embeddings, s.rotary)
+    rotation = rotary.table(t, inputs[0], s.rotary)
     mask = blocks.mask(t) if t.setting.padded else None
     attend = partial(
         eurobert.attention, t, s, rotation, mask, bias=bias, softmax_format=None, norm=norm
@@ -47,14 +47,15 @@ def encoder(t: Trace, s: Sizes, bias: bool, mlp_bias: bool) -> Tensor:
         normed = [layer_norm(t, x, "input_layernorm")]
         attended = attend(normed.pop())
         x = ops.add(t, x, ops.scale(t, attended))
-        fed = decoder.gated(t, s, layer_norm(t, x, "post_attention_layernorm"), bias=mlp_bias)
-        out = ops.add(t, x, ops.scale(t, fed))
+        normed.append(layer_norm(t, x, "post_attention_layernorm"))
+        x = ops.add(t, x, ops.scale(t, decoder.gated(t, s, normed.pop(), bias=mlp_bias)))
         del attended
-        return out
+        return x
 
-    x = t.layers("esmc.layers", block, embeddings, [0] * s.layers, mask, *rotation)
+    cosines, sines = rotation  # one by one, as a call with a star holds all that it is given
+    x = t.layers("esmc.layers", block, inputs.pop(), [0] * s.layers, mask, cosines, sines)
     x = layer_norm(t, x, "esmc.norm", bias=False)
-    del position_ids, embeddings
+    del position_ids
     return x
 
 
@@ -64,8 +65,8 @@ def layer_norm(t: Trace, x: Tensor, name: str, *, bias: bool = True) -> Tensor:
 
 
 def norm(t: Trace, x: Tensor, name: str) -> Tensor:
-    """That of all heads of queries or keys, in the format of what attention reads."""
-    return layer_norm(t, x, name, bias=False)
+    """That of all heads of queries or keys, in the format of the residual stream."""
+    return ops.to(t, layer_norm(t, x, name, bias=False), t.setting.format)
 
 
 def transformed(t: Trace, s: Shape, x: Tensor) -> Tensor:
