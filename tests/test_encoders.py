@@ -34,7 +34,8 @@ def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
         ("electra-small", 13_546_682), ("xlm-roberta-xl", 3_482_741_760),
         ("gte-multilingual-base", 306_210_496), ("jina-embeddings-v3", 559_616_146),
         ("rembert", 993_263_548), ("megatron-bert-345m", 333_671_808),
-        ("roformer-chinese-base", 124_197_968),
+        ("roformer-chinese-base", 124_197_968), ("bigbird-roberta-base", 128_111_286),
+        ("esmc-6b", 6_352_005_184),
     ],
 )  # fmt: skip
 def test_parameters_are_those_of_transformers(name: str, published: int) -> None:
@@ -57,3 +58,11 @@ def test_an_encoder_writes_no_text(words: list[str], capsys: pytest.CaptureFixtu
     """Commands about writing say that it does not."""
     assert run(words) == 2
     assert "encoder, which writes no text" in capsys.readouterr().err
+
+
+def test_bigbird_by_blocks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to (5 + 2 × 3) blocks of 64 tokens transformers falls back to full attention."""
+    words = ["train", "bigbird-roberta-base", "--batch", "1", "--seq-len"]
+    assert run([*words, "704"]) == 0
+    assert run([*words, "705"]) == 2
+    assert "704 tokens at most" in capsys.readouterr().err

@@ -27,6 +27,7 @@ TYPES = {
         "bart", "mbart", "pegasus", "plbart", "marian", "m2m_100", "blenderbot", "blenderbot-small",
     ),
     "beam": ("beam",),
+    "big_bird": ("big_bird",),
     "biogpt": ("biogpt",),
     "bitnet": ("bitnet",),
     "bert": (
