@@ -13,6 +13,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.families import bert, eurobert, t5gemma
 from llmsize.anatomy.families.bert import Shape, Type
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
@@ -27,10 +28,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     x = encoder(t, sizes, c.flag("attention_bias"), c.flag("mlp_bias"))
     if s.labels or t.setting.objective == "score":
         return bert.classified(t, s, x)
-    return lm_head.causal_lm(
-        t, x, s.vocabulary, head="lm_head.decoder", bias=True, transform=partial(transformed, t, s),
-        loss=t5gemma.loss,
-    )  # fmt: skip
+    head = Head("", "lm_head.decoder", bias=True, transform=partial(transformed, s))
+    return lm_head.causal_lm(t, x, s.vocabulary, head, tied=False, loss=t5gemma.loss)
 
 
 def encoder(t: Trace, s: Sizes, bias: bool, mlp_bias: bool) -> Tensor:
@@ -69,7 +68,7 @@ def norm(t: Trace, x: Tensor, name: str) -> Tensor:
     return ops.to(t, layer_norm(t, x, name, bias=False), t.setting.format)
 
 
-def transformed(t: Trace, s: Shape, x: Tensor) -> Tensor:
+def transformed(s: Shape, t: Trace, x: Tensor) -> Tensor:
     """What the head makes of hidden states before it tells tokens."""
     x = t.linear(x, "lm_head.dense", s.hidden, bias=True, role="transform")
     return blocks.layer_norm(t, ops.gelu(t, x), "lm_head.layer_norm")

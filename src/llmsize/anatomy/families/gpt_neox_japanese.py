@@ -9,11 +9,13 @@ from llmsize.anatomy import blocks, decoder, lm_head, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
+from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.rotary import Rotation
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 
 NAME = "gpt_neox_japanese"
+HEAD = Head(f"{NAME}.embed_in", "embed_out")
 
 
 def forward(t: Trace, c: Config) -> Tensor:
@@ -26,8 +28,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     width = int(s.hidden * c.number("intermediate_multiple_size", default=4))
     s = s._replace(intermediate=Dim(width, "intermediate"))
     x = model(t, s, c.number("hidden_dropout", default=0.0))
-    tied = f"{NAME}.embed_in" if s.tied else ""
-    return lm_head.causal_lm(t, x, s.vocabulary, head="embed_out", tied=tied)
+    return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 
 
 def model(t: Trace, s: Sizes, dropout: float) -> Tensor:
