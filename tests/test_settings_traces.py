@@ -26,13 +26,12 @@ STATES = frozenset(
     ("params_trainable", "param_bytes", "master_bytes", "grad_bytes", "optim_bytes")
 )  # fmt: skip
 NOT_ALIKE = frozenset((
-    "t5_full_040", "t5_prompt_050", "t5_full_028_b", "t5_vera_031_b", "mixtral_head_021_c",
+    "t5_full_040", "t5_prompt_050", "t5_full_028_b", "t5_vera_031_b",
     "gpt_neox_qlora_006_c", "bert_lokr_023_d", "t5_full_064_d", "t5_rslora_078_d",
-    "mixtral_head_004_e", "gpt2_head_041_f",
 ))  # fmt: skip
 """Output matrices of T5 that the real model ties whatever its configuration says, a prompt in front
-of an encoder and tied heads trained alone, which llmsize refuses, and heads that peft passes over:
-GPT-NeoX's under its name before transformers 5, and one that BERT has not."""
+of an encoder, which llmsize refuses, and heads that peft passes over: GPT-NeoX's under its name
+before transformers 5, and one that BERT has not."""
 NEARLY = frozenset((
     "mamba2_loha_013", "qwen3_moe_rslora_052", "gemma3_text_miss_042_b", "mamba_vera_090_b",
     "bert_boft_001_d", "mamba_lora_014_d", "gpt2_qlora_039_d", "mamba2_prompt_033_e",

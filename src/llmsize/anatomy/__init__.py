@@ -28,6 +28,7 @@ def run_forward(
     nothing is computed in.
     """
     _check_formats(setting)
+    setting = _with_own_head(architecture, setting)
     adapter = setting.adapter
     trace = Trace(
         grad=setting.training,
@@ -54,6 +55,17 @@ def run_forward(
         trace.outputs = (*(trace.outputs or ()), *trace.prefixes.handed_out())
     trace.let_go(trace.held)
     return trace, result
+
+
+def _with_own_head(architecture: Architecture, setting: Setting) -> Setting:
+    """The setting for a head trained alone: a classifier's, or the embedding it is tied to."""
+    trained = setting.trained or frozenset()
+    if "head" not in trained or setting.separate_head:
+        return setting
+    roles = {weight.role for weight in traced(architecture).weights.values()}
+    if setting.objective == "score" or "score" in roles:
+        return setting._replace(trained=trained | {"score"})
+    return setting if "head" in roles else setting._replace(trained=trained | {"embedding"})
 
 
 def _check_formats(setting: Setting) -> None:
