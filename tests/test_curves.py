@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,18 @@ def test_a_picture_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["curve", "kaplan", "-o", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     assert len(json.loads(path.read_text())["hconcat"]) == 3
+
+
+def test_bytes_along_a_step_are_drawn_from_nothing(tmp_path: Path) -> None:
+    """Heights compare as the bytes do, and a phase begins where the one before it ended."""
+    path = tmp_path / "step.vl.json"
+    assert run(["train", "smollm-135m", "--timeline", "-o", str(path)]) == 0
+    (curves, *_) = json.loads(path.read_text())["layer"]
+    assert curves["encoding"]["y"]["scale"]["domain"][0] == 0
+    points = [(point["curve"], point["x"], point["y"]) for point in curves["data"]["values"]]
+    ended = next(at for at, after in pairwise(points)
+                 if (at[0], after[0]) == ("forward", "backward"))  # fmt: skip
+    assert ("backward", *ended[1:]) in points
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def timeline_chart(step: TrainingStep, title: str) -> Chart:
     """
     at, live, curves, base = 0, int(step.static.value), [], float(step.static.value)
     for phase, points in groupby(step.timeline, lambda point: point.phase):
-        curve: list[tuple[float, float]] = []
+        curve = [(float(at), float(live))]
         for point in points:
             curve += _outline(point, at, live)
             at, live = at + point.layers, point.after

@@ -59,7 +59,7 @@ def _layer(
 
 
 def _axis(name: str, axis: Axis, low: float, high: float) -> dict[str, Any]:
-    kind = "log" if axis.log else "linear"
+    kind, low = ("log", low) if axis.log else ("linear", 0)
     shown = {"format": "~s", "labelExpr": "replace(datum.label, 'G', 'B')"}
     labels = (
         shown
