@@ -10,28 +10,26 @@ arXiv:2104.07857).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from llmsize.anatomy import Trace, outlined
 from llmsize.anatomy.tape import Parameter
 from llmsize.architecture import Architecture
 from llmsize.memory.states import (
+    PAGED,
     gradient_bytes,
     highest_in_turn,
+    in_unified_memory,
     states,
     stepped_bytes,
     stored,
     trained_weights,
 )
 from llmsize.memory.timeline import counted
-from llmsize.memory.training import TrainingRun, critic
+from llmsize.memory.training import VALUE_MODEL, TrainingRun, critic
 from llmsize.term import Term, fact, term, total
 
 OFFLOAD = "pytorch/ao 173b31e, torchao/optim/cpu_offload.py"
 PINNED = "pytorch v2.6, aten/src/ATen/core/CachingHostAllocator.h (allocate)"
-PAGED = "bitsandbytes 0.43.1, bitsandbytes/optim/optimizer.py (get_state_buffer)"
-PAGED_AT_LEAST = 100_000
-"""Numbers of a weight whose states are paged: those of smaller ones are plain tensors."""
 INFINITY = "Rajbhandari et al. 2021, arXiv:2104.07857, section 5"
 
 
@@ -45,7 +43,7 @@ def host_memory(architecture: Architecture, run: TrainingRun) -> Term:
         parts.append(counted("offloaded checkpoints", _checkpoints(trace)))
     if run.objective.critic and run.offload != "none":
         below = host_memory(architecture, critic(run))
-        parts.append(total("value model", *below.parts, unit="bytes"))
+        parts.append(total(VALUE_MODEL, *below.parts, unit="bytes"))
     return total("host memory", *(part for part in parts if part.value), unit="bytes")
 
 
@@ -56,9 +54,8 @@ def evictable(architecture: Architecture, run: TrainingRun) -> Term | None:
     """
     if not run.optimizer.pageable:
         return None
-    trace = outlined(architecture, run.setting)
-    large = (weight for weight in trained_weights(trace) if prod(weight.shape) >= PAGED_AT_LEAST)
-    held = sum(states(weight, run) for weight in large)
+    trained = trained_weights(outlined(architecture, run.setting))
+    held = sum(states(weight, run) for weight in trained if in_unified_memory(weight, run))
     return fact("paged to the host at most", held, unit="bytes", source=PAGED)
 
 

@@ -104,12 +104,13 @@ class Segments:
             del self.at[start]
         else:
             start, room = self._more(size)
-        rest, end = room - size, start + room
+        rest = room - size
         if rest < self.least_rest:
-            self.before.pop(end, None)
+            self.before.pop(start + room, None)
             return start, room
-        self.at[end - rest], self.before[end] = rest, end - rest
-        insort(free, rest << FIELD | end - rest)
+        after = start + size
+        self.at[after], self.before[start + room] = rest, after
+        insort(free, rest << FIELD | after)
         return start, size
 
     def give(self, block: Block) -> None:
@@ -117,14 +118,16 @@ class Segments:
         start, size = block
         if not size:
             return
-        at, before, end = self.at, self.before, start + size
+        at, before, free, end = self.at, self.before, self.free, start + size
         if end in at:
-            end += self._remove(end)
+            more = at.pop(end)
+            del free[bisect_left(free, more << FIELD | end)]
+            end += more
         if start in before:
-            start = before[start]
-            self._remove(start)
+            start = before.pop(start)
+            del free[bisect_left(free, at[start] << FIELD | start)]
         at[start], before[end] = end - start, start
-        insort(self.free, end - start << FIELD | start)
+        insort(free, end - start << FIELD | start)
 
     def sizes(self) -> list[int]:
         """Bytes of the free blocks, the tightest first."""

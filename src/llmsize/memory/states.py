@@ -208,6 +208,16 @@ def all_states(trained: Iterable[Parameter], run: TrainingRun) -> int:
     return held + run.optimizer.shared_bytes * optimizers
 
 
+PAGED = "bitsandbytes 0.43.1, bitsandbytes/optim/optimizer.py (get_state_buffer)"
+PAGED_AT_LEAST = 100_000
+"""Numbers of a weight whose states are paged: those of smaller ones are plain tensors."""
+
+
+def in_unified_memory(weight: Parameter, run: TrainingRun) -> bool:
+    """Whether the optimizer's states of a weight are, where PyTorch neither allocates nor sees."""
+    return run.optimizer.pageable and prod(weight.shape) >= PAGED_AT_LEAST
+
+
 def _main_gradients(run: TrainingRun) -> bool:
     """Whether gradients are added up in a buffer of a wider format than the weights have."""
     return run.precision.gradients not in (DTYPE, run.precision.weights)

@@ -55,6 +55,9 @@ Offload = Literal["none", "optimizer", "parameters"]
 FOLLOWS = {"reference": "forward", "value model's backward": "backward"}
 """The phase that a stage of other models comes after; all other stages come before the step."""
 
+VALUE_MODEL = "value model"
+"""What the trained model that a policy has beside it is called."""
+
 
 class TrainingRun(NamedTuple):
     """The knobs of one step of training on one device."""
@@ -230,7 +233,7 @@ def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRu
     stages = {term.name: term for term in companions.moments(held)}
     if run.objective.critic:
         value = training_step(architecture, critic(run))
-        resident.append(total("value model", *value.static.parts, unit="bytes"))
+        resident.append(total(VALUE_MODEL, *value.static.parts, unit="bytes"))
         beside = {
             "forward": traced("kept by the value model", value.kept),
             "backward": traced("kept by the value model", value.kept),
