@@ -97,7 +97,9 @@ def play_of(architecture: Architecture, run: TrainingRun) -> Play:
     first = again = pass_of(architecture, run)
     if kept and not gradients_stay(once):
         first = pass_of(architecture, once)
-    loaded, made, scratch, unified = [WORKSPACE] * 2, [], [], 0
+    loaded, unified = [WORKSPACE] * 2, 0
+    made: list[int] = []
+    scratch: list[int] = []
     for step, own in _trained_models(architecture, run):
         weights = _in_order(step.weights)
         trained = [weight for weight in weights if weight.node is not None]
