@@ -118,6 +118,13 @@ def test_a_prompt_takes_its_arithmetic() -> None:
     assert measured.value == pytest.approx(least * 312 / 271.2)  # TFLOP/s, as the preset says
 
 
+@pytest.mark.parametrize(("engine", "faster"), [("vllm", 2), ("transformers", 1)])
+def test_devices_that_divide_matrices_compute_at_once(engine: str, faster: int) -> None:
+    """Two devices that each have half of the layers work one after the other."""
+    one, two = (first_token(llama(engine, context=1024, devices=n), A100).value for n in (1, 2))
+    assert one == pytest.approx(faster * two)
+
+
 def test_what_prompts_begin_with_is_computed_once() -> None:
     """Of four prompts the first 512 of 1,024 tokens are the same."""
     head = 2 * TABLE
@@ -210,6 +217,22 @@ def test_as_many_layers_are_kept_as_there_is_room_for() -> None:
     assert part.gpu_layers
     assert fits(part, Budget(3 * GIB))
     assert not fits(replace(part, gpu_layers=part.gpu_layers + 1), Budget(3 * GIB))
+
+
+def test_the_fewest_layers_of_experts_go_to_the_host() -> None:
+    """Mixtral's 93 GB in bf16 on a card of 80: one layer fewer would not do, a dense model has none
+    to leave there."""
+    budget = Budget(80 * GIB)
+
+    def left(question: Serving) -> list[Serving]:
+        found = changes(question, budget, smaller_cache=None, requantized=[])
+        return [change.apply(question) for change in found if "--cpu-moe" in change.name]
+
+    asked = served("mixtral-8x7b", "vllm", context=512)
+    (spared,) = left(asked)
+    assert fits(spared, budget)
+    assert not fits(replace(asked, host_experts=spared.host_experts - 1), budget)
+    assert left(llama("vllm", context=512, batch=4096)) == []
 
 
 def test_bits_of_plain_weights_are_sixteen() -> None:
