@@ -32,8 +32,9 @@ def seconds(arguments: list[str]) -> float:
     environment = os.environ | {"COLUMNS": "80"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     begin = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, env=environment,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - begin
 
 

@@ -49,9 +49,10 @@ def test_a_file_of_llama_cpp_has_the_bytes_of_all_its_tensors() -> None:
     """As llama-quantize counts them, some of Q4_K_M's in six bits."""
     with (REFERENCE / "gguf_sizes.csv").open() as table:
         row = next(
-            row for row in csv.DictReader(table)
+            row
+            for row in csv.DictReader(table)
             if (row["model"], row["quant"]) == ("llama-2-7b", "Q4_K_M")
-        )  # fmt: skip
+        )
     subject = overview.subject(presets.get(Architecture, "llama-2-7b"))
     parts = parts_of(subject, work("q4_k_m"), "inference")
     assert term_of(parts, "weights").value == int(row["tensor_bytes"])

@@ -17,8 +17,9 @@ TRANSCRIPT = re.compile(r"```console\n\$ llmsize (.*?)\n(.*?)```", re.S)
 
 
 def _transcripts() -> list[tuple[str, str, str]]:
-    return [(page, *found) for page in PAGES
-            for found in TRANSCRIPT.findall((DOCS / page).read_text())]  # fmt: skip
+    return [
+        (page, *found) for page in PAGES for found in TRANSCRIPT.findall((DOCS / page).read_text())
+    ]
 
 
 @pytest.mark.parametrize(("page", "words", "shown"), _transcripts())

@@ -197,9 +197,10 @@ def test_fewer_bits_cost_quality(recipe: str, lost: str) -> None:
 def test_half_a_context_is_one_of_the_changes() -> None:
     """It is applied to what is asked, and named by its tokens."""
     asked = llama(context=1000, batch=3)
-    found = {change.name: change for change in changes(
-        asked, Budget(GIB), smaller_cache=None, requantized=[]
-    )}  # fmt: skip
+    found = {
+        change.name: change
+        for change in changes(asked, Budget(GIB), smaller_cache=None, requantized=[])
+    }
     assert found["halve the context to 500 tokens"].apply(asked).context == 500
     assert found["serve one sequence at a time"].apply(asked).batch == 1
     several = llama("vllm")

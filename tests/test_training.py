@@ -76,9 +76,7 @@ def test_muon_steps_with_what_its_largest_matrix_takes() -> None:
 
 def _recomputed_eagerly(sequence: int) -> tuple[Architecture, TrainingRun]:
     """A step of TinyLlama (32 heads), whose peak comes to lie in one layer's scores."""
-    chosen = Choices(
-        method="lora", sequence=sequence, batch=8, recompute="full", attention="eager"
-    )  # fmt: skip
+    chosen = Choices(method="lora", sequence=sequence, batch=8, recompute="full", attention="eager")
     return presets.get(Architecture, "tinyllama-1.1b"), run_of(chosen)
 
 

@@ -43,10 +43,11 @@ def param_counts(rows: Iterable[Row], directory: Path) -> Iterator[Answer]:
 
 OF_THE_CLASS = {
     "moonshotai/Kimi-Linear-48B-A3B-Instruct": {
-        "layer_types": ["full_attention" if i and i % 4 == 0 else "linear_attention"
-                        for i in range(27)],
+        "layer_types": [
+            "full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(27)
+        ],
     },
-}  # fmt: skip
+}
 """Defaults of transformers that the Hub's configuration, and so the preset, has otherwise: the
 class has full attention in six layers, the checkpoint in seven."""
 

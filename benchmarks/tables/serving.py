@@ -92,8 +92,9 @@ def _row(row: Row) -> Iterator[tuple[str, float, float | None]]:
     if row["metric"] == LOG:
         server = row["engine"].partition(" ")[0]
         found = _log(row, asked) if asked else {}
-        printed = {part: float(row[f"{part}_gib"]) for part in (*TAKEN, "kv_pool")
-                   if row[f"{part}_gib"]}  # fmt: skip
+        printed = {
+            part: float(row[f"{part}_gib"]) for part in (*TAKEN, "kv_pool") if row[f"{part}_gib"]
+        }
         for part, expected in printed.items():
             yield f"{server} {part}_gib", expected, found.get(part)
         if printed.keys() >= {*TAKEN}:

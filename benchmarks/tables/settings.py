@@ -91,10 +91,11 @@ def _run(row: Row) -> TrainingRun:
     optimizer = OPTIMIZERS.get(name, name.removesuffix("_foreach"))
     stack = replace(presets.get(Stack, "transformers"), keep_outputs=row["keep_outputs"] == "True")
     return training_run(
-        _choices(row), stack,
+        _choices(row),
+        stack,
         presets.get(Precision, RECIPES.get(row["precision"], "amp")),
         presets.get(Optimizer, optimizer),
-    )  # fmt: skip
+    )
 
 
 def _choices(row: Row) -> Choices:

@@ -236,9 +236,10 @@ def _shortened(row: Row, directory: Path) -> Architecture:
 def _plain_run(row: Row, choices: Choices) -> TrainingRun:
     """A run of transformers in the format that a row names, all of it by AdamW."""
     choices = replace(
-        choices, format=FP32 if row["dtype"] == "fp32" else BF16,
+        choices,
+        format=FP32 if row["dtype"] == "fp32" else BF16,
         recompute="full" if row["checkpoint"] == "True" else "none",
-    )  # fmt: skip
+    )
     run = training_run(
         choices, presets.get(Stack, "transformers"), presets.get(Precision, "pure-16bit"),
         presets.get(Optimizer, "adamw"),

@@ -22,8 +22,7 @@ OTHER_MODES = {"ia3": "IA3Config", "prompt": "PromptTuningConfig",
 BEHIND_ATTENTION = ("o_proj", "attn.c_proj", "attention.dense", "self_attn.dense",
                     "attention.output.dense", "SelfAttention.o", "EncDecAttention.o",
                     "self_attn.out_proj")  # fmt: skip
-BEHIND_FEED_FORWARD = ("mlp.down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense",
-                       "wo")  # fmt: skip
+BEHIND_FEED_FORWARD = ("mlp.down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense", "wo")
 """Ends of the names of layers that have a bottleneck behind them."""
 BOTTLENECKS = {"houlsby": "swish", "pfeiffer": "relu"}
 """Activations of bottlenecks; of the second kind there are none behind attention."""

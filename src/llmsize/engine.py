@@ -208,10 +208,11 @@ def _share_left(engine: Engine, memory: int, devices: int) -> float:
         return engine.utilization
     many = engine.graphs_sequences_of_four if devices >= 4 else 0
     reserved = (
-        rule.get("base", 0) + rule.get("token", 0) * engine.prefill
+        rule.get("base", 0)
+        + rule.get("token", 0) * engine.prefill
         + rule.get("sequence", 0) * (many or engine.graphs_sequences)
         + rule.get("device", 0) * devices
-    )  # fmt: skip
+    )
     if memory > rule.get("large", 0) * GIB:
         reserved = max(reserved, rule.get("least", 0))
     return round(max(0.0, 1 - reserved * MIB / memory), 3)

@@ -87,9 +87,10 @@ def _pair(c: Config, field: str) -> tuple[int, int]:
 def _gemma3n(c: Config) -> int:
     hidden, bins = c.size("hidden_size", default=1536), c.size("input_feat_size", default=128)
     layer = _conformer(
-        hidden, c.few("conf_num_attention_heads", default=8),
+        hidden,
+        c.few("conf_num_attention_heads", default=8),
         c.size("conf_conv_kernel_size", default=5),
-    )  # fmt: skip
+    )
     layers = c.few("conf_num_hidden_layers", default=12)
     return _subsampled(c, "sscp_conv_channel_size", bins, hidden) + layers * layer
 

@@ -69,7 +69,7 @@ def training_flop_per_token(trace: Trace, context: int) -> Term:
             "gradients through attention", "2 * width_times_tokens", width_times_tokens=attention
         ),
     ]
-    return total("training of a token", *(part for part in parts if part.value))  # fmt: skip
+    return total("training of a token", *(part for part in parts if part.value))
 
 
 NOTHING = 2**31

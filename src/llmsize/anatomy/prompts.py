@@ -74,8 +74,9 @@ class PromptTuning(Adapter):
                 hint="use adapters, such as `lora`",
             )
         t.held += [
-            t.new("full", (t.batch, self.tokens), INT64), t.new("cat", (t.batch, t.sequence), INT64)
-        ]  # fmt: skip
+            t.new("full", (t.batch, self.tokens), INT64),
+            t.new("cat", (t.batch, t.sequence), INT64),
+        ]
         prompts = ops.tile(t, self.encoded(t, x.shape[-1]), t.batch)
         prompts = ops.to(t, prompts, x.format)
         whole = ops.cat(t, (prompts, x), dim=1)
@@ -268,15 +269,17 @@ class AdaptionPrompt(Adapter):
     def beside(self, t: Trace, x: Tensor, out: Tensor, queries: Callable[[], Tensor]) -> Tensor:
         """`AdaptedAttention.forward`: softmax over the prompt in fp32, through the output layer."""
         name = "self_attn"
-        prompt = t.adapter(f"{name}.adaption_prompt", (1, Dim(self.tokens, "virtual_tokens"),
-                                                       x.shape[-1]))  # fmt: skip
+        prompt = t.adapter(
+            f"{name}.adaption_prompt", (1, Dim(self.tokens, "virtual_tokens"), x.shape[-1])
+        )
         gate = t.adapter(f"{name}.adaption_gate", (1,))
         weights = {w.role: w for (layer, _), w in t.weights.items() if layer == t.layer}
         if "k" not in weights:
             raise LLMSizeError(
                 "peft's adaption prompts have no place beside one projection of queries, keys and "
-                "values", hint="choose `--stack transformers`, or `--method llama-adapter`",
-            )  # fmt: skip
+                "values",
+                hint="choose `--stack transformers`, or `--method llama-adapter`",
+            )
         read = [ops.linear(t, prompt, weights[role]) for role in ("k", "v")]
         again = queries()
         batch, _, _, channels = again.shape

@@ -26,9 +26,10 @@ def encoder(layers: int, hidden: int, width: int) -> int:
 
 def _encoder(c: Config, layers: int = 12, hidden: int = 768, width: int = 3072) -> int:
     return encoder(
-        c.few("num_hidden_layers", default=layers), c.size("hidden_size", default=hidden),
+        c.few("num_hidden_layers", default=layers),
+        c.size("hidden_size", default=hidden),
         c.size("intermediate_size", default=width),
-    )  # fmt: skip
+    )
 
 
 def _side(c: Config, name: str, default: int) -> int:
@@ -101,8 +102,9 @@ def _llama4(c: Config) -> int:
     outside = COLOURS * patch * patch * hidden + (positions + 1) * hidden + 4 * hidden
     width = c.size("intermediate_size", default=5632)
     inner, out = (
-        c.size("projector_input_dim", default=4096), c.size("projector_output_dim", default=4096),
-    )  # fmt: skip
+        c.size("projector_input_dim", default=4096),
+        c.size("projector_output_dim", default=4096),
+    )
     return outside + _encoder(c, 34, 768, 5632) + width * inner + out * out
 
 

@@ -142,10 +142,11 @@ def _having(option: str) -> str:
     from llmsize.cli import answering
 
     found = [
-        f"`{name}`" for name in commands()
+        f"`{name}`"
+        for name in commands()
         for parameter in answering.parameters(answering.load(name)[1])
         if option in parameter.annotation.__metadata__[0].names
-    ]  # fmt: skip
+    ]
     return f"an option of {', '.join(found)}" if found else ""
 
 

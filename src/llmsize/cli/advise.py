@@ -320,7 +320,7 @@ def _ranges(case: Case) -> dict[tuple[Way, str], Cell]:
         )
         for way in case.ways
         for storage in case.storages[way]
-    }  # fmt: skip
+    }
 
 
 def _context(case: Case, way: Way) -> int:

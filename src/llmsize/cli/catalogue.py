@@ -180,9 +180,10 @@ def searching(
 ) -> Callable[..., Iterator[Choice]]:
     """A `search` of any models for a job; where it has to be `certain`, nothing tight is taken."""
     usable = {
-        title: work for title, work in works.items()
+        title: work
+        for title, work in works.items()
         if not senseless(work, job) and not refusal(work, job, machine.accelerator)
-    }  # fmt: skip
+    }
     subjects = lru_cache(maxsize=1)(overview.subject)
     budget, devices = int(machine.usable.value), machine.devices
     # formats may have engines of their own: the widest of their bands is safe for all

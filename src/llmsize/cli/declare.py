@@ -59,10 +59,11 @@ def for_python(parameter: Parameter, word: str, *, positional: bool = False) -> 
 
     kinds = inspect.Parameter
     return inspect.Parameter(
-        word, kinds.POSITIONAL_OR_KEYWORD if positional else kinds.KEYWORD_ONLY,
+        word,
+        kinds.POSITIONAL_OR_KEYWORD if positional else kinds.KEYWORD_ONLY,
         default=kinds.empty if parameter.default is REQUIRED else parameter.default,
         annotation=parameter.annotation,
-    )  # fmt: skip
+    )
 
 
 def defaults(command: Callable[..., Any]) -> Mapping[str, Any]:

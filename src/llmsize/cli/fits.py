@@ -312,16 +312,18 @@ def _which(name: str | None, kind: str, use: Use, everything: bool) -> Estimate:
     model, work = _asked(architecture, use)
     need = lru_cache(maxsize=64)(lambda devices: int(need_of(model, work, job, devices).value))
     offers = [
-        machine for machine in OFFERS[kind]()
+        machine
+        for machine in OFFERS[kind]()
         if machine.accelerator is None
         or multiplies(machine.accelerator, work.storage.format.name)
         or work.storage.recipe is not None
         if not refusal(work, job, machine.accelerator)
-    ]  # fmt: skip
+    ]
     found = enough(
         [(machine, machine.devices, int(machine.usable.value)) for machine in offers],
-        need, band=band_of(work, job).share,
-    )  # fmt: skip
+        need,
+        band=band_of(work, job).share,
+    )
     rows = tuple(
         _offer(machine, need(machine.devices), said)
         for machine, said in (found if everything else found[:SHOWN])
@@ -420,7 +422,7 @@ def _largest(machine: Machine, use: Use, listing: Listing) -> Estimate:
         ),
         (*_of_list(shown, job, more=more), _band(works[title], job)),
         verdict=None if shown or isinstance(most, Term) else False,
-    )  # fmt: skip
+    )
 
 
 COUNTED = (

@@ -34,8 +34,9 @@ from llmsize.units import format_bytes
 MOST_DEVICES = 4096
 """Where the search for devices that are enough stops."""
 KEPT: dict[Offload, str] = {
-    "optimizer": "what the optimizer steps with", "parameters": "optimizer and weights"
-}  # fmt: skip
+    "optimizer": "what the optimizer steps with",
+    "parameters": "optimizer and weights",
+}
 """What is offloaded, in words."""
 
 
@@ -183,8 +184,9 @@ def _split(model: Subject, work: Workload, engine: Engine, budget: int) -> Itera
 
     name = work.storage.recipe.name if work.storage.recipe else ""
     try:
-        found = offloaded(model.architecture, engine, name, context=work.context,
-                          batch=work.batch, memory=budget)  # fmt: skip
+        found = offloaded(
+            model.architecture, engine, name, context=work.context, batch=work.batch, memory=budget
+        )
     except LLMSizeError:  # a recipe that the engine does not read
         return
     if found is not None and found.gpu_layers:

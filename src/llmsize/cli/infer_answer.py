@@ -128,8 +128,9 @@ def _table(places: tuple[Term, ...]) -> Table:
     parts = {place.name: {part.name: part for part in place.parts} for place in places}
     rows = [
         Row(row, {place: held[row] for place, held in parts.items() if row in held})
-        for row in ROWS if any(row in held and held[row].value for held in parts.values())
-    ]  # fmt: skip
+        for row in ROWS
+        if any(row in held and held[row].value for held in parts.values())
+    ]
     rows.append(Row("total", {place.name: place for place in places}))
     names = tuple(place.name for place in places)
     return Table("memory", names, tuple(rows), heading="what", total=True)
@@ -141,14 +142,16 @@ def _bounds(question: Serving, accelerator: Accelerator, measured: Bandwidth | N
     if accelerator.measured_matmul_tflops and asking.rate(question, accelerator) in SIXTEEN_BIT:
         reached = asking.first_token(question, accelerator, measured=True)
     first: dict[str, Cell] = {
-        "at best": asking.first_token(question, accelerator), "as measured": reached
-    }  # fmt: skip
+        "at best": asking.first_token(question, accelerator),
+        "as measured": reached,
+    }
     decoded: Cell = Absent("the host computes with what it holds, and how fast is not known")
     if measured is not None:
         decoded = asking.tokens_per_second(question, accelerator, efficiency(measured))
     later: dict[str, Cell] = {
-        "at best": asking.tokens_per_second(question, accelerator), "as measured": decoded
-    }  # fmt: skip
+        "at best": asking.tokens_per_second(question, accelerator),
+        "as measured": decoded,
+    }
     rows = (Row("time to first token", first), Row("tokens/s", later))
     return Table("bounds of speed", ("at best", "as measured"), rows, heading="what")
 
@@ -280,7 +283,8 @@ def sweep(
     return Estimate(
         command="infer",
         question={
-            "model": subject.architecture.name, "engine": subject.engine.name,
+            "model": subject.architecture.name,
+            "engine": subject.engine.name,
             "quant": _several(each.stored for each in settings),
             "context": _several(each.context for each in settings),
             "batch": _several(each.batch for each in settings),
@@ -289,7 +293,7 @@ def sweep(
         headline=said,
         answer=(Table("memory", columns, rows, heading="setting"),),
         verdict=fitting > 0 if budget else None,
-    )  # fmt: skip
+    )
 
 
 def _of_setting(setting: Setting, question: Serving, budget: Budget | None) -> Row:

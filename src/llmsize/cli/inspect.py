@@ -18,7 +18,7 @@ from llmsize.checkpoint import (
     bytes_by_format,
     parameters,
     total_bytes,
-)  # fmt: skip
+)
 from llmsize.cli import options
 from llmsize.cli.declare import Option
 from llmsize.errors import LLMSizeError

@@ -153,9 +153,10 @@ def _cells(law: ScalingLaw, found: Allocation) -> dict[str, Cell]:
         "tokens": made("tokens", found.tokens, "tokens"),
         "per parameter": made("tokens per parameter", found.tokens_per_parameter, ""),
         "compute": made("training compute", found.compute, "FLOP"),
-        "loss": made("loss", found.loss, law.loss_unit) if found.loss
+        "loss": made("loss", found.loss, law.loss_unit)
+        if found.loss
         else Absent("the law gives an optimum but no loss"),
-    }  # fmt: skip
+    }
     if found.inference_tokens:
         cells["with inference"] = made("total compute", found.total_compute, "FLOP")
     if found.unique_tokens:

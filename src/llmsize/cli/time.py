@@ -290,8 +290,9 @@ def _table(run: Run, cases: dict[str, Term]) -> Table:
 def _hardware(run: Run, cases: dict[str, Term]) -> list[Term]:
     """The share of the peak that the hardware does: with the forward pass once more."""
     share, compute = cases.get("given") or cases["measured median"], run.counted[0].value
-    again = next((part.value * run.tokens for part in run.counted if part.unit == "FLOP/token"),
-                 compute / 3)  # fmt: skip
+    again = next(
+        (part.value * run.tokens for part in run.counted if part.unit == "FLOP/token"), compute / 3
+    )
     return [term("utilization of the hardware (HFU)", "mfu * (compute + forward) / compute",
                  unit="", source=PALM, grade=share.grade, mfu=share.value, forward=again,
                  note="the forward pass is done once more than the model needs",

@@ -185,8 +185,9 @@ def paged_sequences(
     kept = Counter(layer for layer in layers if layer.kind != "none")
     recurrent = {layer: count for layer, count in kept.items() if layer.kind == "recurrent"}
     others = {layer: count for layer, count in kept.items() if layer.kind != "recurrent"}
-    token = max((token_bytes(layer, keys, values, policy, tensor_parallel) for layer in others),
-                default=0)  # fmt: skip
+    token = max(
+        (token_bytes(layer, keys, values, policy, tensor_parallel) for layer in others), default=0
+    )
     if not token or not recurrent:
         raise LLMSizeError(
             "this model is no hybrid of attention and recurrence", hint="ask for tokens instead"

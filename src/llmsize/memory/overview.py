@@ -211,8 +211,9 @@ def article(parameters: int, format: Format) -> dict[Job, Parts]:
         source=source, grade="formula",
     )  # fmt: skip
     serving: Parts = dict.fromkeys(COMPONENTS, uncounted) | {
-        "weights": kept, "runtime overhead": fifth
-    }  # fmt: skip
+        "weights": kept,
+        "runtime overhead": fifth,
+    }
     training: Parts = dict.fromkeys(COMPONENTS, uncounted)
     if format == FP32:
         training |= {
@@ -342,9 +343,10 @@ def activations(model: Subject, step: TrainingStep) -> Term:
     states = sum(part.value for part in step.static.parts if part.name in STATES)
     beyond = max(step.total - int(states) - step.gradients, 0)
     where = (
-        "what the optimizer allocates, whose step has the peak" if step.phase == "step"
+        "what the optimizer allocates, whose step has the peak"
+        if step.phase == "step"
         else f"the peak is in the {step.phase} pass"
-    )  # fmt: skip
+    )
     return Term(
         "activations", beyond, "bytes", source="a training step followed tensor by tensor",
         grade=_weaker("formula", model.grade), note=f"beyond the model states; {where}",

@@ -93,8 +93,9 @@ def largest_that_fits(question: Serving, what: str, budget: Budget) -> Serving |
 
     if needed(1) > budget.memory:
         return None
-    return changed(most(needed, budget.memory, 1, highest=highest,
-                        block=block if what == "context" else 1))  # fmt: skip
+    return changed(
+        most(needed, budget.memory, 1, highest=highest, block=block if what == "context" else 1)
+    )
 
 
 def stored_bytes_of(question: Serving) -> int:
@@ -118,9 +119,9 @@ def changes(
         for rank, (name, made) in enumerate(requantized)
     ]
     if question.batch > 1:
-        known.append(Change(
-            "serve one sequence at a time", 3, "throughput", lambda q: replace(q, batch=1)
-        ))  # fmt: skip
+        known.append(
+            Change("serve one sequence at a time", 3, "throughput", lambda q: replace(q, batch=1))
+        )
     known.append(Change(
         f"halve the context to {question.context // 2:,} tokens", 3.5, "half the context",
         lambda q: replace(q, context=max(1, q.context // 2)),
@@ -146,10 +147,11 @@ def _to_host(question: Serving, budget: Budget) -> Iterator[Change[Serving]]:
     ways = question.engine.to_host
     if "experts" in ways and (layers := _experts_on_host(question, budget)):
         yield Change(
-            f"keep the experts of {layers} layers in host memory (`--cpu-moe {layers}`)", 3.8,
+            f"keep the experts of {layers} layers in host memory (`--cpu-moe {layers}`)",
+            3.8,
             "speed: those experts run from host memory",
             lambda q: replace(q, host_experts=layers, host_bytes=0),
-        )  # fmt: skip
+        )
     split = largest_that_fits(question, "gpu-layers", budget) if "layers" in ways else None
     if split and split.gpu_layers:
         yield Change(
@@ -170,8 +172,9 @@ def least_on_host(question: Serving, budget: Budget) -> Serving | None:
     def changed(gib: int) -> Serving:
         return replace(question, host_bytes=gib * GIB, host_experts=0)
 
-    found = smallest(lambda gib: fits(changed(gib), budget),
-                     highest=stored_bytes_of(question) // GIB + 1)  # fmt: skip
+    found = smallest(
+        lambda gib: fits(changed(gib), budget), highest=stored_bytes_of(question) // GIB + 1
+    )
     return None if found is None else changed(found)
 
 
@@ -319,8 +322,9 @@ def _read(question: Serving, tokens: int) -> int:
     """Bytes of weights that a pass over so many tokens reads: of experts those that are chosen."""
     shares = {
         w.name.rpartition("{}")[2]: 1 - (1 - w.chosen / w.experts) ** tokens
-        for w in question.trace.weights.values() if w.experts
-    }  # fmt: skip
+        for w in question.trace.weights.values()
+        if w.experts
+    }
     chosen = max(shares.values(), default=1.0)
     size = 0
     tied = all(weight.role != "head" for weight, _ in question.weights)

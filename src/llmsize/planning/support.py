@@ -86,9 +86,10 @@ def check_support(runtime: Runtime, accelerator: Accelerator | None, *formats: F
         return
     if reason := obstacle(runtime, accelerator):
         other = (
-            "llama.cpp runs on most: `llmsize show engines`" if isinstance(runtime, Engine)
+            "llama.cpp runs on most: `llmsize show engines`"
+            if isinstance(runtime, Engine)
             else "name another card, or another framework: `llmsize show stacks`"
-        )  # fmt: skip
+        )
         raise LLMSizeError(reason, hint=other)
     for format in formats:
         if reason := obstacle_to(format, runtime, accelerator):
@@ -113,8 +114,9 @@ def check_draft(engine: Engine, model: Trace, draft: Trace) -> str:
     if sizes[1] > sizes[0]:
         raise LLMSizeError(
             f"a draft of {format_count(sizes[1])} parameters for a model of "
-            f"{format_count(sizes[0])}", hint="the smaller model drafts for the larger one"
-        )  # fmt: skip
+            f"{format_count(sizes[0])}",
+            hint="the smaller model drafts for the larger one",
+        )
     own, other = vocabulary(model), vocabulary(draft)
     if engine.draft_gap is not None and abs(own - other) > engine.draft_gap:
         raise LLMSizeError(

@@ -96,9 +96,10 @@ def _headings(table: Table, columns: Sequence[Sequence[Cell | None]]) -> list[st
     named = zip(table.columns, map("".join, found), strict=True)
     return [
         f"{name}, {HEADINGS.get(unit, unit)}".removeprefix(", ")
-        if unit and unit not in SCALED and unit not in f"{table.title} {name}" else name
+        if unit and unit not in SCALED and unit not in f"{table.title} {name}"
+        else name
         for name, unit in named
-    ]  # fmt: skip
+    ]
 
 
 def _is_numeric(cells: Sequence[Cell | None]) -> bool:

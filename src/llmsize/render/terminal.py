@@ -23,9 +23,7 @@ INDENT = 4
 Look = Literal["", "bold", "dim", "italic", "yellow", "blue", "cyan"]
 Paint = Callable[[str, Look], str]
 
-_CODES: dict[Look, int] = {
-    "bold": 1, "dim": 2, "italic": 3, "yellow": 33, "blue": 34, "cyan": 36
-}  # fmt: skip
+_CODES: dict[Look, int] = {"bold": 1, "dim": 2, "italic": 3, "yellow": 33, "blue": 34, "cyan": 36}
 """ECMA-48, select graphic rendition."""
 _KINDS: dict[Kind, Look] = {"name": "bold", "formula": "cyan", "source": "dim", "note": "italic"}
 
@@ -69,8 +67,9 @@ def _lines(estimate: Estimate, style: Style, paint: Paint, width: int) -> Iterat
 
 def _remarks(estimate: Estimate, paint: Paint, width: int) -> Iterator[str]:
     labels: tuple[tuple[str, Look, tuple[str, ...]], ...] = (
-        ("assumed:", "yellow", estimate.assumptions), ("note:", "blue", estimate.notes),
-    )  # fmt: skip
+        ("assumed:", "yellow", estimate.assumptions),
+        ("note:", "blue", estimate.notes),
+    )
     if estimate.assumptions or estimate.notes:
         yield ""
     for label, color, texts in labels:
@@ -83,9 +82,10 @@ def _remarks(estimate: Estimate, paint: Paint, width: int) -> Iterator[str]:
 def _table(grid: Grid, paint: Paint, width: int) -> Iterator[str]:
     count = _abreast(grid, width)
     beside = grid._replace(
-        header=grid.header[:count], numeric=grid.numeric[:count],
+        header=grid.header[:count],
+        numeric=grid.numeric[:count],
         lines=tuple(cells[:count] for cells in grid.lines),
-    )  # fmt: skip
+    )
     widths, gap = _widths(beside, width)
     if any(beside.header):
         yield from _row(beside.header, widths, beside, gap, lambda text, _: paint(text, "dim"))

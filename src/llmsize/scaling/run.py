@@ -145,8 +145,9 @@ def alone(law: ScalingLaw, loss: float) -> list[Term]:
     }
     if "C_min | L" not in relations(law):
         names["C | L"] = "compute that reaches it"
-    return [answer(law, each, name, L=loss) for each, name in names.items()
-            if each in relations(law)]  # fmt: skip
+    return [
+        answer(law, each, name, L=loss) for each, name in names.items() if each in relations(law)
+    ]
 
 
 def frontier(law: ScalingLaw, n: float) -> list[Term]:

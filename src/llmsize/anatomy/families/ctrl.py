@@ -23,10 +23,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     s = gpt2.read(
         c.changed(
-            n_inner=c.size("dff", default=8192), activation_function="relu",
+            n_inner=c.size("dff", default=8192),
+            activation_function="relu",
             n_positions=c.size("n_positions", default=256),
         )
-    )  # fmt: skip
+    )
     x = model(t, s)
     return lm_head.causal_lm(t, x, s.vocabulary, HEAD, tied=s.tied)
 

@@ -100,8 +100,9 @@ def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
         out = attention.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None)
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
-    out = t.linear(ops.merge_heads(t, out), "attn.c_proj", s.hidden, bias=True,
-                   role="o", transposed=True)  # fmt: skip
+    out = t.linear(
+        ops.merge_heads(t, out), "attn.c_proj", s.hidden, bias=True, role="o", transposed=True
+    )
     return ops.dropout(t, out, s.residual_dropout)
 
 

@@ -135,9 +135,7 @@ def attend(t: Trace, s: Sizes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     if t.setting.attention != "eager":
         return blocks.attend(t, q, k, v, mask, dropout=dropout)
     assert mask is not None
-    out = kernels.eager(
-        t, q, k, v, mask, dropout=dropout, softmax_format=None, cast_back=False
-    )  # fmt: skip
+    out = kernels.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None, cast_back=False)
     return ops.merge_heads(t, out)
 
 

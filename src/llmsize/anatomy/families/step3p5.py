@@ -24,8 +24,9 @@ def forward(t: Trace, c: Config) -> Tensor:
     local, wide = shares(c)
     s = decoder.read(
         c.changed(num_key_value_heads=groups, partial_rotary_factor=None),
-        rotary=wide, local_rotary=local,
-    )  # fmt: skip
+        rotary=wide,
+        local_rotary=local,
+    )
     m = mixture.read(
         c.changed(shared_expert_intermediate_size=shared), scores="sigmoid", wide=True,
         correction="alike",

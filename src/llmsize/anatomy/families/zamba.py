@@ -31,12 +31,12 @@ def forward(t: Trace, c: Config) -> Tensor:
     m = jamba.read_mamba(c, s.hidden)
     attend = partial(decoder.attention, t, s, Heads())
     x = zamba2.model(
-        t, s, zamba2.layer_kinds(layer_words(c, s.layers), 1, "shared_transf"),
+        t,
+        s,
+        zamba2.layer_kinds(layer_words(c, s.layers), 1, "shared_transf"),
         partial(mixer, t, m, Dim(c.few("n_mamba_heads", default=2), "mamba_heads")),
-        partial(
-            zamba2.transformer, t, attend, partial(decoder.gated, t, s, name="feed_forward")
-        ),
-    )  # fmt: skip
+        partial(zamba2.transformer, t, attend, partial(decoder.gated, t, s, name="feed_forward")),
+    )
     return lm_head.causal_lm(t, x, s.vocabulary, Head(), tied=True)
 
 

@@ -77,9 +77,10 @@ LATE: Mapping[str, Late] = {
 that predicts further ones."""
 
 RESIDUAL_FIRST = {
-    "phi3": frozenset({"mlp"}), "lfm2": frozenset({"mixer", "mlp"}),
+    "phi3": frozenset({"mlp"}),
+    "lfm2": frozenset({"mixer", "mlp"}),
     "jamba": frozenset({"mixer", "mlp"}),
-}  # fmt: skip
+}
 
 NOT_CONVERTED = frozenset(
     {"aria", "aria_text", "axk1", "bart", "beam", "biogpt", "blenderbot", "blenderbot-small",
@@ -214,8 +215,9 @@ def shared_layers(config: Config, layers: int) -> dict[int, int]:
     kinds = config.sequence("layer_types") or ()
     return {
         layer: first - (2 if kind == "sliding_attention" else 1)
-        for layer, kind in enumerate(kinds) if layer >= first > 1
-    }  # fmt: skip
+        for layer, kind in enumerate(kinds)
+        if layer >= first > 1
+    }
 
 
 def _unnamed(weight: Weight) -> bool:
@@ -227,10 +229,8 @@ def _every_layer(trace: Trace, caches: tuple[LayerCache, ...]) -> tuple[LayerCac
     """The caches by layer, where some layers have an MLP alone and keep nothing."""
     layers = {index for p in trace.weights.values() for index in p.indices}
     mixing = {
-        index
-        for p in trace.weights.values() if p.role in ("o", "conv")
-        for index in p.indices
-    }  # fmt: skip
+        index for p in trace.weights.values() if p.role in ("o", "conv") for index in p.indices
+    }
     if len(mixing) != len(caches) or len(layers) == len(caches):
         return caches
     kept = dict(zip(sorted(mixing), caches, strict=True))

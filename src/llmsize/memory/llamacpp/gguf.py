@@ -139,7 +139,7 @@ def model(
     stored = [
         (weight, unquantized if weight.role == "projection" else format)
         for weight, format in stored
-    ]  # fmt: skip
+    ]
     return Model(decoder(file, architecture, trace), tuple(stored))
 
 

@@ -91,8 +91,9 @@ def _delta_net(b: Builder, x: Tensor) -> Tensor:
     old = _old_columns(b)
     columns = _joined(b, old, qkv)
     state = ops.reshape(_old(b, 1), head, head, heads, sequences)
-    mixed = ops.made("ssm_conv", FP32, (old.shape[1], tokens, sequences), columns,
-                     b.needed("ssm_conv1d"))  # fmt: skip
+    mixed = ops.made(
+        "ssm_conv", FP32, (old.shape[1], tokens, sequences), columns, b.needed("ssm_conv1d")
+    )
     mixed = ops.apply("unary", mixed)
     key_heads = (old.shape[1] - inner) // 2 // head
     keys = [_repeated(b, _part(mixed, head, key_heads, tokens, sequences), heads) for _ in "qk"]
@@ -191,8 +192,9 @@ def _short_convolution(b: Builder, x: Tensor) -> Tensor:
     first, gate, last = (_part(three, hidden, tokens, sequences) for _ in range(3))
     product = ops.apply("mul", first, last)
     columns = _joined(b, _old_columns(b), product)
-    mixed = ops.made("ssm_conv", FP32, (hidden, tokens, sequences), columns,
-                     b.needed("shortconv.conv"))  # fmt: skip
+    mixed = ops.made(
+        "ssm_conv", FP32, (hidden, tokens, sequences), columns, b.needed("shortconv.conv")
+    )
     y = ops.apply("mul", gate, mixed)
     return _flat(ops.matmul(b.needed("shortconv.out_proj"), y), b)
 

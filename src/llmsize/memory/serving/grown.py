@@ -135,9 +135,10 @@ def _reordering(question: Serving) -> int:
         return 0
     keys = (
         int(layers[0].value) * layer.key_dim // (layer.key_dim + layer.value_dim)
-        for layer in question.layers if layer.key_dim
+        for layer in question.layers
+        if layer.key_dim
         for layers in [cache_of(question, (layer,))]
-    )  # fmt: skip
+    )
     return max(keys, default=0)  # a recurrent model has none
 
 
@@ -164,8 +165,9 @@ def _compiled(question: Serving) -> Iterator[Term]:
     """What an engine holds that quantizes on the device and compiles: gaps and graphs."""
     engine, recipe = question.engine, question.recipe
     if recipe and recipe.quantizing:
-        sizes = ((elements, elements * question.format.block_bytes)
-                 for elements in _joined(question))  # fmt: skip
+        sizes = (
+            (elements, elements * question.format.block_bytes) for elements in _joined(question)
+        )
         yield fact(
             "left by quantizing", gaps_of_quantizing(sizes, recipe.quantizing), unit="bytes",
             source="PyTorch's caching allocator, simulated", grade="formula",

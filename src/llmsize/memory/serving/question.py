@@ -160,7 +160,7 @@ def serving(
     index_keys = format_of(engine.index_keys) if engine.index_keys else None
     return Serving(
         architecture, trace, engine, stored, format, keys, values, recipe, file, index_keys
-    )  # fmt: skip
+    )
 
 
 def _check_runs(
@@ -221,5 +221,6 @@ def _untied(stored: Stored) -> Stored:
         return stored
     return stored + tuple(
         (weight._replace(name="lm_head.weight", role="head"), format)
-        for weight, format in stored if weight.role == "embedding"
-    )  # fmt: skip
+        for weight, format in stored
+        if weight.role == "embedding"
+    )
