@@ -75,6 +75,19 @@ def test_states_of_adapters_are_those_of_their_own_matrices() -> None:
     assert term_of(parts, "optimizer states").value == 12 * 4 * (each + roots)
 
 
+def test_qlora_keeps_a_quantized_base_beside_fp32_adapters() -> None:
+    """SmolLM's 30 layers of seven matrices in blocks of 64 numbers: 36 bytes each, and the sixteen
+    fp32 values of NF4 once a matrix (bitsandbytes, `QuantState`); all else is in 16 bits."""
+    outward = {576: (576, 192, 192, 576, 1536, 1536), 1536: (576,)}
+    shapes = [(inputs, outputs) for inputs, those in outward.items() for outputs in those]
+    matrices = 30 * sum(inputs * outputs for inputs, outputs in shapes)
+    base = matrices // 64 * 36 + 30 * 7 * 64 + 2 * (134_515_008 - matrices)
+    subject = overview.subject(presets.get(Architecture, "smollm-135m"))
+    frozen, adapters = term_of(parts_of(subject, work("nf4"), "QLoRA"), "weights").parts
+    assert frozen.value == base
+    assert adapters.value == 4 * 30 * 16 * sum(map(sum, shapes))
+
+
 def test_states_of_all_weights_are_those_of_their_shapes() -> None:
     """Adafactor again, for GPT-2 itself: rows and columns of matrices, one number a number of a
     vector, and a root mean square for each of 148 tensors, all in fp32."""
