@@ -17,9 +17,8 @@ TRANSCRIPT = re.compile(r"```console\n\$ llmsize (.*?)\n(.*?)```", re.S)
 
 
 def _transcripts() -> list[tuple[str, str, str]]:
-    return [
-        (page, *found) for page in PAGES for found in TRANSCRIPT.findall((DOCS / page).read_text())
-    ]
+    return [(page, *found) for page in PAGES
+            for found in TRANSCRIPT.findall((DOCS / page).read_text())]  # fmt: skip
 
 
 @pytest.mark.parametrize(("page", "words", "shown"), _transcripts())

@@ -16,7 +16,6 @@ from llmsize.anatomy.families import phi3
 from llmsize.anatomy.families.llama import windows
 from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
-from llmsize.anatomy.rotary import Turn
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -29,10 +28,7 @@ class Type:
     """What one `model_type` does differently from Mixtral."""
 
     norm: Norm = blocks.rms_norm
-    head_norm: Norm | None = None
-    """Of each head of q and k."""
-    wide_norm: Norm | None = None
-    """Of all heads of q or k together."""
+    heads: Heads = Heads()
     biased: bool = False
     """Whether q, k and v have biases where the configuration does not say."""
     output_biased: bool = True
@@ -46,32 +42,31 @@ class Type:
     router: str = "mlp.gate"
     once_linear: bool = False
     """Whether adapters take the routed experts for the linear layers that they were."""
-    turn: Turn = rotary.turn
-    """Rotary embedding of q and k, if not the usual one."""
     sampled: bool = False
     """Whether training draws the experts instead of taking the best (Phi's SparseMixer)."""
     masks_windows: bool = False
     """Whether a mask for windows is made though no layer has one."""
 
 
+NORMED = Heads(norm=blocks.rms_norm, normed_at_once=True)
+
 TYPES = {
     "mixtral": Type(wide=True, normed=True, once_linear=True),
     "qwen2_moe": Type(biased=True, output_biased=False, masks_windows=True),
-    "qwen3_moe": Type(head_norm=blocks.rms_norm, once_linear=True),
-    "qwen3_vl_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
-    "qwen3_omni_moe_text": Type(head_norm=blocks.rms_norm, normed=True),
-    "olmoe": Type(wide_norm=blocks.rms_norm, once_linear=True),
+    "qwen3_moe": Type(heads=NORMED, once_linear=True),
+    "qwen3_vl_moe_text": Type(heads=NORMED, normed=True),
+    "qwen3_omni_moe_text": Type(heads=NORMED, normed=True),
+    "olmoe": Type(heads=Heads(wide_norm=blocks.rms_norm), once_linear=True),
     "phimoe": Type(norm=blocks.layer_norm, router="mlp.router", sampled=True),
     "minimax_m2": Type(
-        turn=phi3.turn,
-        wide_norm=blocks.rms_norm,
+        heads=Heads(wide_norm=blocks.rms_norm, turn=phi3.turn),
         scores="sigmoid",
         wide=True,
         normed=True,
         correction="alike",
         once_linear=True,
     ),
-    "mellum": Type(head_norm=blocks.rms_norm, normed=True, once_linear=True),
+    "mellum": Type(heads=NORMED, normed=True, once_linear=True),
 }
 
 
@@ -86,15 +81,10 @@ def forward(t: Trace, c: Config) -> Tensor:
         jitter="input_jitter_noise" if family.sampled else "router_jitter_noise",
     )  # fmt: skip
     bias = c.flag("attention_bias", "qkv_bias", default=family.biased)
-    clipped = c.value("clip_qkv") is not None
-    h = Heads(
+    h = family.heads._replace(
         bias=bias,
         output_bias=bias and family.output_biased,
-        norm=family.head_norm,
-        normed_at_once=True,
-        wide_norm=family.wide_norm,
-        clipped=clipped,
-        turn=family.turn,
+        clipped=c.value("clip_qkv") is not None,
     )
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
