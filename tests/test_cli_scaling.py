@@ -50,9 +50,8 @@ def test_every_law_answers_with_its_unit_and_corpus(capsys: pytest.CaptureFixtur
     assert rows["kaplan"]["N counts"] == "non-embedding"
     assert "not comparable" in document["notes"][0]
     assert "ludziejewski" not in rows
-    with_experts = answered(
-        capsys, "loss", "--params", "1B", "--tokens", "20B", "--law", "all", "--experts", "8"
-    )
+    with_experts = answered(capsys, "loss", "--params", "1B", "--tokens", "20B", "--law", "all",
+                           "--experts", "8")  # fmt: skip
     assert "ludziejewski" in {row["name"] for row in with_experts["answer"][0]["rows"]}
 
 
@@ -101,9 +100,8 @@ def test_own_runs_move_a_law(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_one_run_shifts_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
     """A single run fixes the level and says that it leaves no spread."""
-    document = answered(
-        capsys, "loss", "--params", "1B", "--tokens", "20B", "--calibrate", "1B,20B,2.71"
-    )
+    document = answered(capsys, "loss", "--params", "1B", "--tokens", "20B",
+                       "--calibrate", "1B,20B,2.71")  # fmt: skip
     assert document["answer"][0]["value"] == pytest.approx(2.71, rel=1e-12)
     assert "resamples" not in document["headline"]
     assert any("no interval" in note for note in document["notes"])
@@ -116,9 +114,8 @@ def test_the_best_split_of_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells["parameters"]["value"] == pytest.approx(72.2e9, rel=1e-3)
     assert cells["per parameter"]["value"] == pytest.approx(18.39, rel=1e-3)
     assert document["answer"][0]["rows"][1]["name"] == "20 tokens per parameter"
-    trade = {
-        row["name"]: row["cells"]["compute ratio"]["value"] for row in document["answer"][1]["rows"]
-    }
+    trade = {row["name"]: row["cells"]["compute ratio"]["value"]
+             for row in document["answer"][1]["rows"]}  # fmt: skip
     assert trade.pop("1.00 ×") == pytest.approx(1)
     assert min(trade.values()) > 1
 

@@ -72,9 +72,8 @@ def test_nvidia_smi_gives_total_and_free() -> None:
     """Each line is a device, its memory in MiB."""
     found = devices(outside(TWO_CARDS))
     assert [(d.total, d.free) for d in found] == [
-        (24564 * MIB, 23000 * MIB),
-        (24564 * MIB, 24100 * MIB),
-    ]
+        (24564 * MIB, 23000 * MIB), (24564 * MIB, 24100 * MIB)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

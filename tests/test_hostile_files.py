@@ -61,10 +61,11 @@ INTERESTING = st.sampled_from(
      struct.pack("<Q", 2**32), b'"', b"{", b"[" * 40, b"1e999", b"NaN", b"-1", b"\\ud800", b"PK"]
 )  # fmt: skip
 EDITS = st.lists(
-    st.tuples(st.floats(0, 1), st.integers(0, 8), st.one_of(INTERESTING, st.binary(max_size=8))),
-    min_size=1,
-    max_size=4,
-)
+    st.tuples(
+        st.floats(0, 1), st.integers(0, 8), st.one_of(INTERESTING, st.binary(max_size=8))
+    ),
+    min_size=1, max_size=4,
+)  # fmt: skip
 
 
 def test_a_family_named_by_half_a_character_is_refused(tmp_path: Path) -> None:

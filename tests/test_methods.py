@@ -85,9 +85,8 @@ def test_modules_to_save_are_trained_copies_beside_the_frozen_ones() -> None:
 def test_the_embeddings_gradient_stays_in_every_micro_batch() -> None:
     """peft asks for it where layers run again; traced with 2 batches of 5 × 333 (torch 2.13)."""
     model = read_config(REFERENCE / "trace_configs" / "llama-3.2-1b-2-layers.json", "two layers")
-    choices = Choices(
-        "miss", batch=5, sequence=333, rank=4, targets=QV, recompute="full", accumulation=2
-    )
+    choices = Choices("miss", batch=5, sequence=333, rank=4, targets=QV, recompute="full",
+                      accumulation=2)  # fmt: skip
     step = training_step(
         model, run_of(choices)._replace(optimizer=presets.get(Optimizer, "adamw-foreach"))
     )
@@ -149,11 +148,11 @@ def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
     """Table 1 of GaLore: mr + 2nr for a matrix, so less than 2mn; the rank raises it."""
     model = presets.get(Architecture, "smollm-135m")
     states = [
-        training_step(model, run_of(Choices(method, rank=rank, sequence=64)))
-        .static.part("optimizer states")
-        .value
+        training_step(model, run_of(Choices(method, rank=rank, sequence=64))).static.part(
+            "optimizer states"
+        ).value
         for method, rank in (("galore", 32), ("galore", 128), ("full", 16))
-    ]
+    ]  # fmt: skip
     assert states[0] < states[1] < states[2]
 
 

@@ -266,9 +266,8 @@ def test_the_command_says_when_what_lives(capsys: pytest.CaptureFixture[str]) ->
 def test_a_reference_reads_between_the_policys_passes() -> None:
     """TRL's DPO runs it where the policy's activations are kept, and nothing of it is left."""
     *_, before, read, _ = (
-        point
-        for point in step(objective="dpo").timeline
-        if point.phase != "step" and point.place in ("head and loss", "other models")
-    )
+        point for point in step(objective="dpo").timeline if point.phase != "step"
+        and point.place in ("head and loss", "other models")
+    )  # fmt: skip
     assert (before.phase, read.phase) == ("forward", "reference")
     assert before.after == read.after < read.highest

@@ -24,7 +24,7 @@ LONG = {"original_max_position_embeddings": 4096}
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, 32_768),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8}}}, 65_536),
     ],
-)
+)  # fmt: skip
 def test_stretched_angles_have_positions_of_their_own(
     config: dict[str, Any], positions: int
 ) -> None:

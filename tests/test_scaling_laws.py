@@ -119,9 +119,8 @@ def test_loss_falls_in_parameters_tokens_and_compute(
             before = solve(law, relation, **values)
             after = solve(law, relation, **{**values, letter: values[letter] * more})
             assert after <= before
-            assert after < before or math.isclose(
-                before, floor(law, **{k: v for k, v in values.items() if k != letter}), rel_tol=1e-9
-            )
+            assert after < before or math.isclose(before, floor(law, **{
+                k: v for k, v in values.items() if k != letter}), rel_tol=1e-9)  # fmt: skip
 
 
 @given(NAMES, PARAMETERS, TOKENS)

@@ -88,10 +88,9 @@ def test_default_utilization_is_the_median_of_the_benchmark(
     shares = sorted(
         float(row["mfu_pct"]) / 100
         for row in _rows("mfu_observed")
-        if row["framework"] == "llm-foundry"
-        and row["gpu"].startswith(gpu)
+        if row["framework"] == "llm-foundry" and row["gpu"].startswith(gpu)
         and precision in row["precision"]
-    )
+    )  # fmt: skip
     entry = presets.get(Utilization, name)
     assert entry.median == pytest.approx(shares[len(shares) // 2], abs=0.02)
     assert entry.low <= shares[0] + 0.01 and shares[-1] <= entry.high + 0.01

@@ -14,9 +14,8 @@ from llmsize.architecture import Architecture
 from llmsize.sources import resolve
 
 
-def shape(
-    layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, **more: object
-) -> dict[str, object]:
+def shape(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocabulary: int,
+          **more: object) -> dict[str, object]:  # fmt: skip
     """The keys that every architecture has."""
     return {
         "block_count": layers, "embedding_length": hidden, "feed_forward_length": mlp,

@@ -78,12 +78,11 @@ AUDIO: dict[str, tuple[dict[str, Any], int]] = {
     "Voxtral": ({"model_type": "voxtral_encoder"}, 636_968_960),
     "Qwen2.5-Omni": ({"model_type": "qwen2_5_omni_audio_encoder"}, 639_647_232),
     "Qwen3-Omni": (
-        {"model_type": "qwen3_omni_moe_audio_encoder", "output_dim": 2048},
-        647_927_168,
+        {"model_type": "qwen3_omni_moe_audio_encoder", "output_dim": 2048}, 647_927_168,
     ),
     "Gemma 3n": ({"model_type": "gemma3n_audio"}, 681_348_640),
     "Gemma 4": ({"model_type": "gemma4_audio"}, 304_824_608),
-}
+}  # fmt: skip
 
 PROJECTORS: dict[str, tuple[int, dict[str, Any], dict[str, Any], int]] = {
     "gemma3": (2560, {}, VISION["Gemma 3"][0], 2_950_272),
@@ -105,7 +104,7 @@ SPOKEN: dict[str, tuple[int, dict[str, Any], int]] = {
     "voxtral": (3072, {"model_type": "voxtral_encoder"}, 25_165_824),
     "gemma3n": (2048, {"model_type": "gemma3n_audio"}, 3_345_408),
     "gemma4": (1536, {"model_type": "gemma4_audio"}, 2_359_296),
-}
+}  # fmt: skip
 
 PUBLISHED = {
     "gemma-3-4b": 4_300_079_472, "gemma-3-12b": 12_187_325_040, "gemma-3-27b": 27_432_406_640,

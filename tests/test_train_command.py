@@ -178,9 +178,8 @@ def test_what_is_trained_changes_last(
     assert "LoRA" not in remedy
 
 
-@pytest.mark.parametrize(
-    ("card", "runs"), [("rtx-4090", True), ("tpu-v5e", False), ("trainium1", False)]
-)
+@pytest.mark.parametrize(("card", "runs"), [("rtx-4090", True), ("tpu-v5e", False),
+                                            ("trainium1", False)])  # fmt: skip
 def test_no_change_names_what_the_card_does_not_run(
     capsys: pytest.CaptureFixture[str], card: str, runs: bool
 ) -> None:
