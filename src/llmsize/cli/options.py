@@ -162,10 +162,10 @@ def assuming(known: Architecture, family: str) -> Architecture:
 
     Raises `LLMSizeError` for a family that is not known, and where the model's own one is.
     """
-    from llmsize.anatomy.families import MODULES, forward_of
-
     if not family:
         return known
+    from llmsize.anatomy.families import MODULES, forward_of
+
     if known.family in MODULES:
         raise LLMSizeError(
             f"the family of `{printable(known.name)}` is known: `{known.family}`",

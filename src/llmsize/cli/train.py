@@ -15,7 +15,7 @@ from llmsize.cli.machines import Hardware
 from llmsize.cli.options import Batch, Model
 from llmsize.cli.train_answer import drawn, estimate
 from llmsize.errors import LLMSizeError
-from llmsize.formats import FP32, TRAINED, Format
+from llmsize.formats import BF16, FP32, TRAINED, Format
 from llmsize.hardware import Machine
 from llmsize.memory.methods import (
     QUANTIZED,
@@ -282,7 +282,7 @@ def _format(name: str, stack: Stack, machine: Machine | None) -> tuple[Format, s
     """
     if not name:
         card = machine.accelerator if machine else None
-        return computed_in(presets.get(Format, "bf16"), stack, card)
+        return computed_in(BF16, stack, card)
     format = presets.get(Format, name)
     if format not in TRAINED:
         raise LLMSizeError(

@@ -201,11 +201,12 @@ def all_states(trained: Iterable[Parameter], run: TrainingRun) -> int:
     (pytorch v2.13, the tutorial "How to save memory by fusing the optimizer step into the backward
     pass").
     """
-    weights = list(trained)
-    alike = sum(w.copies for w in weights if takes(run.optimizer, w.shape, w.role))
-    optimizers = alike if run.fused_backward else min(alike, 1)
-    held = sum(states(weight, run) for weight in weights)
-    return held + run.optimizer.shared_bytes * optimizers
+    weights, optimizer = list(trained), run.optimizer
+    held = sum([states(weight, run) for weight in weights])
+    if not optimizer.shared_bytes:
+        return held
+    alike = sum(w.copies for w in weights if takes(optimizer, w.shape, w.role))
+    return held + optimizer.shared_bytes * (alike if run.fused_backward else min(alike, 1))
 
 
 PAGED = "bitsandbytes 0.43.1, bitsandbytes/optim/optimizer.py (get_state_buffer)"

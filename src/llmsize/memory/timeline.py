@@ -285,15 +285,14 @@ class Crest(NamedTuple):
 
 def crest(parts: Sequence[Stretch], phase: str = "") -> Crest:
     """Where most is alive, in one phase or in all."""
-    live = 0
-    highest = Crest(0, 0, 0)
+    live = highest = at = turn = 0
     for index, part in enumerate(parts):
         before = max(0, part.net * (part.times - 1))
-        if live + before + part.crest > highest.bytes and phase in ("", part.phase):
-            turn = part.times - 1 if before else 0
-            highest = Crest(live + before + part.crest, index, turn)
+        here = live + before + part.crest
+        if here > highest and phase in ("", part.phase):
+            highest, at, turn = here, index, part.times - 1 if before else 0
         live += part.net * part.times
-    return highest
+    return Crest(highest, at, turn)
 
 
 def peak(parts: Sequence[Stretch], phase: str = "") -> Moment:

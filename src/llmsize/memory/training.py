@@ -291,12 +291,12 @@ def _place(trace: Trace, turn: int) -> str:
     return _from_to(trace.course[turn : turn + 1]) if turn >= 0 else ""
 
 
-def _passed(trace: Trace, turn: int) -> str:
-    """The same of all turns of the pattern that repeats with it."""
-    if turn < 0:
-        return ""
-    pattern = trace.course[turn].pattern
-    return _from_to([other for other in trace.course if other.pattern == pattern])
+def _passed(course: Iterable[Turn]) -> dict[int, str]:
+    """The same of all turns of a pattern that repeats, by its number."""
+    alike: dict[int, list[Turn]] = {}
+    for turn in course:
+        alike.setdefault(turn.pattern, []).append(turn)
+    return {pattern: _from_to(turns) for pattern, turns in alike.items()}
 
 
 def _from_to(turns: Sequence[Turn]) -> str:
@@ -316,10 +316,11 @@ def _peaks(timeline: Iterable[Point]) -> dict[str, int]:
 def _timeline(trace: Trace, parts: Iterable[Stretch], base: int, scratch: int) -> Iterator[Point]:
     """One point a stretch; outside of the layers it is called by the side it is on."""
     live, passed = base, {"forward": False, "backward": False}
+    places = _passed(trace.course)
     for part in parts:
         highest = live + max(0, part.net * (part.times - 1)) + part.crest
         live += part.net * part.times
-        place = _passed(trace, part.turn)
+        place = places[trace.course[part.turn].pattern] if part.turn >= 0 else ""
         passed[part.phase] = passed[part.phase] or bool(place)
         upper = passed[part.phase] == (part.phase == "forward")
         outside = "head and loss" if upper else "embedding"
