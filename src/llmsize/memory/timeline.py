@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -31,10 +30,20 @@ class Passage:
     """What happens in one traced part of a layer, or outside of the layers, in one go."""
 
     def __init__(
-        self, events: Sequence[Event], layer: int, net: int, crest: int, once: Passage | None = None
+        self,
+        events: Sequence[Event],
+        layer: int,
+        net: int,
+        crest: int,
+        *,
+        within: Sequence[tuple[int, int]] = (),
+        once: Passage | None = None,
     ) -> None:
-        """In one that happens again for another layer as it did `once`, nothing happens to what all
-        layers share, and that layer is handed what the first one was."""
+        """`within` are bytes that a kernel takes within itself, each behind so many events.
+
+        In one that happens again for another layer as it did `once`, nothing happens to what all
+        layers share, and that layer is handed what the first one was.
+        """
         # apart: a tuple for each event that is remembered is one more for the collector to search
         self._changes, self._labels = _apart(events)
         self.layer = layer
@@ -42,6 +51,7 @@ class Passage:
         """Bytes that are alive after it and were not before."""
         self.crest = crest
         """The most that is alive within it, above what was before."""
+        self.within = within
         self.once = once
 
     @property
@@ -69,13 +79,33 @@ class Passage:
         found = _unmatched(self.up_to_crest())
         return found if self.once is None else [(size, self._own(label)) for size, label in found]
 
+    def as_run(self) -> Passage:
+        """The same with what kernels take within themselves, which no trace of tensors sees."""
+        once = self.once or self
+        if not once.within:
+            return self
+        return once._passages_as_run[0 if once is self else 1]
+
+    @cached_property
+    def _passages_as_run(self) -> tuple[Passage, Passage]:
+        before, events = self.events, list[Event]()
+        places = [place for place, _ in self.within]
+        for start, (place, size) in zip([0, *places], self.within, strict=False):
+            events += before[start:place]
+            role, operation, layer, shape, format = events[-1][1]
+            own: Label = role, operation, layer, shape, format
+            events += [(size, own), (-size, own)]
+        return passages([*events, *before[places[-1] :]], self.layer)
+
     def _own(self, label: Label) -> Label:
         """What another layer is handed is of a layer, too."""
         role, operation, layer, shape, format = label
         return (role, operation, self.layer, shape, format) if layer == HANDED_ON else label
 
 
-def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
+def passages(
+    events: Sequence[Event], layer: int, within: Sequence[tuple[int, int]] = ()
+) -> tuple[Passage, Passage]:
     """What happens in a traced part of a layer, and again in another layer of its kind."""
     live = crest = own = own_crest = 0
     for change, label in events:
@@ -86,8 +116,8 @@ def passages(events: Sequence[Event], layer: int) -> tuple[Passage, Passage]:
             own += change
             if own > own_crest:
                 own_crest = own
-    once = Passage(events, layer, live, crest)
-    return once, Passage((), layer, own, own_crest, once)
+    once = Passage(events, layer, live, crest, within=within)
+    return once, Passage((), layer, own, own_crest, once=once)
 
 
 def _of_layers(events: Sequence[Event]) -> Sequence[Event]:
@@ -134,6 +164,11 @@ class Stretch(NamedTuple):
         """The passage that has the crest."""
         return self.passages[self.crest_in]
 
+    def as_run(self) -> Stretch:
+        """The same with what kernels take within themselves, which no trace of tensors sees."""
+        passages = [passage.as_run() for passage in self.passages]
+        return _stretch(self.phase, self.turn, self.times, passages, self.layers)
+
     def lasting(self) -> Iterator[Event]:
         """What one of them leaves alive, and what it releases that was alive before."""
         for passage in self.passages:
@@ -172,44 +207,24 @@ class Moment:
 
 def stretches(trace: Trace) -> Iterator[Stretch]:
     """The tape in stretches, for all layers; those of a pattern that repeats are one."""
-    return _folded(trace.events, trace.segments, trace.course)
-
-
-def stretches_as_run(trace: Trace) -> Iterator[Stretch]:
-    """The same with what kernels take within themselves, which no trace of tensors sees."""
-    events: list[Event] = []
-    positions = [position for position, _ in trace.within]
-    for start, (position, size) in zip([0, *positions], trace.within, strict=False):
-        events += trace.events[start:position]
-        role, operation, layer, shape, format = events[-1][1]
-        own: Label = role, operation, layer, shape, format
-        events += [(size, own), (-size, own)]
-    events += trace.events[positions[-1] if positions else 0 :]
-    segments = [
-        segment._replace(start=segment.start + 2 * bisect_right(positions, segment.start))
-        for segment in trace.segments
-    ]
-    return _folded(events, segments, trace.course)
-
-
-def _folded(
-    events: Sequence[Event], segments: Sequence[Segment], course: Sequence[Turn]
-) -> Iterator[Stretch]:
+    events, within = trace.events, trace.within
     passed: dict[int, tuple[Passage, Passage]] = {}
-    for segment, after in pairwise([*segments, Segment("end", -1, len(events))]):
-        own = events[segment.start : after.start]
+    for segment, after in pairwise([*trace.segments, Segment("end", -1, len(events))]):
+        start, stop = segment.start, after.start
+        taken = [(at - start, size) for at, size in within if start < at <= stop] if within else ()
+        happened = passages(events[start:stop], segment.layer, taken)
         if segment.layer >= 0:
-            passed[segment.layer] = passages(own, segment.layer)
-        elif own:
-            yield outside(segment.phase, own)
+            passed[segment.layer] = happened
+        elif stop > start:
+            yield _stretch(segment.phase, -1, 1, happened[:1])
         if passed and (after.layer < 0 or after.phase != segment.phase or after.layer in passed):
-            yield from _along(course, segment.phase, passed)
+            yield from _along(trace.course, segment.phase, passed)
             passed = {}
 
 
 def outside(phase: str, events: Sequence[Event]) -> Stretch:
     """What happens once, outside of the layers."""
-    return _stretch(phase, -1, 1, [passages(events, -1)[0]])
+    return _stretch(phase, -1, 1, passages(events, -1)[:1])
 
 
 def _along(

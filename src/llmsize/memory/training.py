@@ -42,7 +42,6 @@ from llmsize.memory.timeline import (
     outside,
     peak,
     stretches,
-    stretches_as_run,
     traced,
 )
 from llmsize.optimizers import Optimizer, Precision
@@ -121,10 +120,8 @@ class TrainingStep(NamedTuple):
     """What is alive above `static` at the highest moments of other phases than those three."""
     beside: Mapping[str, Term] = {}
     """What another trained model has alive in each of those three phases."""
-    within: int = 0
-    """By how much kernels' own temporaries raise the peak of forward and backward."""
-    as_run: Sequence[Stretch] = ()
-    """The two passes in stretches, with those temporaries, and what goes with the loss."""
+    passes: Sequence[Stretch] = ()
+    """The two passes in stretches, and what goes with the loss."""
     weights: Sequence[Parameter] = ()
     """What is trained, and what is not."""
 
@@ -139,10 +136,20 @@ class TrainingStep(NamedTuple):
         return self.peaks[self.phase]
 
     @property
+    def as_run(self) -> Sequence[Stretch]:
+        """The two passes with kernels' own temporaries."""
+        return [part.as_run() for part in self.passes]
+
+    @property
+    def within(self) -> int:
+        """By how much those raise the peak of forward and backward."""
+        return crest(self.as_run).bytes - self.moment.bytes
+
+    @property
     def within_kernels(self) -> int:
         """By how much kernels' own temporaries raise the peak of the step."""
         passed = max(self.peaks["forward"], self.peaks["backward"])
-        return max(0, passed + self.within - self.total) if self.within else 0
+        return max(0, passed + within - self.total) if (within := self.within) else 0
 
     @property
     def left(self) -> int:
@@ -167,7 +174,6 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
     before = len(trace.events)
     del loss
     let_go = outside("backward", trace.events[before:])
-    as_run = list(stretches_as_run(trace)) if trace.within else [*parts, let_go]
     static, trained = static_memory(trace, run), trained_weights(trace)
     _let_go_of_gradients(trained)
     scratch = step_scratch(trained, run)
@@ -183,8 +189,7 @@ def _folded(architecture: Architecture, run: TrainingRun) -> TrainingStep:
         timeline=timeline,
         step_scratch=scratch,
         trained=sum(prod(weight.shape) * weight.copies for weight in trained),
-        within=crest(as_run).bytes - moment.bytes if trace.within else 0,
-        as_run=as_run,
+        passes=[*parts, let_go],
         weights=list(trace.weights.values()),
     )
     return step if run.objective is SFT else _accompanied(step, architecture, run)
