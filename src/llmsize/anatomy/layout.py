@@ -45,6 +45,21 @@ def channels_last(shape: Shape) -> Strides:
     return moved((batch, height, width, channels), None, (0, 3, 1, 2))
 
 
+def looks_channels_last(shape: Shape, strides: Strides) -> bool:
+    """Whether strides are like those of an image with its channels closest.
+
+    c10/core/MemoryFormat.h, `is_channels_last_strides_2d_s4` (torch v2.13).
+    """
+    if strides is None or len(shape) != 4:
+        return False
+    within = 0
+    for dim in (1, 3, 2, 0):
+        if strides[dim] < within or (dim == 0 and within == strides[1]):
+            return False
+        within = strides[dim] * shape[dim]
+    return strides[1] > 0
+
+
 def viewed(shape: Shape, strides: Strides, new: Shape) -> tuple[bool, Strides]:
     """Whether a tensor can be seen in the shape `new` without a copy, and its strides then."""
     if strides is None:

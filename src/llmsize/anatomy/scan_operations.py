@@ -11,7 +11,7 @@ from math import prod
 
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.layout import channels_last, row_major
+from llmsize.anatomy.layout import channels_last, looks_channels_last, row_major
 from llmsize.anatomy.operations import GradList, first, keep_output
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor, laid_out
@@ -105,9 +105,13 @@ def repeat_interleave(t: Tape, x: Tensor, times: int, dim: int) -> Tensor:
 
 
 def to_rows(t: Tape, x: Tensor, format: Format) -> Tensor:
-    """`x` in another format and row-major; itself if it has that format already."""
+    """`x` in another format and row-major; itself if it has that format already.
+
+    Unless it looks like an image: then it is copied (`Tensor.to` with a `memory_format` looks no
+    closer than `suggest_memory_format`).
+    """
     if x.format is format:
-        return x
+        return ops.copy(t, x) if looks_channels_last(x.shape, x.strides) else x
     rows = ops.to(t, x, format)
     rows.strides = None
     return rows

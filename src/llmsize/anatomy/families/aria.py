@@ -39,7 +39,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, bias: bool) -> Tensor:
     logits = mixture.router_logits(t, m, tokens, "mlp.router", bias=False)
     best, indices = ops.topk(t, logits, m.chosen)
     routing = mixture.Routing(ops.softmax(t, best), indices)
-    del logits, best
+    del best  # the logits stay, which the layer names `_`
     routed = mixture.run_experts(t, s, m, tokens, routing, transposed=True)
     shared = decoder.gated(
         t, s, x, name="mlp.shared_experts", width=m.shared, bias=bias, role="shared_"

@@ -136,7 +136,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         shared=c.flag("share_encoder_decoder_embeddings", default=True),
     )
     if tables.shared and not tables.tied:  # the shared one is there, and nobody reads it
-        t.weight(f"{SHARED}.weight", (encoder.vocabulary, encoder.hidden), "embedding", fixed=True)
+        t.weight(f"{SHARED}.weight", (encoder.vocabulary, encoder.hidden), "embedding")
     encoded = run(t, family, encoder, tables, None, None)
     shifted = t.new("new_zeros", (t.batch, t.sequence), INT64)
     decoded = run(t, family, decoder, tables, shifted, encoded)

@@ -272,13 +272,15 @@ def compress(
     """Groups of tokens made into one key each, and what is added to their scores.
 
     At the smaller ratio an indexer picks among them, through which no gradient passes; at the
-    larger one a single token sees all of them.
+    larger one a single token sees all of them. Of too few tokens for one there is no key, and no
+    gradient for what would make it.
     """
-    name = "self_attn.compressor"
+    name, begin = "self_attn.compressor", len(t.recent)
     kv, held = compressor(t, x, name, s.head_dim, ratio, "kv", s.rotary)
     count = kv.shape[2]
     if ratio != SPARSE:
         held.clear()
+        t.forget_unused(begin)
         if t.sequence == 1 or not count:
             return kv, None
         zeros = t.new("new_zeros", (t.batch, 1, t.sequence, count), x.format)
@@ -289,6 +291,7 @@ def compress(
     index(t, s, e, x, queries, ratio)
     t.grad = grad
     del held
+    t.forget_unused(begin)
     whole = t.new("new_full", (t.batch, 1, t.sequence, count + 1), x.format)
     return kv, ops.slice_last(t, whole, count)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from llmsize.anatomy import blocks, decoder, lm_head, rotary
+from llmsize.anatomy.blocks import Masking
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Frame, Heads, gemma_norm
 from llmsize.anatomy.lm_head import Head
@@ -37,6 +38,10 @@ def forward(t: Trace, c: Config) -> Tensor:
     limits = family in SOFTCAPPED
     softcap = limits and bool(c.fields.get("attn_logit_softcapping", True))
     capped = bool(c.fields.get("final_logit_softcapping", limits))
+    both_ways = family in NORMED_HEADS and c.flag("use_bidirectional_attention")
+    if both_ways:  # no kernel knows such a mask by itself, and half of a window lies to each side
+        c = c.changed(sliding_window=c.size("sliding_window", default=4096) // 2 + 1)
+    masking: Masking = "eager" if softcap else "always" if both_ways else "as needed"
     s = decoder.read(c, tied=True, activation="gelu_pytorch_tanh")
     norm = gemma_norm if family in NORMED_HEADS else None
     join = JOINED.get(family, decoder.sandwich)
@@ -55,7 +60,7 @@ def forward(t: Trace, c: Config) -> Tensor:
         norm=gemma_norm,
         embed=scaled,
         rope=rotary.Rope(apart=family in NORMED_HEADS),
-        masking="eager" if softcap else "as needed",
+        masking=masking,
         masks=(0, s.window) if family != "gemma" else (),
         alike=True,
         head=Head(end=lm_head.SOFTCAP if capped else ()),

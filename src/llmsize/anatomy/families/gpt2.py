@@ -11,6 +11,7 @@ from llmsize.anatomy.config import Config
 from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
+from llmsize.formats import FP32
 from llmsize.quick_dataclasses import dataclass
 
 HEAD = Head("transformer.wte", casts=False)
@@ -31,6 +32,8 @@ class Shape:
     residual_dropout: float
     embedding_dropout: float
     attention_dropout: float
+    upcast: bool
+    """Whether attention that is written out computes its scores in fp32."""
 
 
 def read(c: Config) -> Shape:
@@ -50,6 +53,7 @@ def read(c: Config) -> Shape:
         residual_dropout=c.number("resid_pdrop", default=0.1),
         embedding_dropout=c.number("embd_pdrop", default=0.1),
         attention_dropout=c.number("attn_pdrop", default=0.1),
+        upcast=c.flag("reorder_and_upcast_attn"),
     )
 
 
@@ -95,8 +99,9 @@ def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
     del fused
     k, v = blocks.remember(t, k, v)
     dropout = s.attention_dropout
-    if t.setting.attention == "eager":
-        assert mask is not None
+    if t.setting.attention == "eager" and s.upcast:
+        out = upcast(t, q, k, v, mask, dropout)
+    elif t.setting.attention == "eager":
         out = attention.eager(t, q, k, v, mask, dropout=dropout, softmax_format=None)
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
@@ -104,6 +109,26 @@ def attend(t: Trace, s: Shape, x: Tensor, mask: Tensor | None) -> Tensor:
         ops.merge_heads(t, out), "attn.c_proj", s.hidden, bias=True, role="o", transposed=True
     )
     return ops.dropout(t, out, s.residual_dropout)
+
+
+def upcast(
+    t: Trace, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Attention with scores in fp32, multiplied into a tensor made before."""
+    batch, heads, tokens, channels = q.shape
+    rows, total = batch * heads, k.shape[2]
+    scores = t.new("empty", (rows, tokens, total), FP32)
+    autocast, t.autocast = t.autocast, None
+    queries = ops.reshape(t, q, rows, tokens, channels)
+    keys = ops.reshape(t, ops.transpose(t, k, -1, -2), rows, channels, total)
+    scores = ops.add_product(t, scores, ops.to(t, queries, FP32), ops.to(t, keys, FP32))
+    scores = ops.reshape(t, scores, batch, heads, tokens, total)
+    t.autocast = autocast
+    scores = scores if mask is None else ops.add(t, scores, mask)
+    scores = ops.softmax(t, scores, None)
+    scores = ops.to(t, scores, v.format)
+    t.attention_weights = scores = ops.dropout(t, scores, dropout)
+    return ops.matmul(t, scores, v)
 
 
 def mlp(t: Trace, s: Shape, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Reach:
 
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
-    s = decoder.read(c, rotary=0.0)
+    s = decoder.read(c.changed(tie_word_embeddings=False), rotary=0.0)  # it never is
     m = mixture.read(c, scores="sigmoid", correction="alike")
     kernel = c.size("conv_kernel_size", default=4)
     reaches = {local: read_reach(c, s, local) for local in (False, True)}

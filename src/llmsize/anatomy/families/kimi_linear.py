@@ -23,7 +23,8 @@ from llmsize.anatomy.trace import Trace
 def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     latent = read_latent(c)
-    s = decoder.read(c.changed(head_dim=latent.rotary), rotary=0.0)
+    apart = c.changed(head_dim=latent.rotary, tie_word_embeddings=False)  # it never is
+    s = decoder.read(apart, rotary=0.0)
     m = mixture.read_corrected(c)
     delta = KimiDelta(
         hidden=s.hidden,

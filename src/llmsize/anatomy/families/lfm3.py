@@ -12,7 +12,7 @@ from llmsize.anatomy import blocks, decoder, mixture, recurrent, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Around, Frame, Heads, Names, Norm, Sizes
-from llmsize.anatomy.mixture import Mixture
+from llmsize.anatomy.mixture import Mixture, Routing
 from llmsize.anatomy.rotary import Rope, Turn
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
@@ -132,8 +132,15 @@ def read_mixture(c: Config) -> Mixture | None:
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
-    """Routed experts, all weights of theirs in the format of the tokens."""
+    """Routed experts."""
     tokens = x.view(t.batch * t.sequence, s.hidden)
+    routing = route(t, m, tokens)
+    routed = mixture.run_experts(t, s, m, tokens, routing, "feed_forward.experts")
+    return routed.view(*x.shape)
+
+
+def route(t: Trace, m: Mixture, tokens: Tensor) -> Routing:
+    """The weights of the chosen experts of each token, all in the format of the tokens."""
     logits = mixture.router_logits(t, m, tokens, "feed_forward.gate", bias=False)
     scores = ops.sigmoid(t, logits)
     if m.correction:
@@ -143,9 +150,7 @@ def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor) -> Tensor:
         weights, indices = ops.topk(t, scores, m.chosen)
     if m.normed:
         weights = ops.divide(t, weights, ops.shift(t, ops.total(t, weights)))
-    routing = mixture.Routing(ops.scale(t, weights), indices, logits)
-    routed = mixture.run_experts(t, s, m, tokens, routing, "feed_forward.experts")
-    return routed.view(*x.shape)
+    return Routing(ops.scale(t, weights), indices, logits)
 
 
 def convolution(t: Trace, s: Sizes, x: Tensor, kernel: int, bias: bool) -> Tensor:

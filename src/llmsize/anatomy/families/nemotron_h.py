@@ -29,7 +29,11 @@ def forward(t: Trace, c: Config) -> Tensor:
     """Tokens to loss or logits."""
     kinds = layer_kinds(c)
     activation = c.text("mlp_hidden_act", default="relu2")
-    s = decoder.read(c.changed(num_hidden_layers=len(kinds), hidden_act=activation), rotary=0.0)
+    told = c.changed(
+        num_hidden_layers=len(kinds), hidden_act=activation,
+        tie_word_embeddings=False,  # it never is
+    )  # fmt: skip
+    s = decoder.read(told, rotary=0.0)
     mixer = read_mamba2(c, s.hidden)
     m = mixture.read_corrected(c) if "moe" in kinds else None
     latent = Dim(c.count("moe_latent_size"), "latent")
