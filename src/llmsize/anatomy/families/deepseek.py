@@ -128,6 +128,7 @@ def forward(t: Trace, c: Config) -> Tensor:
     m = read_mixture(c, family) if c.value("n_routed_experts") is not None else None
     indexer = read_indexer(c, family)
     h = Heads(bias=c.flag("attention_bias"))
+    mlp_bias = family.scores == "fp32 softmax" and c.flag("mlp_bias")  # other versions have none
 
     def block(x: Tensor, kind: tuple[bool, bool], around: Around) -> Tensor:
         sparse, indexed = kind
@@ -139,7 +140,7 @@ def forward(t: Trace, c: Config) -> Tensor:
                 if latent
                 else decoder.attention(t, s, h, x, around)
             ),
-            lambda x: feed(t, s, m if sparse else None, x, family.normed_experts),
+            lambda x: feed(t, s, m if sparse else None, x, family.normed_experts, mlp_bias),
         )
 
     sparse = mixture.sparse_layers(c, s.layers, family.first_sparse)
@@ -160,19 +161,17 @@ def read_mixture(c: Config, family: Type) -> Mixture:
     if family.scores == "native softmax":
         return mixture.read(c, scores="native softmax", correction="groups", scaled=True)
     precise = family.scores == "fp32 softmax"
-    if precise and c.flag("mlp_bias"):
-        raise c.error("has biases in its MLP", "no published model has; take `mlp_bias` away")
     return mixture.read(
         c.changed(norm_topk_prob=False) if precise else c, precise=precise, wide=True,
         normed=False, scaled=True, grouped=c.text("topk_method") == "group_limited_greedy",
     )  # fmt: skip
 
 
-def feed(t: Trace, s: Sizes, m: Mixture | None, x: Tensor, normed: bool) -> Tensor:
+def feed(t: Trace, s: Sizes, m: Mixture | None, x: Tensor, normed: bool, bias: bool) -> Tensor:
     """A dense MLP or experts, in A.X-K1 with a norm behind them."""
     if m is None:
-        return decoder.gated(t, s, x)
-    x = mixture.feed(t, s, m, x)
+        return decoder.gated(t, s, x, bias=bias)
+    x = mixture.feed(t, s, m, x, bias=bias)
     return blocks.rms_norm(t, x, "mlp.post_mlp_layernorm") if normed else x
 
 
