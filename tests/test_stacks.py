@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tables.held_out import held_out_training
 from benchmarks.tables.training import measured_training
 from llmsize import presets
 from llmsize.anatomy.autograd import Leaf
@@ -24,6 +25,7 @@ from llmsize.sources.config import read_config
 from llmsize.stack import Stack
 
 MEASURED = Path(__file__).parent / "reference" / "measured_training.csv"
+HELD_OUT = MEASURED.with_name("held_out_training.csv")
 LITGPT = [
     row
     for row in csv.DictReader(MEASURED.open(newline=""))
@@ -46,6 +48,16 @@ def test_one_projection_of_q_k_and_v_trains_what_its_authors_print(row: dict[str
     assert trained(row["model"], "litgpt") == int(row["trainable_params"])
 
 
+def test_litgpts_layers_are_those_of_one_block_for_all_models() -> None:
+    """Falcon's fused projection has adapters on q and v, Phi-3's gate and up are two layers.
+
+    Counted by hand from litgpt/lora.py: two down-projections beside q and v of 71 heads and of one.
+    """
+    assert trained("falcon-7b", "litgpt") == 32 * 8 * (2 * 4544 + 4544 + 64)
+    two = trained("phi-3-mini-4k", "litgpt", targets=("gate_proj", "up_proj"))
+    assert two == 32 * 8 * 2 * (3072 + 8192)
+
+
 def test_the_projection_is_adapted_as_a_whole_by_no_other_method() -> None:
     """DoRA takes the norms of whole weights, and is refused for a part of one."""
     with pytest.raises(LLMSizeError, match="one projection"):
@@ -60,6 +72,18 @@ def test_runs_of_2023_are_met_within_a_hundredth() -> None:
     errors = sorted(abs(a.got / a.expected - 1) for a in answers)  # type: ignore[operator]
     assert errors[len(errors) // 2] <= 0.005
     assert errors[-1] <= 0.01
+
+
+def test_runs_of_2024_are_met_within_an_eightieth() -> None:
+    """The same of LitGPT's later models, whose graph outlives the step where layers are 4-bit."""
+    rows = [row for row in csv.DictReader(HELD_OUT.open(newline="")) if "litgpt" in row["stack"]]
+    errors = [
+        abs(a.got / a.expected - 1)
+        for a in held_out_training(rows, HELD_OUT.parent)
+        if a.got is not None
+    ]
+    assert len(errors) >= 26
+    assert max(errors) <= 0.0125
 
 
 def test_torchtunes_own_table_is_met_within_an_eighth() -> None:

@@ -33,16 +33,15 @@ STACKS = {"torchtune": "torchtune", "litgpt": "lit-gpt-2023", "unsloth": "unslot
 METHODS = {
     "full": "full", "lora": "lora", "qlora": "qlora", "lora (dora)": "dora", "ln_tuning": "norms",
     "lora (lora-fa)": "lora-fa", "hira": "hira", "ia3": "ia3", "prompt_tuning": "prompt-tuning",
-    "ptuning": "p-tuning", "adapter (LLaMA-Adapter)": "llama-adapter",
-    "adaptionprompt": "adaption-prompt", "adapter v2 on 4-bit base": "llama-adapter-v2",
+    "ptuning": "p-tuning", "prefixtuning": "prefix", "adaptionprompt": "adaption-prompt",
+    "lora (rslora)": "rslora", "adapter (LLaMA-Adapter)": "llama-adapter",
+    "adapter on 4-bit base": "llama-adapter", "adapter v2": "llama-adapter-v2",
+    "adapter v2 on 4-bit base": "llama-adapter-v2",
 }  # fmt: skip
 
-VIRTUAL_TOKENS = {"prompt_tuning": 200, "ptuning": 20, "adaptionprompt": 100,
-                  "trainable_tokens": 2}  # fmt: skip
-"""Lengths of the prompts in PEFT's benchmark, as the trained parameters of its rows say."""
-
-LOKR_FACTOR = 4
-"""Of LoKr in PEFT's benchmark, as the name of its row says."""
+VIRTUAL_TOKENS = {"prompt_tuning": 200, "ptuning": 20, "prefixtuning": 200,
+                  "adaptionprompt": 100, "trainable_tokens": 2}  # fmt: skip
+"""Lengths of the prompts in PEFT's benchmark (method_comparison/MetaMathQA/experiments)."""
 
 OPTIMIZERS = {
     "AdamW": "adamw", "Adam": "adamw", "SGD (no momentum)": "sgd", "Adafactor": "adafactor",
@@ -177,7 +176,7 @@ def _published(row: Mapping[str, str]) -> Choices:
         targets=targets,
         adapter_dropout=0.05 if row["source"] == "litgpt" else 0.0,  # litgpt/finetune/lora.py
         tokens=VIRTUAL_TOKENS.get(row["method"], 0),
-        factor=LOKR_FACTOR if row["method"] == "lokr" else 0,
+        factor=_factor(row["source_ref"]),
         base=_quantized(row),
         recompute=next((kind for kind in RECOMPUTED if row["recompute"].startswith(kind)), "none"),
         offload_checkpoints="offload" in row["recompute"],
@@ -190,9 +189,15 @@ def _published(row: Mapping[str, str]) -> Choices:
 RECOMPUTED: tuple[Recompute, ...] = ("full", "selective")
 
 
+def _factor(result: str) -> int:
+    """LoKr's factor, which the name of a result of PEFT's benchmark has where it is given."""
+    given = re.search(r"-factor(\d+)", result)
+    return int(given[1]) if given else 0
+
+
 def _quantized(row: Mapping[str, str]) -> Format | None:
     """The format of a quantized base, where there is one."""
-    quantized = row["method"] == "qlora" or "4-bit" in row["method"]
+    quantized = any(kind in row["weight_dtype"] for kind in ("nf4", "int8", "int4"))
     return presets.get(Format, _base(row["weight_dtype"])) if quantized else None
 
 

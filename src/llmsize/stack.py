@@ -61,6 +61,8 @@ class Stack:
     keeps_gptq_weights: bool = False
     """Whether GPTQ's layers bring their weights back in 16 bit before they multiply, which autograd
     keeps, and not within a function of their own, forward and backward."""
+    separate_gate: bool = False
+    """Whether gate and up are two projections also where the model has them in one."""
     separate_head: bool = False
     """Whether the head has a weight of its own also where the model ties it to the embedding."""
     repeats_keys: bool = False

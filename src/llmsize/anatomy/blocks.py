@@ -147,6 +147,16 @@ def grown(t: Trace, x: Tensor) -> Tensor:
     return whole
 
 
+def queries_keys_values(
+    t: Trace, x: Tensor, name: str, queries: int, keys: int, *, bias: bool = False
+) -> Tensor:
+    """Those of all heads, from one layer to adapt or from three in one (`fused_qkv`)."""
+    parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    if t.setting.fused_qkv:
+        return t.linear_in_parts(x, name, parts, bias=bias, role="qkv")
+    return t.linear(x, name, queries + 2 * keys, bias=bias, role="qkv")
+
+
 def attend(
     t: Trace,
     q: Tensor,
@@ -173,6 +183,11 @@ def attend(
         )  # fmt: skip
     else:
         out = attention.attend(t, q, k, v, mask, dropout=dropout)
+    return beside_each_other(t, q, out)
+
+
+def beside_each_other(t: Trace, q: Tensor, out: Tensor) -> Tensor:
+    """What attention gives, all heads in one, with what an adapter of `attending` makes of it."""
     adapter = t.attending
     return ops.merge_heads(t, out if adapter is None else adapter.attended(t, q, out))
 

@@ -443,8 +443,7 @@ def projections(t: Trace, s: Sizes, h: Heads, x: Tensor) -> tuple[Tensor, Tensor
 
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
     if t.setting.fused_qkv:
-        parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        fused = t.linear_in_parts(x, f"{h.name}.qkv_proj", parts, bias=h.bias, role="qkv")
+        fused = blocks.queries_keys_values(t, x, f"{h.name}.qkv_proj", queries, keys, bias=h.bias)
         views = ops.split(t, fused, queries, keys, keys)
         heads = (s.heads, s.kv_heads, s.kv_heads)
         q, k, v = map(by_heads, views, "qkv", heads)
@@ -503,6 +502,8 @@ def gated(
 
 def gated_fused(t: Trace, s: Sizes, x: Tensor) -> Tensor:
     """The gated MLP with gate and up in one projection."""
+    if t.setting.separate_gate:
+        return gated(t, s, x)
     both = t.linear(x, "mlp.gate_up_proj", 2 * s.intermediate, role="gate_up")
     gate, up = ops.split(t, both, s.intermediate, s.intermediate)
     if t.setting.fused_gate:

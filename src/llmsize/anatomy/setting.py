@@ -91,6 +91,8 @@ class Setting(NamedTuple):
     """Whether they come back in fp16, whatever they are used in."""
     keeps_gptq_weights: bool = False
     """Whether GPTQ's layers bring their weights back in 16 bit where autograd keeps them."""
+    separate_gate: bool = False
+    """Whether no gate shares a projection with what it gates."""
     separate_head: bool = False
     """Whether no head shares the embedding's weight."""
     upcast: bool = False

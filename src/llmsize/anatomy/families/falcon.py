@@ -139,9 +139,9 @@ def mlp(t: Trace, s: Sizes, b: Block, x: Tensor) -> Tensor:
 
 def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     """Attention over one fused projection, and its weights where they are written out."""
-    width = (s.heads + 2 * s.kv_heads) * s.head_dim
-    fused = linear(t, b, x, "self_attention.query_key_value", width, "qkv")
-    parts = grouped_heads(t, s, fused) if b.new else heads_one_by_one(t, s, fused)
+    fused = projection(t, s, b, x)
+    grouped = b.new or t.setting.repeats_keys
+    parts = grouped_heads(t, s, fused) if grouped else heads_one_by_one(t, s, fused)
     q, k, v = (ops.transpose(t, part, 1, 2) for part in parts)
     del parts
     if not b.alibi:
@@ -149,13 +149,10 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     repeated = 2 * s.heads * s.head_dim if b.new else 0
     t.remember(LayerCache("full", s.kv_heads, s.head_dim, s.head_dim, expanded=repeated))
     k, v = blocks.store(t, k, v)
-    groups = s.heads // k.shape[1]
-    if t.setting.repeats_keys and groups > 1:
-        k, v = ops.repeat(t, k, groups), ops.repeat(t, v, groups)
     if t.setting.attention != "eager":
         dropout = s.attention_dropout if b.alibi else 0.0  # where positions are rotated, none
         out = kernels.attend(t, q, k, v, around.mask, repeated=False, dropout=dropout)
-        out = ops.merge_heads(t, out)
+        out = blocks.beside_each_other(t, q, out)
         return linear(t, b, out, "self_attention.dense", s.hidden, "o"), None
     assert around.mask is not None
     weigh = weights_with_alibi if b.alibi else weights_in_place
@@ -164,6 +161,15 @@ def attention(t: Trace, s: Sizes, b: Block, x: Tensor, around: Around) -> Out:
     out = linear(t, b, out, "self_attention.dense", s.hidden, "o")
     del alive
     return out, weights
+
+
+def projection(t: Trace, s: Sizes, b: Block, x: Tensor) -> Tensor:
+    """Queries, keys and values of all heads; LitGPT's layer is an ordinary one."""
+    name = "self_attention.query_key_value"
+    queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    if t.setting.fused_qkv:
+        return blocks.queries_keys_values(t, x, name, queries, keys, bias=b.bias)
+    return linear(t, b, x, name, queries + 2 * keys, "qkv")
 
 
 def heads_one_by_one(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
@@ -177,12 +183,18 @@ def heads_one_by_one(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
 
 
 def grouped_heads(t: Trace, s: Sizes, fused: Tensor) -> tuple[Tensor, ...]:
-    """The heads of a group before their k and v, which are copied for every head."""
+    """The heads of a group before their k and v, which are copied for every head.
+
+    LitGPT has views of them, and of an only one so many of these (litgpt/model.py).
+    """
     batch, sequence, _ = fused.shape
     group = s.heads // s.kv_heads
     fused = ops.reshape(t, fused, batch, sequence, s.kv_heads, group + 2, s.head_dim)
-    q = ops.narrow(t, fused, 3, group)
-    k, v = (ops.pick(t, fused, 3) for _ in range(2))
+    if t.setting.repeats_keys:
+        q, k, v = ops.split(t, fused, group, 1, 1, dim=3)
+    else:
+        q = ops.narrow(t, fused, 3, group)
+        k, v = (ops.pick(t, fused, 3) for _ in range(2))
     k, v = ops.expand(t, k, *q.shape), ops.expand(t, v, *q.shape)
     by_head = (batch, sequence, s.heads, s.head_dim)
     return tuple([ops.reshape(t, part, *by_head) for part in (q, k, v)])

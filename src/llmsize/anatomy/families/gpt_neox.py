@@ -97,22 +97,14 @@ def attention(
     t: Trace, s: Shape, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Attention over one fused projection; only the first channels of a head are rotated."""
-    fused = projection(t, s, x)
+    name = "attention.query_key_value"
+    fused = blocks.queries_keys_values(t, x, name, s.hidden, s.hidden, bias=s.bias)
     fused = ops.split_heads(t, fused, s.heads)
     q, k, v = ops.split(t, fused, *[s.hidden // s.heads] * 3)
     q, k = rotary.rotate_part(t, q, k, cosines, sines)
     k, v = blocks.remember(t, k, v)
     out = blocks.attend(t, q, k, v, mask, dropout=s.attention_dropout)
     return t.linear(out, "attention.dense", s.hidden, bias=s.bias, role="o")
-
-
-def projection(t: Trace, s: Shape, x: Tensor) -> Tensor:
-    """Queries, keys and values of all heads, one layer to adapt or three in one."""
-    name = "attention.query_key_value"
-    if t.setting.fused_qkv:
-        parts = dict.fromkeys(("q_proj", "k_proj", "v_proj"), s.hidden)
-        return t.linear_in_parts(x, name, parts, bias=s.bias, role="qkv")
-    return t.linear(x, name, 3 * s.hidden, bias=s.bias, role="qkv")
 
 
 def mlp(t: Trace, s: Shape, x: Tensor) -> Tensor:

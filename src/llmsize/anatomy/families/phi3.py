@@ -33,7 +33,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int) -> Tensor:
     """Grouped-query attention over one fused projection, which q, k and v are slices of."""
     queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    fused = t.linear(x, "self_attn.qkv_proj", queries + 2 * keys, role="qkv")
+    fused = blocks.queries_keys_values(t, x, "self_attn.qkv_proj", queries, keys)
     q = ops.split_heads(t, ops.slice_last(t, fused, queries), s.heads)
     k = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
     v = ops.split_heads(t, ops.slice_last(t, fused, keys), s.kv_heads)
