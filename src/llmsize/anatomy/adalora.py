@@ -87,6 +87,7 @@ def _towards_orthogonal(t: Tape, node: Node, grads: GradList) -> Grads:
     """The share of every weight's gradient: all of them come before any layer's, which is added."""
     weight, layer = node.context
     label: Label = "temporary", "mm", layer, weight.shape, weight.format
-    t.events.append((weight.bytes * (weight.copies - 1), label))
+    others: Label = (*label,)  # an object of its own: a storage is known by that of its label
+    t.events.append((weight.bytes * (weight.copies - 1), others))
     share = Storage(t.events, label, weight.bytes)
     return Tensor(weight.shape, weight.format, share, own=True), grads[0]
