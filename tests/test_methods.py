@@ -156,6 +156,15 @@ def test_galore_keeps_less_than_the_optimizer_it_projects() -> None:
     assert states[0] < states[1] < states[2]
 
 
+def test_galore_begins_with_what_the_last_plain_weight_left() -> None:
+    """Five layers of DeepSeek-Coder-1.3B in fp16, traced with galore-torch 1.0, rank 8 (torch 2.13,
+    transformers 5.23): a head's two temporaries are there beside the first projected gradient."""
+    base = presets.get(Architecture, "deepseek-coder-1.3b")
+    model = replace(base, config={**base.config, "num_hidden_layers": 5})
+    choices = Choices("galore", rank=8, sequence=1024, format=presets.get(Format, "fp16"))
+    assert training_step(model, run_of(choices)).peaks["step"] == 2_338_443_780
+
+
 @pytest.mark.parametrize(("format", "traced"), [("bf16", 1_214_976), ("fp32", 3_437_568)])
 def test_galore_has_the_states_of_a_traced_step(format: str, traced: int) -> None:
     """galore-torch 1.0 on transformers 5.23, rank 8 (torch 2.13): projections are views in fp32."""

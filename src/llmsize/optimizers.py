@@ -222,10 +222,15 @@ def projection_bytes(
     if not takes(optimizer, shape, role):
         return 2 * whole
     short, long = sorted(shape)
-    rank = min(optimizer.rank, short)
-    update = 2 * whole + 3 * stored_bytes(format, rank * long)
+    update = 2 * whole + 3 * subspace_bytes(optimizer, shape, format)
     decomposed = 2 * short * long + short * short
     return max(update, stored_bytes(FP32, decomposed) if optimizer.projector else 0)
+
+
+def subspace_bytes(optimizer: Optimizer, shape: tuple[int, ...], format: Format) -> int:
+    """What a weight of that `format` takes in the optimizer's subspace."""
+    short, long = sorted(shape)
+    return stored_bytes(format, min(optimizer.rank, short) * long)
 
 
 def leftover_bytes(before: int, after: int) -> int:

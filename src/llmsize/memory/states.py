@@ -25,6 +25,7 @@ from llmsize.optimizers import (
     projection_bytes,
     state_bytes,
     state_format,
+    subspace_bytes,
     takes,
 )
 from llmsize.term import Term, fact, total
@@ -155,7 +156,8 @@ IN_TURN = {"low_rank": projection_bytes, "matrix": orthogonalization_bytes}
 def highest_in_turn(trained: Iterable[Parameter], run: TrainingRun) -> int:
     """What a step that takes one matrix after the other allocates for the one that takes most.
 
-    Where there are projections, it takes what has none first.
+    Where there are projections, it takes what has none first, and the two temporaries of the last
+    of those are there until the first projected gradient has a denominator.
     """
     optimizer, weights = run.optimizer, list(trained)
     allocated = IN_TURN[optimizer.layout]
@@ -164,6 +166,10 @@ def highest_in_turn(trained: Iterable[Parameter], run: TrainingRun) -> int:
         plain = [w for w in weights if not takes(optimizer, w.shape, w.role)]
         sizes = [stored_bytes(_stepped(w, run), prod(w.shape)) for w in plain]
         own += [leftover_bytes(before, after) for before, after in pairwise(sizes)]
+        within = next((w for w in weights if takes(optimizer, w.shape, w.role)), None)
+        if plain and within is not None:
+            held = subspace_bytes(optimizer, within.shape, _stepped(within, run))
+            own.append(2 * sizes[-1] + 2 * held)
     return max(own, default=0)
 
 
