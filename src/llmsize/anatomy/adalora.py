@@ -12,7 +12,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.adapters import Ranked
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.linear import Linear
-from llmsize.anatomy.operations import GradList
+from llmsize.anatomy.operations import GradList, first
 from llmsize.anatomy.tape import Parameter, Tape
 from llmsize.anatomy.tensor import Label, Storage, Tensor
 from llmsize.formats import FP32
@@ -41,6 +41,8 @@ class AdaLoRA(Ranked):
         low = ops.linear(t, dropped, ops.mul(t, down, values))
         del dropped
         change = ops.divide(t, ops.scale(t, ops.linear(t, low, up)), count)
+        if layer.bias is not None and len(x.shape) > 2:
+            return _add_to_view(t, result, change)
         return ops.add_in_place(t, result, change)
 
     def parts(self, t: Trace, name: str, width: int, out: int) -> Sequence[Parameter]:
@@ -73,10 +75,23 @@ class AdaLoRA(Ranked):
         format = t.autocast or weight.format
         casts = [t.new("to", every, format) for _ in range(2) if format is not weight.format]
         apart = t.new("sub", square, format)
-        norms = t.new("linalg_vector_norm", square[:1], weight.format)
+        norms = t.new("linalg_vector_norm", square[:1], FP32 if t.autocast else weight.format)
         saved = (apart, norms, *casts)
         node = t.record(_towards_orthogonal, (weight, loss), saved, (weight, layer))
         return Tensor(loss.shape, loss.format, loss.storage, node)
+
+
+def _add_to_view(t: Tape, result: Tensor, change: Tensor) -> Tensor:
+    """`result += change`, where a layer with a bias has given a view of its rows."""
+    node = t.record(_copy_slices, (result, change))
+    return Tensor(result.shape, result.format, result.storage, node, 0, result.strides)
+
+
+def _copy_slices(t: Tape, node: Node, grads: GradList) -> Grads:
+    """Two copies of the gradient: for the rows, and for what was added
+    (torch/csrc/autograd/functions/tensor.cpp, `CopySlices`)."""
+    grad = first(grads)
+    return t.like("new_empty_strided", grad), t.like("clone", grad)
 
 
 VECTORS = (".lora_A.default", ".lora_B.default")
