@@ -19,7 +19,7 @@ from llmsize.cli import run as run_command
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
 from llmsize.memory.methods import Choices
-from llmsize.memory.objectives import OBJECTIVES, objective_named
+from llmsize.memory.objectives import OBJECTIVES, Reference, objective_named, objective_notes
 from llmsize.memory.peak import peak_memory
 from llmsize.memory.training import TrainingStep, training_step
 
@@ -76,6 +76,27 @@ def test_a_reference_is_one_more_model_unless_adapters_are_switched_off() -> Non
     assert "reference" in lora.peaks
     assert "reference model" not in {part.name for part in lora.static.parts}
     assert "reference" not in before.peaks
+
+
+@pytest.mark.parametrize(
+    ("objective", "reference", "said"),
+    [
+        ("sft", "none", ""),
+        ("grpo", "none", "without a reference"),
+        ("grpo", "model", ""),
+        ("dpo", "model", "the reference runs after"),
+        ("dpo", "adapter", "the reference runs after"),
+        ("dpo", "precomputed", "were computed before training"),
+        ("reward", "none", ""),
+    ],
+)
+def test_it_is_said_whether_and_when_a_reference_runs(
+    objective: str, reference: Reference, said: str
+) -> None:
+    """What TRL 1.16 has as `beta`, `precompute_ref_log_probs` and a pass of its own."""
+    found = " ".join(objective_notes(OBJECTIVES[objective], reference))
+    assert said in found
+    assert bool(said) == ("reference" in found)
 
 
 def test_a_pair_is_two_sequences() -> None:
