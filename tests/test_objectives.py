@@ -14,10 +14,12 @@ from training_runs import run_of
 
 from benchmarks.tables.traces import objective_steps, objective_traces
 from llmsize import presets
+from llmsize.anatomy import Setting
 from llmsize.architecture import Architecture
 from llmsize.cli import run as run_command
 from llmsize.errors import LLMSizeError
 from llmsize.formats import Format
+from llmsize.memory.generation import generation
 from llmsize.memory.methods import Choices
 from llmsize.memory.objectives import OBJECTIVES, Reference, objective_named, objective_notes
 from llmsize.memory.peak import peak_memory
@@ -154,6 +156,19 @@ def test_a_rollout_has_token_ids_and_a_cache_for_every_sequence() -> None:
     cached = 2 * 30 * 3 * 64 * 2 * 8 * 255
     passed = written.part("keys, values and the pass").value
     assert cached < passed < 1.2 * cached
+
+
+@pytest.mark.parametrize("completion", [1, 100, 255])
+def test_a_rollout_is_generation(completion: int) -> None:
+    """The higher of the prompt's pass and the last token's, which agree with traced models
+    (test_generation.py), above weights, buffers and token ids."""
+    model = presets.get(Architecture, "smollm-135m")
+    setting = Setting(batch=8, sequence=256 - completion, last_logits=True)
+    first, last = generation(model, setting), generation(model, setting._replace(sequence=255))
+    prompt = first.prefill_peak - first.weights - first.buffers - 8 * 8 * (256 - completion)
+    token = last.decode_peak - last.weights - last.buffers - 8 * 8 * 256
+    written = step(objective="grpo", rollouts=8, completion=completion).stages["rollouts"]
+    assert written.part("keys, values and the pass").value == max(prompt, token)
 
 
 def test_scoring_holds_the_logits_of_what_was_written_once() -> None:
