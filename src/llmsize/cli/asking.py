@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import cache, wraps
-from inspect import Signature
+from functools import cache, cached_property, wraps
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from llmsize.answer import Drawn, Estimate
 from llmsize.cli import answering
 from llmsize.cli.answering import SHARED, load, parameters
-from llmsize.cli.declare import Argument, Declared, Parameter, for_python
+from llmsize.cli.declare import REQUIRED, Argument, Declared, Parameter, for_python
 from llmsize.cli.direct import EMPTY_HINT, value_type
 from llmsize.collector import collector_paused
 from llmsize.errors import LLMSizeError
@@ -31,6 +30,27 @@ class Word(NamedTuple):
     """The type of its value."""
     settings: Mapping[str, Any]
     """What its option has: a parser, the least value, …"""
+    positional: bool
+    """Whether it may be given without its name."""
+
+
+class Shown:
+    """What `inspect` and `help` find behind a function: the command, and the words it takes here.
+
+    Those are shown when somebody looks: to import `inspect` takes as long as some questions.
+    """
+
+    def __init__(self, command: Callable[..., Any], words: Collection[Word]) -> None:
+        """In the order in which the words are shown."""
+        self.__wrapped__ = command
+        self._words = words
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        from inspect import Signature
+
+        words = sorted(self._words, key=lambda word: not word.positional)
+        return Signature([*map(_for_python, words)], return_annotation=Estimate)
 
 
 @cache
@@ -43,17 +63,15 @@ def function(name: str) -> Callable[..., Estimate]:
     _, command = load(name)
     known = {word.name: word for word in map(_word, parameters(command)[: -len(SHARED)])}
     usual = {word.parameter.name: word.parameter.default for word in known.values()}
-    shape = Signature(
-        sorted(map(_for_python, known.values()), key=lambda p: p.kind), return_annotation=Estimate
-    )
-    places = [word for word, p in shape.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    required = {word for word, p in shape.parameters.items() if p.default is p.empty}
+    places = [word.name for word in known.values() if word.positional]
+    required = {word.name for word in known.values() if word.parameter.default is REQUIRED}
+    shown = Shown(command, known.values())
 
     @wraps(command)
     def ask(*arguments: Any, **words: Any) -> Estimate:
         asked = dict(zip(places, arguments, strict=False)) | words
         if len(asked) < len(arguments) + len(words) or not required <= asked.keys() <= known.keys():
-            shape.bind(*arguments, **words)  # which says in Python's words what is wrong
+            shown.__signature__.bind(*arguments, **words)  # which says what is wrong
         values = dict(usual)
         for word, given in asked.items():
             if given == "":
@@ -64,7 +82,7 @@ def function(name: str) -> Callable[..., Estimate]:
         answer: Estimate = found.estimate if isinstance(found, Drawn) else found
         return answer
 
-    ask.__signature__ = shape  # type: ignore[attr-defined]
+    ask.__wrapped__ = shown  # type: ignore[assignment]
     ask.__doc__ = f"{command.__doc__}\n\n    Words:\n{_described(known)}"
     return ask
 
@@ -75,7 +93,8 @@ def _word(parameter: Parameter) -> Word:
     long = [name for name in declared.names if name.startswith("--")]
     word = long[0].split("/")[0].lstrip("-").replace("-", "_") if long else parameter.name
     name = parameter.name if iskeyword(word) else word
-    return Word(name, parameter, value_type(parameter), declared.settings)
+    positional = isinstance(declared, Argument)
+    return Word(name, parameter, value_type(parameter), declared.settings, positional)
 
 
 def _declared(parameter: Parameter) -> Declared:
@@ -87,7 +106,7 @@ def _for_python(word: Word) -> inspect.Parameter:
     """As a signature shows it: with the bare type."""
     parameter = word.parameter
     plain = parameter._replace(annotation=parameter.annotation.__origin__)
-    return for_python(plain, word.name, positional=isinstance(_declared(parameter), Argument))
+    return for_python(plain, word.name, positional=word.positional)
 
 
 def _described(known: Mapping[str, Word]) -> str:
