@@ -187,9 +187,12 @@ class Moment:
         """Number of the turn of the layers at work; -1 outside of the layers."""
         self.bytes = size
         """Alive at this point, without what lives through the whole step."""
-        events = parts[-1].highest.up_to_crest()
-        self.operation = What(*events[-1][1]).operation if events else ""
+
+    @cached_property
+    def operation(self) -> str:
         """What has just been made."""
+        events = self._parts[-1].highest.up_to_crest()
+        return What(*events[-1][1]).operation if events else ""
 
     @cached_property
     def live(self) -> dict[What, int]:
