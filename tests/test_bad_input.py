@@ -209,6 +209,16 @@ def test_missing_fields_are_named(
     assert field in refused(capsys, "estimate", str(path))
 
 
+def test_a_family_that_asks_its_tokens_is_refused_for_that(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """LongCat-Flash runs expert after expert on the tokens that chose it (transformers v5.23)."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA, "model_type": "longcat_flash"}))
+    assert run(["inspect", str(path)]) == 2
+    assert "its memory depends on them" in capsys.readouterr().err
+
+
 def test_a_huge_file_is_refused_by_its_size(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

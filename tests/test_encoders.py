@@ -35,7 +35,7 @@ def test_an_encoder_keeps_and_peaks_as_traced(row: dict[str, str]) -> None:
         ("gte-multilingual-base", 306_210_496), ("jina-embeddings-v3", 559_616_146),
         ("rembert", 993_263_548), ("megatron-bert-345m", 333_671_808),
         ("roformer-chinese-base", 124_197_968), ("bigbird-roberta-base", 128_111_286),
-        ("esmc-6b", 6_352_005_184),
+        ("esmc-6b", 6_352_005_184), ("mobilebert-uncased", 36_596_538),
     ],
 )  # fmt: skip
 def test_parameters_are_those_of_transformers(name: str, published: int) -> None:

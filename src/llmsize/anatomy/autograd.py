@@ -181,7 +181,7 @@ def run(tape: Tape, node: Node) -> None:
     if checkpoint is not None:
         node.checkpoint = None
         node.saved = checkpoint.recomputed(tape, node.place)
-    sent = [*node.rule(tape, node, node.grads)]
+    sent: list[Any] = [*node.rule(tape, node, node.grads)]
     if checkpoint is not None:
         node.saved = ()  # nobody else holds what was recomputed
         checkpoint = None
@@ -197,9 +197,10 @@ def run(tape: Tape, node: Node) -> None:
     grad, node.saved = None, ()
     node.grads.clear()
     for edge in edges:
-        grad = sent.pop(0)
-        if grad is not None and edge is not None:
-            edge[0].receive(tape, edge[1], grad)
+        if edge is None or sent[0] is None:
+            del sent[0]
+        else:
+            edge[0].receive(tape, edge[1], sent.pop(0))  # who alone has it then
 
 
 def release(node: Node) -> None:

@@ -19,7 +19,8 @@ class Parameter(Tensor):
     """A parameter of the model. It lives outside the step; its gradient lives in it."""
 
     __slots__ = (
-        "calls", "chosen", "copied", "experts", "indices", "name", "quantized", "role", "viewed"
+        "beside", "calls", "chosen", "copied", "experts", "indices", "name", "quantized", "role",
+        "viewed",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,8 @@ class Parameter(Tensor):
         """Whether it is stored packed, and dequantized as its layer is called."""
         self.viewed = False
         """Whether products take a view of it, of which autocast makes a copy for every use."""
+        self.beside = 0
+        """Numbers that its gradient, a view of a larger one, holds beside its own."""
 
     @property
     def copies(self) -> int:

@@ -48,7 +48,7 @@ def static_memory(trace: Trace, run: TrainingRun) -> Term:
         precision, held = run.precision, copied_bytes(trained, run)
         parts.insert(1, counted("master weights", held, precision.title, precision.source))
     if gradients_stay(run) and not (run.fused_backward or gradients_leave(run)):
-        parts.append(counted("gradients", gradient_bytes(trained, run), "kept between batches"))
+        parts.append(counted("gradients", kept_gradients(trained, run), "kept between batches"))
     if _has_buckets(run):
         parts.append(fact("buckets of the reducer", gradient_bytes(trained, run), unit="bytes",
                           source=REDUCER))  # fmt: skip
@@ -118,6 +118,12 @@ def gradient_bytes(trained: Iterable[Parameter], run: TrainingRun) -> int:
         stored_bytes(kept_format(run.precision, name, w.format), prod(w.shape)) * w.copies
         for w in filter(reached, trained)
     )
+
+
+def kept_gradients(trained: list[Parameter], run: TrainingRun) -> int:
+    """The same with what gradients hold that are views of larger ones, which stay whole."""
+    beside = (w.format.block_bytes * w.beside * w.copies for w in filter(reached, trained))
+    return gradient_bytes(trained, run) + (0 if _main_gradients(run) else sum(beside))
 
 
 def step_scratch(trained: Iterable[Parameter], run: TrainingRun) -> int:

@@ -98,6 +98,7 @@ TYPES = {
         "qwen3_vl_moe_text", "qwen3_omni_moe_text",
     ),
     "mllama": ("mllama_text_model",),
+    "mobilebert": ("mobilebert",),
     "modernbert": ("modernbert",),
     "modernbert_decoder": ("modernbert-decoder",),
     "mpnet": ("mpnet",),
@@ -134,6 +135,13 @@ TYPES = {
 MODULES = {family: module for module, families in TYPES.items() for family in families}
 """`model_type` of a `config.json` → module in this package with its `forward`."""
 
+BY_DATA = frozenset((
+    "blt", "jetmoe", "led", "longcat_flash", "longformer", "nllb-moe", "switch_transformers",
+    "t5gemma2", "xmod",
+))  # fmt: skip
+"""`model_type`s whose modules in transformers v5.23 ask the tokens what to run: one expert after
+another on the tokens that chose it, a language's adapter, tokens that see all others, patches."""
+
 
 def forward_of(family: str) -> Forward:
     """The forward pass of a family. Raises `LLMSizeError` for one that is not known."""
@@ -149,11 +157,19 @@ def has_encoder(family: str) -> bool:
 def _module_of(family: str) -> ModuleType:
     module = MODULES.get(family)
     if module is None:
-        alike = did_you_mean(
-            family, MODULES, otherwise="`llmsize show models` names known families"
-        )
-        raise LLMSizeError(
-            f"unknown architecture `{printable(family)}`",
-            hint=f"{alike}; if its block is that of a known one, say so: `--assume-family llama`",
-        )
+        raise _unknown(family)
     return import_module(f"{__name__}.{module}")
+
+
+def _unknown(family: str) -> LLMSizeError:
+    """What is wrong with a family that has no module."""
+    if family in BY_DATA:
+        return LLMSizeError(
+            f"`{family}` runs what its tokens ask for, so its memory depends on them",
+            hint="take it for a family that runs the same for all: `--assume-family mixtral`",
+        )
+    alike = did_you_mean(family, MODULES, otherwise="`llmsize show models` names known families")
+    return LLMSizeError(
+        f"unknown architecture `{printable(family)}`",
+        hint=f"{alike}; if its block is that of a known one, say so: `--assume-family llama`",
+    )

@@ -116,8 +116,14 @@ def _cat_backward(t: Tape, node: Node, grads: GradList) -> Grads:
 
 def pad_last(t: Tape, x: Tensor, more: int) -> Tensor:
     """`x` with that many zeros more along the last dimension, as a copy."""
+    return pad(t, x, more, len(x.shape) - 1)
+
+
+def pad(t: Tape, x: Tensor, more: int, dim: int) -> Tensor:
+    """`x` with that many zeros more along a dimension, as a copy."""
     node = t.record(whole_backward, (x,), (), ("pad_backward", x.shape))
-    return t.new("pad", (*x.shape[:-1], x.shape[-1] + more), x.format, node)
+    shape = (*x.shape[:dim], x.shape[dim] + more, *x.shape[dim + 1 :])
+    return t.new("pad", shape, x.format, node)
 
 
 def assemble(t: Tape, shape: Shape, parts: Sequence[Tensor]) -> Tensor:
