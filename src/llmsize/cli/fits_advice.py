@@ -10,6 +10,7 @@ from llmsize.anatomy.attention import ALIGNMENT
 from llmsize.cli import options
 from llmsize.cli.estimate import format_named
 from llmsize.cli.jobs import need_of, places_of, refusal, step
+from llmsize.cli.processes import divided
 from llmsize.engine import Engine
 from llmsize.errors import LLMSizeError
 from llmsize.formats import FP16
@@ -82,13 +83,16 @@ def _largest_settings(
 
     holds = partial(_holds, model, job=job, machine=machine, devices=machine.devices)
     block = engine.token_block if engine and buffered else ALIGNMENT
-    return (
-        largest(lambda value: work._replace(context=value), work.context, block=block),
-        largest(lambda value: work._replace(batch=value), work.batch,
-                highest=_most_slots() if buffered else 2**30),
-        largest(lambda value: work._replace(lora=replace(work.lora, rank=value)), work.lora.rank)
-        if job in ("LoRA", "QLoRA") else 0,
-    )  # fmt: skip
+    searches: list[Callable[[], int]] = [
+        lambda: largest(lambda value: work._replace(context=value), work.context, block=block),
+        lambda: largest(lambda value: work._replace(batch=value), work.batch,
+                        highest=_most_slots() if buffered else 2**30),
+        lambda: largest(lambda value: work._replace(lora=replace(work.lora, rank=value)),
+                        work.lora.rank) if job in ("LoRA", "QLoRA") else 0,
+    ]  # fmt: skip
+    each = map if job == "inference" else divided  # training is replayed at every value
+    context, batch, rank = each(lambda search: search(), searches)
+    return context, batch, rank
 
 
 def _most_slots() -> int:
