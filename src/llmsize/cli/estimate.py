@@ -155,8 +155,8 @@ def _served(subject: Subject, work: Workload) -> Parts:
 
 
 CACHED = (
-    "totals of training are tensors and context; what the allocator caches above them where there "
-    "is room, and whether gaps between them let a step fail, `llmsize train` says"
+    "totals of training are tensors and context; `llmsize train` adds what the allocator caches, "
+    "and says whether gaps between tensors let a step fail"
 )
 
 ARTICLE = (

@@ -245,8 +245,8 @@ def _assumptions(question: Question, run: TrainingRun) -> tuple[str, ...]:
     fitted_to = " to the card's threads" if context.formula else ", whatever the card"
     told = [
         f"kernels of {stack.title or stack.name} (`--stack`)",
-        f"a device context of {format_bytes(context.value)}, fitted{fitted_to}; tensors are "
-        "followed one by one, and so is the allocator that makes the slack",
+        f"a device context of {format_bytes(context.value)}, fitted{fitted_to}; all else is "
+        "followed tensor by tensor",
     ]
     told += options.taken_for(model)
     told += options.language_model_alone(model)
