@@ -43,6 +43,8 @@ class Type:
     """What the decoder holds to the end of its positions and of the mask that it makes itself."""
     shifts: bool = False
     """Whether the model itself shifts the encoder's tokens for the decoder if it is given none."""
+    normed_first: bool = False
+    """Whether the decoder normalises its embeddings as they are: not scaled, without positions."""
     successive: bool = False
     """Whether what the MLP reads is gone when its activation begins (BioGPT)."""
 
@@ -68,7 +70,8 @@ TYPES = {
     ),
     "blenderbot": Type(before=True, embedding_norm=False, positions="learned"),
     "blenderbot-small": Type(
-        before=False, embedding_norm=True, positions="learned", scaled_within=False
+        before=False, embedding_norm=True, positions="learned", scaled_within=False,
+        normed_first=True,
     ),
 }  # fmt: skip
 
@@ -169,16 +172,18 @@ def run(
     embeddings = ops.embedding(t, table, t.batch, t.sequence, indices=tokens)
     if t.setting.input_gradients:
         embeddings = t.with_gradient(embeddings)
+    normed_first = family.normed_first and s.decodes
     scaled = blocks.scaled_embeddings if family.scaled_within else ops.scale
-    embeddings = scaled(t, embeddings)
+    embeddings = embeddings if normed_first else scaled(t, embeddings)
     held = beside(t, family) if s.decodes else []
     mask = blocks.mask(t) if s.decodes or t.setting.padded else None
     across = blocks.mask(t) if s.decodes and t.setting.padded else None
     places = placed(t, family, s)
-    x = ops.add(t, embeddings, places)
     prefix = f"model.{s.name}"
-    if family.embedding_norm:
-        x = blocks.layer_norm(t, x, f"{prefix}.layernorm_embedding")
+    norm = partial(blocks.layer_norm, t, name=f"{prefix}.layernorm_embedding")
+    embeddings = norm(embeddings) if normed_first else embeddings
+    x = ops.add(t, embeddings, places)
+    x = norm(x) if family.embedding_norm and not normed_first else x
     embedded = [ops.dropout(t, x, s.dropout)]
     del x  # the first layer alone has it
     block = partial(layer, t, family, s, mask, encoded, across)

@@ -34,7 +34,7 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     frame = Frame(
         norm=scaled_norm,
-        begin=lambda t, x: scaled(t, x, whole=isinstance(c.fields.get("scale_emb", 1), int)),
+        embed=lambda t, x: scaled(t, x, whole=isinstance(c.fields.get("scale_emb", 1), int)),
     )
     return decoder.run(t, s, block, ["full"] * s.layers, frame)
 
