@@ -111,12 +111,10 @@ def _places() -> Iterator[str]:
     yield shipped()
 
 
-def _own_places() -> Iterator[str]:
+def _own_places() -> list[str]:
     """The folders that may have presets of the user's own."""
-    yield from _extra
-    if from_environment := os.environ.get("LLMSIZE_PRESETS"):
-        yield from_environment
-    yield user_folder()
+    from_environment = os.environ.get("LLMSIZE_PRESETS")
+    return [*_extra, *([from_environment] if from_environment else []), user_folder()]
 
 
 def user_folder() -> str:
@@ -151,9 +149,11 @@ def shipped() -> str:
 
 def _own_file(kind: type[Record], name: str) -> str | None:
     """A file of the user's own, which may come and go while the package runs."""
-    below = _below(kind, name)
-    files = (path.join(place, below) for place in _own_places()) if below else ()
-    return next(filter(path.isfile, files), None)
+    if below := _below(kind, name):
+        for place in _own_places():
+            if path.isfile(file := path.join(place, below)):
+                return file
+    return None
 
 
 def _shipped_file(kind: type[Record], name: str) -> str | None:
