@@ -108,6 +108,37 @@ def test_pages_that_are_free_altogether_go_back() -> None:
     assert pool.reserved == 60 * MIB
 
 
+def test_what_is_left_of_free_pages_stays_free() -> None:
+    """`unmap_block`: of 50 free MiB from 5 on, pages are whole from 20 to 40; 15 stay before them
+    and 15 behind, and a block of 20 begins with the first 15 and has one page mapped again.
+    """
+    pool = Expandable(room=80 * MIB)
+    _, large, _ = (pool.take(size * MIB) for size in (5, 50, 5))
+    pool.give(large)
+    with pytest.raises(OutOfMemory):
+        pool.take(55 * MIB)
+    assert pool.sizes() == [15 * MIB, 15 * MIB]
+    assert pool.take(20 * MIB) == (5 * MIB, 20 * MIB)
+    assert pool.reserved == 60 * MIB
+    assert pool.sizes() == [30 * MIB]  # of the page mapped again 15, and those behind it
+
+
+def test_a_free_block_without_a_whole_page_is_not_cut() -> None:
+    """25 free MiB from 5 on have no page of 20 of their own: nothing goes, and they are one."""
+    pool = Expandable(room=40 * MIB)
+    _, middle, _ = (pool.take(size * MIB) for size in (5, 25, 5))
+    pool.give(middle)
+    with pytest.raises(OutOfMemory):
+        pool.take(30 * MIB)
+    assert pool.sizes() == [5 * MIB, 25 * MIB]
+
+
+def test_an_expandable_segment_keeps_remainders_of_a_block() -> None:
+    """`should_split`: with `expandable_segments` 512 bytes are cut off; without, no whole MiB."""
+    assert Expandable().take(20 * MIB - 512) == (0, 20 * MIB - 512)
+    assert Segments().take(19 * MIB) == (0, 20 * MIB)
+
+
 def test_the_block_that_may_grow_is_taken_last() -> None:
     """`get_free_block`: 3 MiB that pages may follow count as many more than 12 between blocks."""
     pool = Expandable()
