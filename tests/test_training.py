@@ -1,6 +1,7 @@
 """Training steps against real models that were followed tensor by tensor."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from benchmarks.tables.traces import training_memory
 from llmsize import presets
 from llmsize.architecture import Architecture
+from llmsize.formats import BF16, FP32
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, training_step
@@ -127,3 +129,25 @@ def test_the_backward_pass_leaves_gradients_and_the_loss() -> None:
     found = training_step(presets.get(Architecture, "gpt2"), run)
     assert found.step_scratch > 0
     assert 0 <= found.left - 2 * 124_439_808 <= 4
+
+
+FUSED = (
+    ("adafactor", "pure-16bit", 5_619_928_444),
+    ("lion", "pure-16bit", 3_356_550_408),
+    ("adamw-foreach", "pure-16bit", 4_246_820_104),
+    ("adafactor", "fp32", 4_934_188_412),
+)
+
+
+@pytest.mark.parametrize(("optimizer", "precision", "traced"), FUSED)
+def test_a_fused_backward_pass_steps_on_each_weight_as_its_gradient_comes(
+    optimizer: str, precision: str, traced: int
+) -> None:
+    """Three layers of Llama-3.2-1B, an optimizer of its own for each weight, as traced with
+    transformers 5.23 and torch 2.13: the step on the tied embedding is the highest moment."""
+    base = presets.get(Architecture, "llama-3.2-1b")
+    model = replace(base, config={**base.config, "num_hidden_layers": 3})
+    format = FP32 if precision == "fp32" else BF16
+    choices = Choices(sequence=64, format=format, fused_backward=True)
+    run = run_of(choices, precision, optimizer=optimizer)
+    assert training_step(model, run).peaks["backward"] == traced

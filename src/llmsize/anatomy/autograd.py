@@ -13,7 +13,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from llmsize.anatomy.tensor import HIDDEN_STATES_GRADIENT, Shape, Storage, Tensor, laid_out
-from llmsize.formats import Format
+from llmsize.formats import UINT8, Format
 
 if TYPE_CHECKING:
     from llmsize.anatomy.tape import Checkpoint, Tape
@@ -103,6 +103,8 @@ class Leaf(Node):
         (torch/csrc/autograd/functions/accumulate_grad.h, the layout contract).
         """
         if tape.accumulating and not self.passing:
+            if scratch := tape.stepping.get(id(self)):
+                tape.new("optimizer_step", (scratch,), UINT8)
             return
         if grad is not None and grad.strides is not None:
             grad = tape.new("clone", grad.shape, grad.format)

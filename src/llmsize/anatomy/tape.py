@@ -159,6 +159,8 @@ class Tape:
     """Operations whose results checkpoints keep, and every how manieth of each."""
     accumulating: bool = False
     """Whether every gradient exists already, from an earlier micro-batch."""
+    stepping: dict[int, int] = field(default_factory=dict)
+    """What a step on each weight as its gradient comes allocates, by the identity of its leaf."""
     offloaded: dict[int, int] = field(default_factory=dict)
     """Bytes of checkpoints in host memory, by the turn of the layers that run again from them."""
     events: list[Event] = field(default_factory=list)

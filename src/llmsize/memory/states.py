@@ -6,7 +6,7 @@ Bytes of tensors on the device or in host memory, wherever the run has put them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
@@ -127,12 +127,21 @@ def kept_gradients(trained: list[Parameter], run: TrainingRun) -> int:
 
 
 def step_scratch(trained: Iterable[Parameter], run: TrainingRun) -> int:
-    """What the optimizer allocates on the device to step: the copies of weights that its operations
-    make, and the gradients in the master weights' format; or in a subspace, what one weight takes.
+    """What the optimizer allocates on the device to step when all gradients are there."""
+    stepping = run.offload == "none" and not run.fused_backward
+    return _scratch(list(filter(reached, trained)), run) if stepping else 0
+
+
+def scratch_alone(weight: Parameter, run: TrainingRun) -> int:
+    """The same for a step on a single weight, of those that `weight` stands for."""
+    alone = Parameter(weight.name, weight.shape, weight.format, weight.role, ())
+    return _scratch([alone], run)
+
+
+def _scratch(stepped: Sequence[Parameter], run: TrainingRun) -> int:
+    """The copies of weights that the optimizer's operations make, and the gradients in the master
+    weights' format; or in a subspace, what one weight takes.
     """
-    if run.offload != "none":
-        return 0
-    stepped = list(filter(reached, trained))
     own = (highest_in_turn if run.optimizer.layout in IN_TURN else _copies)(stepped, run)
     recast = bool(run.precision.master) and not _main_gradients(run)
     return own + recast * copied_bytes(stepped, run)

@@ -29,6 +29,8 @@ from llmsize.memory.states import (
     gradient_bytes,
     gradients_leave,
     gradients_stay,
+    reached,
+    scratch_alone,
     static_memory,
     step_scratch,
     trained_weights,
@@ -213,6 +215,9 @@ def followed(architecture: Architecture, run: TrainingRun) -> tuple[Trace, Tenso
         )
     trace.leave_autocast()
     trace.accumulating = run.fused_backward or gradients_leave(run) or gradients_stay(run)
+    if run.fused_backward:
+        trained = [weight for weight in trained_weights(trace) if reached(weight)]
+        trace.stepping = {id(weight.node): scratch_alone(weight, run) for weight in trained}
     trace.enter(-1, "backward")
     backward(trace, loss)
     if run.setting.objective != "policy":  # whose trainer holds the logits through the step
