@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmsize.anatomy.tensor import OUTSIDE, Event, Label
+from llmsize.anatomy.tensor import HIDDEN_STATES, OUTSIDE, Event, Label
 from llmsize.formats import BF16
 from llmsize.memory.replay import Indistinct, passed
 from llmsize.memory.reserved import Segments
@@ -84,3 +84,15 @@ def test_what_lives_on_for_another_reason_stays_where_it_is() -> None:
     one = written([_layers(1, happening)])
     assert role == "temporary"
     assert [size for size, _, _ in one.scripts[0].moves] == [3 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("after", "moves"), [(HIDDEN_STATES, [3 * MIB]), ("another", [3 * MIB, -1, 3 * MIB])]
+)
+def test_only_what_is_handed_on_gets_another_operation(after: str, moves: list[int]) -> None:
+    """What layers hand each other is the tensor that was released; of another operation's, which
+    happens to be as large, the block comes after that one went.
+    """
+    made, handed = _label(3 * KIB, layer=0), _label(3 * KIB, after, layer=0)
+    one = written([_layers(1, _within(0, _born(made), _gone(made), _born(handed)))])
+    assert [size for size, _, _ in one.scripts[0].moves] == moves

@@ -152,7 +152,8 @@ def _run(segments: Segments, play: Play) -> None:
             for size in play.made:
                 segments.take(size)
         left_by_step = [segments.take(size) for size in play.scratch]
-        for block in (*left_by_step, *(() if play.keeps else left)):
+        stays = play.keeps and not number  # gradients, which are added to from then on
+        for block in (*left_by_step, *(() if stays else left)):
             segments.give(block)
         free = segments.sizes()
         if number and (segments.asked == asked or free == before):
