@@ -15,7 +15,9 @@ from llmsize.anatomy.trace import Trace
 
 
 def forward(t: Trace, c: Config) -> Tensor:
-    """Tokens to loss or logits."""
+    """Tokens to loss or logits; a `sliding_window_size` leaves out the token that looks back."""
+    if c.value("sliding_window_size") is not None:
+        c = c.changed(sliding_window=c.size("sliding_window_size") + 1)
     s = decoder.read(c, rotary=0.334)
     m = mixture.read_corrected(c)
     value_dim = Dim(c.size("v_head_dim", default=s.head_dim), "value_dim")
