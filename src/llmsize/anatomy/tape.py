@@ -82,6 +82,7 @@ class Checkpoint:
     """
 
     __slots__ = (
+        "again",
         "block",
         "given",
         "in_graph",
@@ -106,6 +107,9 @@ class Checkpoint:
         self.inputs = (_in_host_memory(inputs[0]), *inputs[1:]) if offloaded else inputs
         self.offloaded = offloaded
         self.nodes: list[Node] = []
+        self.again: list[int] = []
+        """Places of those of the second run that keep something: the first one has other nodes
+        where it casts no weight that an earlier block had cast."""
         self.in_graph: list[Tensor | None] = []
         self.recorded = 0
         self.wanted = 0
@@ -121,6 +125,9 @@ class Checkpoint:
 
     def leave_out(self, node: Node, tensors: Sequence[Tensor | None]) -> None:
         """Want those that are there of `tensors` once more when the backward pass is at `node`."""
+        if not node.saved:
+            node.place = self.recorded
+            self.recorded += 1
         present = len(tensors) - tensors.count(None)
         if present:
             self.wanted += present
@@ -137,13 +144,14 @@ class Checkpoint:
     def forget(self, place: int) -> None:
         """Let go of what the node at `place` kept, if it has been recomputed."""
         if self.nodes:
-            self.nodes[place].saved = ()
+            self.nodes[self.again[place]].saved = ()
 
     def recomputed(self, tape: Tape, place: int) -> Sequence[Tensor | None]:
         """What the node at `place` kept, from running the block a second time."""
         if not self.nodes:
             tape.replay(self)
-        saved, self.nodes[place].saved = self.nodes[place].saved, ()
+        node = self.nodes[self.again[place]]
+        saved, node.saved = node.saved, ()
         return saved
 
 
@@ -271,13 +279,12 @@ class Tape:
         return node
 
     def _record_in(self, checkpoint: Checkpoint, node: Node) -> None:
-        """Give a node its place in the block; on the second run only the block has it."""
+        """Record a node of a block; on the second run only the block has it."""
         if self.replaying:
+            node.place = len(checkpoint.nodes)
             checkpoint.nodes.append(node)
             return
         self.nodes.append(node)
-        node.place = checkpoint.recorded
-        checkpoint.recorded += 1
 
     def keep(self, node: Node, tensors: Sequence[Tensor | None]) -> None:
         """Keep `tensors` for the backward pass of `node`, or leave them to a second run."""
@@ -285,6 +292,8 @@ class Tape:
         if checkpoint is not None and not self.replaying:
             checkpoint.leave_out(node, tensors)
             return
+        if checkpoint is not None and not node.saved:
+            checkpoint.again.append(node.place)
         node.saved = (*node.saved, *tensors) if node.saved else tensors
         for tensor in tensors:
             if tensor is not None and tensor.storage is not None:
