@@ -90,7 +90,7 @@ def read_mamba2(c: Config, hidden: int) -> Mamba2:
         groups=c.size("n_groups", default=8),
         state=Dim(c.size("ssm_state_size", default=128), "state"),
         kernel=c.size("conv_kernel", default=4),
-        bias=c.flag("use_bias", "mamba_proj_bias"),
+        bias=c.flag("use_bias"),
         conv_bias=c.flag("use_conv_bias", default=True),
         chunk=c.size("chunk_size", default=128),
     )
