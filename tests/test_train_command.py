@@ -223,6 +223,14 @@ def test_the_timeline_is_written_into_a_file(
     assert "--timeline" in capsys.readouterr().err
 
 
+def test_a_block_that_layers_share_is_recomputed_under_autocast() -> None:
+    """Its weights are cast once in the forward pass and for every call in the backward pass: the
+    peak that `benchmarks/measure_trace.py` follows with transformers 5.23 on torch 2.13."""
+    model = Path(__file__).parent / "reference" / "trace_configs" / "zamba2-six-calls.json"
+    step = llmsize.train(model, batch=2, seq_len=100, recipe="amp", recompute="full")
+    assert step.answer[0].column("memory")["allocated at the peak"].value == 45_231_322
+
+
 def test_replicas_and_offload_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes are of each device; what is offloaded has tables of its own, with sums."""
     many = answer(capsys, "smollm-135m", "--gpus", "4")
