@@ -85,7 +85,7 @@ def bus_traffic(architecture: Architecture, run: TrainingRun) -> Term:
         ))  # fmt: skip
     if run.objective.critic and parts:
         below = bus_traffic(architecture, critic(run))
-        parts.append(total("value model", *below.parts, unit="bytes"))
+        parts.append(total(VALUE_MODEL, *below.parts, unit="bytes"))
     return total("over the bus in a step", *parts, unit="bytes")
 
 
