@@ -52,16 +52,10 @@ def adapter_config(model: Any, settings: Settings) -> Any:
     targets = lora_target_modules(model, settings.lora_targets)
     if mode in LORA_MODES:
         return peft.LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=2 * settings.lora_r,
-            lora_dropout=settings.lora_dropout,
-            target_modules=targets,
-            modules_to_save=saved,
-            bias=settings.lora_bias,
-            use_dora=mode == "dora",
-            use_rslora=mode == "rslora",
-            task_type=task,
-        )
+            r=settings.lora_r, lora_alpha=2 * settings.lora_r, lora_dropout=settings.lora_dropout,
+            target_modules=targets, modules_to_save=saved, bias=settings.lora_bias,
+            use_dora=mode == "dora", use_rslora=mode == "rslora", task_type=task,
+        )  # fmt: skip
     if mode in WHOLE_RANK:
         kind = getattr(peft, WHOLE_RANK[mode])
         dropped = {f"{mode}_dropout": settings.lora_dropout} if settings.lora_dropout else {}

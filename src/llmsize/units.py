@@ -144,7 +144,7 @@ def _exact(number: str, text: str, what: str) -> Decimal | int:
         value = Decimal(number)
     except InvalidOperation:  # pragma: no cover - the pattern admits only what Decimal reads
         raise LLMSizeError(f"cannot read the {what} `{text}`", hint="write a number") from None
-    if value.adjusted() > LONGEST:
+    if value.adjusted() >= LONGEST:
         raise LLMSizeError(f"the {what} `{printable(text)}` is out of range", hint="too large")
     return value
 

@@ -145,7 +145,6 @@ def feed(
     *,
     router: str = "mlp.gate",
     experts: str = "mlp.experts",
-    shared: str = "mlp.shared_experts",
     bias: bool = False,
 ) -> Tensor:
     """The routed experts' output, and the shared expert's, with a `bias`, if there is one."""
@@ -155,7 +154,7 @@ def feed(
     x = run_experts(t, s, m, tokens, routing, experts).view(*x.shape)
     if m.shared:
         alike = decoder.gated(
-            t, s, residual, name=shared, width=m.shared, bias=bias, role="shared_"
+            t, s, residual, name="mlp.shared_experts", width=m.shared, bias=bias, role="shared_"
         )
         x = ops.add(t, x, alike)
     return x

@@ -107,7 +107,7 @@ def play_of(architecture: Architecture, run: TrainingRun) -> Play:
         elsewhere = sum(states(weight, own) for weight in paged)
         loaded += _loaded(step, own, weights, trained)
         made += _made(step, own, trained, elsewhere)
-        scratch = scratch or _scratch(trained, own)
+        scratch = scratch or _scratch(trained, own)  # of the policy alone, as in its step
         unified += elsewhere
     passes = [first] if first is again else [first, again]
     small = _sum_of_small([*loaded, *made]) + _most_of_small(passes, _sum_of_small(scratch))

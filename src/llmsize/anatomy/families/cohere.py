@@ -7,12 +7,13 @@ models/cohere2_moe/modeling_cohere2_moe.py, models/cohere_compass/modeling_coher
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from llmsize.anatomy import decoder, mixture, rotary
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
-from llmsize.anatomy.decoder import Around, Frame, Heads, Sizes
+from llmsize.anatomy.decoder import Around, Frame, Heads, Part, Sizes
 from llmsize.anatomy.lm_head import Head
 from llmsize.anatomy.mixture import Mixture
 from llmsize.anatomy.tensor import Tensor
@@ -33,10 +34,8 @@ def forward(t: Trace, c: Config) -> Tensor:
     always_rotates = c.text("model_type") == "cohere"
     experts = c.text("model_type") == "cohere2_moe"
     t.once_linear = experts
-    m = mixture.read(c, width="intermediate_size") if experts else None
-    dense = c.count("prefix_dense_intermediate_size")
+    feeds = feed_forward(t, s, c, experts=experts)
     dense_rotates = experts and c.size("prefix_dense_sliding_window_pattern", default=1) == 1
-    router = read_router(c)
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
@@ -45,9 +44,7 @@ def forward(t: Trace, c: Config) -> Tensor:
             t,
             x,
             lambda x: decoder.attention(t, s, h, x, around, window, position=position),
-            lambda x: (
-                feed(t, s, m, x, router) if m and sparse else decoder.gated(t, s, x, width=dense)
-            ),
+            feeds[sparse],
             norm=norm,
         )
 
@@ -91,6 +88,15 @@ def read_router(c: Config) -> Router:
         sigmoid=c.text("expert_selection_fn", default="softmax") == "sigmoid",
         averages=c.text("shared_expert_combination_strategy", default="average") == "average",
     )
+
+
+def feed_forward(t: Trace, s: Sizes, c: Config, *, experts: bool) -> tuple[Part, Part]:
+    """A gated MLP, and what the layers have that are not dense."""
+    dense = partial(decoder.gated, t, s, width=c.count("prefix_dense_intermediate_size"))
+    if not experts:
+        return dense, dense
+    m, router = mixture.read(c, width="intermediate_size"), read_router(c)
+    return dense, lambda x: feed(t, s, m, x, router)
 
 
 def feed(t: Trace, s: Sizes, m: Mixture, x: Tensor, router: Router) -> Tensor:

@@ -64,7 +64,6 @@ def forward(t: Trace, c: Config) -> Tensor:
     e = read(c)
     s = decoder.read(c, rotary=c.size("qk_rope_head_dim") / c.size("head_dim"))
     m = mixture.read(c, scores="sigmoid", correction="alike", balanced=True)
-
     others: list[Tensor] = []
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:

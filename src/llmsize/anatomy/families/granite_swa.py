@@ -22,7 +22,6 @@ from llmsize.formats import FP32
 PERIOD = 4
 """Every so many layers, the first one too, one attends to all tokens."""
 
-
 SPARSE = "granitemoe_swa"
 """The type that has experts."""
 

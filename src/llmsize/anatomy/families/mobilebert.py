@@ -45,7 +45,7 @@ USUAL = {
 
 
 def read(c: Config) -> Narrow:
-    """It from a `config.json`."""
+    """MobileBERT's own dimensions from a `config.json`."""
     kind = c.text("normalization_type", default="no_norm")
     if kind not in ("no_norm", "layer_norm"):
         raise c.error("has an unknown `normalization_type`", "known ones: no_norm, layer_norm")

@@ -76,7 +76,7 @@ def encoder(t: Trace, s: Shape, turned: str = "") -> Tensor:
     if shown is not None:
         t.new("to", shown.shape, BOOL)
     del shown
-    inside = s.family is REMBERT  # is what makes embeddings as wide as layers: the model holds them
+    inside = s.family is REMBERT  # whose encoder widens the embeddings, which the model holds
     if not inside and s.embedding != s.hidden:
         x = t.linear(x, f"{prefix}.embeddings_project", s.hidden, bias=True, role="projection")
     mask = blocks.mask(t, 0, "eager", format=x.format) if t.setting.padded else None
