@@ -8,7 +8,7 @@ from sys import getrefcount
 from typing import Any, NamedTuple
 from weakref import ref
 
-from llmsize.anatomy.autograd import Edge, Leaf, Node, Rule
+from llmsize.anatomy.autograd import Edge, Leaf, Mark, Node, Rule
 from llmsize.anatomy.layout import elementwise
 from llmsize.anatomy.tensor import Event, Label, Role, Shape, Storage, Tensor, blank
 from llmsize.formats import Format
@@ -84,6 +84,7 @@ class Checkpoint:
     __slots__ = (
         "again",
         "block",
+        "by_name",
         "given",
         "in_graph",
         "inputs",
@@ -117,6 +118,8 @@ class Checkpoint:
         self.given: dict[int, Any] = {}
         """What the block takes of what is shared, by the identity of that."""
         self.results: list[Storage] = []
+        self.by_name: Tensor | None = None
+        """What a block within this one, which runs again by itself, is handed by name."""
 
     def saves(self, operation: str, every: int) -> bool:
         """Whether this result of `operation` is one that is kept."""
@@ -140,6 +143,10 @@ class Checkpoint:
         self.wanted -= present
         if present and not self.wanted:
             raise EndOfRecomputation
+
+    def forget_by_name(self, tape: Tape) -> None:
+        """Let go of what a block within this one was handed: its backward pass is over."""
+        self.by_name = None
 
     def forget(self, place: int) -> None:
         """Let go of what the node at `place` kept, if it has been recomputed."""
@@ -350,6 +357,30 @@ class Tape:
             self.checkpoint = None
             if not checkpoint.wanted:
                 checkpoint.inputs = ()
+                checkpoint.by_name = None
+
+    def handed_by_name(self, x: Tensor) -> Tensor:
+        """`x` as a block takes it by name that is a checkpoint within the one at work.
+
+        What it takes by position the checkpoint around it makes again. What it takes by name stays
+        as it is from the first run on, and is what the second run of the inner block works with
+        (torch.utils.checkpoint, `_CheckpointFrame.save_inputs`).
+        """
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return x
+        if not self.replaying and x.storage is not None:
+            x.storage.keep()
+            checkpoint.by_name = Tensor(x.shape, x.format, x.storage, None, 0, x.strides)
+        kept = checkpoint.by_name
+        if kept is None:
+            return x
+        return Tensor(x.shape, x.format, kept.storage, x.node, x.slot, x.strides)
+
+    def begin_inner(self) -> None:
+        """The first node of such a block that keeps something is next: the last on the way back."""
+        if self.checkpoint is not None and not self.replaying:
+            self.nodes.append(Mark(self.checkpoint.forget_by_name, self.layer))
 
     def replay(self, checkpoint: Checkpoint) -> None:
         """Run a checkpointed block again, up to the last tensor that it kept."""

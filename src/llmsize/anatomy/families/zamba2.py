@@ -59,7 +59,8 @@ def forward(t: Trace, c: Config) -> Tensor:
         c.size("num_mem_blocks", default=1),
         "shared_transformer",
     )
-    x = model(t, s, kinds, mixer, partial(transformer, t, attend, feed_forward))
+    beside = partial(transformer, t, attend, feed_forward)
+    x = model(t, s, kinds, mixer, beside, hands_positions=True)
     return lm_head.causal_lm(t, x, s.vocabulary, Head(), tied=True)
 
 
@@ -107,8 +108,19 @@ Beside = Callable[[Tensor, Tensor, Around], Tensor]
 """A common block, from what the layer is given and the first embeddings to what the mixer sees."""
 
 
-def model(t: Trace, s: Sizes, kinds: list[Kind], mixer: Mixer, beside: Beside) -> Tensor:
-    """Embeddings, layers that may see them once more, final norm."""
+def model(
+    t: Trace,
+    s: Sizes,
+    kinds: list[Kind],
+    mixer: Mixer,
+    beside: Beside,
+    *,
+    hands_positions: bool = False,
+) -> Tensor:
+    """Embeddings, layers that may see them once more, final norm.
+
+    `hands_positions` says whether layers are handed the position ids.
+    """
     embeddings = blocks.embed(t, "model.embed_tokens", s.vocabulary, s.hidden)
     original = ops.copy(t, embeddings)
     position_ids, mask = blocks.positions(t), blocks.mask(t)
@@ -121,22 +133,25 @@ def model(t: Trace, s: Sizes, kinds: list[Kind], mixer: Mixer, beside: Beside) -
         t.common = kind.module
         other = beside(x, original, around)
         t.common = None
-        other = t.linear(other, "linear", s.hidden, role="projection")
+        other = t.handed_by_name(t.linear(other, "linear", s.hidden, role="projection"))
         name = "mamba_decoder"
         return mixed(t, x, other, lambda x: mixer(x, f"{name}.mamba"), f"{name}.input_layernorm")
 
+    handed = (original, mask, position_ids) if hands_positions else (original, mask)
     x = t.layers(
-        "model.layers", block, embeddings, kinds, original, position_ids, mask,
+        "model.layers", block, embeddings, kinds, *handed,
         told=lambda kind: kind,
     )  # fmt: skip
-    del position_ids
+    del position_ids, handed
     return blocks.rms_norm(t, x, "model.final_layernorm")
 
 
 def mixed(t: Trace, x: Tensor, other: Tensor | None, mixer: Part, norm: str) -> Tensor:
     """The mixer, which reads what a common block gives beside the residual stream."""
     residual = x
-    x = x if other is None else ops.add(t, x, other)
+    if other is not None:
+        x = ops.add(t, x, other)
+        t.begin_inner()
     x = blocks.rms_norm(t, x, norm)
     x = mixer(x)
     return ops.add(t, residual, x)
