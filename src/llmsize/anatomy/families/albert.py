@@ -10,7 +10,7 @@ from functools import partial
 from llmsize.anatomy import blocks
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import bert
-from llmsize.anatomy.families.bert import Classifying, Layer, Shape, Type, Unmasking
+from llmsize.anatomy.families.bert import Layer, Shape, Type, Unmasking, by_pooler
 from llmsize.anatomy.families.zamba2 import Kind
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Module, Trace
@@ -25,7 +25,7 @@ ALBERT = Type(
     unmasking=Unmasking(
         "predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias"
     ),
-    classifying=Classifying("albert.pooler", "pooler", "classifier", False),
+    classifying=by_pooler("albert.pooler"),
 )  # fmt: skip
 
 

@@ -59,6 +59,11 @@ class Classifying(NamedTuple):
     activation: blocks.Activation = ops.tanh
 
 
+def by_pooler(name: str, activation: blocks.Activation = ops.tanh) -> Classifying:
+    """BERT's: what the pooler of that name makes of the first token tells its class."""
+    return Classifying(name, "pooler", "classifier", drops_first=False, activation=activation)
+
+
 @dataclass(frozen=True, slots=True)
 class Type:
     """What one `model_type` does differently from the others."""
@@ -100,7 +105,7 @@ def like_bert(prefix: str) -> Type:
     """A type whose modules are BERT's."""
     return Type(
         prefix=prefix, counted=False, unmasking=BERT, gelu=False,
-        classifying=Classifying(f"{prefix}.pooler.dense", "pooler", "classifier", False),
+        classifying=by_pooler(f"{prefix}.pooler.dense"),
     )  # fmt: skip
 
 
@@ -139,7 +144,7 @@ TYPES = {
         unmasking=Unmasking(
             "vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"
         ),
-        classifying=Classifying("pre_classifier", "pooler", "classifier", False, ops.relu),
+        classifying=by_pooler("pre_classifier", ops.relu),
         head_dropout=0.2,
     ),
 }  # fmt: skip

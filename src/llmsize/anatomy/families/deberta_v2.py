@@ -12,7 +12,7 @@ from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import bert, t5
-from llmsize.anatomy.families.bert import BERT, Classifying, Layer, Shape, Type
+from llmsize.anatomy.families.bert import BERT, Layer, Shape, Type, by_pooler
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64
@@ -23,7 +23,7 @@ DEBERTA = Type(
     layer=Layer(
         "attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"
     ),
-    classifying=Classifying("pooler.dense", "pooler", "classifier", False, ops.gelu),
+    classifying=by_pooler("pooler.dense", ops.gelu),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from llmsize.anatomy import blocks, lm_head
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import bert
-from llmsize.anatomy.families.bert import Classifying, Shape, Type
+from llmsize.anatomy.families.bert import Shape, Type, by_pooler
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
@@ -19,7 +19,7 @@ from llmsize.quick_dataclasses import dataclass, replace
 
 MOBILE = Type(
     prefix="mobilebert", counted=False, narrow=True,
-    classifying=Classifying("mobilebert.pooler.dense", "pooler", "classifier", False),
+    classifying=by_pooler("mobilebert.pooler.dense"),
 )  # fmt: skip
 
 

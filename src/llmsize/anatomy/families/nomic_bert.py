@@ -13,7 +13,7 @@ from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.decoder import Sizes
 from llmsize.anatomy.families import bert, eurobert
-from llmsize.anatomy.families.bert import BERT, Classifying, Shape, Type, Unmasking
+from llmsize.anatomy.families.bert import BERT, Shape, Type, Unmasking, by_pooler
 from llmsize.anatomy.tensor import Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import INT64
@@ -50,7 +50,7 @@ def gated_and_dropped(t: Trace, s: Shape, sizes: Sizes, x: Tensor) -> Tensor:
 
 
 def plain(t: Trace, s: Shape, sizes: Sizes, x: Tensor) -> Tensor:
-    """Jina's."""
+    """Jina's, without a gate."""
     return decoder.plain(t, sizes, x, up="mlp.fc1", down="mlp.fc2", bias=True)
 
 
@@ -59,14 +59,14 @@ TYPES = {
         Type(
             prefix="nomic_bert", counted=False, gelu=False,
             unmasking=BERT._replace(norm="cls.predictions.transform.layer_norm"),
-            classifying=Classifying("nomic_bert.pooler.dense", "pooler", "classifier", False),
+            classifying=by_pooler("nomic_bert.pooler.dense"),
         ),
         gated, bias=False, hands_positions=True,
     ),
     "gte": Rotated(
         Type(
             prefix="gte", counted=False, unmasking=Unmasking(bias="lm_head.decoder.bias"),
-            classifying=Classifying("gte.pooler.dense", "pooler", "classifier", False),
+            classifying=by_pooler("gte.pooler.dense"),
         ),
         gated_and_dropped, buffers=0, attention_dropout=0.0,
     ),

@@ -13,7 +13,7 @@ from llmsize.anatomy import blocks
 from llmsize.anatomy import operations as ops
 from llmsize.anatomy.config import Config
 from llmsize.anatomy.families import bert, gptj
-from llmsize.anatomy.families.bert import BERT, Classifying, Layer, Shape, Type
+from llmsize.anatomy.families.bert import BERT, Classifying, Layer, Shape, Type, by_pooler
 from llmsize.anatomy.tensor import Dim, Tensor
 from llmsize.anatomy.trace import Trace
 from llmsize.formats import BOOL, FP32, INT64
@@ -21,13 +21,13 @@ from llmsize.quick_dataclasses import replace
 
 REMBERT = Type(
     prefix="rembert", counted=False, narrow=True,
-    classifying=Classifying("rembert.pooler.dense", "pooler", "classifier", False),
+    classifying=by_pooler("rembert.pooler.dense"),
 )  # fmt: skip
 MEGATRON = Type(
     prefix="bert", counted=False, before=True, final_norm="bert.encoder.ln", gelu=False,
     embedding_norm=False, unmasking=BERT,
     layer=Layer(attention_norm="attention.ln", norm="ln", holds_normed="all"),
-    classifying=Classifying("bert.pooler.dense", "pooler", "classifier", False),
+    classifying=by_pooler("bert.pooler.dense"),
 )  # fmt: skip
 ROFORMER = Type(prefix="roformer", counted=False, narrow=True, unmasking=BERT, gelu=False)
 
