@@ -22,9 +22,7 @@ def read(name: str) -> dict[str, dict[str, str]]:
 
 ROWS, MODELS = read("settings_traces.csv"), read("model_traces.csv")
 
-STATES = frozenset(
-    ("params_trainable", "param_bytes", "master_bytes", "grad_bytes", "optim_bytes")
-)  # fmt: skip
+STATES = frozenset(("params_trainable", "param_bytes", "master_bytes", "grad_bytes", "optim_bytes"))
 NOT_ALIKE = frozenset((
     "t5_full_040", "t5_prompt_050", "t5_full_028_b", "t5_vera_031_b",
     "gpt_neox_qlora_006_c", "bert_lokr_023_d", "t5_full_064_d", "t5_rslora_078_d",

@@ -40,9 +40,7 @@ PUBLISHED = [
     (bitsandbytes(load_in_8bit=True), "llm-int8"),
     (bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "nf4"),
     (
-        bitsandbytes(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-        ),
+        bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
         "nf4-dq",
     ),
     ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8-block"),
@@ -58,7 +56,7 @@ PUBLISHED = [
     (compressed("float-quantized", num_bits=8, strategy="tensor"), "fp8-tensor"),
     (compressed("nvfp4-pack-quantized", activations=True), "nvfp4"),
     (compressed("nvfp4-pack-quantized"), "nvfp4a16"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stored", "recipe"), PUBLISHED, ids=lambda value: str(value)[:40])

@@ -206,9 +206,7 @@ def test_ligers_loss_adds_to_the_heads_gradient_in_place() -> None:
     """
     tokens, hidden, vocabulary = 4096, 4096, 128_256
     t, bf16 = Tape(), presets.get(Format, "bf16")
-    x, weight = (
-        Tensor((size, hidden), bf16, None, Leaf()) for size in (tokens, vocabulary)
-    )  # fmt: skip
+    x, weight = (Tensor((size, hidden), bf16, None, Leaf()) for size in (tokens, vocabulary))
     fused_linear_cross_entropy(t, x, weight, t.new("labels", (tokens,), INT64), vocabulary)
     made = 2 * (tokens + vocabulary) * hidden + 4 * tokens
     labels, chunk = 8 * tokens, 2 * 128 * vocabulary

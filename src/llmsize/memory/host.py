@@ -123,6 +123,4 @@ def _rounding(size: int, weight: Parameter) -> int:
 
 
 def _checkpoints(trace: Trace) -> int:
-    return sum(
-        trace.offloaded.get(turn.parts[0], 0) * len(turn.indices) for turn in trace.course
-    )  # fmt: skip
+    return sum(trace.offloaded.get(turn.parts[0], 0) * len(turn.indices) for turn in trace.course)

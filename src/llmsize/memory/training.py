@@ -235,9 +235,7 @@ def _held_casts(architecture: Architecture, run: TrainingRun, kept: int) -> int:
 
 def _accompanied(step: TrainingStep, architecture: Architecture, run: TrainingRun) -> TrainingStep:
     """The step with the models and the moments that its objective brings."""
-    companions = Companions(
-        architecture, run.setting, run.objective, run.reference, run.rollout
-    )  # fmt: skip
+    companions = Companions(architecture, run.setting, run.objective, run.reference, run.rollout)
     resident, beside = list(companions.resident()), {}
     held = step.kept + _held_casts(architecture, run, step.kept)
     stages = {term.name: term for term in companions.moments(held)}
