@@ -92,7 +92,7 @@ class Play(NamedTuple):
 @lru_cache(maxsize=4)  # a question is replayed with a limit and without
 def play_of(architecture: Architecture, run: TrainingRun) -> Play:
     """What the run asks for. Raises `LLMSizeError` as a step does."""
-    once = run._replace(accumulation=1, keeps_gradients=False)
+    once = _from_nothing(run)
     kept = gradients_stay(run) and not (run.fused_backward or gradients_leave(run))
     first = again = pass_of(architecture, run)
     if kept and not gradients_stay(once):
@@ -115,6 +115,11 @@ def play_of(architecture: Architecture, run: TrainingRun) -> Play:
         loaded, first, again, run.accumulation > 1 and first is not again, run.keeps_gradients,
         made, scratch, -(-small // SEGMENT_UNIT) * SEGMENT_UNIT + unified,
     )  # fmt: skip
+
+
+def _from_nothing(run: TrainingRun) -> TrainingRun:
+    """The run with a step of one micro-batch that finds no gradients there."""
+    return run._replace(accumulation=1, keeps_gradients=False)
 
 
 def _trained_models(
@@ -196,7 +201,6 @@ def _loaded(
     step: TrainingStep, run: TrainingRun, weights: Sequence[Parameter], trained: Sequence[Parameter]
 ) -> Iterator[int]:
     """Sizes of what a model has there before the first step: no gradients that a pass makes."""
-    once = run._replace(accumulation=1, keeps_gradients=False)
     for part in step.static.parts:
         held = int(part.value)
         if part.name == "weights":
@@ -204,7 +208,7 @@ def _loaded(
         elif part.name == "master weights":
             yield from _divided(held, trained, lambda w: [copied_bytes([w], run)])
         elif part.name == "gradients":
-            yield from [held] if gradients_stay(once) else []
+            yield from [held] if gradients_stay(_from_nothing(run)) else []
         elif part.name not in ("optimizer states", VALUE_MODEL):
             yield held
 
