@@ -16,7 +16,7 @@ from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
-from llmsize.formats import INT64, Format
+from llmsize.formats import FP32, INT64, Format
 from llmsize.memory.methods import Choices
 from llmsize.memory.training import training_step
 from llmsize.memory.training_run import training_run
@@ -151,6 +151,20 @@ def test_gradients_that_are_set_to_zero_stay() -> None:
         for name in ("transformers-4", "transformers-4-torch-1")
     )
     assert then.peaks["forward"] - now.peaks["forward"] == then.gradients == 4 * 109_514_298
+
+
+def test_softmax_kept_its_input_before_pytorch_1_11() -> None:
+    """BERT-large: once more the scores of 24 layers and 16 heads, and the 30,522 logits."""
+    model = presets.get(Architecture, "bert-large")
+    recipe, adamw = presets.get(Precision, "fp32"), presets.get(Optimizer, "adamw")
+    early = presets.get(Stack, "transformers-4-torch-1")
+    choices = Choices(batch=4, sequence=512, attention="eager", format=FP32)
+    before, since = (
+        training_step(model, training_run(choices, stack, recipe, adamw)).kept
+        for stack in (early, replace(early, softmax_keeps_input=False))
+    )
+    scores, logits = 24 * 16 * 512 * 512, 512 * 30_522
+    assert before - since == 4 * (scores + logits) * FP32.block_bytes
 
 
 def test_trl_computes_the_loss_of_sft_like_that_of_dpo() -> None:

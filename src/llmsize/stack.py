@@ -46,6 +46,8 @@ class Stack:
     head by head, and the results of attention are copied to be those of tokens again."""
     fused_recurrence: bool = False
     """Recurrent layers by the kernels of causal-conv1d, mamba-ssm and flash-linear-attention."""
+    softmax_keeps_input: bool = False
+    """Whether softmax and its logarithm keep their input, too (PyTorch before 1.11)."""
     keeps_quantized_inputs: bool = False
     """Whether quantized linear layers keep their inputs (bitsandbytes before v0.43.2, which
     pull request 1270 mended)."""

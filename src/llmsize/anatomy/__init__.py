@@ -34,6 +34,7 @@ def run_forward(
         grad=setting.training,
         autocast=setting.autocast,
         checkpoint_saves=setting.checkpoint_saves,
+        softmax_keeps_input=setting.softmax_keeps_input,
         family=architecture.family,
         setting=setting,
         outline=outline,

@@ -79,6 +79,8 @@ class Setting(NamedTuple):
     """What is trained beside the weights."""
     quantized: Format | None = None
     """Format of the frozen linear weights, which are dequantized as they are used."""
+    softmax_keeps_input: bool = False
+    """Whether softmax keeps its input beside its output (PyTorch before 1.11)."""
     keeps_quantized_inputs: bool = False
     """Whether their inputs are kept although nothing needs them (bitsandbytes before v0.43.2)."""
     keeps_graph: bool = False

@@ -172,6 +172,8 @@ class Tape:
     """The 16-bit format of autocast, where it is on."""
     checkpoint_saves: tuple[tuple[str, int], ...] = ()
     """Operations whose results checkpoints keep, and every how manieth of each."""
+    softmax_keeps_input: bool = False
+    """Whether softmax keeps its input beside its output."""
     accumulating: bool = False
     """Whether every gradient exists already, from an earlier micro-batch."""
     stepping: dict[int, int] = field(default_factory=dict)

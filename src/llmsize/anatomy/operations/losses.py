@@ -6,7 +6,12 @@ from math import prod
 
 from llmsize.anatomy.autograd import Grads, Node
 from llmsize.anatomy.operations.elementwise import to
-from llmsize.anatomy.operations.rules import GradList, keep_output, unary_backward
+from llmsize.anatomy.operations.rules import (
+    GradList,
+    keep_output,
+    softmax_input,
+    unary_backward,
+)
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor
 from llmsize.formats import FP32
@@ -17,7 +22,7 @@ def cross_entropy(t: Tape, logits: Tensor, targets: Tensor) -> Tensor:
 
     Those have the format of the logits also under autocast, which takes them to fp32 for the mean.
     """
-    node = t.record(unary_backward, (logits,), (), "log_softmax")
+    node = t.record(unary_backward, (logits,), softmax_input(t, logits), "log_softmax")
     log_probabilities = t.new("log_softmax", logits.shape, logits.format, node)
     keep_output(t, node, log_probabilities)
     if t.autocast:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from llmsize.anatomy.autograd import Grads, Node
-from llmsize.anatomy.operations.elementwise import power_backward, to, unary
-from llmsize.anatomy.operations.rules import GradList, first, joined, keep_output, of_result
+from llmsize.anatomy.operations.elementwise import power_backward, to
+from llmsize.anatomy.operations.rules import (
+    GradList,
+    first,
+    joined,
+    keep_output,
+    of_result,
+    softmax_input,
+)
 from llmsize.anatomy.tape import Tape
 from llmsize.anatomy.tensor import Tensor, laid_out
 from llmsize.formats import FP16, FP32, Format
@@ -95,7 +102,7 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
     if t.autocast and format is None:
         format = FP32
     if format is FP32 and x.format is FP16:
-        node = t.record(_to_half, (x,))
+        node = t.record(_to_half, (x,), softmax_input(t, x))
         out = t.like("softmax", x, node, format=FP32)
         keep_output(t, node, out)
         return out
@@ -104,7 +111,10 @@ def softmax(t: Tape, x: Tensor, format: Format | None = None) -> Tensor:
 
 def native_softmax(t: Tape, x: Tensor) -> Tensor:
     """Softmax in the format of its input; keeps its output."""
-    return unary(t, "softmax", x, keeps="output", backward=_softmax_backward)
+    node = t.record(_softmax_backward, (x,), softmax_input(t, x))
+    out = t.like("softmax", x, node)
+    keep_output(t, node, out)
+    return out
 
 
 def _softmax_backward(t: Tape, node: Node, grads: GradList) -> Grads:

@@ -32,6 +32,12 @@ def keep_output(t: Tape, node: Node | None, output: Tensor) -> None:
         t.keep(node, (kept,))
 
 
+def softmax_input(t: Tape, x: Tensor) -> tuple[Tensor, ...]:
+    """What softmax and its logarithm keep of their input: PyTorch before 1.11 all of it, though no
+    gradient needs it (pytorch/pytorch issue 64000, mended by pull request 66018)."""
+    return (x,) if t.softmax_keeps_input else ()
+
+
 WHOLE = frozenset(format.name for format in (BOOL, INT8, INT32, INT64))
 """Formats of whole numbers, which fractions win over."""
 
