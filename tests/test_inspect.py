@@ -66,6 +66,20 @@ def test_an_unknown_family_is_refused_and_can_be_assumed(
     assert total["grade"] == "assumed"
 
 
+def test_an_assumed_family_is_asked_for_its_own_types(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A family of several types takes the one that is assumed, not the unknown one of the file."""
+    counted: list[int] = []
+    experts = {**SMALL, "num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    for name, words in (("mixtral", []), ("mixtrel", ["--assume-family", "mixtral"])):
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({**experts, "model_type": name}))
+        document = asked(["inspect", str(config), *words], capsys)
+        counted.append(table(document, "component")["total"]["parameters"]["value"])
+    assert counted[0] == counted[1]
+
+
 def test_a_known_family_is_not_assumed_to_be_another(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

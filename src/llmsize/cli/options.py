@@ -172,7 +172,8 @@ def assuming(known: Architecture, family: str) -> Architecture:
             hint="leave out `--assume-family`",
         )
     forward_of(family)
-    return replace(known, family=family, grade="assumed")
+    config = {**known.config, "model_type": family}  # which families of several types ask for
+    return replace(known, config=config, family=family, grade="assumed")
 
 
 def taken_for(architecture: Architecture) -> tuple[str, ...]:

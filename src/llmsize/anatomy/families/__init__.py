@@ -135,12 +135,13 @@ TYPES = {
 MODULES = {family: module for module, families in TYPES.items() for family in families}
 """`model_type` of a `config.json` → module in this package with its `forward`."""
 
-BY_DATA = frozenset((
-    "blt", "jetmoe", "led", "longcat_flash", "longformer", "nllb-moe", "switch_transformers",
-    "t5gemma2", "xmod",
-))  # fmt: skip
-"""`model_type`s whose modules in transformers v5.23 ask the tokens what to run: one expert after
-another on the tokens that chose it, a language's adapter, tokens that see all others, patches."""
+BY_DATA = {
+    "blt": "", "jetmoe": "mixtral", "led": "bart", "longcat_flash": "", "longformer": "roberta",
+    "nllb-moe": "", "switch_transformers": "", "t5gemma2": "", "xmod": "xlm-roberta",
+}  # fmt: skip
+"""`model_type`s whose modules in transformers v5.23 ask the tokens what to run (one expert after
+another on the tokens that chose it, a language's adapter, tokens that see all others, patches,
+ends of images), with the nearest one that runs the same for all, if one is near."""
 
 
 def forward_of(family: str) -> Forward:
@@ -164,9 +165,12 @@ def _module_of(family: str) -> ModuleType:
 def _unknown(family: str) -> LLMSizeError:
     """What is wrong with a family that has no module."""
     if family in BY_DATA:
+        near = BY_DATA[family]
         return LLMSizeError(
             f"`{family}` runs what its tokens ask for, so its memory depends on them",
-            hint="take it for a family that runs the same for all: `--assume-family mixtral`",
+            hint=f"take it for one that runs the same for all: `--assume-family {near}`"
+            if near
+            else "no family that llmsize knows is near enough to take it for",
         )
     alike = did_you_mean(family, MODULES, otherwise="`llmsize show models` names known families")
     return LLMSizeError(
