@@ -16,6 +16,7 @@ from llmsize.anatomy.mixture import sparse_layers
 from llmsize.anatomy.parameters import Parameters, by_component, count
 from llmsize.architecture import Architecture
 from llmsize.errors import LLMSizeError
+from llmsize.sources.config import read_config
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -25,6 +26,12 @@ with (REFERENCE / "param_counts.csv").open() as table:
 CONFIGURED = json.loads((REFERENCE / "model_configs.json").read_text())
 
 MODELS = presets.every(Architecture)
+
+TRACED = {
+    str(json.loads(file.read_text()).get("model_type")): file
+    for file in sorted((REFERENCE / "trace_configs").glob("*.json"))
+}
+"""A traced model of every family, whether or not it has a preset."""
 
 NORMS_LEFT_OUT = {"xai-org/grok-1": 2 * 64 * 6144}
 """Rows whose count is wrong, and by how much: this one was taken from Mixtral, whose layers lack
@@ -48,6 +55,13 @@ def test_counts_equal_the_instantiated_model(row: dict[str, str]) -> None:
     assert parameters.embedding == int(row["embedding_params"])
     assert parameters.head == int(row["lm_head_params"])
     assert parameters.active == int(row["active_params"])
+
+
+@pytest.mark.parametrize("family", sorted(TRACED))
+def test_every_weight_of_a_family_belongs_to_a_component(family: str) -> None:
+    """Those of families without a preset, too: ESM has a head for contacts."""
+    file = TRACED[family]
+    assert counted(read_config(file, file.stem)).total > 0
 
 
 @pytest.mark.parametrize("row", CONFIGURED, ids=lambda row: row["hf_id"])

@@ -37,7 +37,7 @@ COMPONENTS = {
     "hyper-connections": ("hyper_connection",),
     "norms": ("norm",),
     "biases": ("bias",),
-    "head": ("head", "transform", "pooler", "score"),
+    "head": ("head", "transform", "pooler", "score", "contact"),
     "adapters": ("adapter",),
 }
 """What the roles of weights add up to, in the order in which they are shown."""
