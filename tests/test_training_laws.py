@@ -69,6 +69,12 @@ def test_the_parts_of_the_peak_of_every_method_sum_to_it(method: Method) -> None
     pytest.fail("no model is trained so")
 
 
+def test_what_layers_share_is_counted_once() -> None:
+    """Nothing that is alive has less than no bytes where layers without a window scale queries."""
+    beam = presets.get(Architecture, "beam-1.0-501b-a23b")
+    check_sums(training_step(beam, run_of(Choices("full", sequence=2048))))
+
+
 def check_sums(found: TrainingStep) -> None:
     memory = peak_memory(found)
     assert memory.value == found.total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from llmsize.anatomy import attention as kernels
@@ -83,11 +84,13 @@ class Around(NamedTuple):
     """The mask for each window in use; 0 for attention to all tokens."""
     carried: list[Tensor]
     """What a layer hands to the next beside its output."""
+    scales: Mapping[int, Tensor | None] = MappingProxyType({})
+    """What queries are multiplied by for each window in use, where a family has such."""
 
     def leave_to_checkpoints(self) -> None:
         """Let go of it all, which every layer has been given; a checkpoint has what is its own."""
         self.carried.clear()
-        for shared in (self.tables, self.masks):
+        for shared in (self.tables, self.masks, self.scales):
             if isinstance(shared, ByWindow):
                 shared.clear()
 
@@ -200,6 +203,8 @@ class Frame(NamedTuple):
     """Whether layers differ by nothing but their windows, and so in nothing but mask and angles."""
     carrying: bool = False
     """Whether layers hand each other more than the residual stream."""
+    scale: Callable[[Trace, int], Tensor | None] = lambda t, window: None
+    """Makes what queries of layers with that window are multiplied by, if they are."""
     norm: Norm = blocks.rms_norm
     head: Head = Head()
     """Whether it shares the embedding is one of the sizes."""
@@ -256,7 +261,8 @@ def _around(t: Trace, s: Sizes, frame: Frame, x: Tensor, used: set[int]) -> Arou
     tables = rotary.tables(t, frame.rope, x, s.rotary, s.local_rotary, used)
     if t.setting.checkpoint_every and not apart:
         _keep(tables[0])  # in every checkpoint, whether its layer rotates or not
-    return Around(ByWindow(t, tables) if apart else tables, ByWindow(t, masks), [])
+    scales = ByWindow(t, {window: frame.scale(t, window) for window in used})
+    return Around(ByWindow(t, tables) if apart else tables, ByWindow(t, masks), [], scales)
 
 
 def _alike(t: Trace, windows: Sequence[Any], frame: Frame, around: Around) -> Sequence[Any]:

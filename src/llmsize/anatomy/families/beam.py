@@ -26,8 +26,6 @@ def forward(t: Trace, c: Config) -> Tensor:
 
     def block(x: Tensor, kind: tuple[int, bool], around: Around) -> Tensor:
         window, sparse = kind
-        if not around.carried:  # how queries grow with their position, made once
-            around.carried.append(t.new("exp", (1, 1, t.sequence, 1), FP32))
         residual = x
         x = fp32_norm(t, x, "input_layernorm")
         x = attention(t, s, x, around, window, bias)
@@ -46,11 +44,16 @@ def forward(t: Trace, c: Config) -> Tensor:
     frame = Frame(
         norm=fp32_norm,
         windows=reach,
-        carrying=True,
+        scale=growth,
         rope=rotary.Rope(format=FP32, apart=True),
         head=Head(end=lm_head.FP32_SOFTCAP if capped else ()),
     )
     return decoder.run(t, s, block, kinds, frame)
+
+
+def growth(t: Trace, window: int) -> Tensor | None:
+    """How queries grow with their position, of layers without a window."""
+    return None if window else t.new("exp", (1, 1, t.sequence, 1), FP32)
 
 
 def scaled_sum(t: Trace, x: Tensor, residual: Tensor) -> Tensor:
@@ -73,11 +76,11 @@ def attention(t: Trace, s: Sizes, x: Tensor, around: Around, window: int, bias: 
     k = ops.transpose(t, k, 1, 2)
     v = t.linear(x, "self_attn.v_proj", s.kv_heads * s.head_dim, bias=bias, role="v")
     v = ops.split_heads(t, v, s.kv_heads)
-    rotation = around.tables[window]
+    rotation, scale = around.tables[window], around.scales[window]
     if rotation is not None:
         q, k = rotary.turn_and_cast(t, q, k, rotation)
-    else:
-        growing = ops.mul(t, ops.to(t, q, FP32), around.carried[0])
+    if scale is not None:
+        growing = ops.mul(t, ops.to(t, q, FP32), scale)
         q = ops.to(t, growing, q.format)
         del growing
     k, v = blocks.remember(t, k, v, window)
