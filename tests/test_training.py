@@ -9,10 +9,12 @@ import pytest
 from benchmarks.tables.traces import training_memory
 from llmsize import presets
 from llmsize.architecture import Architecture
+from llmsize.errors import LLMSizeError
 from llmsize.formats import BF16, FP32
 from llmsize.memory.methods import Choices
 from llmsize.memory.peak import device_memory
 from llmsize.memory.training import TrainingRun, training_step
+from llmsize.sources.config import architecture
 from llmsize.stack import Stack
 from tests.training_runs import run_of
 
@@ -151,3 +153,18 @@ def test_a_fused_backward_pass_steps_on_each_weight_as_its_gradient_comes(
     choices = Choices(sequence=64, format=format, fused_backward=True)
     run = run_of(choices, precision, optimizer=optimizer)
     assert training_step(model, run).peaks["backward"] == traced
+
+
+@pytest.mark.parametrize(
+    ("family", "hidden", "heads"), [("llama", 512, 3), ("olmoe", 128, 3), ("exaone4", 256, 3)]
+)
+def test_heads_that_leave_channels_over_are_refused(family: str, hidden: int, heads: int) -> None:
+    """transformers 5.23 was tried with each: Llama checks it, OLMoE's norms are as wide as the
+    hidden states, and 85 channels cannot be turned in pairs."""
+    config = {
+        "model_type": family, "hidden_size": hidden, "num_attention_heads": heads,
+        "num_key_value_heads": 1,
+    }  # fmt: skip
+    model = architecture(config, "config.json", family)
+    with pytest.raises(LLMSizeError, match=f"{heads} heads that do not divide {hidden}"):
+        training_step(model, run_of(Choices(sequence=64)))

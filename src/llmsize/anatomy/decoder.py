@@ -118,6 +118,18 @@ HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_hea
 """What configurations call the number of query heads."""
 
 
+ROUNDED_DOWN = frozenset({
+    "apertus", "bamba", "cohere", "cohere2", "cohere_compass_text", "doge", "dots1",
+    "ernie4_5_moe", "exaone4", "exaone_moe", "falcon_h1", "flex_olmo", "glm4_moe",
+    "glm4v_moe_text", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoehybrid", "granitemoeshared", "jamba", "lfm2", "lfm2_moe", "minimax", "mistral",
+    "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "phi3", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3_moe", "smollm3", "starcoder2",
+})  # fmt: skip
+"""Types whose heads need not divide the hidden size: each has as many channels as are whole, and
+the output projection leads back from fewer (transformers v5.23, where other types refuse)."""
+
+
 def read(
     c: Config,
     *,
@@ -138,7 +150,9 @@ def read(
     heads = c.few(*HEADS)
     head_dim = c.size("head_dim", default=max(hidden // heads, 1))
     kv_heads = c.size("num_key_value_heads", default=heads)
-    if c.value("head_dim") is None and hidden % heads:
+    turned = rotated(c, head_dim, rotary, "full_attention")
+    uneven = c.value("head_dim") is None and hidden % heads
+    if uneven and not _rounds_down(c, head_dim, turned):
         raise c.error(f"has {heads} heads that do not divide {hidden}", "give `head_dim`")
     if heads % kv_heads:
         raise c.error(f"has {heads} heads for {kv_heads} KV heads", "correct one of them")
@@ -148,7 +162,7 @@ def read(
         heads=Dim(heads, "heads"),
         kv_heads=Dim(kv_heads, "kv_heads"),
         head_dim=Dim(head_dim, "head_dim"),
-        rotary=Dim(rotated(c, head_dim, rotary, "full_attention"), "rotary"),
+        rotary=Dim(turned, "rotary"),
         local_rotary=Dim(rotated(c, head_dim, local_rotary, "sliding_attention"), "rotary"),
         intermediate=Dim(c.count("intermediate_size", "n_inner", "ffn_dim"), "intermediate"),
         vocabulary=Dim(c.size("vocab_size"), "vocabulary"),
@@ -157,6 +171,11 @@ def read(
         attention_dropout=c.number("attention_dropout", "attn_pdrop", default=attention_dropout),
         window=c.count(*WINDOW),
     )
+
+
+def _rounds_down(c: Config, head_dim: int, turned: int) -> bool:
+    """Whether heads of `head_dim` channels may leave some over; an odd number is not all turned."""
+    return c.text("model_type") in ROUNDED_DOWN and (turned < head_dim or head_dim % 2 == 0)
 
 
 def windows(c: Config, layers: int, default: Callable[[int], bool]) -> list[int]:

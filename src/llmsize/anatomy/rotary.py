@@ -60,7 +60,8 @@ def rotated(c: Config, head_dim: int, default: float, kind: str) -> int:
             f"rotates {channels:,} of the {head_dim} channels of a head",
             "correct `head_dim` or `partial_rotary_factor`",
         )
-    return channels
+    odd = channels < head_dim and channels % 2  # angles are of pairs, also that of the last one
+    return channels + odd
 
 
 # --- cosines and sines ----------------------------------------------------------------------------
