@@ -250,7 +250,7 @@ def test_a_price_list_gives_cost_in_its_currency(
         "--params 7B --tokens 1T --trained 8B",
         "--params 7B --tokens 1T --method lora",
         "llama-2-7b --tokens 1T --trained 40M",
-        "gpt2 --tokens 1T --method head",
+        "gpt2 --tokens 1T --method frozen",
         "llama-2-7b --tokens 1T --method loar",
         "llama-2-7b --tokens 1T --method lora --rank 5000",
         "llama-2-7b --tokens 1T --method lora --targets nothing",
