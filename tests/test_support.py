@@ -84,6 +84,13 @@ def test_what_is_asked_for_is_refused_and_what_is_not_is_chosen() -> None:
         assert any("fp16" in line and "7.5" in line for line in chosen.assumptions)
 
 
+def test_what_is_fp32_throughout_is_said_to_be_computed_in_nothing_else() -> None:
+    """A V100 has no bf16, which a recipe that has no 16-bit copy does not ask for; others do."""
+    plain, mixed = (train("bert-base", gpu="v100", recipe=recipe) for recipe in ("fp32", "amp"))
+    assert not any("computed in fp16" in line for line in plain.assumptions)
+    assert any("computed in fp16" in line for line in mixed.assumptions)
+
+
 def test_only_what_the_card_has_is_proposed() -> None:
     """transformers has no fp8 on an A100, so the best quantization that fits is another one."""
     answer = infer("llama-2-70b", gpu="a100", fit="quant")

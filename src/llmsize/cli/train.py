@@ -243,7 +243,10 @@ def train(
         question = _fitted(question, view.fit, budget)
     if view.output is not None:
         return drawn(question, view.output, timeline=view.timeline)
-    training_step(architecture, run_of(question))  # which raises, if anything does
+    run = run_of(question)
+    training_step(architecture, run)  # which raises, if anything does
+    if format not in (run.setting.format, run.setting.autocast):
+        assumed = ""  # a recipe of fp32 throughout computes in no other format
     return Later.of(partial(_answer, question, budget, view, assumed))
 
 
